@@ -1,0 +1,1 @@
+"""Timings and peak memory; `make bench` runs them, the tests never do."""

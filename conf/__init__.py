@@ -1,0 +1,1 @@
+"""The YAML of every command; a package, so that it travels in the wheel."""

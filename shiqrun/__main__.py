@@ -1,0 +1,7 @@
+"""`python -m shiqrun`: the same as the console script `shiqrun`."""
+
+import sys
+
+from shiqrun.cli import main
+
+sys.exit(main())

@@ -1,0 +1,98 @@
+"""What a finished run leaves: `policy/` with its model card, `samples.jsonl`, `summary.json`."""
+
+import copy
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+import shiqrun
+from shiqrun.models.policy import Policy
+
+LIBRARIES = ("torch", "transformers", "lightning", "hydra-core", "peft")
+
+CARD = """\
+---
+library_name: transformers
+tags: [shiqrun, {algo}]
+---
+# A policy trained by shiqrun
+
+`{algo}` on `{data}`, {steps} optimiser steps, starting from `{base}`, which is also its reference.
+
+| setting | value |
+|---|---|
+{settings}
+
+| metric, at the end | value |
+|---|---|
+{metrics}
+
+Made by shiqrun {version}. The chat template in the tokenizer is the one that the policy was trained with.
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("{path}")
+    tokenizer = AutoTokenizer.from_pretrained("{path}")
+"""
+
+
+def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any]) -> None:
+    """Writes a directory that `AutoModelForCausalLM` loads with the same logits; LoRA adapters are merged in.
+
+    An unmerged copy of the adapter goes to `adapter/` beside it.
+    """
+    model = policy.model
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(directory.parent / "adapter")
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    rows = {name: "\n".join(f"| {k} | {v} |" for k, v in card[name].items()) for name in ("settings", "metrics")}
+    text = CARD.format(**{**card, **rows}, version=shiqrun.__version__, path=directory)
+    (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git commit of the working directory, machine: what is needed to make a number again."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[f"version/{name}"] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "version/shiqrun": shiqrun.__version__,
+        "version/python": platform.python_version(),
+        **versions,
+        "git_commit": git_commit(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, with `+` if it has changes; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if dirty.strip() else "")
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes flat JSON, all or nothing."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def append_samples(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Adds rows (step, prompt, completion, reward, kl) to `samples.jsonl`."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

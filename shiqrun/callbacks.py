@@ -1,0 +1,168 @@
+"""What happens around the steps: checkpoints, signals, validation."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from shiqrun.module import Method
+
+MONITORED = (("val/regularised_return", 1), ("val/reward", 1), ("val/loss", -1))
+"""What the best checkpoint is best by, the first that is there; and whether more or less is better."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a kill leaves the former checkpoint whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Saves `checkpoint` under `path`, all or nothing."""
+        partial = f"{path}.{os.getpid()}.tmp"
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+
+class Checkpoints(Callback):
+    """`last.ckpt` every so many steps and at the end, `best.ckpt` when validation improves.
+
+    Lightning's ModelCheckpoint numbers files anew after a resume and does not write atomically.
+
+    Args:
+        directory: where they go.
+        every: optimiser steps.
+    """
+
+    def __init__(self, directory: Path, every: int) -> None:
+        self.last, self.best_path, self.every = directory / "last.ckpt", directory / "best.ckpt", every
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """After a resume."""
+        self.best = state_dict["best"]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Saves when it is time; after the validation of this step."""
+        if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt` now."""
+        trainer.save_checkpoint(self.last)
+
+    def consider(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Writes `best.ckpt` if these validation metrics beat the best so far."""
+        for name, sign in MONITORED:
+            if name in metrics:
+                if self.best is None or sign * metrics[name] > self.best:
+                    self.best = sign * metrics[name]
+                    trainer.save_checkpoint(self.best_path)
+                return
+
+
+class Stopped(Exception):
+    """A signal ended the run after a saved step. No KeyboardInterrupt: Lightning leaves with exit code 1 on those."""
+
+
+class Signals(Callback):
+    """SIGINT and SIGTERM save after the present step, on every rank, then end the run; a second SIGINT ends it now."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self.received = 0
+        self._former: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Takes over both signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            former = signal.signal(number, self._note)
+            self._former.setdefault(number, former)
+
+    def restore(self) -> None:
+        """Gives both signals back."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former.clear()
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning has put its own SIGTERM handler over ours by now."""
+        self.install()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Runs last of the callbacks: the step is complete and its rows are written."""
+        stop = bool(self.received)
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            self.checkpoints.save(trainer)
+            raise Stopped(f"stopped after step {trainer.global_step}; the checkpoint is saved")
+
+
+Exact = Callable[[Any], dict[str, float]]
+
+
+class Validation(Callback):
+    """The loss and its metrics on the validation split, and what can be known exactly, every so many steps.
+
+    At step 0, every `every` steps and at the end. Numbers go to the same loggers as training's, as `val/...`.
+
+    Args:
+        every: optimiser steps.
+        checkpoints: told of each result.
+        exact: of the model, e.g. `ExactTreasure.evaluate`; its keys get the prefix `val/`.
+    """
+
+    def __init__(self, every: int, checkpoints: Checkpoints, exact: Exact | None = None) -> None:
+        self.every, self.checkpoints, self.exact = every, checkpoints, exact
+        self.first: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers at step 0, for the table at the end."""
+        return {"first": self.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """After a resume."""
+        self.first = state_dict["first"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The numbers before any step."""
+        if trainer.global_step == 0:
+            self.first = self.run(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """When it is time, and at the end."""
+        if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
+            self.checkpoints.consider(trainer, self.run(trainer, pl_module))
+
+    def run(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        """One pass over the validation split. `val/reward` is the policy's own, so the data's is left out."""
+        assert isinstance(module, Method)
+        module.policy.eval()
+        metrics: dict[str, float] = {}
+        with torch.no_grad():
+            tallies = []
+            for _, batch in trainer.datamodule.validation():  # type: ignore[attr-defined]
+                terms, tally = module.terms(batch.to(module.device))
+                tallies.append({"loss": (terms.total, terms.count), **tally})
+            if tallies:
+                metrics = {n: s / c for n, (s, c) in module.reduced(tallies).items() if c and n != "reward"}
+            if self.exact is not None:
+                metrics |= self.exact(module.policy.model)
+        module.policy.train()
+        metrics = {f"val/{name}": value for name, value in metrics.items()}
+        module.record(metrics)
+        return metrics

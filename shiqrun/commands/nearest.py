@@ -1,0 +1,31 @@
+"""The one way in which an error message suggests what was probably meant."""
+
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """The words "; did you mean X?" for the option nearest to `word`, an empty string where none is near."""
+    from difflib import get_close_matches  # late: `shiqrun --help` pays for nothing it does not use
+
+    near = get_close_matches(word, list(options), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """One line about a dotted key that is not among `known`: the nearest of its siblings, else of all, else the list.
+
+    `known` has every valid dotted key, of nodes and of leaves.
+    """
+    parent, _, _ = key.rpartition(".")
+    names = list(known)
+    siblings = [name for name in names if name.rpartition(".")[0] == parent]
+    hint = _by_leaf(key, siblings) or did_you_mean(key, [] if siblings and parent else names)
+    return f"{key}: unknown key{hint or '; known are ' + ', '.join(siblings or names)}"
+
+
+def _by_leaf(key: str, siblings: list[str]) -> str:
+    leaves = {name.rpartition(".")[2]: name for name in siblings}
+    from difflib import get_close_matches
+
+    near = get_close_matches(key.rpartition(".")[2], list(leaves), n=1)
+    return f"; did you mean {leaves[near[0]]}?" if near else ""

@@ -1,0 +1,116 @@
+"""`shiqrun train`: turns a checked config into a plan and runs it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+from omegaconf import DictConfig, OmegaConf
+
+from shiqrun.commands.validate import Schema, build, settings, target
+from shiqrun.errors import InputError
+
+if TYPE_CHECKING:
+    from shiqrun.plan import Plan
+
+SCHEMA = Schema(
+    root="shiqrun.commands.train.Root",
+    nodes={
+        "algo": "shiqrun.module.AlgoSettings",
+        "data": "shiqrun.data.module.DataSettings",
+        "model": "shiqrun.models.policy.ModelSettings",
+        "hardware": None,
+        "logger": None,
+        "trainer": "shiqrun.module.TrainerSettings",
+        "eval": "shiqrun.commands.train.EvalSettings",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """Keys of `conf/train.yaml` that are no groups."""
+
+    seed: Annotated[int, Ge(0)]
+    run_dir: str
+    resume: str | None
+    dry_run: bool
+    cache_dir: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """Keys of `eval:`.
+
+    Attributes:
+        every: optimiser steps between evaluations, 0 for none.
+    """
+
+    every: Annotated[int, Ge(0)]
+
+
+def run(config: DictConfig, run_dir: Path) -> None:
+    """Trains in `run_dir`, or only says what it would do."""
+    from shiqrun import training
+    from shiqrun.console import console
+    from shiqrun.plan import ready
+    from shiqrun.tracking import close
+
+    if (run_dir / "summary.json").is_file():
+        console.print(f"{run_dir} is finished; see its summary.json")
+        return
+    loaded = ready(plan(config, run_dir))
+    if config.dry_run:
+        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False)
+        training.describe(loaded)
+        return
+    try:
+        training.execute(loaded, resume=config.resume is not None)
+    finally:
+        close()
+
+
+def plan(config: DictConfig, run_dir: Path) -> "Plan":
+    """The objects that the config names."""
+    from shiqrun.data.module import DataSettings
+    from shiqrun.models.policy import ModelSettings
+    from shiqrun.module import AlgoSettings, TrainerSettings
+    from shiqrun.plan import Plan, default_cache_dir
+
+    loss, algo = build(config.algo, AlgoSettings)
+    source, data = build(config.data, DataSettings)
+    choice, model = build(config.model, ModelSettings)
+    shown: Any = OmegaConf.to_container(config, resolve=True)
+    hardware = target(config.hardware)
+    if hardware.accelerator == "gpu":
+        _expect_gpu(config.hardware)
+    return Plan(
+        names={
+            "algo": config.algo.name,
+            "data": config.data.name,
+            "base": str(config.model.get("path") or "random weights"),
+        },
+        seed=config.seed,
+        source=source,
+        data=data,
+        choice=choice,
+        model=model,
+        loss=loss,
+        algo=algo,
+        trainer=settings(config.trainer, TrainerSettings),
+        eval_every=config.eval.every,
+        hardware=hardware,
+        cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache_dir(),
+        run_dir=run_dir,
+        trackers=lambda: [] if config.logger.name == "none" else [target(config.logger).open(run_dir, shown)],
+        shown={f"{group}.{k}": v for group in ("algo", "trainer") for k, v in shown[group].items() if k[0] != "_"},
+    )
+
+
+def _expect_gpu(node: DictConfig) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(f"hardware.accelerator={node.accelerator}, but torch sees no GPU here; use hardware=cpu")
+    if node.devices > torch.cuda.device_count():
+        raise InputError(f"hardware.devices={node.devices}, but this machine has {torch.cuda.device_count()}")

@@ -1,0 +1,61 @@
+"""Where a person reads: one rich console, progress bars on a terminal and plain lines elsewhere."""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track as rich_track
+
+Item = TypeVar("Item")
+WIDTH = 160
+"""Columns where the output is no terminal: a logged step stays on one line."""
+console = Console() if os.isatty(1) else Console(width=WIDTH)
+PATIENCE_SECONDS = 2.0
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks: rank 0 of a run of several."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+def quiet_other_ranks() -> None:
+    """Silences what is no error on every rank but 0."""
+    if not is_main_process():
+        console.quiet = True
+        logging.getLogger().setLevel(logging.ERROR)
+
+
+class Handler(logging.Handler):
+    """Log messages through the console, so that they do not tear a live view."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints the message; warnings and errors say that they are."""
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        console.print(level + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """The items; shows progress on a terminal, and elsewhere one line if it takes longer than two seconds."""
+    if console.is_terminal and not console.quiet:
+        yield from rich_track(items, description, total=total, console=console, transient=True)
+        return
+    start, said, count = time.perf_counter(), False, 0
+    for count, item in enumerate(items, 1):  # noqa: B007
+        if not said and time.perf_counter() - start > PATIENCE_SECONDS:
+            console.print(f"{description} ...")
+            said = True
+        yield item
+    if said:
+        console.print(f"{description}: {count:,} in {time.perf_counter() - start:.0f} s")
+
+
+def number(value: Any) -> str:
+    """A metric as a person reads it: four significant figures."""
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"

@@ -1,0 +1,149 @@
+"""Rows, optimiser steps and micro-batches: which trajectories meet, as a pure function of seed and step.
+
+Nothing here remembers anything, so a resumed run sees exactly the batches that the killed one would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import IterableDataset
+
+from shiqrun.data.encode import EncodedTrajectory
+from shiqrun.types import ActionScores, Trajectories
+
+Scores = Sequence[tuple[np.ndarray, np.ndarray]]
+"""(logit, log_partition) of every action of every row, float32."""
+
+
+class Rows:
+    """The trajectories of a split, numbered by row, with what is known of them beside the tokens.
+
+    Args:
+        trajectories: what `encode` made.
+        pad: token id that fills rows; masks say where, never the id.
+    """
+
+    def __init__(self, trajectories: Sequence[EncodedTrajectory], pad: int) -> None:
+        self.trajectories = trajectories
+        self.pad = pad
+        self.lengths = np.array([len(t.input_ids) for t in trajectories], np.int64)
+        self.actions = np.array([len(t.action_index) for t in trajectories], np.int64)
+        numbers: dict[str, int] = {}
+        self.group = np.array([numbers.setdefault(t.prompt_id, len(numbers)) for t in trajectories], np.int64)
+        self.prompts = len(numbers)
+        self.offset = np.zeros(len(trajectories), np.float32)
+        self.reference: Scores | None = None
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """`[rows]`, sum of each trajectory's rewards, NaN where the data has none; without the offset."""
+        return np.array([np.nan if t.rewards is None else t.rewards.sum() for t in self.trajectories], np.float32)
+
+    def collate(self, rows: Sequence[int]) -> Trajectories:
+        """The rows as one padded batch; each row's offset is taken from the reward of its last action."""
+        picked = [self.trajectories[i] for i in rows]
+        ids = pad_sequence([torch.from_numpy(t.input_ids).long() for t in picked], True, self.pad)
+        index = pad_sequence([torch.from_numpy(t.action_index).long() for t in picked], True, 1)
+        lengths, actions = torch.from_numpy(self.lengths[rows]), torch.from_numpy(self.actions[rows])
+        rewards = torch.full(index.shape, float("nan"))
+        for i, (row, t) in enumerate(zip(rows, picked, strict=True)):
+            if t.rewards is not None:
+                rewards[i, : len(t.rewards)] = torch.from_numpy(t.rewards)
+                rewards[i, len(t.rewards) - 1] -= float(self.offset[row])
+        mask = torch.arange(index.shape[1]) < actions[:, None]
+        return Trajectories(
+            input_ids=ids,
+            attention_mask=torch.arange(ids.shape[1]) < lengths[:, None],
+            action_index=index,
+            action_mask=mask,
+            rewards=rewards.masked_fill(~mask, 0),
+            group=torch.from_numpy(self.group[rows]),
+            reference=self._reference(rows),
+        )
+
+    def _reference(self, rows: Sequence[int]) -> ActionScores | None:
+        if self.reference is None:
+            return None
+        pairs = [self.reference[i] for i in rows]
+        return ActionScores(*(pad_sequence([torch.from_numpy(p[k]) for p in pairs], True) for k in (0, 1)))
+
+
+def micro_batches(lengths: np.ndarray, rows: Sequence[int], tokens: int) -> list[list[int]]:
+    """The rows cut into batches of at most `tokens` padded tokens, longest first; a longer row stands alone."""
+    ordered = sorted(rows, key=lambda i: -lengths[i])
+    cut: list[list[int]] = []
+    for i in ordered:
+        if cut and lengths[cut[-1][0]] * (len(cut[-1]) + 1) <= tokens:
+            cut[-1].append(i)
+        else:
+            cut.append([i])
+    return cut
+
+
+def share(rows: Sequence[int], lengths: np.ndarray, rank: int, world: int) -> list[int]:
+    """Rank's rows: sorted by length and dealt in turn, so that ranks have about equal work."""
+    return sorted(rows, key=lambda i: -lengths[i])[rank::world]
+
+
+def step_rows(rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Rows of optimiser step `step` (from 0): epochs without replacement, the last step of an epoch may be short."""
+    per_epoch = -(-rows // batch_size)
+    epoch, index = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    return order[index * batch_size : (index + 1) * batch_size]
+
+
+class Steps(IterableDataset):
+    """One rank's micro-batches of each optimiser step from `start` on, without end.
+
+    A rank without rows in a step (fewer rows than ranks) gets one row whose actions are masked: it adds nothing to
+    the sum or the count, and takes part in the gradient's exchange.
+    """
+
+    def __init__(
+        self, rows: Rows, *, batch_size: int, micro_batch_tokens: int, seed: int, start: int, rank: int, world: int
+    ) -> None:
+        self.rows, self.batch_size, self.tokens = rows, batch_size, micro_batch_tokens
+        self.seed, self.start, self.rank, self.world = seed, start, rank, world
+
+    def rows_of(self, step: int) -> list[list[int]]:
+        """This rank's micro-batches of a step, in row numbers; empty where it has no row."""
+        picked = step_rows(len(self.rows), self.batch_size, self.seed, step)
+        return micro_batches(
+            self.rows.lengths, share(picked.tolist(), self.rows.lengths, self.rank, self.world), self.tokens
+        )
+
+    def __iter__(self) -> Iterator[list[Trajectories]]:
+        step = self.start
+        while True:
+            yield [self.rows.collate(b) for b in self.rows_of(step)] or [_idle(self.rows)]
+            step += 1
+
+
+def _idle(rows: Rows) -> Trajectories:
+    batch = rows.collate([0])
+    return replace(batch, action_mask=torch.zeros_like(batch.action_mask), rewards=torch.zeros_like(batch.rewards))
+
+
+class Batches(IterableDataset):
+    """One rank's share of a whole split, once, in batches of at most `tokens` padded tokens."""
+
+    def __init__(self, rows: Rows, *, tokens: int, rank: int = 0, world: int = 1) -> None:
+        self.rows = rows
+        self.cut = micro_batches(rows.lengths, share(range(len(rows)), rows.lengths, rank, world), tokens)
+
+    def __iter__(self) -> Iterator[Any]:
+        if len(self.rows) and not self.cut:
+            yield [], _idle(self.rows)  # more ranks than rows: take part in the exchange, add nothing
+        for batch in self.cut:
+            yield batch, self.rows.collate(batch)
+
+    def __len__(self) -> int:
+        return len(self.cut)

@@ -1,0 +1,119 @@
+"""Rows of JSON-lines and Parquet files, streamed, each with its place (`file:line`) for error messages."""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shiqrun.errors import InputError
+
+Row = dict[str, Any]
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+SPLIT_NAME = re.compile(r"(?:^|[-_.])(train|test|val|valid|validation|dev|eval)(?=[-_.])", re.IGNORECASE)
+PARQUET_ROWS = 512
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The data files at `path`, sorted by name: the file itself, or those that lie directly in the directory.
+
+    Raises:
+        InputError: nothing there, not readable, no data file in it, or files of several splits beside each other.
+    """
+    place = Path(path).expanduser()
+    with _explained(place):
+        if place.is_file() and not place.name.endswith(SUFFIXES):
+            raise InputError(f"{place}: cannot tell the format from the name; expected one of {', '.join(SUFFIXES)}")
+        if not place.is_dir():
+            place.stat()
+            return [place]
+        files = sorted(f for f in place.iterdir() if f.name.endswith(SUFFIXES) and f.name[0] != ".")
+        if not files:
+            there = ", ".join(sorted(f.name + "/" * f.is_dir() for f in place.iterdir())[:8]) or "nothing"
+            raise InputError(f"{place}: no data file ({', '.join(SUFFIXES)}) directly in it; it holds {there}")
+    splits = {m[1].lower() for f in files for m in SPLIT_NAME.finditer(f.name)}
+    if len(splits) > 1:
+        names = ", ".join(f.name for f in files[:8])
+        raise InputError(
+            f"{place}: its files belong to different splits ({', '.join(sorted(splits))}): {names}; name one file, "
+            "or move the files of each split to a directory of their own"
+        )
+    return files
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
+    """(place, row) of each row of a file, or of each file of a directory, in order.
+
+    Raises:
+        InputError: a file that cannot be read or holds no row, or a row that is no JSON object; the message names
+            file and line.
+    """
+    for file in data_files(path):
+        empty = True
+        for place, row in _parquet_rows(file) if file.name.endswith(".parquet") else _json_rows(file):
+            empty = False
+            yield place, row
+        if empty:
+            raise InputError(f"{file}: the file is empty; expected one row per line")
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """What the system and the formats report of a file, as an InputError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file or directory (looked from {Path.cwd()})") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{file}: broken gzip file ({error}); fetch or compress it again") from None
+    except pa.ArrowException as error:
+        raise InputError(f"{file}: broken Parquet file ({error})") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
+    with _explained(file), pq.ParquetFile(file) as table:
+        number = 0
+        for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file} row {number}", row
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
+    with _explained(file), _open(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            place = f"{file}:{number}"
+            text = _decoded(line, place)
+            if text.strip():
+                yield place, _parsed(text, place)
+
+
+def _open(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file, "rb")) if file.name.endswith(".gz") else file.open("rb")
+
+
+def _decoded(line: bytes, place: str) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place}: not UTF-8 (byte {error.start + 1} of the line); convert the file") from None
+
+
+def _parsed(text: str, place: str) -> Row:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: broken JSON ({error}); expected one object per line, as in JSON lines") from None
+    if not isinstance(row, dict):
+        kind = type(row).__name__
+        raise InputError(f"{place}: expected a JSON object with named columns, found a {kind}; write one object a line")
+    return row

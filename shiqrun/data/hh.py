@@ -1,0 +1,160 @@
+"""Anthropic's hh-rlhf (Bai et al. 2022, arXiv 2204.05862): pairs of dialogues written as one text each.
+
+Both texts of a row begin with the same prompt and differ in the last answer. The prompt ends at the last
+"\\n\\nAssistant:" at or before their first difference; cutting each text at its own last marker instead would give two
+prompts where an answer itself plays on a dialogue.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from shiqrun.data.chats import prompt_name
+from shiqrun.data.files import SUFFIXES, read_rows
+from shiqrun.data.jsonl import announce_pair_rewards, checked_pair_rewards
+from shiqrun.errors import InputError
+from shiqrun.hub import reachable
+from shiqrun.types import Example, Message
+
+HUB_ID = "Anthropic/hh-rlhf"
+FOLDERS = {"harmless": ["harmless-base"], "helpful": ["helpful-base"], "both": ["harmless-base", "helpful-base"]}
+ANSWER = "\n\nAssistant:"
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLE = {"Human": "user", "Assistant": "assistant"}
+
+
+class HH:
+    """Pairs of hh-rlhf: completions [chosen, rejected] of each prompt.
+
+    Args:
+        path: a file, or a directory (the Hub's layout, or files directly in it); None reads the Hub.
+        subset: harmless-base, helpful-base or both.
+        split: of the source; a local file is read whatever it says.
+        pair_rewards: rewards of chosen and rejected; None leaves pairs without rewards.
+        on_embedded_marker: what to do with a pair of which an answer contains a further "\\n\\nHuman:" or
+            "\\n\\nAssistant:"; kept, it stays one turn of the policy.
+
+    Raises:
+        InputError: `pair_rewards` are not two finite numbers.
+    """
+
+    splits: tuple[str, ...] = ("train",)
+
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        subset: Literal["harmless", "helpful", "both"],
+        split: str,
+        pair_rewards: list[float] | None,
+        on_embedded_marker: Literal["drop", "keep", "error"],
+    ) -> None:
+        self.path, self.folders, self.split = path, FOLDERS[subset], split
+        self.pair_rewards = checked_pair_rewards(pair_rewards)
+        self.on_embedded_marker = on_embedded_marker
+        self.dropped: Counter[str] = Counter()
+        self._announced = False
+
+    def load(self, split: str) -> Iterator[Example]:
+        """The pairs of the source's `self.split`, in file order; `split` is "train", the only one.
+
+        Raises:
+            InputError: no network, unreadable file, missing column, or an embedded marker where that is an error.
+        """
+        self.dropped.clear()
+        if self.pair_rewards is not None and not self._announced:
+            announce_pair_rewards(self.pair_rewards)
+            self._announced = True
+        rows = _hub_rows(self.folders, self.split) if self.path is None else self._local_rows(Path(self.path))
+        for place, row in rows:
+            chosen, rejected = _text(row, "chosen", place), _text(row, "rejected", place)
+            example = self._example(chosen, rejected, place)
+            if isinstance(example, str):
+                self.dropped[example] += 1
+            else:
+                yield example
+
+    def _local_rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        path = path.expanduser()
+        there = [name for name in FOLDERS["both"] if os.path.isdir(path / name)]
+        missing = [name for name in self.folders if name not in there]
+        if there and missing:
+            raise InputError(f"{path}: no directory {missing[0]} in it, but {there[0]}; set data.subset")
+        for folder in [path / name for name in self.folders] if there else [path]:
+            yield from read_rows(_file_of(folder, self.split) if os.path.isdir(folder) else folder)
+
+    def _example(self, chosen: str, rejected: str, place: str) -> Example | str:
+        """The pair, or why it is dropped."""
+        cut = _shared(chosen, rejected).rfind(ANSWER)
+        prompt = _messages(chosen[: max(cut, 0)])
+        if not prompt or prompt[-1]["role"] != "user":
+            return "prompt is not '\\n\\nHuman: ...' up to the answer"
+        answers = [text[cut + len(ANSWER) :].strip() for text in (chosen, rejected)]
+        if not all(answers):
+            return "empty completion"
+        if self.on_embedded_marker != "keep" and any(TURN.search(answer) for answer in answers):
+            if self.on_embedded_marker == "drop":
+                return "answer contains a further turn"
+            raise InputError(f"{place}: an answer contains a further turn; data.on_embedded_marker=drop|keep goes on")
+        return Example(
+            messages=prompt,
+            completions=[[{"role": "assistant", "content": answer}] for answer in answers],
+            rewards=self.pair_rewards,
+            prompt_id=prompt_name(prompt),
+            source=place,
+        )
+
+
+def _shared(one: str, other: str) -> str:
+    end = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:end]
+
+
+def _messages(text: str) -> list[Message]:
+    """The turns of a dialogue, consecutive ones of one role merged; [] where it does not begin with a marker."""
+    before, *parts = TURN.split(text)
+    merged: list[Message] = []
+    for name, content in zip(parts[::2], parts[1::2], strict=True):
+        if merged and merged[-1]["role"] == ROLE[name]:
+            merged[-1]["content"] += "\n\n" + content.strip()
+        else:
+            merged.append({"role": ROLE[name], "content": content.strip()})
+    return [] if before.strip() else merged
+
+
+def _text(row: dict[str, Any], column: str, place: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        found = f"a {type(value).__name__}" if column in row else f"columns {', '.join(row) or '(none)'}"
+        raise InputError(
+            f"{place}: expected a text in column '{column}', found {found}; "
+            "data=hh reads the texts of hh-rlhf, data=jsonl reads chat lists and your own columns"
+        )
+    return value
+
+
+def _file_of(folder: Path, split: str) -> Path:
+    """The folder's file of the split where there is one named so, else the folder with all its files."""
+    named = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
+    if not named and folder.name in FOLDERS["both"]:
+        there = ", ".join(sorted(os.listdir(folder))) or "nothing"
+        raise InputError(f"{folder}: no file of split '{split}'; there is {there}; set data.split")
+    return named[0] if named else folder
+
+
+def _hub_rows(folders: list[str], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets  # late: it takes a second, and local files do without
+
+    reachable(HUB_ID, "data.path")
+    for folder in folders:
+        try:
+            rows = datasets.load_dataset(HUB_ID, data_dir=folder, split=split)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{HUB_ID}, {folder}, data.split={split}: {error}; without a network pass data.path=FILE_OR_DIRECTORY"
+            ) from None
+        for number, row in enumerate(rows, start=1):
+            yield f"{HUB_ID}/{folder}/{split} row {number}", row

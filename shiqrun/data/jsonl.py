@@ -1,0 +1,262 @@
+"""Your own files: JSON lines or Parquet with the column names of the ecosystem (trl, UltraFeedback, chat logs).
+
+A row is one of
+
+    prompt, completion, reward | rewards         one trajectory (rewards: one number per assistant turn or per token)
+    prompt, completions, rewards                 several completions of one prompt, one entry each
+    [prompt,] chosen, rejected [, score_chosen, score_rejected]
+    messages, reward | rewards                   a chat; its prompt ends before the first assistant turn
+
+and may hold `answer` (for verifiers) and `prompt_id` (else a hash of the prompt). A string prompt is one user message,
+a string completion one assistant message; a completion that repeats the prompt is cut behind it.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from shiqrun.data.chats import as_messages, drop_reason, prompt_name, shared_prompt, without_prompt
+from shiqrun.data.files import read_rows
+from shiqrun.errors import InputError
+from shiqrun.types import Example, Message
+
+log = logging.getLogger("shiqrun")
+
+Reward = float | list[float]
+
+
+class Jsonl:
+    """Rows of `.jsonl[.gz]`, `.json[.gz]` (one object per line) or Parquet files.
+
+    Args:
+        path: a file, or a directory of files.
+        val_path: the same for the validation split, or None.
+        pair_rewards: rewards of chosen and rejected in pairs without scores; None leaves those without rewards.
+
+    Raises:
+        InputError: `pair_rewards` are not two finite numbers.
+    """
+
+    def __init__(self, *, path: str, val_path: str | None, pair_rewards: list[float] | None) -> None:
+        self.paths = {"train": path} if val_path is None else {"train": path, "val": val_path}
+        self.splits = tuple(self.paths)
+        self.dropped: Counter[str] = Counter()
+        self.pair_rewards = checked_pair_rewards(pair_rewards)
+        self._rewards_from: tuple[str | None, str] | None = None
+        self._announced = False
+
+    def load(self, split: str) -> Iterator[Example]:
+        """The examples of a split, in file order.
+
+        Raises:
+            InputError: unreadable file, broken row, missing column or reward that is no finite number.
+        """
+        self.dropped.clear()
+        for place, columns in read_rows(self.paths[split]):
+            row = _Row(columns, place)
+            parts = row.parts()
+            if row.is_pair and parts.rewards is None and self.pair_rewards is not None:
+                if not self._announced:
+                    announce_pair_rewards(self.pair_rewards)
+                    self._announced = True
+                parts = parts._replace(rewards=[*self.pair_rewards], rewards_from="data.pair_rewards")
+            self._expect_same_origin(parts.rewards_from, place)
+            example = self._example(row, parts)
+            if example is not None:
+                yield example
+
+    def _expect_same_origin(self, rewards_from: str | None, place: str) -> None:
+        """Rewards in some rows and none in others would be learned from as if they were comparable."""
+        if self._rewards_from is None:
+            self._rewards_from = (rewards_from, place)
+        before, where = self._rewards_from
+        if rewards_from != before:
+            raise InputError(
+                f"{place}: rewards come from {rewards_from or 'nowhere'}, but from {before or 'nowhere'} in {where}; "
+                "give all rows the same reward column, or none of them any"
+            )
+
+    def _example(self, row: "_Row", parts: "_Parts") -> Example | None:
+        reasons = [drop_reason(c) for c in parts.completions]
+        bad = [reason for reason in reasons if reason is not None]
+        if not parts.prompt:
+            self.dropped["no prompt"] += 1
+            return None
+        if bad and row.is_pair:
+            self.dropped[bad[0]] += 1  # half a pair is no pair
+            return None
+        self.dropped.update(bad)
+        kept = [i for i, reason in enumerate(reasons) if reason is None]
+        if not kept:
+            return None
+        return Example(
+            messages=parts.prompt,
+            completions=[parts.completions[i] for i in kept],
+            rewards=None if parts.rewards is None else [parts.rewards[i] for i in kept],
+            prompt_id=row.prompt_id(parts.prompt),
+            answer=row.columns.get("answer"),
+            source=row.place,
+        )
+
+
+def checked_pair_rewards(pair: Sequence[float] | None) -> tuple[float, float] | None:
+    """The rewards of (chosen, rejected), or None.
+
+    Raises:
+        InputError: not two finite numbers.
+    """
+    if pair is None:
+        return None
+    if len(pair) != 2 or not all(math.isfinite(r) for r in pair):
+        raise InputError(f"data.pair_rewards={list(pair)}: expected two finite numbers, [chosen, rejected], or null")
+    return float(pair[0]), float(pair[1])
+
+
+def announce_pair_rewards(pair: tuple[float, float]) -> None:
+    """Tell the user which rewards pairs get, since no file says them."""
+    chosen, rejected = pair
+    log.info(
+        f"pairs without scores: chosen gets reward {chosen:g}, rejected {rejected:g} "
+        "(data.pair_rewards; null leaves them without rewards)"
+    )
+
+
+class _Parts(NamedTuple):
+    prompt: list[Message]
+    completions: list[list[Message]]
+    rewards: list[Reward] | None
+    rewards_from: str | None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row's columns and its place in the file; a column that holds null counts as missing."""
+
+    columns: dict[str, Any]
+    place: str
+
+    def has(self, column: str) -> bool:
+        return self.columns.get(column) is not None
+
+    @property
+    def is_pair(self) -> bool:
+        return self.has("chosen") or self.has("rejected")
+
+    def parts(self) -> _Parts:
+        if self.is_pair:
+            return self._pair()
+        if self.has("completions"):
+            return self._group()
+        if self.has("completion"):
+            prompt = self._messages("prompt", "user")
+            completion = without_prompt(prompt, self._messages("completion", "assistant"))
+        elif self.has("messages"):
+            chat = self._messages("messages", "user")
+            start = next((i for i, m in enumerate(chat) if m["role"] == "assistant"), len(chat))
+            prompt, completion = chat[:start], chat[start:]
+        else:
+            raise self._missing("completion, completions, chosen and rejected, or messages")
+        rewards, origin = self._single_reward(completion)
+        return _Parts(prompt, [completion], rewards, origin)
+
+    def prompt_id(self, prompt: Sequence[Message]) -> str:
+        if not self.has("prompt_id"):
+            return prompt_name(prompt)
+        value = self.columns["prompt_id"]
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise self._wrong("prompt_id", "a string or a whole number", value)
+        return str(value)
+
+    def _pair(self) -> _Parts:
+        chosen, rejected = (self._messages(c, "assistant") for c in ("chosen", "rejected"))
+        prompt = self._pair_prompt(chosen, rejected)
+        completions = [without_prompt(prompt, chosen), without_prompt(prompt, rejected)]
+        for column, completion in zip(("chosen", "rejected"), completions, strict=True):
+            if prompt and completion and completion[0]["role"] in ("system", "user"):
+                raise InputError(
+                    f"{self.place}: column '{column}' begins with a {completion[0]['role']} message that is not the "
+                    "prompt's; give completions alone, or whole chats that begin with the messages of 'prompt'"
+                )
+        self._refuse("score_chosen and score_rejected", "reward", "rewards")
+        if not (self.has("score_chosen") or self.has("score_rejected")):
+            return _Parts(prompt, completions, None, None)
+        scores: list[Reward] = [self._number(c, self._need(c)) for c in ("score_chosen", "score_rejected")]
+        return _Parts(prompt, completions, scores, "score_chosen and score_rejected")
+
+    def _pair_prompt(self, chosen: list[Message], rejected: list[Message]) -> list[Message]:
+        shared = chosen[: shared_prompt(chosen, rejected)]
+        if self.has("prompt"):
+            prompt = self._messages("prompt", "user")
+            # Whole chats may hold a system message that the column leaves out.
+            longer = chosen[: len(prompt)] != prompt and shared[-len(prompt) :] == prompt
+            return shared if longer else prompt
+        if isinstance(self.columns["chosen"], str):
+            raise self._missing("prompt (chosen is a string; texts of the form '\\n\\nHuman: ...' are read by data=hh)")
+        return shared
+
+    def _group(self) -> _Parts:
+        prompt, values = self._messages("prompt", "user"), self.columns["completions"]
+        if not isinstance(values, list) or not values:
+            raise self._wrong("completions", "a list of one or more completions", values)
+        place = f"{self.place}: column 'completions'"
+        chats = [as_messages(v, "assistant", f"{place}, completion {i}") for i, v in enumerate(values)]
+        chats = [without_prompt(prompt, chat) for chat in chats]
+        self._refuse("rewards (a list, one entry a completion)", "reward")
+        if not self.has("rewards"):
+            return _Parts(prompt, chats, None, None)
+        rewards = self.columns["rewards"]
+        if not isinstance(rewards, list) or len(rewards) != len(chats):
+            raise self._wrong("rewards", f"a list of {len(chats)} numbers, one a completion", rewards)
+        entries = [
+            self._numbers("rewards", r, chat) if isinstance(r, list) else self._number("rewards", r)
+            for r, chat in zip(rewards, chats, strict=True)
+        ]
+        return _Parts(prompt, chats, entries, "rewards")
+
+    def _single_reward(self, completion: list[Message]) -> tuple[list[Reward] | None, str | None]:
+        if self.has("reward"):
+            self._refuse("one of reward and rewards", "rewards")
+            return [self._number("reward", self.columns["reward"])], "reward"
+        if self.has("rewards"):
+            return [self._numbers("rewards", self.columns["rewards"], completion)], "rewards"
+        return None, None
+
+    def _numbers(self, column: str, values: Any, completion: list[Message]) -> list[float]:
+        """One number per assistant turn, or more: then one per token, which only the tokenizer can count."""
+        turns = sum(m["role"] == "assistant" for m in completion)
+        if not isinstance(values, list) or len(values) < turns:
+            raise self._wrong(column, f"a list of {turns} numbers, one an assistant turn (or one a token)", values)
+        return [self._number(column, value) for value in values]
+
+    def _number(self, column: str, value: Any) -> float:
+        try:
+            number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise self._wrong(column, "a finite number", value)
+        return number
+
+    def _messages(self, column: str, role: str) -> list[Message]:
+        return as_messages(self._need(column), role, f"{self.place}: column '{column}'")
+
+    def _need(self, column: str) -> Any:
+        if not self.has(column):
+            raise self._missing(column)
+        return self.columns[column]
+
+    def _refuse(self, expected: str, *columns: str) -> None:
+        for column in filter(self.has, columns):
+            raise InputError(f"{self.place}: column '{column}' does not fit; expected {expected}; rename or remove it")
+
+    def _missing(self, wanted: str) -> InputError:
+        there = ", ".join(c if self.has(c) else f"{c} (null)" for c in self.columns) or "nothing"
+        return InputError(f"{self.place}: missing column {wanted}; the row has {there}; rename its columns")
+
+    def _wrong(self, column: str, expected: str, value: Any) -> InputError:
+        text = repr(value)
+        brief = text if len(text) <= 60 else text[:57] + "..."
+        return InputError(f"{self.place}: column '{column}' is {brief}; expected {expected}")

@@ -1,0 +1,182 @@
+"""From a data set to the batches of a run: split, encode, count what was dropped, hand out steps."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Lt
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from shiqrun.data.batches import Batches, Rows, Steps
+from shiqrun.data.encode import TrainOn, encode
+from shiqrun.data.source import Source
+from shiqrun.errors import InputError
+from shiqrun.types import Example
+
+log = logging.getLogger("shiqrun")
+Offset = Literal["none", "mean", "group_mean"] | float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What every data set understands beside its own keys (`conf/data/*.yaml`).
+
+    Attributes:
+        limit: examples read at most from a split, None for all.
+        max_length: tokens; longer trajectories are dropped. None: the model's context.
+        val_fraction: share of the prompts held out where the data set has no validation split.
+        train_on: "assistant", or "response" (every token after the prompt; for `algo=sft`).
+    """
+
+    limit: Annotated[int, Gt(0)] | None
+    max_length: Annotated[int, Gt(1)] | None
+    val_fraction: Annotated[float, Ge(0), Lt(1)]
+    train_on: TrainOn
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Both splits in tokens, and what was left out of each, by reason."""
+
+    train: Rows
+    val: Rows
+    dropped: Counter[str]
+    fingerprint: str
+
+
+def held_out(prompt_id: str, fraction: float) -> bool:
+    """Whether a prompt belongs to validation: by a hash of the prompt alone, so that it never changes sides."""
+    digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def examples_of(source: Source, split: Literal["train", "val"], settings: DataSettings) -> Iterator[Example]:
+    """The examples of a split, at most `limit`; "val" is the source's own or a held-out share of its prompts."""
+    own = split in source.splits
+    given: Iterable[Example] = source.load(split if own else "train")
+    left = settings.limit
+    for example in given:
+        hashed = "val" not in source.splits
+        if hashed and held_out(example.prompt_id, settings.val_fraction) != (split == "val"):
+            continue
+        if left is not None:
+            if left == 0:
+                return
+            left -= 1
+        yield example
+
+
+def load(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: DataSettings,
+    *,
+    context: int | None,
+    progress: Callable[[Iterable[Example], str], Iterable[Example]] = lambda x, _: x,
+) -> Encoded:
+    """Reads and encodes both splits.
+
+    Args:
+        source: the data set.
+        tokenizer: with a chat template.
+        settings: see `DataSettings`.
+        context: tokens the model can read; the default of `max_length`.
+        progress: wraps an iterable of examples, to show how far it is.
+
+    Raises:
+        InputError: no row is left of the training split; the message counts the reasons.
+    """
+    limit = settings.max_length or context
+    if settings.max_length and context and settings.max_length > context:
+        raise InputError(f"data.max_length={settings.max_length} is more than the model's context of {context} tokens")
+    dropped: Counter[str] = Counter()
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    splits = []
+    for split in ("train", "val"):
+        examples = progress(examples_of(source, split, settings), f"encoding {split}")
+        encoded = encode(examples, tokenizer, dropped, max_length=limit, train_on=settings.train_on)
+        splits.append(Rows(list(encoded), pad))
+        if split in source.splits:  # a held-out split reads the same rows again
+            dropped.update(source.dropped)
+    train, val = splits
+    if not len(train):
+        why = [f"{n} {reason}" for reason, n in dropped.most_common()]
+        why += [f"all {len(val)} are held out for validation (data.val_fraction)"] if len(val) else []
+        reasons = ", ".join(why) or "the data set is empty"
+        raise InputError(f"no training trajectory is left: {reasons}. Raise data.max_length or look at the file")
+    return Encoded(train, val, dropped, fingerprint(train, val))
+
+
+def fingerprint(*splits: Rows) -> str:
+    """A hash of every token, action, reward and group: equal data give equal batches."""
+    digest = hashlib.blake2b(digest_size=16)
+    for rows in splits:
+        for t in rows.trajectories:
+            for part in (t.input_ids, t.action_index, t.rewards):
+                digest.update(b"|" if part is None else part.tobytes() + b",")
+        digest.update(rows.group.tobytes())
+    return digest.hexdigest()
+
+
+def set_offset(encoded: Encoded, how: Offset) -> float:
+    """Sets what is taken from the reward of every trajectory's last action; returns its mean over training rows.
+
+    "mean" is the training split's mean return, "group_mean" the mean over the completions of the row's prompt, a
+    number is itself. pi* does not change with a constant per prompt; ShiQ's finite-data solution does.
+    """
+    center = encoded.train.returns.mean() if how == "mean" else 0.0 if isinstance(how, str) else how
+    for rows in (encoded.train, encoded.val):
+        if how == "group_mean" and len(rows):
+            sums = np.bincount(rows.group, rows.returns.astype(np.float64))
+            rows.offset = (sums / np.bincount(rows.group))[rows.group].astype(np.float32)
+        else:
+            rows.offset = np.full(len(rows), center, np.float32)
+    return float(encoded.train.offset.mean())
+
+
+class LoggedData(LightningDataModule):
+    """The batches of a run; the training loader starts at the step where training stands.
+
+    Args:
+        encoded: what `load` made.
+        batch_size: trajectories of an optimiser step, over all ranks.
+        micro_batch_tokens: padded tokens of one forward pass.
+        seed: of the order of rows.
+    """
+
+    def __init__(self, encoded: Encoded, *, batch_size: int, micro_batch_tokens: int, seed: int) -> None:
+        super().__init__()
+        self.encoded, self.batch_size, self.tokens, self.seed = encoded, batch_size, micro_batch_tokens, seed
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> DataLoader:
+        """Optimiser steps from the trainer's global step on, without end."""
+        rank, world = self._ranks()
+        self.steps = Steps(
+            self.encoded.train,
+            batch_size=self.batch_size,
+            micro_batch_tokens=self.tokens,
+            seed=self.seed,
+            start=self.trainer.global_step if self.trainer else 0,
+            rank=rank,
+            world=world,
+        )
+        return DataLoader(self.steps, batch_size=None)
+
+    def validation(self) -> Batches:
+        """This rank's share of the validation split."""
+        rank, world = self._ranks()
+        return Batches(self.encoded.val, tokens=self.tokens, rank=rank, world=world)
+
+    def sources(self, step: int, micro_batch: int) -> list[str]:
+        """Where the rows of a micro-batch of this rank came from, for messages."""
+        cut = self.steps.rows_of(step)
+        return [self.encoded.train.trajectories[i].source for i in (cut[micro_batch] if cut else [])]

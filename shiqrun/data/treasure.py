@@ -1,0 +1,144 @@
+"""treasure: small maps written as text, a multi-turn problem whose optimum is computed exactly (`shiqrun.exact`).
+
+prompt    start r0 c1 goal r2 c3 treasure r1 c1
+turn      the policy says one word, N E S or W; the environment answers with the cell reached, `r1 c1`
+reward    a step costs, a treasure pays when first entered, the goal pays and ends the episode; a move off the
+          map stays put; any other word is illegal, ends the episode and earns 0
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge, Le
+
+from shiqrun.data.treasure_maps import MOVES, Episode, Maps, Tree, numbers, places
+from shiqrun.errors import InputError
+from shiqrun.types import Example, Message, UnitInterval
+
+_SPECIAL = ("<pad>", "<bos>", "<eos>")
+_TEMPLATE = (
+    "<bos>{% for message in messages %}{{ ' ' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+)
+
+
+class Treasure:
+    """Maps made from a seed, played well and at random; splits train and val share no map.
+
+    Args:
+        size: side of the map, cells.
+        horizon: most moves of an episode; the goal is never further away.
+        treasures: number on a map.
+        step_cost, treasure_reward, goal_reward: reward units.
+        maps, val_maps: number of maps of the two splits, all different.
+        per_map: completions of a map.
+        play: who moves: "good" is epsilon-greedy on the largest return, "random" uniform, "mixed" half and half.
+        epsilon: share of the good player's moves that are random.
+        illegal: share of random moves that are an illegal word instead.
+        fillers: words in the vocabulary that no text uses but illegal moves.
+        data_seed: everything above is a function of it.
+
+    Raises:
+        InputError: more cells or maps asked for than there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Ge(2), Le(8)],
+        horizon: Annotated[int, Ge(1), Le(6)],
+        treasures: Annotated[int, Ge(0), Le(4)],
+        step_cost: float,
+        treasure_reward: float,
+        goal_reward: float,
+        maps: Annotated[int, Ge(1)],
+        val_maps: Annotated[int, Ge(1)],
+        per_map: Annotated[int, Ge(1)],
+        play: Literal["mixed", "random", "good"],
+        epsilon: UnitInterval,
+        illegal: UnitInterval,
+        fillers: Annotated[int, Ge(0)],
+        data_seed: Annotated[int, Ge(0)],
+    ):
+        if treasures + 2 > size**2:
+            raise InputError(
+                f"data.treasures={treasures} does not fit a map of data.size={size}: start, goal and treasures need "
+                f"{treasures + 2} different cells of {size**2}; give at most data.treasures={size**2 - 2}"
+            )
+        self.splits: tuple[str, ...] = ("train", "val")
+        self.dropped: Counter[str] = Counter()
+        self.vocabulary = [*_SPECIAL, "start", "goal", "treasure", *MOVES]
+        self.vocabulary += [f"r{i}" for i in range(size)] + [f"c{i}" for i in range(size)]
+        self.vocabulary += [f"x{i}" for i in range(fillers)]
+        self.chat_template = _TEMPLATE
+        self._per_map, self._epsilon, self._illegal, self._seed = per_map, epsilon, illegal, data_seed
+        self._good = {"mixed": per_map // 2, "random": 0, "good": per_map}[play]
+        rules = (size, horizon, step_cost, treasure_reward, goal_reward)
+        drawn = numbers(size, horizon, treasures, maps, val_maps, data_seed)
+        self._maps = {split: Maps(*rules, *places(size, horizon, treasures, n)) for split, n in drawn.items()}
+
+    def maps(self, split: str) -> Maps:
+        """The maps of a split, in the order of `load`."""
+        return self._maps[split]
+
+    def tree(self, split: str) -> Tree:
+        """Every sequence of legal moves on every map of a split."""
+        return self._maps[split].tree()
+
+    def load(self, split: str) -> Iterator[Example]:
+        """One example a map, with its `per_map` completions; rewards are one number per turn."""
+        maps = self._maps[split]
+        episodes = self._play(split)
+        for index in range(len(maps)):
+            prompt = maps.prompt(index)
+            played = episodes[index * self._per_map : (index + 1) * self._per_map]
+            yield Example(
+                messages=[{"role": "user", "content": prompt}],
+                completions=[_completion(maps, episode) for episode in played],
+                rewards=[episode.rewards for episode in played],
+                prompt_id=prompt,
+                source=f"treasure:{split}:{index}",
+            )
+
+    def _play(self, split: str) -> list[Episode]:
+        """All episodes of a split, `per_map` a map; the first `_good` of each map are the good player's."""
+        maps, tree = self._maps[split], self.tree(split)
+        rng = np.random.default_rng([self._seed, 2 + self.splits.index(split)])
+        index = np.repeat(np.arange(len(maps)), self._per_map)
+        good = np.tile(np.arange(self._per_map) < self._good, len(maps))
+        words = np.array([*MOVES, *(word for word in self.vocabulary if word not in MOVES)])
+        node, alive = np.zeros_like(index), np.ones(index.shape, bool)
+        said, cells, rewards, moved = [], [], [], []
+        for level, quality in enumerate(tree.best()):
+            greedy = good & (rng.random(index.shape) >= self._epsilon)
+            # Noise breaks ties at random, so that good play does not prefer the first of two equal ways.
+            best = (quality[index, node] + 1e-6 * rng.random((len(index), 4))).argmax(-1)
+            move = np.where(greedy, best, rng.integers(0, 4, index.shape))
+            illegal = ~greedy & (rng.random(index.shape) < self._illegal)
+            other = rng.integers(4, len(words), index.shape)
+            said.append(np.where(alive, words[np.where(illegal, other, move)], ""))
+            moved.append(alive & ~illegal)
+            cells.append(tree.cell[level][index, node, move])
+            rewards.append(np.where(illegal, 0.0, tree.reward[level][index, node, move]))
+            alive = alive & ~illegal & ~tree.done[level][index, node, move]
+            node = node * 4 + move
+        columns = [np.stack(x, 1).tolist() for x in (said, cells, rewards, moved)]
+        return [_episode(*row) for row in zip(index.tolist(), *columns, strict=True)]
+
+
+def _episode(index: int, said: list[str], cells: list[int], rewards: list[float], moved: list[bool]) -> Episode:
+    turns, legal = sum(word != "" for word in said), sum(moved)
+    return Episode(index, said[:turns], cells[:legal], rewards[:turns])
+
+
+def _completion(maps: Maps, episode: Episode) -> list[Message]:
+    """Moves and answers in turn; the answer to the last move is left out, nothing is conditioned on it."""
+    messages: list[Message] = []
+    for word, cell in zip(episode.words, [*episode.cells, None], strict=False):
+        messages.append({"role": "assistant", "content": word})
+        if cell is not None:
+            messages.append({"role": "tool", "content": maps.words(cell)})
+    return messages if messages[-1]["role"] == "assistant" else messages[:-1]

@@ -1,0 +1,278 @@
+"""Exact evaluation on treasure: the optimum of the regularised objective under the actual reference, and a policy's
+distance from it, by backward induction in float64 over the tree of legal prefixes.
+
+With r the reward of a move and M the four moves; any other token is illegal, ends the episode and earns 0:
+
+    v*(s)  = beta log( sum_{a in M} pi_ref(a|s) exp((r + v*(sa)) / beta) + sum_{a not in M} pi_ref(a|s) )
+    J(s)   = sum_{a in M} pi(a|s) (r + J(sa)) - beta sum_a pi(a|s) D(s,a),    D = log pi - log pi_ref
+    regret = v* - J = beta KL(pi || pi*),    pi*(a|s) = pi_ref(a|s) exp((r + v*(sa) - v*(s)) / beta)
+
+The two forms of the regret come from two recursions, and their difference is kept as `identity_gap`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shiqrun.data.treasure import Treasure
+from shiqrun.data.treasure_maps import MOVES, Episode, Maps
+from shiqrun.errors import InputError
+from shiqrun.types import Positive
+
+Model = nn.Module | Callable[[Tensor], Tensor]
+"""A Hugging Face causal LM, or a function `input_ids [B, T] -> logits [B, T, V]`."""
+
+_BATCH = 1024  # rows of one forward pass
+_TURN = 3  # tokens of a turn: the move, and the row and column that answer it
+_REMEDY = "data=treasure needs `model=tiny`, or as model.path a policy directory made by it"
+
+
+class ExactTreasure:
+    """The exact optimum on the maps of one split, and a policy's return, KL and regret.
+
+    Args:
+        source: the problem.
+        tokenizer: one that makes one token of each of its words.
+        split: whose maps.
+        beta: KL temperature, reward units per nat.
+        maps: how many of them, from the first; None takes all.
+
+    Attributes:
+        maps: the maps evaluated.
+        identity_gap: largest |regret - beta KL(pi || pi*)| of a map in the last `evaluate`, reward units.
+
+    Raises:
+        InputError: the tokenizer does not make one token of each word of the problem.
+    """
+
+    def __init__(
+        self, source: Treasure, tokenizer: Any, *, split: str = "val", beta: Positive, maps: int | None = None
+    ):
+        self.maps = source.maps(split).first(maps)
+        self.identity_gap = float("nan")
+        self._beta = beta
+        self._tokens = _Tokens(tokenizer, self.maps)
+        tree = self.maps.tree()
+        self._alive = [torch.from_numpy(x) for x in tree.alive]
+        self._reward = [torch.from_numpy(x) for x in tree.reward]
+        self._done = [torch.from_numpy(x) for x in tree.done]
+        self._rows, self._is_node = self._tokens.prefixes(tree.alive[-1], tree.cell)
+
+    def set_reference(self, model: Model) -> None:
+        """Solves the problem under this reference; the optimum is then `evaluate`'s yardstick."""
+        self._reference_logits = torch.cat(list(self._node_logits(model)))
+        reference = self._nodes(self._reference_logits.split(_BATCH))
+        self._reference = reference
+        self._reference_illegal = self._expect(reference.illegal, reference)
+        self._optimal_logp: list[Tensor] = []
+        self._value: list[Tensor] = []
+        for level in reversed(range(self.maps.horizon)):
+            quality = self._reward[level] + self._below(self._value, level)
+            stay, leave = reference.logp[level] + quality / self._beta, reference.illegal[level].log()[..., None]
+            value = torch.cat([stay, leave], -1).logsumexp(-1)  # nats, [maps, 4^level]
+            self._optimal_logp.insert(0, stay - value[..., None])
+            self._value.insert(0, (self._beta * value).masked_fill(~self._alive[level], 0))
+
+    def evaluate(self, model: Model) -> dict[str, float]:
+        """The policy's exact figures, means over maps; `set_reference` comes first.
+
+        optimum, regularised_return, regret and reward are in reward units, kl = E_pi sum_t D_t in nats; illegal and
+        reference_illegal are the probability that an episode ends by an illegal token.
+
+        Raises:
+            InputError: the policy has not as many tokens as the reference.
+        """
+        policy = self._nodes(self._node_logits(model))
+        kl = self._expect(self._divergence(policy, self._reference.logp, policy.illegal_divergence), policy)
+        reward = self._expect([(p * r).sum(-1) for p, r in zip(policy.p, self._reward, strict=True)], policy)
+        optimum, returned = self._value[0].squeeze(-1), reward - self._beta * kl
+        gap = optimum - returned - self._beta * self._kl_to_optimum(policy)
+        self.identity_gap = gap.abs().max().item()
+        figures = {
+            "optimum": optimum,
+            "regularised_return": returned,
+            "regret": optimum - returned,
+            "reward": reward,
+            "kl": kl,
+            "illegal": self._expect(policy.illegal, policy),
+            "reference_illegal": self._reference_illegal,
+        }
+        return {name: x.mean().item() for name, x in figures.items()}
+
+    def sample_episodes(self, model: Model, n: int, seed: int) -> list[Episode]:
+        """n episodes sampled token by token, one a map in order, and from the first map again after the last."""
+        generator = torch.Generator().manual_seed(seed)
+        index = np.arange(n) % len(self.maps)
+        ids, cell, taken = self._tokens.prompts[index], self.maps.start[index], np.zeros_like(index)
+        episodes, alive = [Episode(int(i), [], [], []) for i in index], np.ones(n, bool)
+        for _ in range(self.maps.horizon):
+            logits = torch.cat([_logits(model, rows, torch.tensor([-1]))[:, 0] for rows in ids.split(_BATCH)])
+            token = torch.multinomial(logits.double().softmax(-1), 1, generator=generator)
+            is_move = token == self._tokens.moves
+            legal, move = is_move.any(-1).numpy(), is_move.long().argmax(-1).numpy()
+            cell, taken, reward, done = self.maps.step(index, cell, taken, move)
+            for i in np.flatnonzero(alive):
+                episodes[i].words.append(self._tokens.word(int(token[i])))
+                episodes[i].rewards.append(float(reward[i]) if legal[i] else 0.0)
+                episodes[i].cells.extend([int(cell[i])] if legal[i] else [])
+            alive &= legal & ~done
+            ids = torch.cat([ids, self._tokens.moves[move][:, None], self._tokens.answer(cell)], 1)
+        return episodes
+
+    def _node_logits(self, model: Model) -> Iterator[Tensor]:
+        """Logits at every live node, `[n, V]` a batch, in the model's precision."""
+        positions = self._tokens.prompts.shape[1] - 1 + _TURN * torch.arange(self.maps.horizon)
+        for ids, is_node in zip(self._rows.split(_BATCH), self._is_node.split(_BATCH), strict=True):
+            yield _logits(model, ids, positions)[is_node]
+
+    def _nodes(self, batches: Iterable[Tensor]) -> "_Nodes":
+        parts, at = [], 0
+        for logits in batches:
+            base = self._reference_logits[at : at + len(logits)]
+            at += len(logits)
+            if logits.shape != base.shape:
+                raise InputError(f"the policy has {logits.shape[-1]} tokens, its reference {base.shape[-1]}; {_REMEDY}")
+            logp, logp_ref = logits.double().log_softmax(-1), base.double().log_softmax(-1)
+            illegal = logp.exp().index_fill(-1, self._tokens.moves, 0)
+            divergence = (illegal * (logp - logp_ref)).masked_fill(illegal == 0, 0)  # 0 log 0 = 0
+            bulk = torch.stack([illegal.sum(-1), divergence.sum(-1)], -1)
+            parts.append(torch.cat([logp[:, self._tokens.moves], bulk], -1))
+        rows, level = torch.cat(parts), self._is_node.nonzero()[:, 1]
+        tables = []
+        for depth, alive in enumerate(self._alive):
+            table = rows.new_zeros(*alive.shape, rows.shape[-1])
+            table[alive] = rows[level == depth]
+            tables.append(table)
+        return _Nodes([x[..., :-2] for x in tables], [x[..., -2] for x in tables], [x[..., -1] for x in tables])
+
+    def _divergence(self, policy: "_Nodes", logp: list[Tensor], illegal: list[Tensor]) -> list[Tensor]:
+        """sum_a pi(a|s) (log pi - logp)(a|s) per node, nats; `illegal` is the share of tokens that are no moves."""
+        moves = [(p * (x - y)).sum(-1) for p, x, y in zip(policy.p, policy.logp, logp, strict=True)]
+        return [x + y for x, y in zip(moves, illegal, strict=True)]
+
+    def _kl_to_optimum(self, policy: "_Nodes") -> Tensor:
+        """KL(pi || pi*), `[maps]`, nats; an illegal token has log pi*(a|s) = log pi_ref(a|s) - v*(s) / beta."""
+        nodes = zip(policy.illegal, policy.illegal_divergence, self._value, strict=True)
+        illegal = [divergence + mass * value / self._beta for mass, divergence, value in nodes]
+        return self._expect(self._divergence(policy, self._optimal_logp, illegal), policy)
+
+    def _below(self, levels: list[Tensor], level: int) -> Tensor:
+        """The next level's nodes, first in `levels`, by the move to them, `[maps, 4^level, 4]`; 0 after the end."""
+        done = self._done[level]
+        return levels[0].reshape(done.shape).masked_fill(done, 0) if levels else torch.zeros(done.shape).double()
+
+    def _expect(self, here: Sequence[Tensor], policy: "_Nodes") -> Tensor:
+        """x(s) = here(s) + sum_{a in M} pi(a|s) x(sa) at the prompt, `[maps]`: the expected sum over an episode."""
+        sums: list[Tensor] = []
+        for level in reversed(range(self.maps.horizon)):
+            total = here[level] + (policy.p[level] * self._below(sums, level)).sum(-1)
+            sums.insert(0, total.masked_fill(~self._alive[level], 0))
+        return sums[0].squeeze(-1)
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """What the recursions need of a policy, per level d; zeros where the episode is over.
+
+    Attributes:
+        logp: log pi of the four moves, `[maps, 4^d, 4]`, nats.
+        illegal: probability of all other tokens, `[maps, 4^d]`.
+        illegal_divergence: sum of pi (log pi - log pi_ref) over them, `[maps, 4^d]`, nats.
+    """
+
+    logp: list[Tensor]
+    illegal: list[Tensor]
+    illegal_divergence: list[Tensor]
+
+    @property
+    def p(self) -> list[Tensor]:
+        return [x.exp() for x in self.logp]
+
+
+class _Tokens:
+    """The maps, moves and answers as token ids."""
+
+    def __init__(self, tokenizer: Any, maps: Maps):
+        self._tokenizer, self._size = tokenizer, maps.size
+        names = ["<bos>", "start", "goal", "treasure", *MOVES]
+        names += [f"{axis}{i}" for axis in "rc" for i in range(maps.size)]
+        ids = {name: _only_token(tokenizer, name) for name in names}
+        if len(set(ids.values())) < len(ids):
+            raise InputError(f"the tokenizer gives two words of treasure the same token: {_REMEDY}")
+        self.moves = torch.tensor([ids[move] for move in MOVES])
+        self._answers = torch.tensor([[ids[w] for w in maps.words(cell).split()] for cell in range(maps.size**2)])
+        prompts = [maps.prompt(i) for i in range(len(maps))]
+        self.prompts = torch.tensor([[ids[w] for w in ["<bos>", *prompt.split()]] for prompt in prompts])
+        self._require_template(prompts[0])
+
+    def _require_template(self, prompt: str) -> None:
+        if not self._tokenizer.chat_template:
+            raise InputError(f"the tokenizer has no chat template: {_REMEDY}")
+        chat = [{"role": "user", "content": prompt}]
+        rendered = list(self._tokenizer.apply_chat_template(chat, return_dict=False))
+        if rendered != self.prompts[0].tolist():
+            raise InputError(
+                f"the tokenizer's chat template renders {prompt!r} as the tokens {rendered}, expected "
+                f"{self.prompts[0].tolist()}: {_REMEDY}"
+            )
+
+    def word(self, token: int) -> str:
+        """The token's text, for a person."""
+        return self._tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
+
+    def answer(self, cell: np.ndarray) -> Tensor:
+        """The two tokens that name a cell, `[..., 2]`."""
+        return self._answers[torch.from_numpy(cell)]
+
+    def prefixes(self, alive: np.ndarray, cell: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """(token rows `[B, T]`, is_node `[B, A]`): a row is a map and all moves but the last of a live episode.
+
+        Logits at a row's A action positions belong to A nodes; is_node marks those that no earlier row has. Every
+        live node lies on a row, since only one of its four moves reaches the goal.
+        """
+        maps, leaves = alive.shape
+        depth, leaf = len(cell) - 1, np.arange(leaves)
+        parts, first = [self.prompts[:, None].expand(-1, leaves, -1)], []
+        for level in range(depth):
+            node = leaf // 4 ** (depth - 1 - level)
+            parts.append(self.moves[node % 4].expand(maps, -1)[..., None])
+            parts.append(self.answer(cell[level].reshape(maps, -1)[:, node]))
+        for level in range(depth + 1):
+            below = alive.reshape(maps, 4**level, -1)
+            first.append((below & (below.cumsum(-1) == 1)).reshape(alive.shape))
+        chosen = torch.from_numpy(alive)
+        return torch.cat(parts, -1)[chosen], torch.from_numpy(np.stack(first, -1))[chosen]
+
+
+def _only_token(tokenizer: Any, word: str) -> int:
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise InputError(f"the tokenizer makes {len(ids)} known tokens of {word!r}, expected 1: {_REMEDY}")
+    return ids[0]
+
+
+@torch.no_grad()
+def _logits(model: Model, ids: Tensor, positions: Tensor) -> Tensor:
+    """Logits at these positions of every row, `[B, A, V]`, on the CPU; the model is in eval mode meanwhile."""
+    if not isinstance(model, nn.Module):
+        return model(ids)[:, positions]
+    with _evaluating(model):
+        device = next(model.parameters()).device
+        output = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=positions.to(device))
+    return output.logits.cpu()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,55 @@
+"""Reaching the Hugging Face Hub, or saying within seconds that it cannot be reached and what to pass instead."""
+
+import os
+import socket
+from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
+
+from shiqrun.errors import InputError
+
+PROBE_SECONDS = 5.0
+INSTEAD = {"model.path": "pass model.path=DIRECTORY", "data.path": "pass data.path=FILE_OR_DIRECTORY"}
+
+
+def offline() -> bool:
+    """Whether the user asked the hub library to stay offline."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
+def reachable(identifier: str, option: str) -> None:
+    """Returns if `identifier` may be fetched or is cached; raises within `PROBE_SECONDS` if it cannot be.
+
+    Args:
+        identifier: a Hub id.
+        option: the setting that should name a local copy instead, a key of INSTEAD.
+
+    Raises:
+        InputError: no network, or HF_HUB_OFFLINE is set, and the id is not in the local cache.
+    """
+    if _cached(identifier):
+        return
+    instead = INSTEAD.get(option, f"set {option} to a local copy")
+    if offline():
+        raise InputError(f"{identifier} is not on this machine and HF_HUB_OFFLINE is set; {instead}")
+    where = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    proxy = None if proxy_bypass(where.hostname or "") else getproxies().get(where.scheme)
+    door = urlparse(proxy) if proxy else where
+    try:
+        port = door.port or {"http": 80}.get(door.scheme, 443)
+        socket.create_connection((door.hostname or "", port), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"{identifier} is not on this machine and {where.hostname} cannot be reached ({error}); {instead}"
+        ) from error
+
+
+def _cached(identifier: str) -> bool:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = identifier.replace("/", "--")
+    return any(os.path.isdir(os.path.join(HF_HUB_CACHE, f"{kind}--{folder}")) for kind in ("models", "datasets"))
+
+
+def offline_hint(identifier: str) -> str:
+    """What to add to an error while loading from the hub."""
+    return f" (HF_HUB_OFFLINE is set; {INSTEAD['model.path']})" if offline() and not os.path.isdir(identifier) else ""

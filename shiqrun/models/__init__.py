@@ -1,0 +1,1 @@
+"""The policy, its reference, and the scoring of actions."""

@@ -1,0 +1,147 @@
+"""The policy: a causal language model that scores the actions of a batch, and nothing else of its vocabulary."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shiqrun.errors import InputError
+from shiqrun.models.scoring import score_actions
+from shiqrun.types import ActionScores, Trajectories
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What every model understands beside its own keys (`conf/model/*.yaml`).
+
+    Attributes:
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        attn_implementation: as `transformers` names it: sdpa, eager, flash_attention_2; None for its default.
+        lora_r: rank of LoRA adapters, 0 for none (then all weights are trained).
+        lora_alpha: LoRA's scale is lora_alpha / lora_r.
+        lora_target_modules: names of the layers that get an adapter; None for all linear layers but the head.
+    """
+
+    gradient_checkpointing: bool
+    attn_implementation: str | None
+    lora_r: Annotated[int, Ge(0)]
+    lora_alpha: Annotated[float, Gt(0)]
+    lora_target_modules: list[str] | None
+
+
+class Policy(nn.Module):
+    """Scores actions inside its own forward, so that whatever wraps it (DDP) sees one call.
+
+    Args:
+        model: a causal language model of `transformers`, or a PEFT model around one.
+        autocast: dtype of the matrix products of the body, None for the weights' own.
+    """
+
+    def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.autocast = autocast
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The `transformers` model, without the PEFT wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """`[B, T, D]`, the body's output, without the head."""
+        with torch.autocast(input_ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            out = self.causal_lm.base_model(
+                input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False, return_dict=True
+            )
+        return out.last_hidden_state
+
+    def forward(self, batch: Trajectories) -> ActionScores:
+        """Logit and log-partition of every action, `[B, A]`, nats, float32, zero where there is no action."""
+        hidden, mask = self.hidden(batch.input_ids, batch.attention_mask), batch.action_mask
+        row = mask.nonzero()[:, 0]
+        at = batch.action_index[mask]
+        head = self.causal_lm.get_output_embeddings()
+        pair = score_actions(hidden[row, at - 1], head.weight, head.bias, batch.input_ids[row, at])
+        return ActionScores(*(x.new_zeros(mask.shape).masked_scatter(mask, x) for x in pair))
+
+    @contextlib.contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """The weights that training started from: the LoRA adapter switched off."""
+        with self.model.disable_adapter():
+            yield
+
+
+def prepare(model: PreTrainedModel, settings: ModelSettings) -> Any:
+    """The model made ready to be trained: dropout off, LoRA and activation checkpointing as asked.
+
+    Dropout is off for every method, as in TRL: with it, policy and reference differ at step 0.
+
+    Raises:
+        InputError: an unknown attention implementation, no activation checkpointing in this model, LoRA on the head
+            or on layers that are not there, or `peft` not installed.
+    """
+    if settings.attn_implementation:
+        try:
+            model.set_attn_implementation(settings.attn_implementation)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"model.attn_implementation={settings.attn_implementation}: {error}") from error
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if settings.gradient_checkpointing:
+        try:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise InputError(f"model.gradient_checkpointing=true: {error}") from error
+    model.train()
+    return _with_lora(model, settings) if settings.lora_r else model
+
+
+def _with_lora(model: PreTrainedModel, settings: ModelSettings) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError("model.lora_r needs the extra `peft`: pip install 'shiqrun[peft]'") from error
+    (head,) = (name for name, m in model.named_modules() if m is model.get_output_embeddings())
+    wanted = settings.lora_target_modules
+    if any(head == name or head.endswith(f".{name}") for name in wanted or ()):
+        raise InputError(
+            f"model.lora_target_modules={wanted}: the head is scored by its weight, an adapter on it would not train"
+        )
+    config = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        target_modules=wanted or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # names that no layer has, or layers that cannot have an adapter
+        raise InputError(f"model.lora_target_modules={wanted}: {error}") from error
+
+
+@torch.no_grad()
+def check_head(policy: Policy, batch: Trajectories, tolerance: float = 1e-3) -> None:
+    """Compares the scores of a few actions with the model's own dense logits, both in the weights' own precision.
+
+    Raises:
+        InputError: they differ, e.g. because the model's head scales or caps its logits.
+    """
+    ids, mask, at = batch.input_ids[:1], batch.attention_mask[:1], batch.action_index[:1]
+    dense = policy.causal_lm(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[0].float()
+    taken = dense[at[0] - 1].gather(-1, ids[0, at[0]][:, None]).squeeze(-1)
+    ours = Policy(policy.model)(Trajectories(ids, mask, at, batch.action_mask[:1], batch.rewards[:1], batch.group[:1]))
+    keep = batch.action_mask[0]
+    gaps = [(ours.logit[0] - taken)[keep], (ours.log_partition[0] - dense[at[0] - 1].logsumexp(-1))[keep]]
+    gap = max(float(g.abs().max()) for g in gaps)
+    if not gap <= tolerance:
+        raise InputError(
+            f"{type(policy.causal_lm).__name__}: scores differ from the model's own logits by {gap:.2g}; its head does "
+            "more than a linear layer (soft-capping or scaling), which shiqrun does not score yet"
+        )

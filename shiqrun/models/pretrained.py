@@ -1,0 +1,99 @@
+"""`model=hf`: any causal language model of `transformers`, from a local directory or the Hub."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from shiqrun.data.encode import with_template
+from shiqrun.data.source import Source
+from shiqrun.errors import InputError
+from shiqrun.hub import offline_hint, reachable
+from shiqrun.types import Example
+
+NOISE = re.compile("dropout|pdrop|layerdrop|jitter")
+WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Keys of `conf/model/hf.yaml`.
+
+    Attributes:
+        path: a local directory or a Hub id.
+        trust_remote_code: run Python code that comes with the model.
+    """
+
+    path: str
+    trust_remote_code: bool
+
+    @cached_property
+    def _config(self) -> Any:
+        self._look()
+        config = self._load(AutoConfig, "configuration")
+        for part in (config, config.get_text_config()):
+            for key, value in part.to_dict().items():
+                if NOISE.search(key) and isinstance(value, float):
+                    setattr(part, key, 0.0)  # the reference must equal the policy at step 0
+        return config
+
+    def _look(self) -> None:
+        """Says what is wrong with the path before `transformers` takes it for something else."""
+        folder = Path(self.path)
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise InputError(
+                    f"model.path={self.path}: no config.json in it; pass a directory made by save_pretrained"
+                )
+            if not any(p for pattern in WEIGHTS for p in folder.glob(pattern)):
+                raise InputError(f"model.path={self.path}: no weights in it ({', '.join(WEIGHTS[:2])})")
+        elif folder.exists() or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
+            raise InputError(f"model.path={self.path} is not a directory")
+        else:
+            reachable(self.path, "model.path")
+
+    def _load(self, auto: Any, what: str, **options: Any) -> Any:
+        try:
+            return auto.from_pretrained(self.path, trust_remote_code=self.trust_remote_code, **options)
+        except Exception as error:  # a damaged file may raise anything: each library has its own
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"model.path={self.path}: its {what} cannot be loaded: {first}{offline_hint(self.path)}"
+            ) from error
+
+    def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, with the plain chat template where it has none."""
+        self._look()
+        tokenizer = self._load(AutoTokenizer, "tokenizer")
+        if not tokenizer.is_fast:
+            raise InputError(f"model.path={self.path}: its tokenizer is not a fast one, so spans cannot be traced")
+        return with_template(tokenizer)
+
+    def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+        """The model in float32, dropout off.
+
+        Raises:
+            InputError: weights that are missing, do not fit, or have fewer rows than the tokenizer has tokens.
+        """
+        model, info = self._load(
+            AutoModelForCausalLM, "weights", config=self._config, dtype=torch.float32, output_loading_info=True
+        )
+        if info["missing_keys"]:
+            some = ", ".join(sorted(info["missing_keys"])[:3])
+            raise InputError(f"model.path={self.path}: the weights lack {some}; they would start at random")
+        if model.get_output_embeddings() is None:
+            raise InputError(f"model.path={self.path}: {type(model).__name__} has no output embeddings to score with")
+        rows = model.get_output_embeddings().weight.shape[0]
+        if rows < len(tokenizer):
+            raise InputError(f"model.path={self.path}: {len(tokenizer)} tokens in the tokenizer but {rows} logits")
+        return model
+
+    def context(self) -> int | None:
+        """Tokens the model can read, where its config says so."""
+        text = self._config.get_text_config()
+        return getattr(text, "max_position_embeddings", None)

@@ -1,0 +1,149 @@
+"""The frozen reference, three ways: scores cached on disk, a second copy, or the policy without its adapter."""
+
+import copy
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from filelock import FileLock
+from torch import nn
+
+from shiqrun.data.batches import Batches, Rows, Scores
+from shiqrun.models.policy import Policy
+from shiqrun.types import ActionScores, Trajectories
+
+Kind = Literal["cached", "frozen", "adapter", "none"]
+Reference = Callable[[Trajectories], ActionScores]
+
+
+def cached(batch: Trajectories) -> ActionScores:
+    """The scores that came with the batch.
+
+    Raises:
+        ValueError: the batch carries none.
+    """
+    if batch.reference is None:
+        raise ValueError("the batch carries no cached reference scores")
+    return batch.reference
+
+
+class Frozen:
+    """A second copy of the model; not a module, so that no checkpoint and no optimiser sees it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        """Moves the copy."""
+        self.policy.to(device)
+
+    @torch.no_grad()
+    def __call__(self, batch: Trajectories) -> ActionScores:
+        """Scores of the copy."""
+        return self.policy(batch)
+
+
+class AdapterOff:
+    """The policy itself with its LoRA adapter switched off."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = [policy]  # in a list: not a sub-module
+
+    @torch.no_grad()
+    def __call__(self, batch: Trajectories) -> ActionScores:
+        """Scores without the adapter."""
+        with self._policy[0].as_reference():
+            return self._policy[0](batch)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash of every parameter's name, shape, dtype and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
+    """Equal keys give equal scores: weights, model class and config, attention, dtypes, tokens and actions of the rows.
+
+    Tokenizer, template and truncation act through the tokens and need no entry of their own.
+    """
+    config: Any = policy.causal_lm.config
+    digest = hashlib.blake2b(digest_size=16)
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    for part in (weights, type(policy.causal_lm).__name__, config._attn_implementation, policy.autocast):
+        digest.update(f"{part} ".encode())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for t in rows.trajectories:
+        digest.update(t.input_ids.tobytes() + b"|" + t.action_index.tobytes() + b",")
+    return digest.hexdigest()
+
+
+def cached_scores(
+    policy: Policy,
+    rows: Rows,
+    directory: Path,
+    *,
+    key: str,
+    tokens: int,
+    device: torch.device,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda x: x,
+) -> tuple[Scores, bool]:
+    """Both numbers of every action under the policy as it is now, from `directory` or computed and stored there.
+
+    Written to a temporary file and renamed, under a lock, so that ranks and jobs that start together compute once.
+    Returns the scores and whether they were found.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"reference-{key}.arrow"
+    with FileLock(path.with_suffix(".lock")):
+        found = path.is_file()
+        if not found:
+            _store(path, _score(policy, rows, tokens, device, progress))
+    return _read(path), found
+
+
+@torch.no_grad()
+def _score(policy: Policy, rows: Rows, tokens: int, device: torch.device, progress: Any) -> Scores:
+    mode = policy.training
+    policy.to(device).eval()
+    scores: list[Any] = [None] * len(rows)
+    for numbers, batch in progress(Batches(rows, tokens=tokens)):
+        out = policy(batch.to(device))
+        for i, row in enumerate(numbers):
+            n = rows.actions[row]
+            scores[row] = tuple(x[i, :n].float().cpu().numpy() for x in (out.logit, out.log_partition))
+    policy.train(mode)
+    return scores
+
+
+def _store(path: Path, scores: Scores) -> None:
+    columns = {
+        name: pa.array([s[k] for s in scores], pa.list_(pa.float32()))
+        for k, name in enumerate(("logit", "log_partition"))
+    }
+    table = pa.table(columns)
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    os.replace(partial, path)
+
+
+def _read(path: Path) -> Scores:
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    parts = []
+    for name in ("logit", "log_partition"):
+        column = table.column(name).combine_chunks()
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        offsets, flat = column.offsets.to_numpy(), column.values.to_numpy()
+        parts.append([np.array(flat[a:b]) for a, b in itertools.pairwise(offsets)])
+    return list(zip(*parts, strict=True))

@@ -1,0 +1,92 @@
+"""`model=tiny`: a small Llama built from a config, with a tokenizer made from the training split."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from shiqrun.data.encode import with_template
+from shiqrun.data.source import ClosedVocabulary, Source
+from shiqrun.types import Example
+
+Count = Annotated[int, Gt(0)]
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """Keys of `conf/model/tiny.yaml`; sizes in units, `vocab_size` an upper bound for a tokenizer made from text."""
+
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Count
+    num_heads: Count
+    max_position_embeddings: Count
+    initializer_range: Annotated[float, Gt(0)]
+    vocab_size: Annotated[int, Gt(260)]
+
+    def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
+        """One token a word where the data set names its vocabulary, else byte-level BPE of the training text."""
+        if isinstance(source, ClosedVocabulary):
+            made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(source.vocabulary)}))
+            made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        else:
+            made = self._byte_pairs(training)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=made,
+            pad_token=PAD,
+            bos_token=BOS,
+            eos_token=EOS,
+            model_max_length=self.max_position_embeddings,
+            clean_up_tokenization_spaces=False,
+        )
+        tokenizer.chat_template = source.chat_template if isinstance(source, ClosedVocabulary) else None
+        return with_template(tokenizer)
+
+    def _byte_pairs(self, training: Iterable[Example]) -> Tokenizer:
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=[PAD, BOS, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        talks = ([*e.messages, *(m for c in e.completions for m in c)] for e in training)
+        made.train_from_iterator((str(m["content"]) for talk in talks for m in talk), trainer)
+        return made
+
+    def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+        """A freshly initialised LlamaForCausalLM with one logit a token of the tokenizer, float32."""
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_heads,
+            max_position_embeddings=self.max_position_embeddings,
+            initializer_range=self.initializer_range,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=False,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config)
+
+    def context(self) -> int:
+        """Tokens the model can read."""
+        return self.max_position_embeddings

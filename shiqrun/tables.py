@@ -1,0 +1,111 @@
+"""The tables a person sees before and after a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.columns import Columns
+from rich.panel import Panel
+from rich.table import Table
+
+from shiqrun.artifacts import append_samples
+from shiqrun.console import console, number
+from shiqrun.data.treasure_maps import draw
+from shiqrun.exact import ExactTreasure
+
+if TYPE_CHECKING:
+    from shiqrun.plan import Run
+
+EPISODES = 6
+FIRST = [f"val/{name}" for name in ("regularised_return", "regret", "reward", "kl", "illegal", "loss")]
+
+
+def plan_table(run: "Run") -> None:
+    """Rows, actions, steps, parameters, estimated memory, and what was dropped."""
+    train, val = run.encoded.train, run.encoded.val
+    table = Table(
+        title=f"{run.plan.names['algo']} on {run.plan.names['data']}", show_header=False, title_justify="left"
+    )
+    table.add_column(style="dim")
+    table.add_column()
+    counts = "{:,} trajectories, {:,} prompts, {:,} tokens, {:,} actions"
+    for name, rows in (("train", train), ("val", val)):
+        table.add_row(name, counts.format(len(rows), rows.prompts, rows.lengths.sum(), rows.actions.sum()))
+    for why, n in run.encoded.dropped.most_common():
+        table.add_row("dropped", f"{n:,} {why}")
+    if run.plan.algo.reward_offset != "none":
+        table.add_row("reward offset", f"{run.plan.algo.reward_offset}: {run.offset:.4g} on average")
+    epochs = run.max_steps / -(-len(train) // run.plan.trainer.batch_size)
+    table.add_row("steps", f"{run.max_steps:,} of {run.plan.trainer.batch_size} trajectories, {epochs:.3g} epochs")
+    trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
+    table.add_row("parameters", f"{sum(p.numel() for p in run.policy.parameters()):,}, {trained:,} trained")
+    table.add_row("memory", f"about {estimated_bytes(run) / 2**30:.2g} GiB for weights, optimiser and one micro-batch")
+    console.print(table)
+
+
+def estimated_bytes(run: "Run") -> float:
+    """Weights, gradients and Adam's two moments in float32, a frozen copy if asked, one micro-batch's activations.
+
+    Activations of a layer are counted as 16 numbers of the hidden size a token (4 under checkpointing), which is
+    about what a Llama block keeps; a figure to plan with, not a measurement.
+    """
+    everything = sum(p.numel() for p in run.policy.parameters())
+    trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
+    config: Any = run.policy.causal_lm.config.get_text_config()
+    tokens = min(
+        run.plan.trainer.micro_batch_tokens, int(run.encoded.train.lengths.max()) * run.plan.trainer.batch_size
+    )
+    kept = 4 if run.plan.model.gradient_checkpointing else 16
+    activations = tokens * config.hidden_size * config.num_hidden_layers * kept * 4
+    copies = 2 if run.plan.algo.reference == "frozen" else 1
+    return 4 * (copies * everything + 3 * trained) + activations + 2 * (64 << 20)
+
+
+def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
+    """The table before/after, and where everything is."""
+    names = [name for name in after if name.startswith("val/")] or [n for n in after if n.startswith("train/")]
+    table = Table(title=f"after {seconds:.0f} s", title_justify="left")
+    optimum = after.get("val/optimum")
+    columns = ["metric", "reference", "trained", *(["optimum"] if optimum is not None else [])]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    best = {"val/regularised_return": optimum, "val/regret": 0.0}
+    for name in sorted(set(names) - {"val/optimum", "val/reference_illegal"}, key=_rank):
+        row = [name, number(before[name]) if name in before else "", number(after[name])]
+        if optimum is not None:
+            row.append(number(best[name]) if name in best else "")
+        table.add_row(*row)
+    console.print(table)
+    if before.get("val/regret"):
+        fall = 1 - after["val/regret"] / before["val/regret"]
+        console.print(f"regret on held-out problems {'fell' if fall >= 0 else 'rose'} by [bold]{abs(fall):.1%}[/]")
+    for what, where in (("policy", "policy"), ("metrics", "metrics.csv"), ("summary", "summary.json")):
+        console.print(f"{what:<8} {run_dir / where}", highlight=False)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """What a reader looks for first comes first; the rest by name."""
+    return FIRST.index(name) if name in FIRST else len(FIRST), name
+
+
+def episodes(run: "Run", exact: ExactTreasure) -> None:
+    """Draws a few sampled episodes on held-out maps and keeps them in `samples.jsonl`."""
+    policy = run.policy.eval()
+    played = exact.sample_episodes(policy.model, EPISODES, run.plan.seed)
+    policy.train()
+    panels = []
+    for episode in played:
+        drawing = draw(exact.maps, episode)
+        panels.append(Panel(drawing, title=f"reward {sum(episode.rewards):.2g}", expand=False))
+    console.print("Episodes of the trained policy on held-out maps:")
+    console.print(Columns(panels))
+    rows = [
+        {
+            "step": run.max_steps,
+            "prompt": exact.maps.prompt(e.map_index),
+            "completion": " ".join(e.words),
+            "reward": sum(e.rewards),
+            "kl": None,
+        }
+        for e in played
+    ]
+    append_samples(run.plan.run_dir / "samples.jsonl", rows)

@@ -1,0 +1,202 @@
+"""One run, from a plan that is ready to the run directory."""
+
+import logging
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+
+from shiqrun.artifacts import provenance, save_policy, write_json
+from shiqrun.callbacks import AtomicCheckpointIO, Checkpoints, Signals, Stopped, Validation
+from shiqrun.console import track
+from shiqrun.data.module import LoggedData
+from shiqrun.data.treasure import Treasure
+from shiqrun.errors import InputError, Interrupted
+from shiqrun.exact import ExactTreasure
+from shiqrun.metrics import MetricsFile
+from shiqrun.models.reference import (
+    AdapterOff,
+    Frozen,
+    Reference,
+    cache_key,
+    cached,
+    cached_scores,
+    weights_fingerprint,
+)
+from shiqrun.module import STAMP, Method
+from shiqrun.plan import Run
+from shiqrun.tables import end_of_run, episodes, plan_table
+from shiqrun.view import View
+
+log = logging.getLogger("shiqrun")
+
+
+def _reference(run: Run) -> Reference | None:
+    plan, kind = run.plan, run.plan.algo.reference
+    if kind == "none":
+        return None
+    if kind == "frozen":
+        return Frozen(run.policy)
+    if kind == "adapter":
+        return AdapterOff(run.policy)
+    began, found = time.perf_counter(), []
+    for name, rows in (("train", run.encoded.train), ("val", run.encoded.val)):
+        rows.reference, there = cached_scores(
+            run.policy,
+            rows,
+            plan.cache_dir,
+            key=cache_key(run.policy, rows, run.weights),
+            tokens=plan.trainer.micro_batch_tokens,
+            device=plan.hardware.device(),
+            progress=partial(track, description=f"reference scores of {name}, micro-batches"),
+        )
+        found.append(there)
+    how = "read from the cache in" if all(found) else "computed in"
+    log.info(
+        "reference scores of %d trajectories: %s %.1f s",
+        len(run.encoded.train) + len(run.encoded.val),
+        how,
+        time.perf_counter() - began,
+    )
+    return cached
+
+
+def _exact(run: Run) -> ExactTreasure | None:
+    """Exact evaluation, where the problem has an optimum that can be enumerated and the method a temperature."""
+    beta = run.plan.loss.keywords.get("beta")
+    if not isinstance(run.plan.source, Treasure) or beta is None or not run.plan.eval_every:
+        return None
+    exact = ExactTreasure(run.plan.source, run.tokenizer, split="val", beta=beta)
+    exact.set_reference(run.policy.model)
+    return exact
+
+
+def describe(run: Run) -> None:
+    """Prints rows, actions, steps, parameters and estimated memory: the end of a dry run."""
+    plan_table(run)
+
+
+def execute(run: Run, resume: bool) -> None:
+    """Trains, and writes the run directory.
+
+    Args:
+        run: from `ready`.
+        resume: go on from `checkpoints/last.ckpt`, or from the start where there is none.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite, or a policy that is not the reference at step 0.
+        Interrupted: a signal arrived; the checkpoint is saved.
+    """
+    plan, began = run.plan, time.perf_counter()
+    checkpoints = Checkpoints(plan.run_dir / "checkpoints", plan.trainer.checkpoint_every)
+    checkpoint = checkpoints.last if resume and checkpoints.last.is_file() else None
+    step = _stand(run, checkpoint) if checkpoint else -1
+    describe(run)
+    reference, exact = _reference(run), _exact(run)
+    stamp = {"data": run.encoded.fingerprint, "model": run.weights, "reward_offset": run.offset}
+    method = Method(
+        run.policy, reference, plan.loss, plan.trainer, max_steps=run.max_steps, seed=plan.seed, stamp=stamp
+    )
+    metrics = MetricsFile(plan.run_dir / "metrics.csv", keep=step)
+    method.latest = metrics.latest()
+    validation = (
+        Validation(plan.eval_every, checkpoints, exact.evaluate if exact else None) if plan.eval_every else None
+    )
+    signals = Signals(checkpoints)
+    title = f"{plan.names['algo']} on {plan.names['data']}"
+    callbacks = [*([validation] if validation else []), View(title), checkpoints, signals]
+    trainer = _trainer(run, callbacks, [metrics, *plan.trackers()])
+    signals.install()
+    try:
+        trainer.fit(method, datamodule=_batches(run), ckpt_path=checkpoint, weights_only=False)
+    except Stopped as stopped:
+        raise Interrupted(str(stopped)) from None
+    finally:
+        signals.restore()
+    if trainer.is_global_zero:
+        _finish(run, method, validation, exact, seconds=time.perf_counter() - began)
+    trainer.strategy.barrier("saved")
+
+
+def _batches(run: Run) -> LoggedData:
+    t = run.plan.trainer
+    return LoggedData(run.encoded, batch_size=t.batch_size, micro_batch_tokens=t.micro_batch_tokens, seed=run.plan.seed)
+
+
+def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    hardware = run.plan.hardware
+    return Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        strategy=hardware.strategy,
+        max_steps=run.max_steps,
+        max_epochs=-1,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run.plan.run_dir,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+
+
+def _stand(run: Run, checkpoint: Path) -> int:
+    """The step at which a checkpoint stands.
+
+    Raises:
+        InputError: it was made with other data or another starting model than the run's config makes now.
+    """
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+    for name, now in (("data", run.encoded.fingerprint), ("model", run.weights)):
+        if saved[STAMP][name] != now:
+            raise InputError(
+                f"{checkpoint} was made with another {name} (fingerprint {saved[STAMP][name]}, now {now}); "
+                f"put the former {name} back, or start a new run"
+            )
+    log.info("going on after step %d of %d", saved["global_step"], run.max_steps)
+    return int(saved["global_step"])
+
+
+def _finish(
+    run: Run, method: Method, validation: Validation | None, exact: ExactTreasure | None, seconds: float
+) -> None:
+    plan = run.plan
+    metrics = {k: v for k, v in method.latest.items() if np.isfinite(v)}
+    shown = {k: f"{v:.4g}" for k, v in sorted(metrics.items())}
+    card: dict[str, Any] = {**plan.names, "steps": run.max_steps, "settings": plan.shown, "metrics": shown}
+    save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
+    summary = {
+        **metrics,
+        "steps": run.max_steps,
+        "seconds": seconds,
+        "seed": plan.seed,
+        "algo": plan.names["algo"],
+        "data": plan.names["data"],
+        "parameters": sum(p.numel() for p in run.policy.parameters()),
+        "trajectories/train": len(run.encoded.train),
+        "trajectories/val": len(run.encoded.val),
+        "reward_offset": run.offset,
+        "fingerprint/data": run.encoded.fingerprint,
+        "fingerprint/model": run.weights,
+        "fingerprint/policy": weights_fingerprint(run.policy.causal_lm),
+        **{f"dropped/{why}": n for why, n in run.encoded.dropped.items()},
+        **provenance(),
+    }
+    write_json(plan.run_dir / "summary.json", summary)
+    if exact is not None:
+        episodes(run, exact)
+    end_of_run(plan.run_dir, validation.first if validation else {}, metrics, seconds)

@@ -1,0 +1,150 @@
+"""The four types that pass between data, scoring and losses. Frozen, shapes checked when built.
+
+Losses live in action time, `[B, A]`: column t of a row is the t-th token that the policy chose. Prompts, user
+turns and tool replies are gone, and the next state is the next column.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, device
+
+Message = dict[str, Any]
+"""One chat message: `role` (system, user, assistant, tool) and `content`."""
+
+Positive = Annotated[float, Gt(0)]
+UnitInterval = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt with its logged completions, as a data set hands it over.
+
+    Attributes:
+        messages: the prompt, a chat list; no token of it is an action.
+        completions: G completions; each a list of messages in which the assistant's turns are actions.
+        rewards: one entry a completion, or None where the data has none. An entry is one number for the whole
+            completion (it falls on the last action), or a list with one number per assistant turn (each falls on
+            its turn's last action), or a list with one number per action token.
+        prompt_id: equal for rows that answer the same prompt; decides the validation split.
+        answer: whatever a verifier needs.
+        source: where the row came from (`file:line`), for error messages.
+    """
+
+    messages: Sequence[Message]
+    completions: Sequence[Sequence[Message]]
+    rewards: Sequence[float | Sequence[float]] | None
+    prompt_id: str
+    answer: Any = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.rewards is not None and len(self.rewards) != len(self.completions):
+            raise ValueError(f"{self.source}: {len(self.completions)} completions but {len(self.rewards)} rewards")
+
+
+def _require(name: str, value: Tensor | None, shape: tuple[int, ...]) -> None:
+    if value is not None and tuple(value.shape) != shape:
+        raise ValueError(f"{name} has shape {list(value.shape)}, expected {list(shape)}")
+
+
+@dataclass(frozen=True)
+class ActionScores:
+    """What any loss needs of a model, per action: two numbers in nats, float32 (float64 in proofs).
+
+    Attributes:
+        logit: `[B, A]`, logit of the action taken, l(s_t, a_t).
+        log_partition: `[B, A]`, v(s_t) = logsumexp l(s_t, .).
+        value: `[B, A]`, a value head's output in reward units, where there is one.
+    """
+
+    logit: Tensor
+    log_partition: Tensor
+    value: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _require("log_partition", self.log_partition, tuple(self.logit.shape))
+        _require("value", self.value, tuple(self.logit.shape))
+
+    @property
+    def logp(self) -> Tensor:
+        """log pi(a_t | s_t) = logit - log_partition, `[B, A]`, nats."""
+        return self.logit - self.log_partition
+
+    def to(self, where: "device | str") -> "ActionScores":
+        """The same scores on another device."""
+        return _moved(self, where)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """A batch of B trajectories of at most T tokens and A actions.
+
+    Attributes:
+        input_ids: `[B, T]` int64, padded on the right.
+        attention_mask: `[B, T]` bool, True on tokens, False on padding.
+        action_index: `[B, A]` int64, position of each action in `input_ids`, at least 1.
+        action_mask: `[B, A]` bool, True on a prefix of each row.
+        rewards: `[B, A]` float, reward earned by that action.
+        group: `[B]` int64, rows with equal numbers answer the same prompt.
+        reference: the frozen reference's scores, where they are cached.
+        prompt_value: `[B]`, reward units.
+        behaviour_logp: `[B, A]`, nats, log-probability under the policy that acted.
+        value_target: `[B, A]`, reward units, NaN where not annotated.
+
+    Raises:
+        ValueError: a shape that does not fit the others.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    action_index: Tensor
+    action_mask: Tensor
+    rewards: Tensor
+    group: Tensor
+    reference: ActionScores | None = None
+    prompt_value: Tensor | None = None
+    behaviour_logp: Tensor | None = None
+    value_target: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        tokens, actions = tuple(self.input_ids.shape), tuple(self.action_index.shape)
+        if len(tokens) != 2 or len(actions) != 2 or tokens[0] != actions[0]:
+            raise ValueError(f"input_ids {list(tokens)} and action_index {list(actions)} must be [B, T] and [B, A]")
+        _require("attention_mask", self.attention_mask, tokens)
+        for name in ("action_mask", "rewards", "behaviour_logp", "value_target"):
+            _require(name, getattr(self, name), actions)
+        _require("group", self.group, actions[:1])
+        _require("prompt_value", self.prompt_value, actions[:1])
+        if self.reference is not None:
+            _require("reference", self.reference.logit, actions)
+
+    def to(self, where: "device | str") -> "Trajectories":
+        """The same batch on another device."""
+        return _moved(self, where)
+
+
+def _moved(batch: Any, where: "device | str") -> Any:
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{k: v.to(where) for k, v in values.items() if hasattr(v, "to")})
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What a loss returns: a sum and a count, never a mean, so that a step does not depend on how it was cut.
+
+    Attributes:
+        total: `[]`, sum over units, differentiable.
+        count: `[]`, number of units: actions, trajectories or pairs.
+        metrics: name -> (sum, count), detached scalars.
+    """
+
+    total: Tensor
+    count: Tensor
+    metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require("total", self.total, ())
+        _require("count", self.count, ())

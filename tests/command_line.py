@@ -1,0 +1,89 @@
+"""Runs through the real command line, in this process or in one of its own, and reads what a run left."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from shiqrun.cli import main
+
+SMALL = (
+    "logger=none",
+    "data.maps=40",
+    "data.val_maps=4",
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "trainer.batch_size=8",
+    "trainer.log_every=3",
+    "eval.every=5",
+)
+
+
+def train(*words: str) -> int:
+    """Exit code of `shiqrun train` on a small problem, in this process."""
+    return main(["train", *SMALL, *words])
+
+
+def start(*words: str, **environment: str) -> subprocess.Popen:
+    """The same in a process of its own."""
+    return command("train", *SMALL, *words, **environment)
+
+
+def command(*words: str, **environment: str) -> subprocess.Popen:
+    """Any command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "shiqrun", *words],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen, seconds: float = 240) -> tuple[int, str]:
+    """(exit code, output)."""
+    out, _ = process.communicate(timeout=seconds)
+    return process.returncode, out
+
+
+def wait_for_rows(run_dir: Path, rows: int, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Returns once `metrics.csv` has that many rows."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if (run_dir / "metrics.csv").is_file() and len(metrics(run_dir)) >= rows:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {rows} rows of metrics: {process.communicate(timeout=30)[0] if process.poll() else ''}")
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Rows of `metrics.csv`, empty cells left out."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def timeless(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Rows without what depends on the clock."""
+    return [{k: v for k, v in row.items() if "per_second" not in k and "seconds" not in k} for row in rows]
+
+
+def summary(run_dir: Path) -> dict:
+    """`summary.json`."""
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def checkpoint(run_dir: Path, name: str = "last") -> dict:
+    """A checkpoint's contents."""
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=False)
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    """Between the weights of two runs' last checkpoints."""
+    first, second = checkpoint(a)["state_dict"], checkpoint(b)["state_dict"]
+    assert first.keys() == second.keys()
+    return max(float((first[k] - second[k]).abs().max()) for k in first)

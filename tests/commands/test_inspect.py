@@ -1,0 +1,175 @@
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from shiqrun.cli import main
+from shiqrun.commands.inspect import rendered
+from shiqrun.data.encode import encode
+from shiqrun.types import Example
+
+SMALL = ["data=treasure", "data.maps=20", "data.val_maps=5"]
+
+
+@pytest.fixture
+def inspect(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty directory; (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        code = main(["inspect", *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def chat(*turns):
+    return [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 9, turns, strict=False)]
+
+
+def write(folder, *rows):
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["data=jsonl", "data.path=rows.jsonl", "data.val_fraction=0", "model=tiny"]
+
+
+def test_actions_stand_in_brackets_with_each_turns_reward_below_its_end(inspect, tmp_path):
+    words = write(tmp_path, {"messages": chat("hi", "yes", "more", "no"), "rewards": [0.25, -1]})
+    code, out, _ = inspect(*words)
+    assert code == 0
+    lines = out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("<bos>"))
+    shown = lines[start : lines.index("", start)]
+    assert [line for line in shown if "Assistant" not in line and re.search("[a-z]", line)] == [
+        "<bos>User: hi↵",
+        "User: more↵",
+    ]
+    for text, reward in (("Assistant:[ yes<eos>]", "0.25"), ("Assistant:[ no<eos>]", "-1")):
+        at = next(i for i, line in enumerate(shown) if line.startswith(text))
+        assert shown[at + 1] == " " * text.index("<eos>") + reward
+
+
+def test_text_is_shown_as_it_is_and_cannot_steer_the_terminal(inspect, tmp_path):
+    words = write(tmp_path, {"prompt": "[red]é日[/red]", "completion": "naïve 本\x1b[31m\ttab\nnew", "reward": 0})
+    _, out, _ = inspect(*words, "model.vocab_size=261")  # so few that a letter beyond ASCII is several tokens
+    assert "User: [red]é日[/red]↵" in out
+    assert "[ naïve 本\\x1b[31m\\ttab↵\nnew<eos>]\n" in out
+    assert "\x1b" not in out
+    assert re.search(r"^ +0$", out, re.MULTILINE)  # a return of 0 is told from no reward
+
+
+def test_rows_without_rewards_are_shown_without(inspect, tmp_path):
+    _, out, _ = inspect(*write(tmp_path, {"prompt": "a", "completion": "b"}))
+    assert "no rewards" in out
+    assert re.search(r"return +│ +- │", out)
+
+
+def test_the_tables_count_rows_prompts_lengths_and_drops(inspect, tmp_path):
+    texts = ("x", "yy", "zzz", "".join(map(chr, range(33, 126))))
+    rows = [{"prompt": f"p{i % 2}", "completion": t, "reward": len(t)} for i, t in enumerate(texts)]
+    rows.append({"prompt": "p0", "completion": "", "reward": 0})
+    _, out, _ = inspect(*write(tmp_path, *rows), "model.vocab_size=261", "data.max_length=40")
+
+    def cells(name):
+        return next([c.strip() for c in line.split("│")[1:-1]] for line in out.splitlines() if f"│ {name} " in line)
+
+    assert cells("tokens")[:3] == ["train", "3", "2"]
+    assert cells("return")[4:] == ["1", "2", "3", "3"]
+    assert cells("actions")[4] == "3"  # a blank, x and <eos>; 261 tokens are the bytes, 3 special ones and 2 merges
+    assert "longer than max_length (40 tokens) │      1 │" in out
+    assert "empty completion                   │      1 │" in out
+
+
+def test_limit_is_the_number_of_trajectories_shown_and_dry_run_shows_none(inspect):
+    for words, shown in (([], 3), (["limit=5"], 5), (["limit=0"], 0), (["dry_run=true"], 0)):
+        code, out, _ = inspect(*SMALL, *words)
+        assert code == 0
+        assert out.count("<bos> start") == shown
+        assert "│ train │   80 │      20 │ tokens" in out
+        assert ("data_seed: 0" in out) == (words == ["dry_run=true"])
+
+
+def test_nothing_is_written(inspect, tmp_path):
+    assert inspect(*SMALL)[0] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_runs_data_and_model_are_looked_at(inspect, tmp_path):
+    words = ["data.maps=7", "data.val_maps=3", "trainer.max_steps=1", "eval.every=0", "logger=none", "run_dir=made"]
+    assert main(["train", *words]) == 0
+    code, out, _ = inspect("run=made", "limit=1")
+    assert code == 0
+    assert "│ train │   28 │       7 │ tokens" in out
+    code, _, err = inspect("run=made", "data=hh")
+    assert code == 2
+    assert "run=made brings its own data and model; leave out data=hh" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["limit=-1"], "limit: met -1"),
+        (["limt=1"], "limt: unknown key; did you mean limit?"),
+        (["run=nowhere"], "nowhere: no such directory"),
+        (["data=jsonl"], r"data\.path: not set"),
+        (["data=jsonl", "data.path=gone.jsonl"], r"gone\.jsonl: no such file"),
+        (["data=jsonl", "data.path=x", "data.pair_rewards=[1,a]"], r"data\.pair_rewards: met \[1, 'a'\]"),
+        (["data=hh", "data.subset=harmles"], r"data\.subset: met 'harmles'.*harmless"),
+        (["data=hh", "data.path=null"], r"Anthropic/hh-rlhf.*data\.path="),
+    ],
+)
+def test_input_that_cannot_work_ends_with_2(inspect, monkeypatch, words, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = inspect(*words)
+    assert code == 2
+    assert re.search(message, err)
+
+
+def test_on_a_terminal_actions_are_coloured_instead(tmp_path):
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-m", "shiqrun", "inspect", *SMALL, "limit=1"]
+    env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")} | {"TERM": "xterm-256color"}
+    with subprocess.Popen(command, stdout=writer, stderr=writer, cwd=tmp_path, env=env) as process:
+        os.close(writer)
+        chunks = []
+        try:
+            while chunk := os.read(reader, 65536):
+                chunks.append(chunk)
+        except OSError:  # how a Linux terminal says that the other side is gone
+            pass
+    os.close(reader)
+    assert process.returncode == 0
+    out = b"".join(chunks).decode()
+    assert re.search(r"\x1b\[[\d;]*4[26]m \w+\x1b\[0m", out)
+    assert "[" not in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", out)
+
+
+def test_no_line_is_wider_than_asked_and_no_text_is_lost():
+    words = [f"w{'o' * (i % 9)}{i}" for i in range(80)]
+    made = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate([*words, "User:", "Assistant:", "<e>", "<u>"])}, "<u>")
+    )
+    made.pre_tokenizer, made.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<e>", unk_token="<u>")
+    tokenizer.chat_template = (
+        "User: {{ messages[0].content }} Assistant: "
+        "{% if messages[1:] %}{% generation %}{{ messages[1].content }} <e>{% endgeneration %}{% endif %}"
+    )
+    completion = [{"role": "assistant", "content": " ".join(words)}]
+    example = Example([{"role": "user", "content": words[0]}], [completion], [list(map(float, range(1, 82)))], "p")
+    (trajectory,) = encode([example], tokenizer, Counter(), max_length=None)
+    head, counts, *lines = (line.plain for line in rendered(trajectory, tokenizer, width=50, brackets=("", "")))
+    assert head.endswith("prompt p")
+    assert counts.startswith(f"{len(trajectory.input_ids)} tokens, 81 actions, return {81 * 82 // 2}")
+    tokens = [line for line in lines if "w" in line or "<e>" in line]
+    assert "".join(tokens) == tokenizer.decode(trajectory.input_ids)
+    assert max(map(len, tokens)) <= 50
+    below = [line for line in lines if line and line not in tokens]
+    assert [float(n) for line in below for n in line.split()] == list(range(1, 82))

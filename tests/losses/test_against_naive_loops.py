@@ -1,0 +1,112 @@
+"""Every loss against the double loop over its formula, in value, count, gradient and metrics."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from shiqrun import losses
+from shiqrun.losses.residual import path_residuals, regularised_rewards, step_residuals, suffix_sum, turn_starts
+from shiqrun.types import ActionScores
+from tests.losses.naive import BETA, LOSSES, gradients, ragged, rows_of
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_the_double_loop_of_its_formula(name, seed):
+    loss, naive = LOSSES[name]
+    batch, policy, reference = ragged(seed=seed)
+    terms = loss(batch, policy, reference)
+    total, count = naive(rows_of(batch, policy, reference))
+    assert_close(terms.total, total)
+    assert int(terms.count) == count
+    expected = torch.autograd.grad(total, (policy.logit, policy.log_partition), materialize_grads=True)
+    assert_close(gradients(terms, policy), list(expected))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_finite_differences(name):
+    batch, policy, reference = ragged(lengths=(3, 0, 4), width=4)
+
+    def total(logit, log_partition):
+        return LOSSES[name][0](batch, ActionScores(logit, log_partition), reference).total
+
+    assert torch.autograd.gradcheck(total, (policy.logit, policy.log_partition))
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.95, 1.0])
+def test_suffix_sum_is_the_recursion_from_the_end(length, decay):
+    x = torch.randn(2, length, dtype=torch.float64)
+    expected = x.clone()
+    for t in reversed(range(length - 1)):
+        expected[:, t] += decay * expected[:, t + 1]
+    assert_close(suffix_sum(x, decay), expected)
+
+
+def test_neighbouring_path_residuals_differ_by_the_step_residual():
+    batch, policy, reference = ragged()
+    value = BETA * (policy.log_partition - reference.log_partition)
+    path = path_residuals(batch, policy, reference, value, BETA)
+    step = step_residuals(batch, policy, reference, BETA)
+    for b, length in enumerate(batch.action_mask.sum(-1)):
+        for t in range(length):
+            following = path[b, t + 1] if t + 1 < length else torch.zeros(())
+            assert_close(path[b, t], step[b, t] + following, check_dtype=False)
+
+
+def test_lambda_zero_is_the_loss_without_multi_step():
+    batch, policy, reference = ragged()
+    assert_close(
+        losses.shiq(batch, policy, reference, beta=BETA, lam=0.0).total,
+        losses.shiq_ms(batch, policy, reference, beta=BETA).total,
+    )
+
+
+def test_lambda_one_is_the_limit_of_lambda_below_one():
+    batch, policy, reference = ragged()
+    assert_close(
+        losses.shiq(batch, policy, reference, beta=BETA, lam=1.0).total,
+        losses.shiq(batch, policy, reference, beta=BETA, lam=1.0 - 1e-12).total,
+    )
+
+
+def test_regularised_rewards_are_rewards_less_beta_log_ratios():
+    batch, policy, reference = ragged()
+    got = regularised_rewards(batch, policy, reference, BETA)
+    for b, row in enumerate(rows_of(batch, policy, reference)):
+        for t in row.actions:
+            assert_close(got[b, t], row.r[t] - BETA * row.log_ratio(t))
+        assert not got[b, len(row.r) :].any()
+
+
+def test_a_turn_starts_where_the_environment_spoke_in_between():
+    batch, _, _ = ragged(lengths=(6, 0, 3), width=6)
+    index = torch.tensor([[2, 3, 6, 7, 8, 12], [0, 0, 0, 0, 0, 0], [1, 3, 9, 40, 50, 51]])
+    starts = turn_starts(type(batch)(**{**vars(batch), "action_index": index}))
+    first, second = [True, False, True, False, False, True], [True, True, True, False, False, False]
+    assert starts.tolist() == [first, [False] * 6, second]
+
+
+@pytest.mark.parametrize("name", ["shiq", "shiq_ms", "shiq_init", "shiq_tk", "shiq-0.9"])
+def test_metrics_are_sums_and_counts_of_the_squared_residuals(name):
+    batch, policy, reference = ragged(lengths=(1, 0, 1), width=2)  # one action a row: every residual is its own square
+    terms = LOSSES[name][0](batch, policy, reference)
+    residuals = [
+        row.r[0] - BETA * row.log_ratio(0) - BETA * (row.v[0] if name == "shiq_init" else row.shift(0))
+        for row in rows_of(batch, policy, reference)
+        if row.r
+    ]
+    (mean, size), (absolute, same) = terms.metrics["residual_mean"], terms.metrics["residual_abs"]
+    assert_close(mean, sum(residuals).detach())
+    assert_close(absolute, sum(abs(x) for x in residuals).detach())
+    assert int(size) == int(same) == 2
+    assert not mean.requires_grad
+    assert not absolute.requires_grad
+
+
+def test_metrics_of_the_turnwise_loss_count_turns_while_the_loss_counts_trajectories():
+    batch, policy, reference = ragged(lengths=(6, 0, 3), width=6)
+    index = torch.tensor([[2, 3, 6, 7, 8, 12], [0] * 6, [1, 3, 9, 40, 50, 51]])
+    terms = LOSSES["shiq_tk"][0](type(batch)(**{**vars(batch), "action_index": index}), policy, reference)
+    assert int(terms.count) == 2
+    assert int(terms.metrics["residual_abs"][1]) == 6

@@ -1,0 +1,144 @@
+"""The contract of the configuration: every choice composes and passes the check, every key says what it is."""
+
+import inspect
+import re
+import shlex
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from shiqrun import losses
+from shiqrun.cli import COMMANDS
+from shiqrun.commands.compose import composed, jobs, quoted, search_path
+from shiqrun.commands.validate import check
+from shiqrun.types import LossTerms
+
+CONF = Path(str(files("shiqrun.conf")))
+README = Path(__file__).parents[1] / "README.md"
+FILES = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.relative_to(CONF).parts)  # no keys of ours
+CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent != CONF]
+CONFIGURED = [command for command in COMMANDS if (CONF / f"{command}.yaml").exists()]  # others read paths alone
+OPEN = {"data=jsonl": "data.path=FILE", "model=hf": "model.path=DIR", "experiment=demo": "model.path=DIR"}
+"""Choices that ask the user for a value, and that value."""
+EXPLAIN_THEMSELVES = {"name", "_target_", "_partial_", "defaults", "hydra"}
+
+
+def algorithms():
+    return [option for group, option in CHOICES if group == "algo"]
+
+
+def schema(command):
+    return import_module(COMMANDS[command].module).SCHEMA
+
+
+def settings(name, *overrides):
+    with initialize_config_module("shiqrun.conf", version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+@pytest.mark.parametrize("option", algorithms())
+def test_an_algorithm_is_named_like_its_file_and_its_loss(option):
+    node = settings("train", f"algo={option}", "data=treasure").algo
+    assert node.name == option
+    assert node._target_ == f"shiqrun.losses.{option}"
+    assert node._partial_ is True
+
+
+def test_every_loss_has_a_yaml():
+    assert sorted(losses.__all__) == algorithms()
+
+
+@pytest.mark.parametrize("option", losses.__all__)
+def test_a_loss_has_the_signature_of_a_loss(option):
+    signature = inspect.signature(getattr(losses, option))
+    positional = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    keyword = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert positional == ["batch", "policy", "reference"]
+    assert len(positional) + len(keyword) == len(signature.parameters)
+    assert {p.name for p in keyword if p.default is p.empty} <= {"beta"}
+    assert signature.return_annotation is LossTerms
+
+
+@pytest.mark.parametrize("option", algorithms())
+def test_an_algorithm_sets_the_values_that_its_loss_has_as_defaults(option):
+    node = settings("train", f"algo={option}").algo
+    for parameter in inspect.signature(getattr(losses, option)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
+            assert node[parameter.name] == parameter.default
+
+
+def accepted():
+    """Every command with a config, with every choice of the groups in it."""
+    for command in CONFIGURED:
+        text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
+        groups = {key for entry in yaml.safe_load(text)["defaults"] if isinstance(entry, dict) for key in entry}
+        yield from (pytest.param(command, f"{g}={o}", id=f"{command} {g}={o}") for g, o in CHOICES if g in groups)
+
+
+@pytest.mark.parametrize(("command", "choice"), list(accepted()))
+def test_every_choice_composes_and_passes_the_check(command, choice):
+    check(settings(command, choice, *filter(None, [OPEN.get(choice)])), schema(command))
+
+
+@pytest.mark.parametrize("command", CONFIGURED)
+def test_every_command_knows_the_common_settings(command):
+    config = settings(command)
+    assert {"seed", "run_dir", "logger", "dry_run", "data", "model", "hardware"} <= set(config)
+
+
+def test_a_choice_that_needs_a_path_leaves_it_open():
+    for choice, path in OPEN.items():
+        key = path.partition("=")[0]
+        assert key in OmegaConf.missing_keys(settings("train", choice))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(CONF)) for path in FILES])
+def test_every_key_has_a_comment(path):
+    text = path.read_text(encoding="utf-8")
+    assert not list(uncommented(yaml.compose(text), text.splitlines()))
+
+
+def uncommented(node, lines):
+    """The keys of values without a comment on their line or on the one before."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value in EXPLAIN_THEMSELVES:
+            continue
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            yield from uncommented(value, lines)
+            continue
+        before = lines[key.start_mark.line - 1].strip() if key.start_mark.line else ""
+        beside = lines[value.end_mark.line][value.end_mark.column :] if value.end_mark.line < len(lines) else ""
+        if not (re.match(r"\s+# \S", beside) or before.startswith("# ")):
+            yield key.value
+
+
+def readme_lines():
+    """Every `shiqrun ...` in a code block of the README, continued lines joined."""
+    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if re.match(r"(\S+/)?shiqrun\s", line)]
+
+
+@pytest.mark.parametrize("line", readme_lines())
+def test_every_command_of_the_readme_composes_and_passes_the_check(line):
+    command, *words = shlex.split(line, comments=True)[1:]
+    if command in ("--help", "--version", "-h"):
+        return
+    assert command in COMMANDS
+    if command not in CONFIGURED:
+        return
+    overrides = [quoted(word) for word in words if not word.startswith("-") and "=" in word]
+    if any(word.startswith(("resume=", "run=")) for word in overrides):  # the config is in that directory
+        assert len(overrides) == 1 or command != "train"
+        return
+    with search_path(command, None):
+        many = "-m" in words or "--multirun" in words
+        each = jobs(command, composed(command, overrides, multirun=True), overrides) if many else [overrides]
+        for job in each:
+            check(composed(command, job), schema(command))

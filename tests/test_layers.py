@@ -1,0 +1,111 @@
+"""The shape of the package: imports point down, only commands read configuration, files and functions are short."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import shiqrun
+from shiqrun import losses
+
+PACKAGE = Path(shiqrun.__file__).parent
+LAYERS = (
+    ("shiqrun", "types", "errors"),
+    ("losses", "rewards", "sandbox", "schedule", "metrics", "tracking", "console", "hub"),
+    ("data",),
+    ("models",),
+    ("exact", "rollout", "evaluation", "artifacts", "toy"),
+    ("tables", "report"),
+    ("module",),
+    ("callbacks", "view", "plan"),
+    ("training",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+"""From the bottom up. A part may import what is in a lower line, and a package its own files."""
+
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+LONGEST_FILE, LONGEST_FUNCTION = 300, 50
+
+
+def part(name):
+    """`data` of `data.encode`, `shiqrun` of the package itself."""
+    return "shiqrun" if name == "__init__" else name.split(".")[0]
+
+
+def modules_imported(tree):
+    """Every module an import anywhere in the file names, except for the type checker's eyes only."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; say shiqrun.…"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(name):
+    """The files of the package that a file imports."""
+    for module in modules_imported(TREES[name]):
+        found = module.removeprefix("shiqrun.") if module.startswith("shiqrun.") else None
+        if module == "shiqrun":
+            yield "__init__"
+        elif found in FILES:
+            yield found
+        elif found and f"{found}.__init__" in FILES:
+            yield f"{found}.__init__"
+
+
+def test_every_part_has_its_layer():
+    assert {part(name) for name in FILES} <= set(LEVEL), "a new part: give it its line in LAYERS"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_down(name):
+    mine = part(name)
+    up = {other for other in own_imports(name) if part(other) != mine and LEVEL[part(other)] >= LEVEL[mine]}
+    assert not up, f"{name} imports {sorted(up)}, which is not below it"
+
+
+def test_no_file_imports_itself_through_others():
+    TopologicalSorter({name: set(own_imports(name)) - {name} for name in FILES}).prepare()
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if part(name) != "commands"])
+def test_only_commands_read_configuration(name):
+    assert not {"hydra", "omegaconf"} & {module.split(".")[0] for module in modules_imported(TREES[name])}
+
+
+@pytest.mark.parametrize("name", ["cli", "commands.train", "commands.launch"])
+def test_naming_the_commands_imports_nothing_heavy(name):
+    at_once = ast.Module([node for node in TREES[name].body if not isinstance(node, ast.FunctionDef)], [])
+    assert not {"torch", "transformers", "lightning"} & {m.split(".")[0] for m in modules_imported(at_once)}
+
+
+def test_no_file_of_losses_is_named_like_a_loss():
+    assert not {name.removeprefix("losses.") for name in FILES if part(name) == "losses"} & set(losses.__all__)
+
+
+def test_files_are_short():
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in FILES.items()}
+    assert not {name: length for name, length in lengths.items() if length > LONGEST_FILE}
+
+
+def test_functions_are_short():
+    lengths = {
+        f"{name}:{node.name}": node.end_lineno - node.lineno + 1
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert not {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION}
