@@ -179,6 +179,8 @@ def _finish(
     shown = {k: f"{v:.4g}" for k, v in sorted(metrics.items())}
     card: dict[str, Any] = {**plan.names, "steps": run.max_steps, "settings": plan.shown, "metrics": shown}
     save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
+    if exact is not None:
+        episodes(run, exact)
     summary = {
         **metrics,
         "steps": run.max_steps,
@@ -196,7 +198,5 @@ def _finish(
         **{f"dropped/{why}": n for why, n in run.encoded.dropped.items()},
         **provenance(),
     }
-    write_json(plan.run_dir / "summary.json", summary)
-    if exact is not None:
-        episodes(run, exact)
+    write_json(plan.run_dir / "summary.json", summary)  # the last file: its presence says that the run is finished
     end_of_run(plan.run_dir, validation.first if validation else {}, metrics, seconds)
