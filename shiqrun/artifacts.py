@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 import shiqrun
 from shiqrun.models.policy import Policy
@@ -22,7 +22,7 @@ CARD = """\
 library_name: transformers
 tags: [shiqrun, {algo}]
 ---
-# A policy trained by shiqrun
+# A model trained by shiqrun
 
 `{algo}` on `{data}`, {steps} optimiser steps, starting from `{base}`, which is also its reference.
 
@@ -36,8 +36,8 @@ tags: [shiqrun, {algo}]
 
 Made by shiqrun {version}. The chat template in the tokenizer is the one that the policy was trained with.
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("{path}")
+    from transformers import {auto}, AutoTokenizer
+    model = {auto}.from_pretrained("{path}")
     tokenizer = AutoTokenizer.from_pretrained("{path}")
 """
 
@@ -53,8 +53,35 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: P
         model = copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    _write_card(directory, card, "AutoModelForCausalLM")
+
+
+def save_reward_model(
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any]
+) -> None:
+    """Writes a directory that `AutoModelForSequenceClassification` loads: one label, the score of a whole text.
+
+    Raises:
+        ValueError: the policy has no score head, or `transformers` has no such model on this body.
+    """
+    model = policy.model
+    if hasattr(model, "merge_and_unload"):
+        model = copy.deepcopy(model).merge_and_unload()
+    config = copy.deepcopy(model.config)
+    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    scorer = AutoModelForSequenceClassification.from_config(config)
+    if policy.value is None or not hasattr(scorer, "score"):
+        raise ValueError(f"{type(scorer).__name__}: no score head to save")
+    scorer.base_model.load_state_dict(model.base_model.state_dict())
+    scorer.score.load_state_dict(policy.value.linear.state_dict())
+    scorer.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    _write_card(directory, card, "AutoModelForSequenceClassification")
+
+
+def _write_card(directory: Path, card: dict[str, Any], auto: str) -> None:
     rows = {name: "\n".join(f"| {k} | {v} |" for k, v in card[name].items()) for name in ("settings", "metrics")}
-    text = CARD.format(**{**card, **rows}, version=shiqrun.__version__, path=directory)
+    text = CARD.format(**{**card, **rows}, version=shiqrun.__version__, path=directory, auto=auto)
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -10,16 +10,25 @@ from shiqrun.commands.nearest import did_you_mean
 
 
 class Command(NamedTuple):
-    """A command: the module with its `run` and `SCHEMA`, one line of help, and whether it makes a run directory."""
+    """A command.
+
+    Attributes:
+        module: where its `run` and `SCHEMA` are.
+        summary: one line of help.
+        writes: whether it makes a run directory.
+        word: the config group that a bare word after the command chooses from, where there is one.
+    """
 
     module: str
     summary: str
     writes: bool
+    word: str | None = None
 
 
 COMMANDS = {
     "train": Command("shiqrun.commands.train", "train a policy from logged data", writes=True),
     "inspect": Command("shiqrun.commands.inspect", "show the trajectories as the losses see them", writes=False),
+    "toy": Command("shiqrun.commands.toy", "run a tabular study against its exact optimum", writes=True, word="study"),
 }
 
 HELP = """\
@@ -61,9 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(name: str, words: Sequence[str]) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other where cores are shared
     from shiqrun.commands.launch import launch  # Hydra, and with a run torch: only for a command
 
     command = COMMANDS[name]
+    if command.word and words and words[0][:1] != "-" and "=" not in words[0]:
+        words = [f"{command.word}={words[0]}", *words[1:]]
     return launch(name, words, module=command.module, writes=command.writes)
 
 

@@ -3,72 +3,29 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from shiqrun.data.module import LoggedData, Offset
+from shiqrun.data.module import LoggedData
 from shiqrun.errors import TrainingError
+from shiqrun.losses.anchor import anchor
 from shiqrun.losses.residual import log_ratios, partition_shifts
 from shiqrun.models.policy import Policy
-from shiqrun.models.reference import Kind, Reference
-from shiqrun.schedule import Schedule, learning_rate_factor
-from shiqrun.types import LossTerms, Trajectories
+from shiqrun.models.reference import Reference
+from shiqrun.schedule import learning_rate_factor
+from shiqrun.settings import AlgoSettings, TrainerSettings
+from shiqrun.types import ActionScores, LossTerms, Trajectories
 
 STAMP = "shiqrun"
 Loss = Callable[..., LossTerms]
-STEP_ZERO_TOLERANCE = {None: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Nats of mean |log-ratio| that rounding alone explains while policy and reference are the same model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlgoSettings:
-    """What every method understands beside its own hyperparameters (`conf/algo/*.yaml`).
-
-    Attributes:
-        reference: cached (both numbers of every action computed once and kept in `cache_dir`), frozen (a second
-            copy), adapter (the policy without its LoRA adapter), or none (for `sft`).
-        reward_offset: none, mean, group_mean or a number: taken from every return; see MATH "level of the reward".
-    """
-
-    reference: Kind
-    reward_offset: Offset
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """Keys of `trainer:` in `conf/train.yaml`.
-
-    Attributes:
-        max_steps: optimiser steps, None to count by epochs.
-        max_epochs: passes over the training trajectories, read when max_steps is None.
-        batch_size: trajectories of an optimiser step, over all ranks and micro-batches.
-        micro_batch_tokens: padded tokens of one forward pass; bounds memory, changes no number.
-        learning_rate: peak of the schedule.
-        weight_decay: AdamW's.
-        warmup_steps: optimiser steps of linear warm-up from 0.
-        lr_schedule: what follows the warm-up, until max_steps.
-        grad_clip: largest gradient norm, None to leave gradients alone.
-        log_every: optimiser steps between logged rows; the first and the last step are always logged.
-        checkpoint_every: optimiser steps between checkpoints; the last step is always saved.
-    """
-
-    max_steps: Annotated[int, Gt(0)] | None
-    max_epochs: Annotated[int, Gt(0)] | None
-    batch_size: Annotated[int, Gt(0)]
-    micro_batch_tokens: Annotated[int, Gt(0)]
-    learning_rate: Annotated[float, Gt(0)]
-    weight_decay: Annotated[float, Ge(0)]
-    warmup_steps: Annotated[int, Ge(0)]
-    lr_schedule: Schedule
-    grad_clip: Annotated[float, Gt(0)] | None
-    log_every: Annotated[int, Gt(0)]
-    checkpoint_every: Annotated[int, Gt(0)]
+STEP_ZERO_TOLERANCE = {None: (1e-5, 1e-4), torch.bfloat16: (5e-3, 5e-2)}
+"""Nats of |mean log-ratio| and mean |log-ratio| that rounding explains while policy and reference are the same model:
+cached scores were computed in batches of other shapes."""
 
 
 Tally = dict[str, tuple[Tensor, Tensor]]
@@ -84,6 +41,8 @@ class Method(LightningModule):
         settings: optimiser and schedule.
         max_steps: where the schedule ends.
         seed: every step's randomness is a function of (seed, step, rank), so that a resumed run repeats it.
+        algo: the anchor, and the value function's learning rate.
+        beta: KL temperature, for the anchor.
         stamp: kept in every checkpoint: fingerprints of data and model, the reward offset.
     """
 
@@ -96,21 +55,30 @@ class Method(LightningModule):
         *,
         max_steps: int,
         seed: int,
+        algo: AlgoSettings,
+        beta: float = 0.0,
         stamp: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.policy, self.loss, self.settings = policy, loss, settings
         self.reference, self.max_steps, self.seed = reference, max_steps, seed
-        self.stamp = stamp or {}
+        self.stamp, self.algo, self.beta = stamp or {}, algo, beta
         self.latest: dict[str, float] = {}
-        self._clock, self._tokens = time.perf_counter(), 0
+        self.seconds = 0.0  # in steps, over all sessions of a resumed run
+        self._since, self._tokens = 0.0, 0
 
     def configure_optimizers(self) -> Any:
         """AdamW on what requires a gradient, with warm-up and schedule counted in optimiser steps."""
         s = self.settings
-        trained = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=s.learning_rate, weight_decay=s.weight_decay)
+        value = [] if self.policy.value is None else [p for p in self.policy.value.parameters() if p.requires_grad]
+        own = {id(p) for p in value}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.policy.parameters() if p.requires_grad and id(p) not in own]}
+        ]
+        if value:
+            groups.append({"params": value, "lr": s.learning_rate * (self.algo.value_lr_ratio or 1.0)})
+        optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, weight_decay=s.weight_decay)
 
         def factor(step: int) -> float:
             return learning_rate_factor(step, s.lr_schedule, s.warmup_steps, self.max_steps)
@@ -124,22 +92,41 @@ class Method(LightningModule):
         if move is not None:
             move(self.device)
 
-    def on_train_start(self) -> None:
-        """Starts the clock of tokens a second."""
-        self._clock, self._tokens = time.perf_counter(), 0
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the stamp."""
-        checkpoint[STAMP] = self.stamp
+        checkpoint[STAMP] = {**self.stamp, "seconds": self.seconds}
 
-    def terms(self, batch: Trajectories) -> tuple[LossTerms, Tally]:
-        """The loss of a batch, and all metrics of it as (sum, count)."""
-        policy = self.policy(batch)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with the clock."""
+        self.seconds = self._since = checkpoint[STAMP]["seconds"]
+
+    def terms(
+        self, batch: Trajectories, *, units_per_action: float = 0.0, describe: bool = False
+    ) -> tuple[LossTerms, Tally]:
+        """The loss of a batch, and all metrics of it as (sum, count).
+
+        Args:
+            batch: trajectories.
+            units_per_action: weight of the anchor's sum beside the loss's, so that dividing both by the loss's units
+                divides the anchor's by actions; 0 leaves it out.
+            describe: also entropy and the share of actions that are the most likely token.
+        """
+        drawn = self.algo.anchor_tokens if units_per_action and self.algo.anchor_from == "policy" else 0
+        policy = self.policy(batch, sample=drawn, describe=describe)
+        if drawn:
+            batch = replace(batch, anchor_tokens=policy.further_tokens)
         reference = None if self.reference is None else self.reference(batch)
         terms = self.loss(batch, policy, reference)
         rows, actions = batch.action_mask.any(-1).sum(), batch.action_mask.sum()
         tally: Tally = dict(terms.metrics)
-        tally["reward"] = (batch.rewards.masked_fill(~batch.action_mask, 0).sum(), rows)
+        if units_per_action and reference is not None:
+            held = anchor(batch, policy, reference, kappa=self.algo.anchor, beta=self.beta)
+            terms = replace(terms, total=terms.total + units_per_action * held.total)
+            tally |= held.metrics
+        if policy.entropy is not None and policy.hits is not None:
+            tally["entropy"] = (policy.entropy.sum(), actions)
+            tally["mean_token_accuracy"] = (policy.hits.sum(), actions)
+        tally["reward"] = (_returns(batch).sum(), rows)
         if reference is not None:
             with torch.no_grad():
                 ratio = log_ratios(batch, policy, reference)
@@ -150,12 +137,13 @@ class Method(LightningModule):
 
     def training_step(self, batches: list[Trajectories], index: int) -> None:
         """One optimiser step: sum gradients over micro-batches and ranks, divide once by the units, clip, update."""
-        optimizer = self.optimizers()
+        optimizer, began = self.optimizers(), time.perf_counter()
         torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
         tallies: list[Tally] = []
+        weight, describe = self._units_per_action(batches), self.logs_now(self.global_step + 1)
         for k, batch in enumerate(batches):
             with self._exchange(last=k == len(batches) - 1):
-                terms, tally = self.terms(batch)
+                terms, tally = self.terms(batch, units_per_action=weight, describe=describe)
                 self._refuse_nonfinite(terms.total, k)
                 self.manual_backward(terms.total)
             tallies.append({"loss": (terms.total.detach(), terms.count), **tally})
@@ -167,8 +155,21 @@ class Method(LightningModule):
         rate = self.lr_schedulers().get_last_lr()[0]  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self._tokens += sum(int(b.attention_mask.sum()) for b in batches) * self.trainer.world_size
+        self.seconds += time.perf_counter() - began
         if self.logs_now(self.global_step):
             self._log(summed, norm, float(rate))
+
+    def _units_per_action(self, batches: list[Trajectories]) -> float:
+        """Units of the loss per action in the whole step, known before any score is: losses count without looking."""
+        if not self.algo.anchor:
+            return 0.0
+        counts: list[Tally] = []
+        for batch in batches:
+            zero = torch.zeros_like(batch.rewards)
+            blank = ActionScores(zero, zero, value=zero)
+            counts.append({"units": (self.loss(batch, blank, blank).count, batch.action_mask.sum())})
+        units, actions = self.reduced(counts)["units"]
+        return units / max(actions, 1.0)
 
     def logs_now(self, step: int) -> bool:
         """Whether this step (counted from 1) has a row in the logs."""
@@ -176,10 +177,9 @@ class Method(LightningModule):
 
     def _log(self, summed: dict[str, tuple[float, float]], norm: float, rate: float) -> None:
         metrics = {name: total / count for name, (total, count) in summed.items() if count}
-        now = time.perf_counter()
         metrics |= {"grad_norm": norm, "learning_rate": rate, "epoch": self.epoch()}
-        metrics |= {"tokens_per_second": self._tokens / max(now - self._clock, 1e-9)}
-        self._clock, self._tokens = now, 0
+        metrics |= {"tokens_per_second": self._tokens / max(self.seconds - self._since, 1e-9)}
+        self._since, self._tokens = self.seconds, 0
         self.record({f"train/{name}": value for name, value in metrics.items()})
 
     def record(self, metrics: dict[str, float]) -> None:
@@ -192,7 +192,7 @@ class Method(LightningModule):
     def epoch(self) -> float:
         """Passes over the training trajectories so far."""
         data: LoggedData = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.global_step / -(-len(data.encoded.train) // data.batch_size)
+        return self.global_step / data.encoded.train.steps_per_epoch(data.batch_size)
 
     def reduced(self, tallies: list[Tally]) -> dict[str, tuple[float, float]]:
         """Sums and counts over micro-batches and ranks, as floats, in one exchange.
@@ -235,42 +235,17 @@ class Method(LightningModule):
         """At step 0 the policy is the reference; a run that starts otherwise would report another problem's KL."""
         if self.global_step or "logratio_abs" not in summed:
             return
-        total, count = summed["logratio_abs"]
-        limit = STEP_ZERO_TOLERANCE[self.policy.autocast]
-        if count and not total / count <= limit:
+        count = max(summed["logratio_abs"][1], 1.0)
+        found = [abs(summed[name][0]) / count for name in ("logratio_mean", "logratio_abs")]
+        if not all(x <= limit for x, limit in zip(found, STEP_ZERO_TOLERANCE[self.policy.autocast], strict=True)):
             raise TrainingError(
-                f"policy and reference differ before the first step: mean |log-ratio| {total / count:.2g} nats "
-                f"(rounding explains {limit:g}). The cached scores or the model's randomness are wrong; "
-                "try algo.reference=frozen, or another cache_dir"
+                f"policy and reference differ before the first step: mean log-ratio {found[0]:.2g}, mean |log-ratio| "
+                f"{found[1]:.2g} nats, more than rounding explains. The cached scores or the model's randomness are "
+                "wrong; try algo.reference=frozen, or another cache_dir"
             )
 
 
-PRECISIONS = Literal["auto", "fp32", "bf16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """Keys of `conf/hardware/*.yaml`.
-
-    Attributes:
-        accelerator: as Lightning names it: cpu, gpu, auto.
-        devices: processes, one device each.
-        strategy: as Lightning names it: auto, ddp.
-        precision: fp32, bf16 (body in bfloat16 under autocast; weights, scores and losses in float32), or auto.
-    """
-
-    accelerator: Literal["cpu", "gpu", "auto"]
-    devices: Annotated[int, Gt(0)]
-    strategy: Literal["auto", "ddp"]
-    precision: PRECISIONS
-
-    def device(self) -> torch.device:
-        """Where the main process computes."""
-        on_gpu = self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
-        return torch.device("cuda" if on_gpu else "cpu")
-
-    def autocast(self) -> torch.dtype | None:
-        """bfloat16 if asked, or if `auto` and the GPU computes in it; None for float32."""
-        if self.precision == "auto":
-            return torch.bfloat16 if self.device().type == "cuda" and torch.cuda.is_bf16_supported() else None
-        return torch.bfloat16 if self.precision == "bf16" else None
+def _returns(batch: Trajectories) -> torch.Tensor:
+    """`[B]`, each trajectory's return as the data has it, without the reward offset; 0 where it has no action."""
+    total = batch.rewards.masked_fill(~batch.action_mask, 0).sum(-1)
+    return total if batch.offset is None else total + batch.offset.masked_fill(~batch.action_mask.any(-1), 0)

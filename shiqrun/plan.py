@@ -1,26 +1,30 @@
 """What a run is, as objects, and everything that can be found wrong with it before training."""
 
+import copy
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from shiqrun.console import quiet_other_ranks, track
+from shiqrun.data.batches import Rows
 from shiqrun.data.module import DataSettings, Encoded, examples_of, load, set_offset
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
-from shiqrun.losses.requirements import needs_of
-from shiqrun.models.policy import ModelSettings, Policy, check_head, prepare
+from shiqrun.losses.requirements import compares_completions, needs_of
+from shiqrun.models.policy import ModelSettings, Policy, ValueHead, check_head, prepare
 from shiqrun.models.reference import weights_fingerprint
-from shiqrun.module import AlgoSettings, Hardware, TrainerSettings
+from shiqrun.settings import AlgoSettings, Hardware, TrainerSettings
 
 log = logging.getLogger("shiqrun")
 
@@ -78,6 +82,9 @@ def ready(plan: Plan) -> Run:
     Raises:
         InputError: data or model that cannot be used, or that do not fit the method.
     """
+    _check_settings(plan)
+    if plan.algo.reference == "cached":
+        _writable(plan.cache_dir)
     quiet_other_ranks()
     seed_everything(plan.seed, verbose=False)
     disable_progress_bar()
@@ -88,6 +95,7 @@ def ready(plan: Plan) -> Run:
         tokenizer,
         plan.data,
         context=plan.choice.context(),
+        compared_by=plan.names["algo"] if compares_completions(plan.loss) else None,
         progress=lambda items, what: track(items, what),
     )
     _check_needs(plan, encoded)
@@ -96,7 +104,12 @@ def ready(plan: Plan) -> Run:
     offset = set_offset(encoded, plan.algo.reward_offset)
     model = plan.choice.build(tokenizer, plan.seed)
     weights = weights_fingerprint(model)
-    policy = Policy(prepare(model, plan.model), autocast=plan.hardware.autocast())
+    value = _value_head(plan, model)
+    policy = Policy(prepare(model, plan.model), autocast=plan.hardware.autocast(), value=value)
+    if plan.algo.anchor and plan.algo.anchor_from == "uniform":
+        vocabulary = policy.causal_lm.get_output_embeddings().weight.shape[0]
+        for rows in (encoded.train, encoded.val):
+            rows.anchor = (plan.algo.anchor_tokens, vocabulary, plan.seed)
     check_head(policy, encoded.train.collate([int(encoded.train.lengths.argmin())]))
     return Run(plan, tokenizer, encoded, policy, weights, offset, _steps(plan, encoded))
 
@@ -114,19 +127,86 @@ def _check_needs(plan: Plan, encoded: Encoded) -> None:
             raise InputError(
                 f"data.train_on=response is for algo=sft: {name} would take the environment's tokens for actions"
             )
-    if plan.algo.reference == "adapter" and not plan.model.lora_r:
+    if plan.algo.reward_offset == "group_mean" and encoded.train.prompts == len(encoded.train):
+        raise InputError(
+            "algo.reward_offset=group_mean takes every prompt's mean return, but each prompt has one completion, so "
+            "that all rewards would be 0; use mean or none"
+        )
+    if "rewards" in wanted:
+        _warn_of_levels(plan, encoded.train)
+    if "order" in wanted and not _decided(encoded.train):
+        raise InputError(f"algo={name} needs a better and a worse completion, but every pair of the data is a tie")
+
+
+def _warn_of_levels(plan: Plan, rows: Rows) -> None:
+    """The level of rewards changes what finite data teach ShiQ about actions that they never show."""
+    level, name = rows.returns, plan.names["algo"]
+    if name.startswith("shiq") and plan.algo.reward_offset == "none" and level.max() <= 0 and level.min() < 0:
+        log.warning(
+            "no return is above 0 (mean %.3g): negative returns push the probability of %s to tokens without data; "
+            "think of algo.reward_offset=mean or algo.anchor, and watch train/logratio_mean",
+            level.mean(),
+            name,
+        )
+
+
+def _decided(rows: Rows) -> bool:
+    """Whether some prompt has completions of different return."""
+    level = rows.returns
+    return any(np.ptp(level[unit]) > 0 for unit in rows.units)
+
+
+def _value_head(plan: Plan, model: PreTrainedModel) -> ValueHead | None:
+    wanted = needs_of(plan.loss)
+    width = model.get_output_embeddings().weight.shape[1]
+    if "score" in wanted:
+        return ValueHead(width, "action")
+    if "value" not in wanted:
+        return None
+    own = copy.deepcopy(model.base_model) if plan.algo.value == "network" else None
+    return ValueHead(width, "state", own)
+
+
+def _writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cache_dir={directory}: cannot be written ({error.strerror}); give another cache_dir"
+        ) from error
+
+
+def _check_settings(plan: Plan) -> None:
+    """Settings that do not fit the method.
+
+    Raises:
+        InputError: naming the setting and what to set instead.
+    """
+    wanted, name, algo = needs_of(plan.loss), plan.names["algo"], plan.algo
+    if algo.reference == "adapter" and not plan.model.lora_r:
         raise InputError(
             "algo.reference=adapter needs a LoRA adapter to switch off; set model.lora_r=16, or reference=cached"
         )
-    if plan.algo.reference == "none" and wanted:
+    if algo.reference == "none" and wanted and "score" not in wanted:
         raise InputError(f"algo.reference=none is for algo=sft; {name} needs cached, frozen or adapter")
+    if "value" not in wanted and (algo.value or algo.value_lr_ratio):
+        raise InputError(f"algo.value and algo.value_lr_ratio are for methods with a value function; {name} has none")
+    if algo.anchor and (algo.reference == "none" or "beta" not in plan.loss.keywords):
+        raise InputError(f"algo.anchor holds logits at a reference's, and {name} has none")
+    if algo.anchor and algo.anchor_from == "policy" and algo.reference == "cached":
+        raise InputError(
+            "algo.anchor_from=policy draws new tokens at each step, which no cache has; set algo.reference=frozen "
+            "(or adapter), or algo.anchor_from=uniform"
+        )
 
 
 def _steps(plan: Plan, encoded: Encoded) -> int:
     t = plan.trainer
     if t.max_steps is None and t.max_epochs is None:
         raise InputError("trainer.max_steps and trainer.max_epochs are both null; set one")
-    return t.max_steps or (t.max_epochs or 0) * -(-len(encoded.train) // t.batch_size)
+    return t.max_steps or (t.max_epochs or 0) * encoded.train.steps_per_epoch(t.batch_size)
 
 
 def default_cache_dir() -> Path:

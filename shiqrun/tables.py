@@ -34,7 +34,7 @@ def plan_table(run: "Run") -> None:
         table.add_row("dropped", f"{n:,} {why}")
     if run.plan.algo.reward_offset != "none":
         table.add_row("reward offset", f"{run.plan.algo.reward_offset}: {run.offset:.4g} on average")
-    epochs = run.max_steps / -(-len(train) // run.plan.trainer.batch_size)
+    epochs = run.max_steps / train.steps_per_epoch(run.plan.trainer.batch_size)
     table.add_row("steps", f"{run.max_steps:,} of {run.plan.trainer.batch_size} trajectories, {epochs:.3g} epochs")
     trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
     table.add_row("parameters", f"{sum(p.numel() for p in run.policy.parameters()):,}, {trained:,} trained")

@@ -76,9 +76,9 @@ def has_key() -> bool:
         return False
 
 
-def close() -> None:
+def close(exit_code: int = 0) -> None:
     """Ends the W&B run of this process, so that the next job does not write into it."""
     import sys
 
     if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
+        sys.modules["wandb"].finish(exit_code=exit_code)

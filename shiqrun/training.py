@@ -12,13 +12,14 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
-from shiqrun.artifacts import provenance, save_policy, write_json
+from shiqrun.artifacts import provenance, save_policy, save_reward_model, write_json
 from shiqrun.callbacks import AtomicCheckpointIO, Checkpoints, Signals, Stopped, Validation
 from shiqrun.console import track
 from shiqrun.data.module import LoggedData
 from shiqrun.data.treasure import Treasure
 from shiqrun.errors import InputError, Interrupted
 from shiqrun.exact import ExactTreasure
+from shiqrun.losses.requirements import needs_of
 from shiqrun.metrics import MetricsFile
 from shiqrun.models.reference import (
     AdapterOff,
@@ -101,7 +102,15 @@ def execute(run: Run, resume: bool) -> None:
     reference, exact = _reference(run), _exact(run)
     stamp = {"data": run.encoded.fingerprint, "model": run.weights, "reward_offset": run.offset}
     method = Method(
-        run.policy, reference, plan.loss, plan.trainer, max_steps=run.max_steps, seed=plan.seed, stamp=stamp
+        run.policy,
+        reference,
+        plan.loss,
+        plan.trainer,
+        max_steps=run.max_steps,
+        seed=plan.seed,
+        algo=plan.algo,
+        beta=plan.loss.keywords.get("beta", 0.0),
+        stamp=stamp,
     )
     metrics = MetricsFile(plan.run_dir / "metrics.csv", keep=step)
     method.latest = metrics.latest()
@@ -178,13 +187,17 @@ def _finish(
     metrics = {k: v for k, v in method.latest.items() if np.isfinite(v)}
     shown = {k: f"{v:.4g}" for k, v in sorted(metrics.items())}
     card: dict[str, Any] = {**plan.names, "steps": run.max_steps, "settings": plan.shown, "metrics": shown}
-    save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
+    if "score" in needs_of(plan.loss):
+        save_reward_model(run.policy, run.tokenizer, plan.run_dir / "reward_model", card)
+    else:
+        save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
     if exact is not None:
         episodes(run, exact)
     summary = {
         **metrics,
         "steps": run.max_steps,
         "seconds": seconds,
+        "seconds/steps": method.seconds,
         "seed": plan.seed,
         "algo": plan.names["algo"],
         "data": plan.names["data"],

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, device
 
 Message = dict[str, Any]
@@ -16,6 +16,7 @@ Message = dict[str, Any]
 
 Positive = Annotated[float, Gt(0)]
 UnitInterval = Annotated[float, Ge(0), Le(1)]
+HalfInterval = Annotated[float, Ge(0), Lt(0.5)]
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,26 @@ class ActionScores:
         logit: `[B, A]`, logit of the action taken, l(s_t, a_t).
         log_partition: `[B, A]`, v(s_t) = logsumexp l(s_t, .).
         value: `[B, A]`, a value head's output in reward units, where there is one.
+        further: `[B, A, K]`, logits of K further tokens at each action's state, where the anchor asks for them.
+        further_tokens: `[B, A, K]` int64, which tokens, where the policy chose them.
+        entropy: `[B, A]`, of the policy at each action's state, without gradient, on logged steps.
+        hits: `[B, A]` bool, whether the action was the most likely token, on logged steps.
     """
 
     logit: Tensor
     log_partition: Tensor
     value: Tensor | None = None
+    further: Tensor | None = None
+    further_tokens: Tensor | None = None
+    entropy: Tensor | None = None
+    hits: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _require("log_partition", self.log_partition, tuple(self.logit.shape))
-        _require("value", self.value, tuple(self.logit.shape))
+        for name in ("log_partition", "value", "entropy", "hits"):
+            _require(name, getattr(self, name), tuple(self.logit.shape))
+        if self.further is not None:
+            _require("further", self.further, (*self.logit.shape, self.further.shape[-1]))
+            _require("further_tokens", self.further_tokens, tuple(self.further.shape))
 
     @property
     def logp(self) -> Tensor:
@@ -93,6 +105,8 @@ class Trajectories:
         prompt_value: `[B]`, reward units.
         behaviour_logp: `[B, A]`, nats, log-probability under the policy that acted.
         value_target: `[B, A]`, reward units, NaN where not annotated.
+        offset: `[B]`, reward units, what `algo.reward_offset` has taken from the reward of the last action.
+        anchor_tokens: `[B, A, K]` int64, tokens whose logits are held at the reference's at each action's state.
 
     Raises:
         ValueError: a shape that does not fit the others.
@@ -108,6 +122,8 @@ class Trajectories:
     prompt_value: Tensor | None = None
     behaviour_logp: Tensor | None = None
     value_target: Tensor | None = None
+    offset: Tensor | None = None
+    anchor_tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         tokens, actions = tuple(self.input_ids.shape), tuple(self.action_index.shape)
@@ -118,6 +134,9 @@ class Trajectories:
             _require(name, getattr(self, name), actions)
         _require("group", self.group, actions[:1])
         _require("prompt_value", self.prompt_value, actions[:1])
+        _require("offset", self.offset, actions[:1])
+        if self.anchor_tokens is not None:
+            _require("anchor_tokens", self.anchor_tokens, (*actions, self.anchor_tokens.shape[-1]))
         if self.reference is not None:
             _require("reference", self.reference.logit, actions)
 

@@ -133,6 +133,51 @@ def test_no_steps_at_all(capfd):
     assert "trainer.max_steps" in message
 
 
+def test_a_cache_directory_that_cannot_be_written(capfd):
+    open("file", "w").close()
+    assert "cache_dir=file/cache" in refused(capfd, write(rows()), "cache_dir=file/cache")
+
+
+def test_sizes_of_a_tiny_model_that_do_not_fit(capfd):
+    message = refused(capfd, write(rows()), "model.num_heads=3")
+    assert "model.hidden_size=64 and model.num_heads=3" in message
+
+
+def test_a_group_mean_over_groups_of_one(capfd):
+    assert "algo.reward_offset" in refused(capfd, write(rows()), "algo.reward_offset=group_mean")
+
+
+def test_rewards_whose_squares_overflow(capfd):
+    message = refused(capfd, write(replaced(4, reward=1e30)))
+    assert "rows.jsonl:5" in message
+    assert "1e+15" in message
+
+
+def test_an_empty_run_directory_name(capfd):
+    assert main(["train", *SHORT, write(rows()), "run_dir="]) == 2
+    assert "run_dir" in capfd.readouterr().err
+
+
+def test_returns_that_are_never_positive_are_warned_of(capfd):
+    lines = [r | {"reward": r["reward"] - 1} for r in rows()]
+    assert main(["train", *SHORT, write(lines), "run_dir=run"]) == 0
+    assert "algo.reward_offset=mean" in capfd.readouterr().out
+
+
+def test_text_that_spells_a_special_token_is_dropped_and_counted(capfd):
+    lines = [*rows(20), rows(1, completion="stop <eos> here")[0]]
+    assert main(["train", *SHORT, write(lines), "run_dir=run"]) == 0
+    assert "1 the text holds the special token <eos>" in capfd.readouterr().out
+
+
+def test_a_tool_call_is_an_action_of_the_plain_template(capfd):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "add", "arguments": {"a": 41}}]}
+    lines = [{"prompt": f"add {i}", "completion": [call], "reward": 1} for i in range(6)]
+    assert main(["inspect", "data=jsonl", write(lines)]) == 0
+    shown = capfd.readouterr().out
+    assert "41" in shown.split("add 0")[1]
+
+
 def test_a_gpu_that_is_not_there(capfd):
     assert "hardware=cpu" in refused(capfd, write(rows()), "hardware=gpu")
 

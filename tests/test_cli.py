@@ -59,7 +59,7 @@ def test_help_lists_every_command(capsys):
 def test_help_of_train_lists_groups_with_their_choices_and_keys(capsys):
     assert main(["train", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert "algo: sft, shiq, shiq_init, shiq_ms, shiq_tk" in shown
+    assert "sft, shiq, shiq_init, shiq_ms, shiq_tk" in shown
     assert "trainer.max_steps" in shown
     assert "shiqrun train resume=" in shown
 
@@ -89,7 +89,7 @@ def test_a_word_that_is_no_command_ends_with_2(capsys, word, message):
         ("algo.beta=nan", "algo.beta: met nan, expected a finite number"),
         ("algo=shqi", "algo=shqi: no such choice; did you mean algo=shiq?"),
         ("alog=shiq", "alog: unknown key; did you mean algo?"),
-        ("algo=null", "algo: cannot be null; leave it out, or choose of sft, shiq"),
+        ("algo=null", "algo: cannot be null; leave it out, or choose of copg, direct"),
         ("algo.reference=cache", "did you mean cached?"),
         ("experiment=nothing", "experiment=nothing: no such choice"),
         ("beta=1", "beta: unknown key; did you mean algo.beta?"),
@@ -179,7 +179,7 @@ class TestUsersYaml:
         config = composed(capsys, "experiment=x")
         assert (config["algo"]["name"], config["seed"]) == ("new", 9)
         main(["train", "--help"])
-        assert "algo: new, sft, shiq" in capsys.readouterr().out
+        assert ", new, " in capsys.readouterr().out.split("algo: ")[1].splitlines()[0]
 
     def test_loses_to_the_command_line(self, capsys):
         write("conf/experiment/x.yaml", "# @package _global_\nseed: 9\ntrainer: {max_steps: 8}\n")

@@ -25,6 +25,8 @@ CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent != CON
 CONFIGURED = [command for command in COMMANDS if (CONF / f"{command}.yaml").exists()]  # others read paths alone
 OPEN = {"data=jsonl": "data.path=FILE", "model=hf": "model.path=DIR", "experiment=demo": "model.path=DIR"}
 """Choices that ask the user for a value, and that value."""
+TABULAR = {"soft_q"}
+"""Losses that need whole rows of logits: for `shiqrun toy`, without a YAML."""
 EXPLAIN_THEMSELVES = {"name", "_target_", "_partial_", "defaults", "hydra"}
 
 
@@ -50,10 +52,10 @@ def test_an_algorithm_is_named_like_its_file_and_its_loss(option):
 
 
 def test_every_loss_has_a_yaml():
-    assert sorted(losses.__all__) == algorithms()
+    assert sorted(set(losses.__all__) - TABULAR) == algorithms()
 
 
-@pytest.mark.parametrize("option", losses.__all__)
+@pytest.mark.parametrize("option", sorted(set(losses.__all__) - TABULAR))
 def test_a_loss_has_the_signature_of_a_loss(option):
     signature = inspect.signature(getattr(losses, option))
     positional = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]

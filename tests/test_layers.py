@@ -16,7 +16,7 @@ LAYERS = (
     ("data",),
     ("models",),
     ("exact", "rollout", "evaluation", "artifacts", "toy"),
-    ("tables", "report"),
+    ("tables", "report", "settings"),
     ("module",),
     ("callbacks", "view", "plan"),
     ("training",),

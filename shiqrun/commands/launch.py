@@ -259,5 +259,7 @@ def _leave_process_group() -> None:
 
 
 def _tell(text: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # the main process says it once for all ranks
     lines = text.rstrip().replace("\n", "\n  ")
     print(f"shiqrun: {lines}", file=sys.stderr)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.commands.validate import Schema, build, settings, target
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 SCHEMA = Schema(
     root="shiqrun.commands.train.Root",
     nodes={
-        "algo": "shiqrun.module.AlgoSettings",
+        "algo": "shiqrun.settings.AlgoSettings",
         "data": "shiqrun.data.module.DataSettings",
         "model": "shiqrun.models.policy.ModelSettings",
         "hardware": None,
         "logger": None,
-        "trainer": "shiqrun.module.TrainerSettings",
+        "trainer": "shiqrun.settings.TrainerSettings",
         "eval": "shiqrun.commands.train.EvalSettings",
     },
 )
@@ -32,8 +32,8 @@ class Root:
     """Keys of `conf/train.yaml` that are no groups."""
 
     seed: Annotated[int, Ge(0)]
-    run_dir: str
-    resume: str | None
+    run_dir: Annotated[str, MinLen(1)]
+    resume: Annotated[str, MinLen(1)] | None
     dry_run: bool
     cache_dir: str | None
 
@@ -61,21 +61,23 @@ def run(config: DictConfig, run_dir: Path) -> None:
         return
     loaded = ready(plan(config, run_dir))
     if config.dry_run:
-        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False)
+        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         training.describe(loaded)
         return
     try:
         training.execute(loaded, resume=config.resume is not None)
-    finally:
-        close()
+    except BaseException:
+        close(exit_code=1)
+        raise
+    close()
 
 
 def plan(config: DictConfig, run_dir: Path) -> "Plan":
     """The objects that the config names."""
     from shiqrun.data.module import DataSettings
     from shiqrun.models.policy import ModelSettings
-    from shiqrun.module import AlgoSettings, TrainerSettings
     from shiqrun.plan import Plan, default_cache_dir
+    from shiqrun.settings import AlgoSettings, TrainerSettings
 
     loss, algo = build(config.algo, AlgoSettings)
     source, data = build(config.data, DataSettings)

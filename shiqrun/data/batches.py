@@ -15,8 +15,8 @@ from torch.utils.data import IterableDataset
 from shiqrun.data.encode import EncodedTrajectory
 from shiqrun.types import ActionScores, Trajectories
 
-Scores = Sequence[tuple[np.ndarray, np.ndarray]]
-"""(logit, log_partition) of every action of every row, float32."""
+Scores = Sequence[tuple[np.ndarray, ...]]
+"""(logit, log_partition) of every action of every row, and with an anchor `[A, K]` further logits; float32."""
 
 
 class Rows:
@@ -25,21 +25,40 @@ class Rows:
     Args:
         trajectories: what `encode` made.
         pad: token id that fills rows; masks say where, never the id.
+        together: rows of one prompt are compared with each other and never separated by a step, micro-batch or rank.
     """
 
-    def __init__(self, trajectories: Sequence[EncodedTrajectory], pad: int) -> None:
+    def __init__(self, trajectories: Sequence[EncodedTrajectory], pad: int, *, together: bool = False) -> None:
         self.trajectories = trajectories
         self.pad = pad
+        self.together = together
         self.lengths = np.array([len(t.input_ids) for t in trajectories], np.int64)
         self.actions = np.array([len(t.action_index) for t in trajectories], np.int64)
         numbers: dict[str, int] = {}
         self.group = np.array([numbers.setdefault(t.prompt_id, len(numbers)) for t in trajectories], np.int64)
         self.prompts = len(numbers)
+        self.units = self._units()
         self.offset = np.zeros(len(trajectories), np.float32)
         self.reference: Scores | None = None
+        self.anchor: tuple[int, int, int] | None = None  # tokens a state, vocabulary, seed
 
     def __len__(self) -> int:
         return len(self.trajectories)
+
+    def _units(self) -> list[list[int]]:
+        """Rows that stay together: single rows, or all rows of a prompt."""
+        if not self.together:
+            return [[i] for i in range(len(self))]
+        order = np.argsort(self.group, kind="stable")
+        return [part.tolist() for part in np.split(order, np.flatnonzero(np.diff(self.group[order])) + 1) if len(part)]
+
+    def units_per_step(self, batch_size: int) -> int:
+        """Units of an optimiser step: as many as hold about `batch_size` rows, at least one."""
+        return max(1, round(batch_size * len(self.units) / max(len(self), 1)))
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Optimiser steps of one pass over all rows."""
+        return -(-len(self.units) // self.units_per_step(batch_size))
 
     @property
     def returns(self) -> np.ndarray:
@@ -66,38 +85,57 @@ class Rows:
             rewards=rewards.masked_fill(~mask, 0),
             group=torch.from_numpy(self.group[rows]),
             reference=self._reference(rows),
+            offset=torch.from_numpy(self.offset[rows]),
+            anchor_tokens=self._anchor(rows),
         )
+
+    def _anchor(self, rows: Sequence[int]) -> torch.Tensor | None:
+        """Uniform tokens at every action's state, a function of seed and row."""
+        if self.anchor is None:
+            return None
+        k, vocabulary, seed = self.anchor
+        drawn = [np.random.default_rng([seed, int(i)]).integers(vocabulary, size=(self.actions[i], k)) for i in rows]
+        return pad_sequence([torch.from_numpy(x) for x in drawn], True)
 
     def _reference(self, rows: Sequence[int]) -> ActionScores | None:
         if self.reference is None:
             return None
-        pairs = [self.reference[i] for i in rows]
-        return ActionScores(*(pad_sequence([torch.from_numpy(p[k]) for p in pairs], True) for k in (0, 1)))
+        kept = [self.reference[i] for i in rows]
+        logit, partition, *further = (
+            pad_sequence([torch.from_numpy(x) for x in part], True) for part in zip(*kept, strict=True)
+        )
+        return ActionScores(logit, partition, further=further[0] if further else None)
 
 
-def micro_batches(lengths: np.ndarray, rows: Sequence[int], tokens: int) -> list[list[int]]:
-    """The rows cut into batches of at most `tokens` padded tokens, longest first; a longer row stands alone."""
-    ordered = sorted(rows, key=lambda i: -lengths[i])
+Units = Sequence[Sequence[int]]
+"""Lists of rows; the rows of one list stay together."""
+
+
+def _tokens(lengths: np.ndarray, unit: Sequence[int]) -> int:
+    return int(lengths[unit].max())
+
+
+def micro_batches(lengths: np.ndarray, units: Units, tokens: int) -> list[list[int]]:
+    """The rows of the units in batches of at most `tokens` padded tokens, longest first; a larger unit stands alone."""
     cut: list[list[int]] = []
-    for i in ordered:
-        if cut and lengths[cut[-1][0]] * (len(cut[-1]) + 1) <= tokens:
-            cut[-1].append(i)
+    for unit in sorted(units, key=lambda u: -_tokens(lengths, u)):
+        if cut and lengths[cut[-1]].max() * (len(cut[-1]) + len(unit)) <= tokens:
+            cut[-1].extend(unit)
         else:
-            cut.append([i])
+            cut.append(list(unit))
     return cut
 
 
-def share(rows: Sequence[int], lengths: np.ndarray, rank: int, world: int) -> list[int]:
-    """Rank's rows: sorted by length and dealt in turn, so that ranks have about equal work."""
-    return sorted(rows, key=lambda i: -lengths[i])[rank::world]
+def share(units: Units, lengths: np.ndarray, rank: int, world: int) -> Units:
+    """Rank's units: sorted by padded size and dealt in turn, so that ranks have about equal work."""
+    return sorted(units, key=lambda u: -_tokens(lengths, u) * len(u))[rank::world]
 
 
-def step_rows(rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Rows of optimiser step `step` (from 0): epochs without replacement, the last step of an epoch may be short."""
-    per_epoch = -(-rows // batch_size)
-    epoch, index = divmod(step, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
-    return order[index * batch_size : (index + 1) * batch_size]
+def step_units(units: int, per_step: int, seed: int, step: int) -> np.ndarray:
+    """Units of optimiser step `step` (from 0): epochs without replacement, the last step of an epoch may be short."""
+    epoch, index = divmod(step, -(-units // per_step))
+    order = np.random.default_rng([seed, epoch]).permutation(units)
+    return order[index * per_step : (index + 1) * per_step]
 
 
 class Steps(IterableDataset):
@@ -115,10 +153,10 @@ class Steps(IterableDataset):
 
     def rows_of(self, step: int) -> list[list[int]]:
         """This rank's micro-batches of a step, in row numbers; empty where it has no row."""
-        picked = step_rows(len(self.rows), self.batch_size, self.seed, step)
-        return micro_batches(
-            self.rows.lengths, share(picked.tolist(), self.rows.lengths, self.rank, self.world), self.tokens
-        )
+        rows = self.rows
+        picked = step_units(len(rows.units), rows.units_per_step(self.batch_size), self.seed, step)
+        mine = share([rows.units[i] for i in picked], rows.lengths, self.rank, self.world)
+        return micro_batches(rows.lengths, mine, self.tokens)
 
     def __iter__(self) -> Iterator[list[Trajectories]]:
         step = self.start
@@ -137,7 +175,7 @@ class Batches(IterableDataset):
 
     def __init__(self, rows: Rows, *, tokens: int, rank: int = 0, world: int = 1) -> None:
         self.rows = rows
-        self.cut = micro_batches(rows.lengths, share(range(len(rows)), rows.lengths, rank, world), tokens)
+        self.cut = micro_batches(rows.lengths, share(rows.units, rows.lengths, rank, world), tokens)
 
     def __iter__(self) -> Iterator[Any]:
         if len(self.rows) and not self.cut:

@@ -19,7 +19,7 @@ Masks come from positions, never from token values, so a pad token that equals E
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, Literal
@@ -34,12 +34,13 @@ from shiqrun.types import Example
 
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '' if loop.first else '\n\n' }}{{ m.role | capitalize }}:"
-    "{% if m.role == 'assistant' %}{% generation %} {{ m.content }}{{ eos_token }}{% endgeneration %}"
+    "{% if m.role == 'assistant' %}{% generation %} {{ m.content }}"
+    "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}{{ eos_token }}{% endgeneration %}"
     "{% else %} {{ m.content }}{% endif %}{% endfor %}"
     # in an expression: transformers trims a literal newline behind a block
     "{% if add_generation_prompt %}{{ '\n\n' if messages else '' }}Assistant:{% endif %}"
 )
-"""For tokenizers without a chat template: `User: ...`, blank line, `Assistant: ...<eos>`."""
+"""For tokenizers without a chat template: `User: ...`, blank line, `Assistant: ...<eos>`; tool calls as JSON."""
 
 TrainOn = Literal["assistant", "response"]
 CHUNK = 512
@@ -84,6 +85,7 @@ def encode(
     *,
     max_length: int | None,
     train_on: TrainOn = "assistant",
+    stable: str | None = None,
 ) -> Iterator[EncodedTrajectory]:
     """The trajectories of the examples, in order; what cannot be used is counted by reason in `dropped`.
 
@@ -93,15 +95,19 @@ def encode(
         dropped: counts "empty completion", "no actions", "longer than max_length (N tokens)" and MERGED.
         max_length: tokens; longer trajectories are dropped, never cut.
         train_on: "assistant", or "response" to make every token from the first action on an action (for `sft`).
+        stable: a template, with marks, that is known to be prefix-stable: the data set's own. If it is the tokenizer's,
+            the check, which takes most of the time of short turns, is left out.
 
     Raises:
         InputError: a template that is not prefix-stable, or rewards whose number fits neither the turns nor the
             actions; the message names the row.
     """
     flat = ((n, k, e) for n, e in enumerate(examples) for k in range(len(e.completions)))
-    spans_of = _marked_spans if GENERATION_MARK.search(_template(tokenizer)) else _prefix_spans
+    trusted = _template(tokenizer) == stable
+    specials = [] if trusted else _special_words(tokenizer)
+    spans_of = _spans_by(_template(tokenizer), trusted)
     while chunk := list(islice(flat, CHUNK)):
-        reasons = [drop_reason(e.completions[k]) for _, k, e in chunk]
+        reasons = [drop_reason(e.completions[k]) or _special_text(e, k, specials) for _, k, e in chunk]
         dropped.update(why for why in reasons if why)
         kept = [row for row, why in zip(chunk, reasons, strict=True) if not why]
         talks = [Talk([*e.messages, *e.completions[k]], len(e.messages), e.source) for _, k, e in kept]
@@ -122,6 +128,25 @@ def encode(
                 yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source)
 
 
+def _special_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts that the tokenizer turns into a special token with a meaning; the unknown token has none."""
+    return [t for t in tokenizer.all_special_tokens if t.strip() and t != tokenizer.unk_token]
+
+
+def _special_text(example: Example, completion: int, specials: list[str]) -> str | None:
+    """Why a row is left out if its text spells a special token: the tokenizer would take it for one."""
+    texts = [str(m["content"]) for m in (*example.messages, *example.completions[completion])]
+    found = next((token for token in specials if any(token in text for text in texts)), None)
+    return found and f"the text holds the special token {found}"
+
+
+def _spans_by(template: str, trusted: bool) -> "Callable[[list[Talk], PreTrainedTokenizerBase], Iterator[Any]]":
+    """How the policy's turns are found in a conversation that this template renders."""
+    if not GENERATION_MARK.search(template):
+        return _prefix_spans
+    return _trusted_spans if trusted else _marked_spans
+
+
 Spans = tuple[list[int], list[tuple[int, int]]]
 """Token ids, and (start, end) of each of the policy's turns."""
 
@@ -131,11 +156,10 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     return template.get("default", "") if isinstance(template, dict) else template or ""
 
 
-def _marked_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
+def _trusted_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans]:
     """Turns as the runs of marked tokens, the prompt's own assistant turns skipped."""
     out = render(talks, tokenizer, return_assistant_tokens_mask=True)
-    prefixes = prefixes_of(talks, out["input_ids"], tokenizer)
-    for row, (talk, ids, states) in enumerate(zip(talks, out["input_ids"], prefixes, strict=True)):
+    for row, (talk, ids) in enumerate(zip(talks, out["input_ids"], strict=True)):
         runs = _runs(out, row)
         spoken = sum(m["role"] == "assistant" for m in talk.messages)
         if len(runs) != spoken:
@@ -143,8 +167,14 @@ def _marked_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iter
                 f"{talk.source}: the chat template marks {len(runs)} spans of generation but the conversation has "
                 f"{spoken} assistant turns; merge consecutive assistant turns, or mend the template's marks"
             )
-        turns = runs[spoken - len(states) :]
-        turns = [_with_eos(ids, span, tokenizer.eos_token_id) for span in turns]
+        yield ids, [_with_eos(ids, span, tokenizer.eos_token_id) for span in runs[spoken - len(talk.turns()) :]]
+
+
+def _marked_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
+    """`_trusted_spans`, each turn's state held against what sampling would see."""
+    spans = [*_trusted_spans(talks, tokenizer)]
+    prefixes = prefixes_of(talks, [ids for ids, _ in spans], tokenizer)
+    for talk, (ids, turns), states in zip(talks, spans, prefixes, strict=True):
         both = [(head, upto[:end]) for (_, end), (head, upto) in zip(turns, states, strict=True)]
         if not all(begins(tokenizer, talk.source, part, ids) for parts in both for part in parts):
             yield None

@@ -27,6 +27,8 @@ log = logging.getLogger("shiqrun")
 
 Reward = float | list[float]
 
+LARGEST_REWARD = 1e15
+
 
 class Jsonl:
     """Rows of `.jsonl[.gz]`, `.json[.gz]` (one object per line) or Parquet files.
@@ -238,6 +240,10 @@ class _Row:
             number = math.inf
         if not math.isfinite(number):
             raise self._wrong(column, "a finite number", value)
+        if abs(number) > LARGEST_REWARD:
+            raise self._wrong(
+                column, f"a number of at most {LARGEST_REWARD:g} in size, whose square float32 holds", value
+            )
         return number
 
     def _messages(self, column: str, role: str) -> list[Message]:

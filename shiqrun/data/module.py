@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.data.batches import Batches, Rows, Steps
-from shiqrun.data.encode import TrainOn, encode
-from shiqrun.data.source import Source
+from shiqrun.data.encode import EncodedTrajectory, TrainOn, encode
+from shiqrun.data.source import ClosedVocabulary, Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
@@ -78,6 +78,7 @@ def load(
     settings: DataSettings,
     *,
     context: int | None,
+    compared_by: str | None = None,
     progress: Callable[[Iterable[Example], str], Iterable[Example]] = lambda x, _: x,
 ) -> Encoded:
     """Reads and encodes both splits.
@@ -87,6 +88,8 @@ def load(
         tokenizer: with a chat template.
         settings: see `DataSettings`.
         context: tokens the model can read; the default of `max_length`.
+        compared_by: name of the method, if it compares completions of one prompt: rows of a prompt then stay together,
+            and a row alone with its prompt is dropped.
         progress: wraps an iterable of examples, to show how far it is.
 
     Raises:
@@ -97,11 +100,15 @@ def load(
         raise InputError(f"data.max_length={settings.max_length} is more than the model's context of {context} tokens")
     dropped: Counter[str] = Counter()
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    own_template = source.chat_template if isinstance(source, ClosedVocabulary) else None
     splits = []
     for split in ("train", "val"):
         examples = progress(examples_of(source, split, settings), f"encoding {split}")
-        encoded = encode(examples, tokenizer, dropped, max_length=limit, train_on=settings.train_on)
-        splits.append(Rows(list(encoded), pad))
+        encoded = encode(
+            examples, tokenizer, dropped, max_length=limit, train_on=settings.train_on, stable=own_template
+        )
+        kept = list(encoded) if compared_by is None else _compared(list(encoded), dropped, compared_by)
+        splits.append(Rows(kept, pad, together=compared_by is not None))
         if split in source.splits:  # a held-out split reads the same rows again
             dropped.update(source.dropped)
     train, val = splits
@@ -109,8 +116,18 @@ def load(
         why = [f"{n} {reason}" for reason, n in dropped.most_common()]
         why += [f"all {len(val)} are held out for validation (data.val_fraction)"] if len(val) else []
         reasons = ", ".join(why) or "the data set is empty"
-        raise InputError(f"no training trajectory is left: {reasons}. Raise data.max_length or look at the file")
+        advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
+        raise InputError(f"no training trajectory is left: {reasons}; {advice}")
     return Encoded(train, val, dropped, fingerprint(train, val))
+
+
+def _compared(rows: list[EncodedTrajectory], dropped: Counter[str], method: str) -> list[EncodedTrajectory]:
+    """The rows that share their prompt with another."""
+    sizes = Counter(t.prompt_id for t in rows)
+    kept = [t for t in rows if sizes[t.prompt_id] > 1]
+    if len(kept) < len(rows):
+        dropped[f"alone with its prompt (algo={method} compares completions of one prompt)"] += len(rows) - len(kept)
+    return kept
 
 
 def fingerprint(*splits: Rows) -> str:

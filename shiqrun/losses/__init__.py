@@ -1,6 +1,23 @@
 """Every loss under the name that `algo=` knows; pure functions of a batch and two models' scores."""
 
+from shiqrun.losses.contrastive import copg
+from shiqrun.losses.derivation import direct, soft_q
+from shiqrun.losses.preference import dpo, reward_model
+from shiqrun.losses.regression import dro, dro_v
 from shiqrun.losses.shifted_q import shiq, shiq_init, shiq_ms, shiq_tk
 from shiqrun.losses.supervised import sft
 
-__all__ = ["sft", "shiq", "shiq_init", "shiq_ms", "shiq_tk"]
+__all__ = [
+    "copg",
+    "direct",
+    "dpo",
+    "dro",
+    "dro_v",
+    "reward_model",
+    "sft",
+    "shiq",
+    "shiq_init",
+    "shiq_ms",
+    "shiq_tk",
+    "soft_q",
+]

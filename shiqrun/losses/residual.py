@@ -13,6 +13,11 @@ and the right value makes it zero on every suffix of every trajectory, whoever p
 | shiq_init  | beta v(s_t)               | every action                 | S19, S20 |
 | shiq_tk    | beta W_t                  | the first action of a turn   | S22, S23 |
 | shiq_ms    | (one step, no path)       | every action                 | S13, S21 |
+| dro        | 0, or the group's mean    | the first action             | S101     |
+| dro_v      | a value head's V(x)       | the first action             | S25, S95 |
+| copg       | the partner's U'          | the first action             | S24      |
+
+(U = R - beta sum D is the residual of the first action with V = 0.)
 
 The step residual e_t of shiq_ms is the difference of neighbours: delta_t = e_t + delta_{t+1}.
 Masked entries are replaced, never multiplied: 0 * NaN is NaN.
@@ -85,4 +90,9 @@ def squares(residual: Tensor, chosen: Tensor, count: Tensor) -> LossTerms:
     picked = residual.masked_fill(~chosen, 0)
     size, shown = chosen.sum(), picked.detach()
     metrics = {"residual_mean": (shown.sum(), size), "residual_abs": (shown.abs().sum(), size)}
+    place = chosen.cumsum(-1) - 1  # number of the unit in its row
+    quarter = 4 * place // chosen.sum(-1, keepdim=True).clamp(min=1)
+    for q in range(4):
+        inside = chosen & (quarter == q)
+        metrics[f"residual_abs/quarter_{q + 1}"] = (shown.abs().masked_fill(~inside, 0).sum(), inside.sum())
     return LossTerms(picked.square().sum(), count, metrics)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shiqrun.errors import InputError
-from shiqrun.models.scoring import score_actions
+from shiqrun.models.scoring import score_further
 from shiqrun.types import ActionScores, Trajectories
 
 
@@ -40,12 +40,14 @@ class Policy(nn.Module):
     Args:
         model: a causal language model of `transformers`, or a PEFT model around one.
         autocast: dtype of the matrix products of the body, None for the weights' own.
+        value: a value head, whose output at each action becomes `ActionScores.value`.
     """
 
-    def __init__(self, model: Any, *, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, model: Any, *, autocast: torch.dtype | None = None, value: "ValueHead | None" = None) -> None:
         super().__init__()
         self.model = model
         self.autocast = autocast
+        self.value = value
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -60,20 +62,77 @@ class Policy(nn.Module):
             )
         return out.last_hidden_state
 
-    def forward(self, batch: Trajectories) -> ActionScores:
-        """Logit and log-partition of every action, `[B, A]`, nats, float32, zero where there is no action."""
+    def forward(self, batch: Trajectories, *, sample: int = 0, describe: bool = False) -> ActionScores:
+        """Logit and log-partition of every action, `[B, A]`, nats, float32, zero where there is no action.
+
+        Args:
+            batch: with `anchor_tokens`, their logits come as `further`.
+            sample: further tokens to draw from the policy at every action's state.
+            describe: also give entropy and arg-max hits, without gradient.
+        """
         hidden, mask = self.hidden(batch.input_ids, batch.attention_mask), batch.action_mask
         row = mask.nonzero()[:, 0]
         at = batch.action_index[mask]
         head = self.causal_lm.get_output_embeddings()
-        pair = score_actions(hidden[row, at - 1], head.weight, head.bias, batch.input_ids[row, at])
-        return ActionScores(*(x.new_zeros(mask.shape).masked_scatter(mask, x) for x in pair))
+        scored: dict[str, Any] = score_further(
+            hidden[row, at - 1],
+            head.weight,
+            head.bias,
+            batch.input_ids[row, at],
+            further=None if batch.anchor_tokens is None else batch.anchor_tokens[mask],
+            sample=sample,
+            describe=describe,
+        )._asdict()
+        if not (sample or batch.anchor_tokens is not None):
+            scored |= {"further": None, "further_tokens": None}
+        if self.value is not None:
+            scored["value"] = self.value(hidden, row, at, batch)
+        placed: dict[str, Any] = {name: None if x is None else _placed(x, mask) for name, x in scored.items()}
+        return ActionScores(**placed)
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
         """The weights that training started from: the LoRA adapter switched off."""
         with self.model.disable_adapter():
             yield
+
+
+def _placed(x: Tensor, mask: Tensor) -> Tensor:
+    """`[N, ...]` numbers of the actions in their places, `[B, A, ...]`, zero where there is no action."""
+    if x.ndim == 1:
+        return x.new_zeros(mask.shape).masked_scatter(mask, x)
+    out = x.new_zeros(*mask.shape, *x.shape[1:])
+    return out.masked_scatter(mask[..., None].expand_as(out), x)
+
+
+class ValueHead(nn.Module):
+    """One number per action, reward units: V of its state, or the score of the text up to and with it.
+
+    Args:
+        width: hidden size of the body it reads.
+        at: "state" reads the position that predicts the action, "action" the action's own.
+        body: a network of its own, or None to read the policy's hidden states (V does not train them, a score does).
+    """
+
+    def __init__(self, width: int, at: Literal["state", "action"], body: nn.Module | None = None) -> None:
+        super().__init__()
+        self.at, self.body = at, body
+        self.linear = nn.Linear(width, 1, bias=at == "state")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            nn.init.normal_(self.linear.weight, std=0.02 if at == "action" else 0.0)
+        if self.linear.bias is not None:
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor, row: Tensor, at: Tensor, batch: Trajectories) -> Tensor:
+        """`[N]`, float32."""
+        if self.body is not None:
+            mask = batch.attention_mask.long()
+            hidden = self.body(input_ids=batch.input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+        elif self.at == "state":
+            hidden = hidden.detach()  # the value learns from the policy's features and does not bend them
+        read = at - 1 if self.at == "state" else at
+        return self.linear(hidden[row, read].float()).squeeze(-1)
 
 
 def prepare(model: PreTrainedModel, settings: ModelSettings) -> Any:

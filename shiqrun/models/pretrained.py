@@ -1,5 +1,6 @@
 """`model=hf`: any causal language model of `transformers`, from a local directory or the Hub."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ class Pretrained:
 
     path: str
     trust_remote_code: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.path.expanduser(self.path))
 
     @cached_property
     def _config(self) -> Any:

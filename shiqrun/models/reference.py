@@ -38,7 +38,7 @@ class Frozen:
     """A second copy of the model; not a module, so that no checkpoint and no optimiser sees it."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.policy = Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
         """Moves the copy."""
@@ -73,7 +73,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
-    """Equal keys give equal scores: weights, model class and config, attention, dtypes, tokens and actions of the rows.
+    """Equal keys give equal scores: weights, model and config, attention, dtypes, tokens and actions, anchor tokens.
 
     Tokenizer, template and truncation act through the tokens and need no entry of their own.
     """
@@ -85,6 +85,8 @@ def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for t in rows.trajectories:
         digest.update(t.input_ids.tobytes() + b"|" + t.action_index.tobytes() + b",")
+    if rows.anchor is not None:
+        digest.update(repr(rows.anchor).encode())
     return digest.hexdigest()
 
 
@@ -109,7 +111,7 @@ def cached_scores(
         found = path.is_file()
         if not found:
             _store(path, _score(policy, rows, tokens, device, progress))
-    return _read(path), found
+    return _read(path, rows), found
 
 
 @torch.no_grad()
@@ -121,15 +123,21 @@ def _score(policy: Policy, rows: Rows, tokens: int, device: torch.device, progre
         out = policy(batch.to(device))
         for i, row in enumerate(numbers):
             n = rows.actions[row]
-            scores[row] = tuple(x[i, :n].float().cpu().numpy() for x in (out.logit, out.log_partition))
+            numbers_of = (out.logit, out.log_partition, *(() if out.further is None else (out.further,)))
+            scores[row] = tuple(x[i, :n].float().cpu().numpy() for x in numbers_of)
     policy.train(mode)
     return scores
 
 
+COLUMNS = ("logit", "log_partition", "further")
+"""`further` is there with an anchor only: K numbers an action, one action after the other."""
+
+
 def _store(path: Path, scores: Scores) -> None:
+    width = len(scores[0]) if len(scores) else 2
     columns = {
-        name: pa.array([s[k] for s in scores], pa.list_(pa.float32()))
-        for k, name in enumerate(("logit", "log_partition"))
+        name: pa.array([s[k].reshape(-1) for s in scores], pa.list_(pa.float32()))
+        for k, name in enumerate(COLUMNS[:width])
     }
     table = pa.table(columns)
     partial = path.with_suffix(f".{os.getpid()}.tmp")
@@ -138,12 +146,14 @@ def _store(path: Path, scores: Scores) -> None:
     os.replace(partial, path)
 
 
-def _read(path: Path) -> Scores:
+def _read(path: Path, rows: Rows) -> Scores:
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     parts = []
-    for name in ("logit", "log_partition"):
+    for name in table.column_names:
         column = table.column(name).combine_chunks()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         offsets, flat = column.offsets.to_numpy(), column.values.to_numpy()
-        parts.append([np.array(flat[a:b]) for a, b in itertools.pairwise(offsets)])
+        shape = (lambda n: (n, rows.anchor[0])) if name == "further" and rows.anchor else (lambda n: (n,))
+        spans = zip(itertools.pairwise(offsets), rows.actions, strict=True)
+        parts.append([np.array(flat[a:b]).reshape(shape(n)) for (a, b), n in spans])
     return list(zip(*parts, strict=True))

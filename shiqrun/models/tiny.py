@@ -17,6 +17,7 @@ from transformers import (
 
 from shiqrun.data.encode import with_template
 from shiqrun.data.source import ClosedVocabulary, Source
+from shiqrun.errors import InputError
 from shiqrun.types import Example
 
 Count = Annotated[int, Gt(0)]
@@ -34,6 +35,13 @@ class Tiny:
     max_position_embeddings: Count
     initializer_range: Annotated[float, Gt(0)]
     vocab_size: Annotated[int, Gt(260)]
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.num_heads):
+            raise InputError(
+                f"model.hidden_size={self.hidden_size} and model.num_heads={self.num_heads}: the hidden size must be a "
+                "multiple of twice the number of heads (rotary positions turn pairs of units)"
+            )
 
     def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
         """One token a word where the data set names its vocabulary, else byte-level BPE of the training text."""

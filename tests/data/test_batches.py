@@ -1,10 +1,11 @@
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
-from shiqrun.data.batches import Batches, Rows, Steps, micro_batches, share, step_rows
+from shiqrun.data.batches import Batches, Rows, Steps, micro_batches, share, step_units
 from tests.helpers import rows, trajectory
 
 
@@ -25,22 +26,22 @@ def steps(made, *, batch_size=5, tokens=30, seed=0, start=0, rank=0, world=1):
 def test_every_row_is_visited_once_an_epoch(count, size):
     per_epoch = -(-count // size)
     for epoch in range(3):
-        seen = np.concatenate([step_rows(count, size, 7, epoch * per_epoch + k) for k in range(per_epoch)])
+        seen = np.concatenate([step_units(count, size, 7, epoch * per_epoch + k) for k in range(per_epoch)])
         assert sorted(seen) == list(range(count))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = [
-        tuple(np.concatenate([step_rows(40, 10, seed, 4 * e + k) for k in range(4)])) for seed, e in np.ndindex(2, 2)
+        tuple(np.concatenate([step_units(40, 10, seed, 4 * e + k) for k in range(4)])) for seed, e in np.ndindex(2, 2)
     ]
     assert len(set(orders)) == 4
 
 
 def test_rows_of_a_step_depend_on_seed_and_step_alone():
-    first = [step_rows(13, 4, 3, step).tolist() for step in range(9)]
+    first = [step_units(13, 4, 3, step).tolist() for step in range(9)]
     np.random.default_rng(0).random(5)
     np.random.seed(1)
-    assert [step_rows(13, 4, 3, step).tolist() for step in reversed(range(9))] == first[::-1]
+    assert [step_units(13, 4, 3, step).tolist() for step in reversed(range(9))] == first[::-1]
 
 
 def test_a_loader_that_starts_later_hands_out_the_same_steps():
@@ -55,7 +56,7 @@ def test_a_loader_that_starts_later_hands_out_the_same_steps():
 def test_micro_batches_keep_the_token_budget_and_lose_no_row(tokens):
     made = rows(40)
     picked = list(range(3, 37))
-    cut = micro_batches(made.lengths, picked, tokens)
+    cut = micro_batches(made.lengths, [[i] for i in picked], tokens)
     assert sorted(i for batch in cut for i in batch) == picked
     for batch in cut:
         padded = made.collate(batch).input_ids.numel()
@@ -63,7 +64,7 @@ def test_micro_batches_keep_the_token_budget_and_lose_no_row(tokens):
 
 
 def test_a_large_budget_makes_one_micro_batch():
-    assert len(micro_batches(rows(40).lengths, range(40), 10**6)) == 1
+    assert len(micro_batches(rows(40).lengths, [[i] for i in range(40)], 10**6)) == 1
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -72,12 +73,13 @@ def test_ranks_partition_the_rows_of_every_step(world):
     for step in range(6):
         ranks = [steps(made, rank=r, world=world).rows_of(step) for r in range(world)]
         together = [i for cut in ranks for batch in cut for i in batch]
-        assert sorted(together) == sorted(step_rows(13, 5, 0, step).tolist())
+        assert sorted(together) == sorted(step_units(13, 5, 0, step).tolist())
 
 
 def test_ranks_have_about_equal_work():
     made = rows(64)
-    work = [sum(made.lengths[i] for i in share(range(64), made.lengths, r, 4)) for r in range(4)]
+    mine = [share(made.units, made.lengths, r, 4) for r in range(4)]
+    work = [sum(int(made.lengths[unit].sum()) for unit in units) for units in mine]
     assert max(work) - min(work) <= made.lengths.max()
 
 
@@ -151,3 +153,54 @@ def test_cached_reference_scores_follow_their_rows():
         assert (batch.reference.logit[line][batch.action_mask[line]] == row).all()
         assert (batch.reference.log_partition[line][batch.action_mask[line]] == -row).all()
     assert batch.reference.logit.shape == batch.action_index.shape
+
+
+# ------------------------------------------------------------------ completions that are compared stay together
+def grouped(count=24, sizes=(2, 3, 4), seed=0):
+    """Rows of prompts with two to four completions, in shuffled order."""
+    made, rng = rows(count, seed=seed).trajectories, np.random.default_rng(seed)
+    names = [f"p{g}" for g in range(count) for _ in range(sizes[g % len(sizes)])][:count]
+    shuffled = [replace(t, prompt_id=names[k]) for t, k in zip(made, rng.permutation(count), strict=True)]
+    return Rows(shuffled, pad=0, together=True)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 40, 10**6])
+def test_no_step_rank_or_micro_batch_cuts_a_group(world, tokens):
+    made = grouped()
+    whole = {g: set(np.flatnonzero(made.group == g)) for g in set(made.group)}
+    for step in range(7):
+        for rank in range(world):
+            for batch in steps(made, batch_size=6, tokens=tokens, rank=rank, world=world).rows_of(step):
+                for g in set(made.group[batch]):
+                    assert whole[g] <= set(batch)
+    for batch, _ in Batches(made, tokens=tokens):
+        assert all(whole[g] <= set(batch) for g in set(made.group[batch]))
+
+
+def test_groups_too_are_visited_once_an_epoch():
+    made = grouped()
+    per_epoch = made.steps_per_epoch(6)
+    for epoch in range(2):
+        seen = [
+            i for k in range(per_epoch) for b in steps(made, batch_size=6).rows_of(epoch * per_epoch + k) for i in b
+        ]
+        assert sorted(seen) == list(range(len(made)))
+
+
+def test_a_step_of_equal_groups_has_exactly_batch_size_rows():
+    made = grouped(sizes=(4,))
+    assert [sum(map(len, steps(made, batch_size=8).rows_of(k))) for k in range(3)] == [8, 8, 8]
+
+
+# ------------------------------------------------------------------ the anchor's tokens
+def test_anchor_tokens_are_a_function_of_seed_and_row():
+    made = rows(9)
+    made.anchor = (3, 48, 5)
+    a, b = made.collate([4, 1]), made.collate([1])
+    n = int(made.actions[1])
+    assert a.anchor_tokens.shape == (2, a.action_index.shape[1], 3)
+    assert torch.equal(a.anchor_tokens[1, :n], b.anchor_tokens[0, :n])
+    assert int(a.anchor_tokens.max()) < 48
+    made.anchor = (3, 48, 6)
+    assert not torch.equal(made.collate([1]).anchor_tokens, b.anchor_tokens)

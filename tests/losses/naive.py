@@ -10,19 +10,25 @@ from shiqrun import losses
 from shiqrun.types import ActionScores, Trajectories
 
 BETA = 0.7
-LENGTHS = (4, 1, 0, 7, 2)
+LENGTHS = (4, 1, 0, 7, 2, 3, 5, 2, 1, 6, 3, 0)
+GROUPS = (4, 7, 7, 4, 1, 7, 4, 1, 9, 4, 1, 3)
+LEVELS = {4: (1.0, 0.5, 0.5, -1.0), 7: (0.25, 0.25), 1: (-0.5, 2.0, 0.0), 9: (0.75,)}
+"""Three, four, two and one completions of a prompt, with one row and one group without actions; what each group's
+completions return: a tie in the middle of group 4, which leaves its best and worst alone, and one that is all of 7."""
 
 
 @dataclass
 class Row:
-    """One trajectory's numbers as Python lists: rewards, logits and log-partitions of policy and reference."""
+    """One trajectory's numbers as Python lists: rewards, logits, log-partitions, values; which prompt it answers."""
 
     r: list[Any]
     l: list[Any]  # noqa: E741
     v: list[Any]
+    value: list[Any]
     l0: list[Any]
     v0: list[Any]
     index: list[int]
+    group: int
 
     @property
     def actions(self):
@@ -37,6 +43,12 @@ class Row:
     def return_to_go(self, t):
         return sum(self.r[k] - BETA * self.log_ratio(k) for k in self.actions if k >= t)
 
+    def total_ratio(self):
+        return sum((self.log_ratio(t) for t in self.actions), 0.0)
+
+    def total_reward(self):
+        return sum((float(r) for r in self.r), 0.0)
+
     def step(self, t):
         return self.r[t] + BETA * self.shift(t + 1) - BETA * (self.l[t] - self.l0[t])
 
@@ -45,9 +57,11 @@ def rows_of(batch, policy, reference):
     """The rows of a batch without their padding."""
     rows = []
     for b, length in enumerate(int(mask.sum()) for mask in batch.action_mask):
-        sources = (policy.logit, policy.log_partition, reference.logit, reference.log_partition)
-        numbers = [[source[b, t] for t in range(length)] for source in (batch.rewards, *sources)]
-        rows.append(Row(*numbers, [int(batch.action_index[b, t]) for t in range(length)]))
+        ours = (policy.logit, policy.log_partition, policy.value)
+        sources = (batch.rewards, *ours, reference.logit, reference.log_partition)
+        numbers = [[source[b, t] for t in range(length)] for source in sources]
+        index = [int(batch.action_index[b, t]) for t in range(length)]
+        rows.append(Row(*numbers, index, int(batch.group[b])))
     return rows
 
 
@@ -86,8 +100,97 @@ def shiq_tk(rows):
     return total, sum(1 for row in rows if row.r)
 
 
+def direct(rows):
+    total = 0.0
+    for row in rows:
+        for t in row.actions:
+            following = row.v[t + 1] if t + 1 in row.actions else 0.0
+            total = total + (row.r[t] + BETA * following - BETA * (row.l[t] - (row.l0[t] - row.v0[t]))) ** 2
+    return total, _actions(rows)
+
+
+def soft_q(rows):
+    """The value column stands for the soft value of every state."""
+    total = 0.0
+    for row in rows:
+        for t in row.actions:
+            following = row.value[t + 1] if t + 1 in row.actions else 0.0
+            total = total + (row.r[t] + following - row.l[t]) ** 2
+    return total, _actions(rows)
+
+
+def dro(rows):
+    return sum((row.return_to_go(0) ** 2 for row in rows if row.r), 0.0), _sequences(rows)
+
+
+def dro_group_mean(rows):
+    total = 0.0
+    for row in rows:
+        if row.r:
+            others = [other.return_to_go(0) for other in rows if other.r and other.group == row.group]
+            total = total + (row.return_to_go(0) - sum(others) / len(others)) ** 2
+    return total, _sequences(rows)
+
+
+def dro_v(rows):
+    """Each term holds the other's network still."""
+    total = 0.0
+    for row in rows:
+        if row.r:
+            level, value = row.return_to_go(0), row.value[0]
+            total = total + (level.detach() - value) ** 2 / 2 + (level - value.detach()) ** 2 / (2 * BETA)
+    return total, _sequences(rows)
+
+
+def pairs(rows, pairing="all"):
+    """Every compared pair of rows, the first with the return that is not smaller; of equals the earlier is best."""
+    found = []
+    for group in sorted({row.group for row in rows}):
+        members = [row for row in rows if row.group == group and row.r]
+        for i in range(len(members)):
+            for j in range(i + 1, len(members)):
+                swap = members[j].total_reward() > members[i].total_reward()
+                found.append((members[j], members[i]) if swap else (members[i], members[j]))
+        if pairing == "best_worst" and len(members) > 1:
+            ranked = sorted(members, key=lambda row: -row.total_reward())  # a stable sort
+            found = [pair for pair in found if pair[0].group != group] + [(ranked[0], ranked[-1])]
+    return found
+
+
+def decided(rows, pairing="all"):
+    """The pairs that have a winner."""
+    return [(a, b) for a, b in pairs(rows, pairing) if a.total_reward() > b.total_reward()]
+
+
+def copg(rows, pairing="all"):
+    found = pairs(rows, pairing)
+    return sum(((a.return_to_go(0) - b.return_to_go(0)) ** 2 for a, b in found), 0.0), len(found)
+
+
+def dpo(rows, label_smoothing=0.0, pairing="all"):
+    total, found = 0.0, decided(rows, pairing)
+    for winner, loser in found:
+        right = 1 / (1 + torch.exp(-BETA * (winner.total_ratio() - loser.total_ratio())))
+        total = total - (1 - label_smoothing) * torch.log(right) - label_smoothing * torch.log(1 - right)
+    return total, len(found)
+
+
+def reward_model(rows, pairing="all"):
+    found = decided(rows, pairing)
+    return sum((torch.log1p(torch.exp(b.value[-1] - a.value[-1])) for a, b in found), 0.0), len(found)
+
+
+def called_soft_q(batch, policy, reference):
+    """soft_q with the value column as the soft value."""
+    return losses.soft_q(batch, policy, reference, beta=BETA, soft_value=policy.value)
+
+
 def _actions(rows):
     return sum(len(row.r) for row in rows)
+
+
+def _sequences(rows):
+    return sum(1 for row in rows if row.r)
 
 
 LAMBDAS = (0.0, 0.5, 0.9)
@@ -98,35 +201,72 @@ LOSSES = {
     "shiq_ms": (partial(losses.shiq_ms, beta=BETA), shiq_ms),
     "shiq_tk": (partial(losses.shiq_tk, beta=BETA), shiq_tk),
     **{f"shiq-{lam}": (partial(losses.shiq, beta=BETA, lam=lam), partial(shiq, lam=lam)) for lam in LAMBDAS},
+    "direct": (partial(losses.direct, beta=BETA), direct),
+    "soft_q": (called_soft_q, soft_q),
+    "dro": (partial(losses.dro, beta=BETA), dro),
+    "dro_v": (partial(losses.dro_v, beta=BETA), dro_v),
 }
 """Name -> the loss and its naive twin; `shiq-0.9` is shiq with lam 0.9."""
+SMOOTHED, SPARSE = {"label_smoothing": 0.2}, {"pairing": "best_worst"}
+COMPARING = {
+    "dro_group_mean": (partial(losses.dro, beta=BETA, baseline="group_mean"), dro_group_mean),
+    "copg": (partial(losses.copg, beta=BETA), copg),
+    "copg-best_worst": (partial(losses.copg, beta=BETA, **SPARSE), partial(copg, **SPARSE)),
+    "dpo": (partial(losses.dpo, beta=BETA), dpo),
+    "dpo-smoothed": (partial(losses.dpo, beta=BETA, **SMOOTHED), partial(dpo, **SMOOTHED)),
+    "dpo-best_worst": (partial(losses.dpo, beta=BETA, **SPARSE), partial(dpo, **SPARSE)),
+    "reward_model": (losses.reward_model, reward_model),
+    "reward_model-best_worst": (partial(losses.reward_model, **SPARSE), partial(reward_model, **SPARSE)),
+}
+"""The same for losses that compare the completions of one prompt: these must stay in one micro-batch."""
+LOSSES |= COMPARING
 
 
-def ragged(lengths=LENGTHS, width=7, seed=0):
-    """(batch, policy, reference): random float64 numbers, padding included; actions come in turns of random length."""
+def ragged(lengths=LENGTHS, width=7, seed=0, groups=None):
+    """(batch, policy, reference): random float64 numbers, padding included; actions come in turns of random length.
+
+    Rewards are eighths, so that returns are exact in any order. The default rows answer the prompts of GROUPS with
+    the returns of LEVELS; otherwise `groups` says who answers which prompt, by default each its own.
+    """
     draw = torch.Generator().manual_seed(seed)
     shape = (len(lengths), width)
     between = torch.randint(1, 4, shape, generator=draw)  # 1: the same turn; more: after a reply
+    rewards = torch.randint(-8, 9, shape, generator=draw).to(torch.float64) / 8
+    if lengths is LENGTHS:
+        groups = GROUPS
+        _set_returns(rewards, draw)
     batch = Trajectories(
         input_ids=torch.randint(0, 9, (len(lengths), 3 * width + 1), generator=draw),
         attention_mask=torch.ones(len(lengths), 3 * width + 1, dtype=torch.bool),
         action_index=between.cumsum(-1),
         action_mask=torch.arange(width) < torch.tensor(lengths)[:, None],
-        rewards=torch.randn(shape, dtype=torch.float64, generator=draw),
-        group=torch.arange(len(lengths)),
+        rewards=rewards,
+        group=torch.tensor(range(len(lengths)) if groups is None else groups),
     )
     return batch, scores(shape, draw), scores(shape, draw)
 
 
+def _set_returns(rewards, draw):
+    """Deals each group's returns of LEVELS to its completions, through the reward of the last action."""
+    for group, levels in LEVELS.items():
+        members = [b for b, (g, length) in enumerate(zip(GROUPS, LENGTHS, strict=True)) if g == group and length]
+        for level, i in zip(levels, torch.randperm(len(members), generator=draw), strict=True):
+            row, length = rewards[members[i]], LENGTHS[members[i]]
+            row[length - 1] = level - row[: length - 1].sum()
+
+
 def scores(shape, draw):
     """Random scores in which the log-partition exceeds the logit, as leaves that take a gradient."""
-    logit, gap = torch.randn(2, *shape, dtype=torch.float64, generator=draw)
-    return ActionScores(logit.requires_grad_(), (logit + gap.abs()).detach().requires_grad_())
+    logit, gap, value = torch.randn(3, *shape, dtype=torch.float64, generator=draw)
+    parts = (logit, logit + gap.abs(), value)
+    return ActionScores(*(part.clone().requires_grad_() for part in parts))
+
+
+def numbers(policy):
+    """What a loss may take a gradient from."""
+    return policy.logit, policy.log_partition, policy.value
 
 
 def gradients(terms, policy):
-    """d total / d (logit, log_partition), zeros where nothing arrives."""
-    if not terms.total.requires_grad:
-        return [torch.zeros_like(policy.logit)] * 2
-    found = torch.autograd.grad(terms.total, (policy.logit, policy.log_partition), allow_unused=True)
-    return [torch.zeros_like(policy.logit) if g is None else g for g in found]
+    """d total / d (logit, log_partition, value), zeros where nothing arrives."""
+    return list(torch.autograd.grad(terms.total, numbers(policy), materialize_grads=True))

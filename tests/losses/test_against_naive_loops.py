@@ -1,5 +1,7 @@
 """Every loss against the double loop over its formula, in value, count, gradient and metrics."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,7 +9,7 @@ from torch.testing import assert_close
 from shiqrun import losses
 from shiqrun.losses.residual import path_residuals, regularised_rewards, step_residuals, suffix_sum, turn_starts
 from shiqrun.types import ActionScores
-from tests.losses.naive import BETA, LOSSES, gradients, ragged, rows_of
+from tests.losses.naive import BETA, LOSSES, decided, gradients, numbers, pairs, ragged, rows_of
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -19,18 +21,27 @@ def test_a_loss_is_the_double_loop_of_its_formula(name, seed):
     total, count = naive(rows_of(batch, policy, reference))
     assert_close(terms.total, total)
     assert int(terms.count) == count
-    expected = torch.autograd.grad(total, (policy.logit, policy.log_partition), materialize_grads=True)
+    expected = torch.autograd.grad(total, numbers(policy), materialize_grads=True)
     assert_close(gradients(terms, policy), list(expected))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_the_random_batches_have_ties_single_completions_and_rows_without_actions():
+    batch, policy, reference = ragged()
+    rows = rows_of(batch, policy, reference)
+    sizes = [sum(1 for row in rows if row.r and row.group == g) for g in {row.group for row in rows}]
+    assert sorted(sizes) == [0, 1, 2, 3, 4]
+    assert len(pairs(rows)) == len(decided(rows)) + 2
+    assert len(pairs(rows, "best_worst")) == len(decided(rows, "best_worst")) + 1
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "dro_v"])  # its gradient is of no one scalar
 def test_gradients_are_those_of_finite_differences(name):
-    batch, policy, reference = ragged(lengths=(3, 0, 4), width=4)
+    batch, policy, reference = ragged(lengths=(3, 0, 4, 1), width=4, groups=(0, 0, 0, 0))
 
-    def total(logit, log_partition):
-        return LOSSES[name][0](batch, ActionScores(logit, log_partition), reference).total
+    def total(*numbers):
+        return LOSSES[name][0](batch, ActionScores(*numbers), reference).total
 
-    assert torch.autograd.gradcheck(total, (policy.logit, policy.log_partition))
+    assert torch.autograd.gradcheck(total, numbers(policy))
 
 
 @pytest.mark.parametrize("length", range(1, 10))
@@ -110,3 +121,31 @@ def test_metrics_of_the_turnwise_loss_count_turns_while_the_loss_counts_trajecto
     terms = LOSSES["shiq_tk"][0](type(batch)(**{**vars(batch), "action_index": index}), policy, reference)
     assert int(terms.count) == 2
     assert int(terms.metrics["residual_abs"][1]) == 6
+
+
+def test_absolute_residuals_by_quarter_of_a_trajectory_are_those_of_its_actions_in_order():
+    batch, policy, reference = ragged(lengths=(1, 3, 0, 6, 8), width=8)
+    shown = losses.shiq_ms(batch, policy, reference, beta=BETA).metrics
+    for quarter in range(4):
+        inside = [
+            abs(row.step(t)).item()
+            for row in rows_of(batch, policy, reference)
+            for t in row.actions
+            if quarter <= 4 * t / len(row.r) < quarter + 1
+        ]
+        total, size = shown[f"residual_abs/quarter_{quarter + 1}"]
+        assert_close(total.item(), sum(inside))
+        assert int(size) == len(inside)
+
+
+def test_quarters_of_the_turnwise_loss_are_quarters_of_its_turns():
+    batch, policy, reference = ragged(lengths=(6,), width=6)
+    index = torch.tensor([[2, 3, 6, 7, 8, 12]])  # turns begin at actions 0, 2 and 5
+    turnwise = replace(batch, action_index=index)
+    shown = losses.shiq_tk(turnwise, policy, reference, beta=BETA).metrics
+    row = rows_of(turnwise, policy, reference)[0]
+    for quarter, start in ((1, 0), (2, 2), (3, 5)):
+        total, size = shown[f"residual_abs/quarter_{quarter}"]
+        assert_close(total.item(), abs(row.return_to_go(start) - BETA * row.shift(start)).item())
+        assert int(size) == 1
+    assert int(shown["residual_abs/quarter_4"][1]) == 0

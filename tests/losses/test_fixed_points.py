@@ -1,6 +1,7 @@
-"""The optimum of the regularised objective is where the losses vanish, and where minimising them arrives."""
+"""The optimum of the regularised objective is where the losses vanish."""
 
 from functools import partial
+from math import log
 
 import pytest
 import torch
@@ -17,6 +18,15 @@ SHAPED = {
     "shiq_tk": partial(losses.shiq_tk, beta=BETA),
 }
 INIT = partial(losses.shiq_init, beta=BETA)
+DIRECT = partial(losses.direct, beta=BETA)
+DRO = partial(losses.dro, beta=BETA)
+DRO_V = partial(losses.dro_v, beta=BETA)
+UNSHIFTED = {
+    "copg": partial(losses.copg, beta=BETA),
+    "copg-best_worst": partial(losses.copg, beta=BETA, pairing="best_worst"),
+    "dro_group_mean": partial(losses.dro, beta=BETA, baseline="group_mean"),
+}
+REFERENCE_IS_FIXED = SHAPED | UNSHIFTED | {"dro": DRO, "dro_v": DRO_V}
 
 
 def world(vocabulary=4, horizon=4, seed=0):
@@ -28,6 +38,18 @@ def world(vocabulary=4, horizon=4, seed=0):
 
 def total(loss, tree, table, reference, rewarded=True):
     return loss(tree.trajectories(rewarded=rewarded), tree.scores(table), tree.scores(reference))
+
+
+def soft_q(tree, table, reference, rewarded=True):
+    """soft_q with its soft value from whole rows of the table."""
+    value = BETA * tree.scores(reference.log_softmax(-1) + table / BETA).log_partition
+    policy, frozen = tree.scores(table), tree.scores(reference)
+    return losses.soft_q(tree.trajectories(rewarded=rewarded), policy, frozen, beta=BETA, soft_value=value)
+
+
+def mean_residual(terms):
+    size, count = terms.metrics["residual_abs"]
+    return float(size / count)
 
 
 def test_backward_induction_and_enumeration_agree_on_the_optimum():
@@ -42,7 +64,7 @@ def test_backward_induction_and_enumeration_agree_on_the_optimum():
 def test_residuals_vanish_at_the_optimum_shifted_by_its_value(name, seed):
     tree, reference, q = world(seed=seed)
     terms = total(SHAPED[name], tree, reference + q / BETA, reference)
-    assert float(terms.metrics["residual_abs"][0] / terms.metrics["residual_abs"][1]) < 1e-12
+    assert mean_residual(terms) < 1e-12
     assert float(total(SHAPED[name], tree, reference, reference).total) > 1
 
 
@@ -50,8 +72,47 @@ def test_residuals_vanish_at_the_optimum_shifted_by_its_value(name, seed):
 def test_residuals_without_shaping_vanish_at_the_optimum_with_its_own_shift(seed):
     tree, reference, q = world(seed=seed)
     terms = total(INIT, tree, reference.log_softmax(-1) + q / BETA, reference)
-    assert float(terms.metrics["residual_abs"][0] / terms.metrics["residual_abs"][1]) < 1e-12
+    assert mean_residual(terms) < 1e-12
     assert float(total(INIT, tree, reference + q / BETA, reference).total) > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_direct_residual_vanishes_at_the_optimum_on_the_references_log_probabilities(seed):
+    tree, reference, q = world(seed=seed)
+    terms = total(DIRECT, tree, reference.log_softmax(-1) + q / BETA, reference)
+    assert mean_residual(terms) < 1e-12
+    assert float(total(DIRECT, tree, reference + q / BETA, reference).total) > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_soft_q_residual_vanishes_at_the_optimal_action_values(seed):
+    tree, reference, q = world(seed=seed)
+    assert mean_residual(soft_q(tree, q, reference)) < 1e-12
+    assert float(soft_q(tree, torch.zeros_like(q), reference).total) > 1
+
+
+@pytest.mark.parametrize("name", UNSHIFTED)
+def test_losses_of_log_ratios_vanish_at_the_optimum_whatever_its_shift(name):
+    tree, reference, q = world()
+    best = reference + q / BETA + torch.randn(len(tree.states), 1, dtype=torch.float64)
+    assert mean_residual(UNSHIFTED[name](tree.trajectories(), tree.scores(best), tree.scores(reference))) < 1e-12
+
+
+def test_the_loss_with_a_value_network_vanishes_at_the_optimum_and_its_value():
+    tree, reference, q = world()
+    value = float(tree.optimum(reference, BETA)[1][tree.row[()]])
+    for given, least, most in ((value, 0, 1e-12), (value + 0.1, 0.1 - 1e-12, 0.1 + 1e-12)):
+        policy = tree.scores(reference + q / BETA, value=torch.tensor(given, dtype=torch.float64))
+        terms = DRO_V(tree.trajectories(), policy, tree.scores(reference))
+        assert least <= mean_residual(terms) <= most
+
+
+def test_dro_without_a_baseline_is_off_by_the_optimal_value_at_the_optimum():
+    tree, reference, q = world()
+    value = float(tree.optimum(reference, BETA)[1][tree.row[()]])
+    assert abs(value) > 0.1
+    terms = total(DRO, tree, reference + q / BETA, reference)
+    assert float(terms.total) == pytest.approx(len(tree.paths) * value**2)
 
 
 def test_every_single_residual_vanishes_on_every_suffix_of_every_path():
@@ -63,46 +124,12 @@ def test_every_single_residual_vanishes_on_every_suffix_of_every_path():
         assert float(residual.abs().max()) < 1e-12
 
 
-def minimised(loss, tree, reference):
-    """The table that LBFGS reaches from the reference on all paths."""
-    table = reference.clone().requires_grad_()
-    batch, frozen = tree.trajectories(), tree.scores(reference)
-    settings = {"max_iter": 4000, "tolerance_grad": 1e-13, "tolerance_change": 1e-18, "history_size": 50}
-    optimiser = torch.optim.LBFGS([table], line_search_fn="strong_wolfe", **settings)
-
-    def closure():
-        optimiser.zero_grad()
-        terms = loss(batch, tree.scores(table), frozen)
-        mean = terms.total / terms.count
-        mean.backward()
-        return mean
-
-    optimiser.step(closure)
-    return table.detach()
-
-
-@pytest.mark.parametrize("name", [*SHAPED, "shiq_init"])
-def test_minimising_from_the_reference_arrives_at_the_optimal_policy(name):
-    tree, reference, _ = world(vocabulary=3, horizon=3)
-    found = minimised(SHAPED.get(name, INIT), tree, reference)
-    best = tree.best_probabilities(reference, BETA)
-    assert kl(tree.probabilities(reference), best) > 0.1
-    assert kl(tree.probabilities(found), best) < 1e-8
-
-
-@pytest.mark.parametrize("name", ["shiq-1.0", "shiq-0.5", "shiq_ms", "shiq_init"])
-def test_the_minimiser_is_unique_as_logits(name):
-    tree, reference, q = world(vocabulary=3, horizon=3)
-    base = reference.log_softmax(-1) if name == "shiq_init" else reference
-    found = minimised(SHAPED.get(name, INIT), tree, reference)
-    assert_close(found, base + q / BETA, rtol=0, atol=1e-5)  # LBFGS stops at gradients near 1e-13
-
-
-@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("name", REFERENCE_IS_FIXED)
 def test_the_reference_without_rewards_is_an_exact_fixed_point(name):
     tree, reference, _ = world()
     table = reference.clone().requires_grad_()
-    terms = total(SHAPED[name], tree, table, reference, rewarded=False)
+    policy = tree.scores(table, value=torch.tensor(0.0))
+    terms = REFERENCE_IS_FIXED[name](tree.trajectories(rewarded=False), policy, tree.scores(reference))
     (gradient,) = torch.autograd.grad(terms.total, table)
     assert terms.total.item() == 0
     assert not gradient.any()
@@ -115,6 +142,31 @@ def test_without_shaping_raw_reference_logits_are_no_fixed_point():
     (gradient,) = torch.autograd.grad(terms.total, table)
     assert terms.total.item() > 1
     assert float(gradient.norm()) > 1
+
+
+def test_the_earlier_rungs_without_rewards_are_fixed_at_the_reference_in_their_own_form():
+    tree, reference, _ = world()
+    zero, normalised = torch.zeros_like(reference).requires_grad_(), reference.log_softmax(-1).requires_grad_()
+    rungs = (
+        (soft_q(tree, zero, reference, rewarded=False), zero),
+        (total(DIRECT, tree, normalised, reference, rewarded=False), normalised),
+    )
+    for terms, table in rungs:
+        (gradient,) = torch.autograd.grad(terms.total, table)
+        assert mean_residual(terms) < 1e-12
+        assert float(gradient.abs().max()) < 1e-12
+    assert float(total(DIRECT, tree, reference, reference, rewarded=False).total) > 1
+
+
+def test_preferences_at_the_reference_cost_log_two_a_pair_and_ties_nothing():
+    tree, reference, _ = world()
+    terms = total(partial(losses.dpo, beta=BETA, label_smoothing=0.2), tree, reference, reference)
+    n = len(tree.paths)
+    assert int(terms.count) == n * (n - 1) // 2
+    assert float(terms.total / terms.count) == pytest.approx(log(2))
+    tied = total(partial(losses.dpo, beta=BETA), tree, tree.table(), reference, rewarded=False)
+    assert (float(tied.total), int(tied.count)) == (0, 0)
+    assert [float(x) for x in tied.metrics["ties"]] == [n * (n - 1) // 2] * 2
 
 
 def test_without_shaping_normalised_reference_logits_give_shiq_itself():

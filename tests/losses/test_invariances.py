@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from shiqrun.types import ActionScores, Trajectories
-from tests.losses.naive import LENGTHS, LOSSES, gradients, ragged
+from tests.losses.naive import COMPARING, GROUPS, LENGTHS, LOSSES, gradients, numbers, ragged
 
 EVERY_LOSS = pytest.mark.parametrize("loss", [loss for loss, _ in LOSSES.values()], ids=list(LOSSES))
 ROWWISE = ("input_ids", "attention_mask", "action_index", "action_mask", "rewards", "group")
@@ -16,7 +16,7 @@ ROWWISE = ("input_ids", "attention_mask", "action_index", "action_mask", "reward
 
 def leaves(scores, change):
     """The scores, changed, as new leaves."""
-    return ActionScores(*(change(x).detach().requires_grad_() for x in (scores.logit, scores.log_partition)))
+    return ActionScores(*(change(x).detach().requires_grad_() for x in numbers(scores)))
 
 
 def rows(batch, policy, reference, chosen):
@@ -70,21 +70,54 @@ def test_padding_holds_no_gradient(loss):
 @EVERY_LOSS
 def test_row_order_changes_nothing(loss):
     problem = ragged()
-    order = [3, 0, 4, 2, 1]
+    order = [3, 0, 11, 8, 4, 10, 2, 9, 1, 6, 5, 7]
     assert_same(loss, problem, rows(*problem, order), lambda g: g[torch.tensor(order).argsort()])
 
 
 @EVERY_LOSS
-def test_cutting_into_micro_batches_changes_neither_sum_nor_count(loss):
-    problem = ragged()
-    whole = loss(*problem)
-    for cut in ([[0, 1, 2, 3, 4]], [[0, 1], [2], [3, 4]], [[0], [1], [2], [3], [4]]):
-        parts = [loss(*rows(*problem, chosen)) for chosen in cut]
-        assert_close(sum(part.total for part in parts), whole.total)
-        assert sum(int(part.count) for part in parts) == int(whole.count)
-        for name, (total, size) in whole.metrics.items():
-            assert_close(sum(part.metrics[name][0] for part in parts), total)
-            assert sum(int(part.metrics[name][1]) for part in parts) == int(size)
+def test_the_numbers_of_the_groups_change_nothing_but_who_is_with_whom(loss):
+    problem = batch, policy, reference = ragged()
+    renumbered = torch.tensor([{4: -2, 7: 4, 1: 10**12, 9: 7, 3: 0}[group] for group in GROUPS])
+    assert_same(loss, problem, (replace(batch, group=renumbered), policy, reference), lambda g: g)
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_a_loss_that_compares_completions_sees_who_is_with_whom(name):
+    batch, policy, reference = ragged()
+    loss = COMPARING[name][0]
+    other = replace(batch, group=torch.tensor([4, 7, 7, 1, 4, 7, 4, 1, 9, 4, 1, 3]))
+    assert abs((loss(other, policy, reference).total - loss(batch, policy, reference).total).item()) > 1e-3
+
+
+def of_groups(*numbers):
+    """The rows that answer these prompts."""
+    return [b for b, group in enumerate(GROUPS) if group in numbers]
+
+
+ONE_BY_ONE = [[b] for b in range(len(GROUPS))]
+AT_GROUPS = [of_groups(7), of_groups(9), of_groups(4, 3), of_groups(1)]
+CUTS = {
+    "whole": (list(LOSSES), [[*range(len(GROUPS))]]),
+    "at groups": (list(LOSSES), AT_GROUPS),
+    "one group each": (list(LOSSES), [of_groups(g) for g in (1, 3, 4, 7, 9)]),
+    "one row each": ([name for name in LOSSES if name not in COMPARING], ONE_BY_ONE),
+}
+
+
+@pytest.mark.parametrize(("name", "cut"), [(name, cut) for names, cut in CUTS.values() for name in names])
+def test_cutting_into_micro_batches_changes_nothing(name, cut):
+    loss, (batch, policy, reference) = LOSSES[name][0], ragged()
+    whole = loss(batch, policy, reference)
+    problems = [rows(batch, policy, reference, chosen) for chosen in cut]
+    parts = [loss(*problem) for problem in problems]
+    assert_close(sum(part.total for part in parts), whole.total)
+    assert sum(int(part.count) for part in parts) == int(whole.count)
+    for metric, (total, size) in whole.metrics.items():
+        assert_close(sum(part.metrics[metric][0] for part in parts), total)
+        assert sum(int(part.metrics[metric][1]) for part in parts) == int(size)
+    order = torch.tensor([b for chosen in cut for b in chosen]).argsort()
+    pieces = zip(*(gradients(part, problem[1]) for part, problem in zip(parts, problems, strict=True)), strict=True)
+    assert_close([torch.cat(piece)[order] for piece in pieces], gradients(whole, policy))
 
 
 @EVERY_LOSS
@@ -99,10 +132,37 @@ def test_a_row_without_actions_changes_nothing(loss):
 @pytest.mark.parametrize("width", [0, 2])
 def test_a_batch_without_any_action_counts_nothing_and_is_zero(loss, width):
     batch, policy, reference = ragged(lengths=(0, 0), width=width)
-    terms = loss(batch, policy, reference)
+    terms = loss(replace(batch, group=torch.zeros(2, dtype=torch.int64)), policy, reference)
     assert terms.total.item() == 0
     assert int(terms.count) == 0
     assert not any(gradient.any() for gradient in gradients(terms, policy))
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARING if name != "dro_group_mean"])
+def test_a_batch_without_any_pair_counts_nothing_and_has_a_gradient_of_zero(name):
+    batch, policy, reference = ragged(lengths=(3, 0, 2), width=3)
+    terms = COMPARING[name][0](batch, policy, reference)
+    assert terms.total.item() == int(terms.count) == 0
+    assert not any(gradient.any() for gradient in gradients(terms, policy))
+
+
+@pytest.mark.parametrize("name", ["copg", "copg-best_worst", "dpo", "dpo-smoothed", "dro", "dro_group_mean", "dro_v"])
+def test_a_shift_of_a_states_logits_is_not_seen_by_what_reads_log_ratios(name):
+    batch, policy, reference = ragged()
+    shift = torch.randn(batch.rewards.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    shifted = ActionScores(policy.logit + shift, policy.log_partition + shift, policy.value)
+    loss = LOSSES[name][0]
+    assert_close(loss(batch, shifted, reference).total, loss(batch, policy, reference).total)
+
+
+@pytest.mark.parametrize("name", ["shiq", "shiq-0.9", "shiq_init", "shiq_ms", "shiq_tk", "direct"])
+def test_a_shift_of_a_states_logits_is_seen_by_what_reads_values(name):
+    batch, policy, reference = ragged()
+    loss = LOSSES[name][0]
+    shift = torch.zeros_like(batch.rewards)
+    shift[:, 0] = 0.5
+    shifted = ActionScores(policy.logit + shift, policy.log_partition + shift, policy.value)
+    assert abs((loss(batch, shifted, reference).total - loss(batch, policy, reference).total).item()) > 1e-2
 
 
 def test_supervised_fine_tuning_reads_neither_rewards_nor_reference():

@@ -1,20 +1,54 @@
-"""What a loss says that it needs of its data."""
+"""What a loss says that it needs of its data and its policy."""
 
 from functools import partial
 
+import pytest
+
 from shiqrun import losses
-from shiqrun.losses.requirements import needs_of
+from shiqrun.losses.requirements import compares_completions, needs_of
+
+PAIRED = {"copg", "dpo", "reward_model"}
 
 
 def test_supervised_fine_tuning_needs_nothing_and_the_others_need_rewards():
-    needs = {name: needs_of(getattr(losses, name)) for name in losses.__all__}
-    assert needs.pop("sft") == frozenset()
-    assert set(needs.values()) == {frozenset({"rewards"})}
+    for name in losses.__all__:
+        assert ("rewards" in needs_of(getattr(losses, name))) == (name != "sft")
+    assert needs_of(losses.sft) == frozenset()
+
+
+def test_losses_of_pairs_need_pairs_and_one_needs_a_value_head():
+    for name in losses.__all__:
+        assert ("pairs" in needs_of(getattr(losses, name))) == (name in PAIRED)
+        assert ("value" in needs_of(getattr(losses, name))) == (name == "dro_v")
 
 
 def test_a_bound_loss_needs_what_the_loss_needs():
     assert needs_of(partial(partial(losses.sft))) == frozenset()
     assert needs_of(partial(partial(losses.shiq, beta=1.0), lam=0.5)) == {"rewards"}
+    assert needs_of(partial(losses.dpo, beta=1.0)) == {"rewards", "pairs", "order"}
+    assert needs_of(partial(losses.copg, beta=1.0)) == {"rewards", "pairs"}
+
+
+def test_dro_needs_a_group_only_with_the_groups_mean():
+    assert needs_of(losses.dro) == {"rewards"}
+    assert needs_of(partial(losses.dro, beta=1.0, baseline="none")) == {"rewards"}
+    assert needs_of(partial(losses.dro, beta=1.0, baseline="group_mean")) == {"rewards", "group"}
+
+
+def test_of_two_bindings_the_outer_one_says_whether_a_group_is_needed():
+    inner = partial(losses.dro, beta=1.0, baseline="group_mean")
+    assert needs_of(partial(inner, baseline="none")) == {"rewards"}
+    assert needs_of(partial(partial(losses.dro, baseline="none"), baseline="group_mean")) == {"rewards", "group"}
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+def test_losses_of_pairs_alone_keep_the_completions_of_a_prompt_together(name):
+    assert compares_completions(partial(getattr(losses, name))) == (name in PAIRED)
+
+
+def test_dro_keeps_the_completions_of_a_prompt_together_with_the_groups_mean():
+    assert compares_completions(partial(losses.dro, beta=1.0, baseline="group_mean"))
+    assert not compares_completions(partial(losses.dro, beta=1.0, baseline="none"))
 
 
 def test_an_unmarked_loss_needs_rewards():

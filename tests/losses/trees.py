@@ -29,6 +29,16 @@ class Tree:
         self.reward = {word: draw.uniform(-1, 1) for word in alive}
         self.random = torch.Generator().manual_seed(seed)
 
+    def lift(self, level):
+        """Adds a constant to every return."""
+        for first in range(self.vocabulary):
+            self.reward[first,] += level
+
+    def give(self, returns):
+        """Changes the last reward of every path so that the paths return these numbers, in the order of `paths`."""
+        for path, wanted in zip(self.paths, returns, strict=True):
+            self.reward[path] += wanted - sum(self.rewards(path))
+
     def table(self, scale=2.0, shift=1.5):
         """Random logits, nowhere normalised."""
         shape = (len(self.states), self.vocabulary)
@@ -55,13 +65,14 @@ class Tree:
             group=torch.zeros(len(paths), dtype=torch.int64),
         )
 
-    def scores(self, table, paths=None):
-        """What a model with these logits scores along the paths, differentiable in the table."""
+    def scores(self, table, paths=None, value=None):
+        """What a model with these logits scores along the paths, differentiable in the table; one value everywhere."""
         paths = self.paths if paths is None else paths
         steps = [self.visited(path) for path in paths]
         rows = _padded([[self.row[state] for state, _ in path] for path in steps], torch.int64)
         actions = _padded([[action for _, action in path] for path in steps], torch.int64)
-        return ActionScores(table[rows, actions], table.logsumexp(-1)[rows])
+        value = None if value is None else value.expand(rows.shape)
+        return ActionScores(table[rows, actions], table.logsumexp(-1)[rows], value)
 
     def optimum(self, reference, beta):
         """(Q*, V*) of the regularised objective by backward induction, `[states, V]` and `[states]`, reward units."""
@@ -87,9 +98,26 @@ class Tree:
         return [weight / sum(weights) for weight in weights]
 
 
+def minimised(objective, start):
+    """The tensor that LBFGS reaches from `start`."""
+    found = start.clone().requires_grad_()
+    settings = {"max_iter": 4000, "tolerance_grad": 1e-13, "tolerance_change": 1e-18, "history_size": 50}
+    optimiser = torch.optim.LBFGS([found], line_search_fn="strong_wolfe", **settings)
+
+    def closure():
+        optimiser.zero_grad()
+        terms = objective(found)
+        mean = terms.total / terms.count
+        mean.backward()
+        return mean
+
+    optimiser.step(closure)
+    return found.detach()
+
+
 def kl(p, q):
     """sum p log(p / q), nats."""
-    return sum(a * log(a / b) for a, b in zip(p, q, strict=True))
+    return sum(a * log(a / b) for a, b in zip(p, q, strict=True) if a)
 
 
 def _tokens(path):

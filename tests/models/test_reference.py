@@ -148,14 +148,19 @@ def test_fingerprint_takes_scalars_and_half_precision():
 
 
 def test_a_frozen_reference_is_in_no_state_dict_and_no_optimiser():
-    from shiqrun.module import Method, TrainerSettings  # slow to import, and the processes below import this file
+    from shiqrun.module import (
+        AlgoSettings,
+        Method,
+        TrainerSettings,
+    )  # slow to import, and the processes below import this file
 
     policy = policy_of()
     frozen = Frozen(policy)
     options = {"max_steps": 2, "max_epochs": None, "batch_size": 2, "micro_batch_tokens": 64, "log_every": 1}
     optimiser = {"learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0, "lr_schedule": "constant"}
     made = TrainerSettings(**options, **optimiser, grad_clip=None, checkpoint_every=1)
-    method = Method(policy, frozen, functools.partial(shiq, beta=0.5), made, max_steps=2, seed=0)
+    plain = AlgoSettings(reference="frozen", reward_offset="none")
+    method = Method(policy, frozen, functools.partial(shiq, beta=0.5), made, max_steps=2, seed=0, algo=plain)
     assert set(method.state_dict()) == {f"policy.{name}" for name in policy.state_dict()}
     (optimizer,), _ = method.configure_optimizers()
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shiqrun.models.scoring import chunk_rows, score_actions
+from shiqrun.models.scoring import chunk_rows, score_actions, score_further
 
 N, D, V = 11, 5, 23
 BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
@@ -203,3 +203,42 @@ def test_shapes_that_do_not_fit_are_refused(hidden, weight, bias, targets, met):
         score_actions(
             torch.zeros(hidden), torch.zeros(weight), torch.zeros(bias), torch.zeros(targets, dtype=torch.int64)
         )
+
+
+# ------------------------------------------------------------------ further tokens
+def test_further_logits_and_their_gradients_are_the_dense_ones():
+    g = torch.Generator().manual_seed(3)
+    hidden, weight, bias = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((7, 5), (11, 5), (11,)))
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    targets, further = torch.randint(11, (7,), generator=g), torch.randint(11, (7, 4), generator=g)
+    further[0, :2] = targets[0]  # the action itself, twice
+    up = [torch.randn(*s, generator=g, dtype=torch.float64) for s in ((7,), (7,), (7, 4))]
+    out = score_further(*leaves, targets, further=further, chunk=3)
+    ours = sum((u * x).sum() for u, x in zip(up, (out.logit, out.log_partition, out.further), strict=True))
+    dense = hidden @ weight.t() + bias
+    expected = (dense.gather(1, targets[:, None])[:, 0], dense.logsumexp(-1), dense.gather(1, further))
+    theirs = sum((u * x).sum() for u, x in zip(up, expected, strict=True))
+    for a, b in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(out.further, expected[2])
+
+
+def test_sampled_tokens_follow_the_policy_and_their_logits_are_theirs():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(3, 4), torch.randn(6, 4)
+    out = score_further(hidden, weight, None, torch.zeros(3, dtype=torch.long), sample=20_000, chunk=2)
+    dense = hidden @ weight.t()
+    torch.testing.assert_close(out.further, dense.gather(1, out.further_tokens))
+    share = torch.stack([(out.further_tokens == v).float().mean(1) for v in range(6)], 1)
+    assert (share - dense.softmax(-1)).abs().max() < 0.02  # five standard errors of 20,000 draws
+
+
+def test_entropy_and_hits_are_the_dense_ones_and_carry_no_gradient():
+    g = torch.Generator().manual_seed(4)
+    hidden, weight = torch.randn(9, 4, generator=g).requires_grad_(), torch.randn(6, 4, generator=g)
+    targets = torch.randint(6, (9,), generator=g)
+    out = score_further(hidden, weight, None, targets, describe=True, chunk=4)
+    dense = (hidden @ weight.t()).detach()
+    torch.testing.assert_close(out.entropy, torch.distributions.Categorical(logits=dense).entropy())
+    assert torch.equal(out.hits, dense.argmax(-1) == targets)
+    assert not out.entropy.requires_grad

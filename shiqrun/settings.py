@@ -1,0 +1,99 @@
+"""What the YAML of a run may set beside its losses, data sets and models: one frozen class a node."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+
+from shiqrun.data.module import Offset
+from shiqrun.models.reference import Kind
+from shiqrun.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgoSettings:
+    """What every method understands beside its own hyperparameters (`conf/algo/*.yaml`).
+
+    Attributes:
+        reference: cached (both numbers of every action computed once and kept in `cache_dir`), frozen (a second
+            copy), adapter (the policy without its LoRA adapter), or none (for `sft` and `reward_model`).
+        reward_offset: none, mean, group_mean or a number: taken from the reward of every trajectory's last action.
+            pi* stays, but what a finite data set makes of actions it never shows does not.
+        anchor: kappa of `losses.anchor`, 0 for none.
+        anchor_tokens: K, tokens a state that it holds at the reference's logit.
+        anchor_from: where they come from: uniform (fixed by the seed, cached with the reference) or policy (drawn anew
+            at each step, where drift goes; needs a live reference).
+        value: for methods with a value function: a head on the policy's features, or a network of its own.
+        value_lr_ratio: its learning rate over the policy's.
+    """
+
+    reference: Kind
+    reward_offset: Offset
+    anchor: Annotated[float, Ge(0)] = 0.0
+    anchor_tokens: Annotated[int, Gt(0)] = 4
+    anchor_from: Literal["uniform", "policy"] = "uniform"
+    value: Literal["head", "network"] | None = None
+    value_lr_ratio: Annotated[float, Gt(0)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Keys of `trainer:` in `conf/train.yaml`.
+
+    Attributes:
+        max_steps: optimiser steps, None to count by epochs.
+        max_epochs: passes over the training trajectories, read when max_steps is None.
+        batch_size: trajectories of an optimiser step, over all ranks and micro-batches.
+        micro_batch_tokens: padded tokens of one forward pass; bounds memory, changes no number.
+        learning_rate: peak of the schedule.
+        weight_decay: AdamW's.
+        warmup_steps: optimiser steps of linear warm-up from 0.
+        lr_schedule: what follows the warm-up, until max_steps.
+        grad_clip: largest gradient norm, None to leave gradients alone.
+        log_every: optimiser steps between logged rows; the first and the last step are always logged.
+        checkpoint_every: optimiser steps between checkpoints; the last step is always saved.
+    """
+
+    max_steps: Annotated[int, Gt(0)] | None
+    max_epochs: Annotated[int, Gt(0)] | None
+    batch_size: Annotated[int, Gt(0)]
+    micro_batch_tokens: Annotated[int, Gt(0)]
+    learning_rate: Annotated[float, Gt(0)]
+    weight_decay: Annotated[float, Ge(0)]
+    warmup_steps: Annotated[int, Ge(0)]
+    lr_schedule: Schedule
+    grad_clip: Annotated[float, Gt(0)] | None
+    log_every: Annotated[int, Gt(0)]
+    checkpoint_every: Annotated[int, Gt(0)]
+
+
+PRECISIONS = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Keys of `conf/hardware/*.yaml`.
+
+    Attributes:
+        accelerator: as Lightning names it: cpu, gpu, auto.
+        devices: processes, one device each.
+        strategy: as Lightning names it: auto, ddp.
+        precision: fp32, bf16 (body in bfloat16 under autocast; weights, scores and losses in float32), or auto.
+    """
+
+    accelerator: Literal["cpu", "gpu", "auto"]
+    devices: Annotated[int, Gt(0)]
+    strategy: Literal["auto", "ddp"]
+    precision: PRECISIONS
+
+    def device(self) -> torch.device:
+        """Where the main process computes."""
+        on_gpu = self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
+        return torch.device("cuda" if on_gpu else "cpu")
+
+    def autocast(self) -> torch.dtype | None:
+        """bfloat16 if asked, or if `auto` and the GPU computes in it; None for float32."""
+        if self.precision == "auto":
+            return torch.bfloat16 if self.device().type == "cuda" and torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if self.precision == "bf16" else None

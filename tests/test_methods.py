@@ -1,0 +1,194 @@
+"""The methods of issue B through the real command line: that they train, what they refuse, and the anchor."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from shiqrun.cli import main
+from tests.command_line import checkpoint, largest_difference, metrics, summary, train
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("methods")
+
+
+@pytest.fixture(autouse=True)
+def workplace(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dpo",),
+        ("dpo", "algo.pairing=best_worst", "algo.label_smoothing=0.1"),
+        ("copg",),
+        ("dro",),
+        ("dro", "algo.baseline=group_mean"),
+        ("dro_v",),
+        ("dro_v", "algo.value=head", "algo.value_lr_ratio=10"),
+        ("direct",),
+        ("shiq", "algo.lam=0.9", "algo.reward_offset=group_mean"),
+    ],
+    ids=" ".join,
+)
+def test_every_method_trains_and_starts_at_the_reference(home, words):
+    name = "_".join(words).replace("=", "_")
+    assert train(f"algo={words[0]}", *words[1:], f"run_dir={name}", "trainer.max_steps=4") == 0
+    row = next(r for r in metrics(home / name) if r["step"] == 1)
+    assert math.isfinite(row["train/loss"])
+    assert abs(row["train/logratio_mean"]) < 1e-5
+    assert row["train/entropy"] > 0
+    assert 0 <= row["train/mean_token_accuracy"] <= 1
+
+
+def test_dpo_logs_the_names_that_trl_has(home):
+    assert train("algo=dpo", "run_dir=dpo_names", "trainer.max_steps=3") == 0
+    last = metrics(home / "dpo_names")[-1]
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"):
+        assert f"train/{name}" in last
+    assert last["train/rewards/margins"] == pytest.approx(
+        last["train/rewards/chosen"] - last["train/rewards/rejected"], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("algo", ["dpo", "copg", "dro"])
+def test_compared_completions_give_the_same_step_however_it_is_cut(home, algo):
+    extra = ["algo.baseline=group_mean"] if algo == "dro" else []
+    for tokens in (10_000, 80):
+        words = (f"algo={algo}", *extra, f"run_dir={algo}{tokens}", f"trainer.micro_batch_tokens={tokens}")
+        assert train(*words, "trainer.max_steps=6") == 0
+    assert largest_difference(home / f"{algo}10000", home / f"{algo}80") < 5e-5
+
+
+def test_the_value_network_learns_and_stays_out_of_the_policy(home):
+    words = ("algo=dro_v", "algo.value_lr_ratio=5", "run_dir=value", "trainer.max_steps=30", "eval.every=0")
+    assert train(*words) == 0
+    rows = [r for r in metrics(home / "value") if "train/residual_abs" in r]
+    assert rows[-1]["train/residual_abs"] < rows[0]["train/residual_abs"]
+    assert any(k.startswith("policy.value.") for k in checkpoint(home / "value")["state_dict"])
+    assert not list((home / "value" / "policy").glob("*value*"))
+
+
+def pairs(name, count=40):
+    rows = [{"prompt": f"ask {i}", "chosen": f"good answer {i}", "rejected": f"bad reply {i}"} for i in range(count)]
+    Path(name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return f"data.path={name}"
+
+
+def test_a_reward_model_learns_to_order_and_loads_as_a_classifier(home):
+    words = ("data=jsonl", pairs("pairs.jsonl"), "algo=reward_model", "logger=none", "trainer.batch_size=16")
+    assert main(["train", *words, "trainer.max_steps=40", "run_dir=rm", "eval.every=20"]) == 0
+    assert metrics(home / "rm")[-1]["val/accuracy"] == 1.0
+    folder = home / "rm" / "reward_model"
+    scorer, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    scores = []
+    for answer in ("good answer 3", "bad reply 3"):
+        talk = [{"role": "user", "content": "ask 3"}, {"role": "assistant", "content": answer}]
+        ids = tokenizer.apply_chat_template(talk, return_dict=False)
+        with torch.no_grad():
+            scores.append(float(scorer(torch.tensor([ids])).logits))
+    assert scores[0] > scores[1]
+
+
+# ------------------------------------------------------------------ the anchor
+@pytest.mark.parametrize(
+    "words",
+    [("algo.reference=cached",), ("algo.reference=frozen",), ("algo.reference=adapter", "model.lora_r=4")],
+    ids=["cached", "frozen", "adapter"],
+)
+def test_the_anchor_starts_at_zero_and_then_pulls(home, words):
+    name = words[0].split("=")[1]
+    assert train("algo.anchor=1", *words, f"run_dir=anchor_{name}", "trainer.max_steps=6", "trainer.log_every=1") == 0
+    rows = [r for r in metrics(home / f"anchor_{name}") if "train/anchor" in r]
+    assert rows[0]["train/anchor"] == pytest.approx(0, abs=1e-9)
+    assert rows[-1]["train/anchor"] > 0
+
+
+def test_cached_and_frozen_references_hold_the_same_tokens(home):
+    assert largest_difference(home / "anchor_cached", home / "anchor_frozen") < 1e-4
+
+
+def test_a_strong_anchor_keeps_the_sampled_logits_closer_to_the_reference(home):
+    for kappa in ("0.001", "100"):
+        words = ("algo.anchor_from=policy", "algo.reference=frozen", f"run_dir=kappa{kappa}", "eval.every=0")
+        assert train(f"algo.anchor={kappa}", *words, "trainer.max_steps=30") == 0
+    weak, strong = (metrics(home / f"kappa{k}")[-1]["train/anchor_gap"] for k in ("0.001", "100"))
+    assert strong < weak / 3
+
+
+@pytest.mark.parametrize("algo", ["shiq", "copg"])
+def test_the_anchor_is_divided_by_actions_whatever_the_loss_counts_and_however_the_step_is_cut(home, algo):
+    for tokens in (10_000, 80):
+        words = (f"algo={algo}", "algo.anchor=1", f"run_dir=anchor_{algo}{tokens}", "trainer.max_steps=6")
+        assert train(*words, f"trainer.micro_batch_tokens={tokens}") == 0
+    assert largest_difference(home / f"anchor_{algo}10000", home / f"anchor_{algo}80") < 5e-5
+
+
+# ------------------------------------------------------------------ what does not fit
+def refused(capfd, *words) -> str:
+    capfd.readouterr()
+    assert train("trainer.max_steps=1", "run_dir=refused", *words) == 2
+    assert not Path("refused").exists()
+    return capfd.readouterr().err
+
+
+@pytest.mark.parametrize("algo", ["dpo", "copg", "reward_model"])
+def test_single_trajectories_for_a_loss_of_pairs(capfd, algo):
+    message = refused(capfd, f"algo={algo}", "data.per_map=1")
+    assert f"algo={algo}" in message
+    assert "compares completions" in message
+
+
+def test_a_group_of_one_for_the_groups_mean(capfd):
+    assert "algo=dro" in refused(capfd, "algo=dro", "algo.baseline=group_mean", "data.per_map=1")
+
+
+def test_rows_alone_with_their_prompt_are_counted_and_left_out(home, capfd):
+    rows = [{"prompt": f"p{i // 2}", "completion": f"c{i}", "reward": i} for i in range(40)]
+    Path("mixed.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, rows[0] | {"prompt": "alone"}]))
+    words = ("data=jsonl", "data.path=mixed.jsonl", "data.val_fraction=0", "algo=copg", "logger=none")
+    assert main(["train", *words, "trainer.max_steps=1", "run_dir=mixed"]) == 0
+    assert summary(home / "mixed")["trajectories/train"] == 40
+    assert "1 alone with its prompt" in capfd.readouterr().out
+
+
+def test_nothing_but_ties_for_a_loss_that_needs_a_winner(capfd):
+    rows = [{"prompt": f"p{i // 2}", "completion": f"c{i}", "reward": 1} for i in range(40)]
+    Path("ties.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    capfd.readouterr()
+    words = ("data=jsonl", "data.path=ties.jsonl", "logger=none", "trainer.max_steps=1", "data.val_fraction=0")
+    assert main(["train", *words, "algo=dpo", "run_dir=tied"]) == 2
+    assert "tie" in capfd.readouterr().err
+    assert main(["train", *words, "algo=copg", "run_dir=tied"]) == 0
+
+
+@pytest.mark.parametrize("lam", ["-0.1", "1.5"])
+def test_lam_outside_its_interval(capfd, lam):
+    assert "algo.lam" in refused(capfd, f"algo.lam={lam}")
+
+
+def test_an_anchor_on_policy_tokens_needs_a_live_reference(capfd):
+    assert "algo.reference=frozen" in refused(capfd, "algo.anchor=1", "algo.anchor_from=policy")
+
+
+def test_a_value_for_a_method_that_has_none(capfd):
+    assert "value function" in refused(capfd, "+algo.value=head")
+
+
+def test_pairs_without_rewards_for_a_loss_that_needs_them(capfd):
+    capfd.readouterr()
+    words = ("data=jsonl", pairs("bare.jsonl"), "data.pair_rewards=null", "logger=none", "trainer.max_steps=1")
+    assert main(["train", *words, "algo=copg", "run_dir=bare"]) == 2
+    message = capfd.readouterr().err
+    assert "algo=copg needs rewards" in message
+    assert "data.pair_rewards" in message
