@@ -117,7 +117,7 @@ class Method(LightningModule):
             batch = replace(batch, anchor_tokens=policy.further_tokens)
         reference = None if self.reference is None else self.reference(batch)
         terms = self.loss(batch, policy, reference)
-        rows, actions = batch.action_mask.any(-1).sum(), batch.action_mask.sum()
+        actions = batch.action_mask.sum()
         tally: Tally = dict(terms.metrics)
         if units_per_action and reference is not None:
             held = anchor(batch, policy, reference, kappa=self.algo.anchor, beta=self.beta)
@@ -126,7 +126,9 @@ class Method(LightningModule):
         if policy.entropy is not None and policy.hits is not None:
             tally["entropy"] = (policy.entropy.sum(), actions)
             tally["mean_token_accuracy"] = (policy.hits.sum(), actions)
-        tally["reward"] = (_returns(batch).sum(), rows)
+        earned = _returns(batch)
+        known = batch.action_mask.any(-1) & ~earned.isnan()  # `sft` takes data without rewards
+        tally["reward"] = (earned.masked_fill(~known, 0).sum(), known.sum())
         if reference is not None:
             with torch.no_grad():
                 ratio = log_ratios(batch, policy, reference)

@@ -157,9 +157,12 @@ def _decided(rows: Rows) -> bool:
 
 
 def _value_head(plan: Plan, model: PreTrainedModel) -> ValueHead | None:
+    """The head that the loss reads as `policy.value`, if it reads one."""
     wanted = needs_of(plan.loss)
     width = model.get_output_embeddings().weight.shape[1]
     if "score" in wanted:
+        if not model.config.get_text_config().tie_word_embeddings:
+            model.get_output_embeddings().requires_grad_(False)  # no loss reads it, and ranks exchange what is trained
         return ValueHead(width, "action")
     if "value" not in wanted:
         return None

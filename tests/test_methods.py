@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from shiqrun.cli import main
-from tests.command_line import checkpoint, largest_difference, metrics, summary, train
+from tests.command_line import checkpoint, finished, largest_difference, metrics, start, summary, train
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,32 @@ def test_a_reward_model_learns_to_order_and_loads_as_a_classifier(home):
         with torch.no_grad():
             scores.append(float(scorer(torch.tensor([ids])).logits))
     assert scores[0] > scores[1]
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("dpo",), pytest.param(("reward_model",), marks=SLOW), pytest.param(("dro_v", "algo.value=head"), marks=SLOW)],
+    ids=" ".join,
+)
+def test_two_ranks_compare_the_same_completions(home, words):
+    """A group is dealt to one rank whole; what no loss reads (the head under a reward model) is not waited for."""
+    more = (f"algo={words[0]}", *words[1:], "trainer.max_steps=5", "trainer.batch_size=12", "eval.every=0")
+    assert train(*more, f"run_dir=one_{words[0]}") == 0
+    ranks = ("hardware=ddp", "hardware.devices=2", "hardware.accelerator=cpu")
+    code, out = finished(start(*more, f"run_dir=two_{words[0]}", *ranks))
+    assert code == 0, out
+    assert largest_difference(home / f"one_{words[0]}", home / f"two_{words[0]}") < 5e-5
+
+
+def test_data_without_rewards_logs_no_reward(home):
+    rows = [{"prompt": f"p{i}", "completion": "fine"} for i in range(20)]
+    Path("plain.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    words = ("data=jsonl", "data.path=plain.jsonl", "algo=sft", "logger=none", "trainer.max_steps=2")
+    assert main(["train", *words, "run_dir=plain"]) == 0
+    assert not any("train/reward" in row for row in metrics(home / "plain"))
 
 
 # ------------------------------------------------------------------ the anchor
