@@ -30,10 +30,10 @@ demo: install ## make a reference, train it with ShiQ, show how far it is from t
 	$(BIN)/shiqrun train experiment=demo seed=$(SEED) model.path=$(DEMO_OUT)/reference/policy run_dir=$(DEMO_OUT)/shiq
 
 test: install ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
 
 test-all: install ## every test
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist worksteal
 
 check: install ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -127,20 +127,13 @@ def test_data_without_rewards_logs_no_reward(home):
 
 
 # ------------------------------------------------------------------ the anchor
-@pytest.mark.parametrize(
-    "words",
-    [("algo.reference=cached",), ("algo.reference=frozen",), ("algo.reference=adapter", "model.lora_r=4")],
-    ids=["cached", "frozen", "adapter"],
-)
-def test_the_anchor_starts_at_zero_and_then_pulls(home, words):
-    name = words[0].split("=")[1]
-    assert train("algo.anchor=1", *words, f"run_dir=anchor_{name}", "trainer.max_steps=6", "trainer.log_every=1") == 0
-    rows = [r for r in metrics(home / f"anchor_{name}") if "train/anchor" in r]
-    assert rows[0]["train/anchor"] == pytest.approx(0, abs=1e-9)
-    assert rows[-1]["train/anchor"] > 0
-
-
-def test_cached_and_frozen_references_hold_the_same_tokens(home):
+def test_the_anchor_starts_at_zero_and_then_pulls_and_cached_and_frozen_hold_the_same_tokens(home):
+    for name, extra in (("cached", ()), ("frozen", ()), ("adapter", ("model.lora_r=4",))):
+        words = (f"algo.reference={name}", *extra, f"run_dir=anchor_{name}", "trainer.max_steps=6")
+        assert train("algo.anchor=1", *words, "trainer.log_every=1") == 0
+        rows = [r for r in metrics(home / f"anchor_{name}") if "train/anchor" in r]
+        assert rows[0]["train/anchor"] == pytest.approx(0, abs=1e-9)
+        assert rows[-1]["train/anchor"] > 0
     assert largest_difference(home / "anchor_cached", home / "anchor_frozen") < 1e-4
 
 

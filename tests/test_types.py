@@ -8,7 +8,7 @@ import torch
 from shiqrun.types import ActionScores, Example, LossTerms, Trajectories
 
 B, T, A = 2, 5, 3
-OPTIONAL = {"prompt_value": (B,), "behaviour_logp": (B, A), "value_target": (B, A)}
+OPTIONAL = {"prompt_value": (B,), "behaviour_logp": (B, A), "value_target": (B, A), "offset": (B,)}
 SHAPES = {
     "input_ids": (B, T),
     "attention_mask": (B, T),
@@ -22,7 +22,8 @@ SHAPES = {
 
 def trajectories(**changes):
     tensors = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    return Trajectories(**{**tensors, "reference": scores(), **changes})
+    anchored = {"anchor_tokens": torch.zeros(B, A, 2)}
+    return Trajectories(**{**tensors, **anchored, "reference": scores(), **changes})
 
 
 def scores(**changes):
@@ -51,7 +52,13 @@ def test_trajectories_refuse_reference_scores_of_another_shape():
         trajectories(reference=ActionScores(torch.zeros(B, A + 1), torch.zeros(B, A + 1)))
 
 
-@pytest.mark.parametrize("name", ["log_partition", "value"])
+@pytest.mark.parametrize("shape", [(B, A), (B, A + 1, 2), (B + 1, A, 2)])
+def test_anchor_tokens_stand_at_actions(shape):
+    with pytest.raises(ValueError, match="anchor_tokens"):
+        trajectories(anchor_tokens=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["log_partition", "value", "entropy", "hits"])
 def test_scores_refuse_a_field_of_another_shape(name):
     with pytest.raises(ValueError, match=rf"{name} has shape \[2, 4\], expected \[2, 3\]"):
         scores(**{name: torch.zeros(B, A + 1)})

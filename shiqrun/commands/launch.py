@@ -4,6 +4,7 @@ Hydra parses, composes, makes the run directory and logs. Everything that can be
 it does: the config is composed and checked first, so that a mistake leaves no run directory behind.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -122,6 +123,7 @@ class _Work:
             self._report(f"failed\n{traceback.format_exc()}", folder)
         finally:
             _leave_process_group()
+            _close_log()
         self.codes.append(code)
         return code
 
@@ -256,6 +258,14 @@ def _leave_process_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _close_log() -> None:
+    """Lets go of the job's run.log: a later job, or the caller of `main`, writes none of its lines there."""
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _tell(text: str) -> None:

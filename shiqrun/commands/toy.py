@@ -1,0 +1,72 @@
+"""`shiqrun toy STUDY`: runs a tabular study, prints its tables and writes CSV, PNG and SVG."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+from omegaconf import DictConfig, OmegaConf
+
+from shiqrun.commands.validate import Schema, target
+
+SCHEMA = Schema(
+    root="shiqrun.commands.toy.Root",
+    nodes={
+        "study": None,
+        "data": "shiqrun.data.module.DataSettings",
+        "model": "shiqrun.models.policy.ModelSettings",
+        "hardware": None,
+        "logger": None,
+        "trainer": "shiqrun.commands.inspect.Unused",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """Keys of `conf/toy.yaml` that are no groups."""
+
+    seed: Annotated[int, Ge(0)]
+    out: str | None
+    run_dir: str
+    resume: str | None = None
+    dry_run: bool
+
+
+def run(config: DictConfig, run_dir: Path) -> None:
+    """Runs the study into `out`, or into the run directory."""
+    from shiqrun.artifacts import provenance, write_json
+    from shiqrun.console import console
+
+    study = target(config.study)
+    if config.dry_run:
+        console.print(OmegaConf.to_yaml(config.study, resolve=True), highlight=False, markup=False)
+        return
+    began = time.perf_counter()
+    with _one_thread():
+        findings = study(config.seed)
+    seconds = time.perf_counter() - began
+    for table in findings.tables:
+        console.print(table.rendered())
+    files = findings.write(Path(config.out) if config.out else run_dir)
+    about = {"study": findings.name, "seed": config.seed, "seeds": config.study.seeds, "seconds": round(seconds, 1)}
+    write_json(run_dir / "summary.json", {**findings.summary(), **about, **provenance()})
+    console.print(f"mean ± half of the 95 % interval over {config.study.seeds} seeds; {seconds:.0f} s")
+    for file in files:
+        console.print(str(file), highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, torch computes on one thread: the tensors are small, and threads would wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,60 @@
+"""How the studies' figures look, and their files; matplotlib is imported only when one is drawn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiqrun.toy.intervals import interval
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6914", "#7F7F7F")
+"""Told apart by most readers whatever their colour vision (Okabe and Ito), and two more."""
+DASHES = ("-", "--", "-.", ":")
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "shiqrun",  # the same figure is the same file
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def save(draw: Callable[[Any], None], stem: Path) -> list[Path]:
+    """Draws on an empty figure and writes it as PNG and SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure()
+        draw(figure)
+        files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+        figure.savefig(files[0], dpi=150)
+        figure.savefig(files[1], metadata={"Date": None})
+    return files
+
+
+def band(axes: Any, x: Sequence[float], curves: np.ndarray, number: int, label: str) -> None:
+    """The mean of `[seeds, points]` over seeds with its 95 % interval; `number` chooses colour and dashes."""
+    mean, half = np.array([interval(list(column)) for column in curves.T]).T
+    colour = COLOURS[number % len(COLOURS)]
+    dashes = DASHES[(number // 3) % len(DASHES)]
+    axes.plot(x, mean, color=colour, linestyle=dashes, label=label, linewidth=1.6)
+    axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+
+
+def merged(curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The curves, those that are equal to rounding under one name, "a = b"."""
+    names: list[list[str]] = []
+    for name, curve in curves.items():
+        same = [group for group in names if np.allclose(curves[group[0]], curve, rtol=0, atol=1e-9)]
+        same[0].append(name) if same else names.append([name])
+    return {" = ".join(group): curves[group[0]] for group in names}
+
+
+def legend(figure: Any, axes: Any, columns: int) -> None:
+    """One legend for all panels, under them."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
