@@ -16,7 +16,17 @@ from rich.table import Table
 from shiqrun.cli import main as shiqrun
 from shiqrun.console import console
 
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # two-sided 95 %, n - 1 degrees of freedom
+STUDENT = {
+    2: 12.71,
+    3: 4.30,
+    4: 3.18,
+    5: 2.78,
+    6: 2.57,
+    7: 2.45,
+    8: 2.36,
+    9: 2.31,
+    10: 2.26,
+}  # two-sided 95 %, n - 1 degrees of freedom
 METHODS = {
     "shiq": [],
     "shiq lam=.9": ["algo.lam=0.9"],

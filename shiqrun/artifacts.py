@@ -61,6 +61,10 @@ def save_reward_model(
 ) -> None:
     """Writes a directory that `AutoModelForSequenceClassification` loads: one label, the score of a whole text.
 
+    The classifier reads the last token that is not padding, training the last action: give it the tokens up to and
+    with the end of the assistant's turn. So that an EOS there is not taken for padding, the padding saved in its config
+    is never EOS, even where the tokenizer's is.
+
     Raises:
         ValueError: the policy has no score head, or `transformers` has no such model on this body.
     """
@@ -68,7 +72,7 @@ def save_reward_model(
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()
     config = copy.deepcopy(model.config)
-    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    config.num_labels, config.pad_token_id = 1, _pad_that_ends_no_text(tokenizer)
     scorer = AutoModelForSequenceClassification.from_config(config)
     if policy.value is None or not hasattr(scorer, "score"):
         raise ValueError(f"{type(scorer).__name__}: no score head to save")
@@ -77,6 +81,11 @@ def save_reward_model(
     scorer.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     _write_card(directory, card, "AutoModelForSequenceClassification")
+
+
+def _pad_that_ends_no_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    ids = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    return next((i for i in ids if i is not None and i != tokenizer.eos_token_id), None)
 
 
 def _write_card(directory: Path, card: dict[str, Any], auto: str) -> None:

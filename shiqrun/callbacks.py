@@ -156,8 +156,7 @@ class Validation(Callback):
         with torch.no_grad():
             tallies = []
             for _, batch in trainer.datamodule.validation():  # type: ignore[attr-defined]
-                terms, tally = module.terms(batch.to(module.device))
-                tallies.append({"loss": (terms.total, terms.count), **tally})
+                tallies.append(module.terms(batch.to(module.device))[1])
             if tallies:
                 metrics = {n: s / c for n, (s, c) in module.reduced(tallies).items() if c and n != "reward"}
             if self.exact is not None:

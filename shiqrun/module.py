@@ -1,5 +1,6 @@
 """The LightningModule: policy, reference, loss, and one optimiser step that does not depend on how it was cut."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -103,7 +104,7 @@ class Method(LightningModule):
     def terms(
         self, batch: Trajectories, *, units_per_action: float = 0.0, describe: bool = False
     ) -> tuple[LossTerms, Tally]:
-        """The loss of a batch, and all metrics of it as (sum, count).
+        """What to minimise on a batch, and its metrics as (sum, count); `loss` is the method's, without the anchor.
 
         Args:
             batch: trajectories.
@@ -117,8 +118,9 @@ class Method(LightningModule):
             batch = replace(batch, anchor_tokens=policy.further_tokens)
         reference = None if self.reference is None else self.reference(batch)
         terms = self.loss(batch, policy, reference)
+        bare = (terms.total.detach(), terms.count)
         actions = batch.action_mask.sum()
-        tally: Tally = dict(terms.metrics)
+        tally: Tally = {**terms.metrics, "loss": bare}
         if units_per_action and reference is not None:
             held = anchor(batch, policy, reference, kappa=self.algo.anchor, beta=self.beta)
             terms = replace(terms, total=terms.total + units_per_action * held.total)
@@ -134,7 +136,8 @@ class Method(LightningModule):
                 ratio = log_ratios(batch, policy, reference)
                 tally["logratio_mean"] = (ratio.sum(), actions)
                 tally["logratio_abs"] = (ratio.abs().sum(), actions)
-                tally["shifted_value"] = (partition_shifts(batch, policy, reference).sum(), actions)
+                shift = (self.beta or 1.0) * partition_shifts(batch, policy, reference)
+                tally["shifted_value"] = (shift.sum(), actions)
         return terms, tally
 
     def training_step(self, batches: list[Trajectories], index: int) -> None:
@@ -148,7 +151,7 @@ class Method(LightningModule):
                 terms, tally = self.terms(batch, units_per_action=weight, describe=describe)
                 self._refuse_nonfinite(terms.total, k)
                 self.manual_backward(terms.total)
-            tallies.append({"loss": (terms.total.detach(), terms.count), **tally})
+            tallies.append(tally)
         summed = self.reduced(tallies)
         self._expect_equality(summed)
         norm = self._divide_and_clip(max(summed["loss"][1], 1.0))
@@ -214,15 +217,19 @@ class Method(LightningModule):
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
 
     def _divide_and_clip(self, count: float) -> float:
-        """Turns summed gradients into those of the mean over all units (DDP has divided by the ranks); the norm."""
-        parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        grads = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_mul_(grads, self.trainer.world_size / count)
-        largest = self.settings.grad_clip or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, largest))
-        if norm != norm or norm == float("inf"):
-            raise TrainingError(f"step {self.global_step + 1}: the gradient norm is {norm}; nothing was updated")
-        return norm
+        """Turns summed gradients into those of the mean over all units (DDP has divided by the ranks).
+
+        The policy and a value function are clipped apart, so that a value that starts far off does not shrink the
+        policy's step; returns the policy's norm.
+        """
+        largest, norms = self.settings.grad_clip or float("inf"), []
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            parameters = [p for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_([p.grad for p in parameters], self.trainer.world_size / count)
+            norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, largest)))
+        if not all(map(math.isfinite, norms)):
+            raise TrainingError(f"step {self.global_step + 1}: the gradient norm is {norms}; nothing was updated")
+        return norms[0]
 
     def _refuse_nonfinite(self, total: Tensor, micro_batch: int) -> None:
         if not torch.isfinite(total):

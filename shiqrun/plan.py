@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from shiqrun.console import quiet_other_ranks, track
@@ -127,7 +127,7 @@ def _check_needs(plan: Plan, encoded: Encoded) -> None:
             raise InputError(
                 f"data.train_on=response is for algo=sft: {name} would take the environment's tokens for actions"
             )
-    if plan.algo.reward_offset == "group_mean" and encoded.train.prompts == len(encoded.train):
+    if plan.algo.reward_offset == "group_mean" and encoded.train.group.max() + 1 == len(encoded.train):
         raise InputError(
             "algo.reward_offset=group_mean takes every prompt's mean return, but each prompt has one completion, so "
             "that all rewards would be 0; use mean or none"
@@ -153,21 +153,29 @@ def _warn_of_levels(plan: Plan, rows: Rows) -> None:
 def _decided(rows: Rows) -> bool:
     """Whether some prompt has completions of different return."""
     level = rows.returns
-    return any(np.ptp(level[unit]) > 0 for unit in rows.units)
+    return any(np.ptp(level[unit]) > 1e-6 * np.abs(level[unit]).sum() for unit in rows.units)
 
 
 def _value_head(plan: Plan, model: PreTrainedModel) -> ValueHead | None:
-    """The head that the loss reads as `policy.value`, if it reads one."""
+    """The head that the loss reads as `policy.value`, if it reads one.
+
+    Raises:
+        InputError: a reward model on an architecture that `transformers` cannot load as a classifier.
+    """
     wanted = needs_of(plan.loss)
     width = model.get_output_embeddings().weight.shape[1]
     if "score" in wanted:
+        if type(model.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise InputError(f"model: transformers has no sequence classifier on {type(model).__name__} to save")
         if not model.config.get_text_config().tie_word_embeddings:
             model.get_output_embeddings().requires_grad_(False)  # no loss reads it, and ranks exchange what is trained
         return ValueHead(width, "action")
     if "value" not in wanted:
         return None
-    own = copy.deepcopy(model.base_model) if plan.algo.value == "network" else None
-    return ValueHead(width, "state", own)
+    if plan.algo.value != "network":
+        return ValueHead(width, "state")
+    own = prepare(copy.deepcopy(model), replace(plan.model, lora_r=0)).base_model
+    return ValueHead(width, "state", own, autocast=plan.hardware.autocast())
 
 
 def _writable(directory: Path) -> None:

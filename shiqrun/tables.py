@@ -78,8 +78,9 @@ def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float],
     if before.get("val/regret"):
         fall = 1 - after["val/regret"] / before["val/regret"]
         console.print(f"regret on held-out problems {'fell' if fall >= 0 else 'rose'} by [bold]{abs(fall):.1%}[/]")
-    for what, where in (("policy", "policy"), ("metrics", "metrics.csv"), ("summary", "summary.json")):
-        console.print(f"{what:<8} {run_dir / where}", highlight=False)
+    for where in ("policy", "reward_model", "metrics.csv", "summary.json"):
+        if (run_dir / where).exists():
+            console.print(run_dir / where, highlight=False)
 
 
 def _rank(name: str) -> tuple[int, str]:

@@ -32,6 +32,8 @@ class Example:
         prompt_id: equal for rows that answer the same prompt; decides the validation split.
         answer: whatever a verifier needs.
         source: where the row came from (`file:line`), for error messages.
+        alone: its completions are compared with each other only, not with those of other rows of the prompt: a logged
+            pair says which of two is better, and nothing of a third.
     """
 
     messages: Sequence[Message]
@@ -40,6 +42,7 @@ class Example:
     prompt_id: str
     answer: Any = None
     source: str = ""
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if self.rewards is not None and len(self.rewards) != len(self.completions):

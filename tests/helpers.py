@@ -119,7 +119,9 @@ def trajectory(number, *, tokens, action_index, rewards=None, prompt_id=None):
     """An EncodedTrajectory of the given numbers."""
     placed = None if rewards is None else np.array(rewards, np.float32)
     index, ids = np.array(action_index, np.int32), np.array(tokens, np.int32)
-    return EncodedTrajectory(ids, index, placed, prompt_id or f"p{number}", number, 0, f"file:{number + 1}")
+    return EncodedTrajectory(
+        ids, index, placed, prompt_id or f"p{number}", number, 0, f"file:{number + 1}", prompt_id or f"p{number}"
+    )
 
 
 def rows(count=12, vocabulary=48, seed=0):

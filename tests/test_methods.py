@@ -9,7 +9,17 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from shiqrun.cli import main
-from tests.command_line import checkpoint, finished, largest_difference, metrics, start, summary, train
+from tests.command_line import (
+    checkpoint,
+    command,
+    finished,
+    largest_difference,
+    metrics,
+    start,
+    summary,
+    train,
+    wait_for_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +155,56 @@ def test_a_strong_anchor_keeps_the_sampled_logits_closer_to_the_reference(home):
     assert strong < weak / 3
 
 
+@pytest.mark.parametrize(("loss", "together"), [("shiq", False), ("copg", True), ("dpo", True), ("shiq_tk", False)])
+def test_the_anchors_sum_is_weighed_so_that_the_step_divides_it_by_actions(loss, together):
+    """Units per action, which the step multiplies with before it divides by units, counted by hand."""
+    from functools import partial
+
+    from lightning.pytorch import Trainer
+
+    from shiqrun import losses
+    from shiqrun.data.batches import Rows
+    from shiqrun.models.policy import Policy
+    from shiqrun.module import Method
+    from shiqrun.settings import AlgoSettings, TrainerSettings
+    from tests import helpers
+
+    given = Rows(helpers.rows(12).trajectories, pad=0, together=together)
+    batches = [given.collate(given.units[i] + given.units[i + 1]) for i in range(0, len(given.units), 2)]
+    options = {"max_steps": 1, "max_epochs": None, "batch_size": 2, "micro_batch_tokens": 64, "log_every": 1}
+    optimiser = {"learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0, "lr_schedule": "constant"}
+    method = Method(
+        Policy(helpers.llama()),
+        None,
+        partial(getattr(losses, loss), beta=0.5),
+        TrainerSettings(**options, **optimiser, grad_clip=None, checkpoint_every=1),
+        max_steps=1,
+        seed=0,
+        algo=AlgoSettings(reference="frozen", reward_offset="none", anchor=1.0),
+        beta=0.5,
+    )
+    method.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    actions = int(given.actions.sum())
+    units = {"shiq": actions, "shiq_tk": 12, "copg": 6, "dpo": 6}[loss]  # twelve rows, two of each prompt, no tie
+    assert method._units_per_action(batches) == pytest.approx(units / actions)
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_a_value_network_goes_on_to_the_same_bits(home):
+    words = ("algo=dro_v", "trainer.max_steps=20", "trainer.checkpoint_every=3", "trainer.log_every=1")
+    code, out = finished(start("run_dir=value_whole", *words))
+    assert code == 0, out
+    process = start("run_dir=value_killed", *words)
+    wait_for_rows(home / "value_killed", 8, process)
+    process.kill()
+    process.communicate()
+    code, out = finished(command("train", "resume=value_killed"))
+    assert code == 0, out
+    assert largest_difference(home / "value_whole", home / "value_killed") == 0
+
+
 @pytest.mark.parametrize("algo", ["shiq", "copg"])
-def test_the_anchor_is_divided_by_actions_whatever_the_loss_counts_and_however_the_step_is_cut(home, algo):
+def test_an_anchored_step_does_not_depend_on_how_it_is_cut(home, algo):
     for tokens in (10_000, 80):
         words = (f"algo={algo}", "algo.anchor=1", f"run_dir=anchor_{algo}{tokens}", "trainer.max_steps=6")
         assert train(*words, f"trainer.micro_batch_tokens={tokens}") == 0

@@ -35,8 +35,8 @@ class Rows:
         self.lengths = np.array([len(t.input_ids) for t in trajectories], np.int64)
         self.actions = np.array([len(t.action_index) for t in trajectories], np.int64)
         numbers: dict[str, int] = {}
-        self.group = np.array([numbers.setdefault(t.prompt_id, len(numbers)) for t in trajectories], np.int64)
-        self.prompts = len(numbers)
+        self.group = np.array([numbers.setdefault(t.group, len(numbers)) for t in trajectories], np.int64)
+        self.prompts = len({t.prompt_id for t in trajectories})
         self.units = self._units()
         self.offset = np.zeros(len(trajectories), np.float32)
         self.reference: Scores | None = None

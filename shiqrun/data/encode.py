@@ -57,6 +57,7 @@ class EncodedTrajectory:
         action_index: `[A]` int32, positions of the actions, increasing, at least 1.
         rewards: `[A]` float32, or None where the data has none.
         prompt_id: equal for trajectories that answer the same prompt.
+        group: equal for trajectories that may be compared with each other.
         example: number of the Example in its split.
         completion: number of the completion within the Example.
         source: where it came from, for messages.
@@ -69,6 +70,7 @@ class EncodedTrajectory:
     example: int
     completion: int
     source: str
+    group: str
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -125,7 +127,8 @@ def encode(
                 dropped[f"longer than max_length ({max_length} tokens)"] += 1
             else:
                 reward = None if e.rewards is None else _place_rewards(e.rewards[k], turns, positions, e.source)
-                yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source)
+                group = f"{e.prompt_id}/{n}" if e.alone else e.prompt_id
+                yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source, group)
 
 
 def _special_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:

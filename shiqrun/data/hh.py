@@ -105,6 +105,7 @@ class HH:
             rewards=self.pair_rewards,
             prompt_id=prompt_name(prompt),
             source=place,
+            alone=True,
         )
 
 

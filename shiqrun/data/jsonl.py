@@ -101,6 +101,7 @@ class Jsonl:
             prompt_id=row.prompt_id(parts.prompt),
             answer=row.columns.get("answer"),
             source=row.place,
+            alone=row.has("chosen"),
         )
 
 

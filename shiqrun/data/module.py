@@ -123,8 +123,8 @@ def load(
 
 def _compared(rows: list[EncodedTrajectory], dropped: Counter[str], method: str) -> list[EncodedTrajectory]:
     """The rows that share their prompt with another."""
-    sizes = Counter(t.prompt_id for t in rows)
-    kept = [t for t in rows if sizes[t.prompt_id] > 1]
+    sizes = Counter(t.group for t in rows)
+    kept = [t for t in rows if sizes[t.group] > 1]
     if len(kept) < len(rows):
         dropped[f"alone with its prompt (algo={method} compares completions of one prompt)"] += len(rows) - len(kept)
     return kept

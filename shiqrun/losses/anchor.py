@@ -2,7 +2,7 @@
 
 Where data shows only some actions, the losses leave flat directions: raising W_{t+1} through logits of tokens never
 seen, and l(s_t,a_t) with it, changes no residual. The anchor is the prior q = 0 for actions without data. Ours; no
-paper has it. When to trust which setting: README, "Limits", and docs/claims.md.
+paper has it. When to trust which setting: docs/treasure.md.
 """
 
 import torch

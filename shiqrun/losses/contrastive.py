@@ -21,5 +21,6 @@ def copg(
     level = regularised_returns(batch, policy, reference, beta)
     residual = level[first] - level[second]
     count = torch.full_like(residual, 1.0).sum()
-    metrics = {"residual_abs": (residual.detach().abs().sum(), count)}
+    shown = residual.detach()
+    metrics = {"residual_mean": (shown.sum(), count), "residual_abs": (shown.abs().sum(), count)}
     return LossTerms(residual.square().sum(), count, metrics)

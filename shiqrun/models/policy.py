@@ -114,9 +114,16 @@ class ValueHead(nn.Module):
         body: a network of its own, or None to read the policy's hidden states (V does not train them, a score does).
     """
 
-    def __init__(self, width: int, at: Literal["state", "action"], body: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        at: Literal["state", "action"],
+        body: nn.Module | None = None,
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.at, self.body = at, body
+        self.at, self.body, self.autocast = at, body, autocast
         self.linear = nn.Linear(width, 1, bias=at == "state")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -128,7 +135,9 @@ class ValueHead(nn.Module):
         """`[N]`, float32."""
         if self.body is not None:
             mask = batch.attention_mask.long()
-            hidden = self.body(input_ids=batch.input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+            with torch.autocast(hidden.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                out = self.body(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
+            hidden = out.last_hidden_state
         elif self.at == "state":
             hidden = hidden.detach()  # the value learns from the policy's features and does not bend them
         read = at - 1 if self.at == "state" else at

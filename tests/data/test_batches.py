@@ -160,7 +160,9 @@ def grouped(count=24, sizes=(2, 3, 4), seed=0):
     """Rows of prompts with two to four completions, in shuffled order."""
     made, rng = rows(count, seed=seed).trajectories, np.random.default_rng(seed)
     names = [f"p{g}" for g in range(count) for _ in range(sizes[g % len(sizes)])][:count]
-    shuffled = [replace(t, prompt_id=names[k]) for t, k in zip(made, rng.permutation(count), strict=True)]
+    shuffled = [
+        replace(t, prompt_id=names[k], group=names[k]) for t, k in zip(made, rng.permutation(count), strict=True)
+    ]
     return Rows(shuffled, pad=0, together=True)
 
 

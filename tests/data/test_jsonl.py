@@ -262,3 +262,24 @@ def test_a_validation_file_is_a_split_of_its_own(tmp_path):
     assert data.splits == ("train", "val")
     assert [[e.messages[0]["content"] for e in data.load(s)] for s in data.splits] == [["a"], ["b"]]
     assert Jsonl(path="a", val_path=None, pair_rewards=None).splits == ("train",)
+
+
+def test_two_pairs_of_one_prompt_are_compared_apart_and_completions_of_one_prompt_together(tmp_path):
+    """A > B and B > C say nothing of A and C, and B's two rewards are no contradiction."""
+    from collections import Counter
+
+    from shiqrun.data.batches import Rows
+    from shiqrun.data.encode import encode
+    from tests import helpers
+
+    pairs = [{"prompt": "p", "chosen": a, "rejected": b} for a, b in (("best", "middle"), ("middle", "worst"))]
+    single = [{"prompt": "p", "completion": c, "reward": r} for c, r in (("best", 2), ("middle", 1), ("worst", 0))]
+    groups = []
+    for number, lines in enumerate((pairs, single)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+        examples = Jsonl(path=str(path), val_path=None, pair_rewards=[1, -1]).load("train")
+        made = Rows(list(encode(examples, helpers.tokenizer(), Counter(), max_length=None)), pad=0, together=True)
+        groups.append(sorted(len(unit) for unit in made.units))
+        assert made.prompts == 1
+    assert groups == [[2, 2], [3]]

@@ -137,8 +137,12 @@ def test_dro_shows_its_residuals_a_trajectory_each(baseline):
 def test_copg_shows_its_residuals_a_pair_each():
     batch, policy, reference = ragged()
     found = pairs(rows_of(batch, policy, reference))
-    sizes = [abs(a.return_to_go(0) - b.return_to_go(0)).item() for a, b in found]
-    assert_shown(losses.copg(batch, policy, reference, beta=BETA).metrics, {"residual_abs": sizes})
+    gaps = [(a.return_to_go(0) - b.return_to_go(0)).item() for a, b in found]
+    shown = dict(losses.copg(batch, policy, reference, beta=BETA).metrics)
+    mean, size = shown.pop("residual_mean"), len(gaps)
+    assert int(mean[1]) == size
+    assert abs(float(mean[0])) <= sum(map(abs, gaps))  # signs go by which of a pair has the larger return
+    assert_shown(shown, {"residual_abs": [abs(g) for g in gaps]})
 
 
 def assert_shown(shown, expected):

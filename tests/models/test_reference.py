@@ -207,3 +207,24 @@ def test_two_processes_that_start_together_compute_once(tmp_path):
     assert [found, other_found] in ([True, False], [False, True])
     assert scores == other_scores
     assert len(list(tmp_path.glob("*.arrow"))) == 1
+
+
+def test_the_anchors_tokens_are_part_of_the_key_and_their_logits_come_back(tmp_path):
+    policy, given, keys = policy_of(), rows(), set()
+    for drawn in (None, (3, 48, 0), (4, 48, 0), (3, 47, 0), (3, 48, 1)):
+        given.anchor = drawn
+        keys.add(cache_key(policy, given, "weights"))
+    assert len(keys) == 5
+    given.anchor = (3, 48, 0)
+    options = {"key": cache_key(policy, given, "weights"), "tokens": 40, "device": torch.device("cpu")}
+    stored, found = cached_scores(policy, given, tmp_path, **options)
+    again, found_again = cached_scores(policy, given, tmp_path, **options)
+    assert (found, found_again) == (False, True)
+    picked = [7, 2, 5]
+    with torch.no_grad():
+        live = policy(given.collate(picked))
+    for scores in (stored, again):
+        given.reference = scores
+        cached_batch = given.collate(picked)
+        keep = cached_batch.action_mask
+        torch.testing.assert_close(cached_batch.reference.further[keep], live.further[keep])
