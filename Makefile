@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check format bench clean
+.PHONY: help install demo hh test test-all check format bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,37 @@ demo: install ## make a reference, train it with ShiQ, show how far it is from t
 	rm -rf $(DEMO_OUT)
 	$(BIN)/shiqrun train experiment=demo_reference seed=$(SEED) run_dir=$(DEMO_OUT)/reference
 	$(BIN)/shiqrun train experiment=demo seed=$(SEED) model.path=$(DEMO_OUT)/reference/policy run_dir=$(DEMO_OUT)/shiq
+
+HH_OUT   ?= outputs/hh
+HH_DATA  ?= $(or $(SHIQRUN_TEST_DATA),../shared/data)
+HH_FILE  ?= $(HH_DATA)/hh_harmless_test_train4of5.jsonl.gz
+HH_MODEL ?= $(HH_DATA)/stories260K
+HH_ALGOS ?= shiq,shiq_init,shiq_ms,shiq_tk,copg,dpo,dro
+HH_BETAS ?= 0.01,0.03,0.1,0.3
+HH_SEEDS ?= 1,2,3
+HH_LOGGER ?= none
+HH_JOBS  ?= 2
+HH_GRID   = experiment=hh_small algo.beta=$(HH_BETAS) seed=$(HH_SEEDS) data.path=$(HH_OUT)/scored/scored.jsonl \
+	model.path=$(HH_OUT)/sft/policy eval.reward=$(HH_OUT)/reward/reward_model sweep.parallel=$(HH_JOBS) logger=$(HH_LOGGER)
+HH_ANCHOR = algo.anchor=10 algo.anchor_tokens=4 algo.anchor_from=policy algo.reference=frozen
+
+comma := ,
+# A sweep that is there goes on; one of which a job failed still lets the report be written.
+hh-sweep = if test -e $(HH_OUT)/$(1)/sweep.json; \
+	then $(BIN)/shiqrun sweep sweep.resume=$(HH_OUT)/$(1) sweep.parallel=$(HH_JOBS) || test $$? -eq 1; \
+	else $(BIN)/shiqrun sweep $(HH_GRID) $(2) run_dir=$(HH_OUT)/$(1) || test $$? -eq 1; fi
+
+hh: install ## the text experiment: sft, reward model, scores, every method over betas and seeds, report (under an hour)
+	@test -e $(HH_FILE) && test -d $(HH_MODEL) || { echo "no $(HH_FILE) or $(HH_MODEL): set HH_FILE, HH_MODEL"; exit 2; }
+	test -e $(HH_OUT)/sft/summary.json || $(BIN)/shiqrun train experiment=hh_small_sft \
+		data.path=$(HH_FILE) model.path=$(HH_MODEL) logger=$(HH_LOGGER) run_dir=$(HH_OUT)/sft
+	test -e $(HH_OUT)/reward/summary.json || $(BIN)/shiqrun train experiment=hh_small_reward \
+		data.path=$(HH_FILE) model.path=$(HH_OUT)/sft/policy logger=$(HH_LOGGER) run_dir=$(HH_OUT)/reward
+	test -e $(HH_OUT)/scored/summary.json || $(BIN)/shiqrun score data=hh data.path=$(HH_FILE) data.val_fraction=0.2 \
+		reward=$(HH_OUT)/reward/reward_model run_dir=$(HH_OUT)/scored
+	$(call hh-sweep,methods,algo=$(HH_ALGOS))
+	$(call hh-sweep,anchored,algo=shiq$(comma)copg $(HH_ANCHOR))
+	$(BIN)/shiqrun report $(HH_OUT)/methods $(HH_OUT)/anchored
 
 test: install ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal

@@ -3,9 +3,9 @@
 import copy
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 import shiqrun
+from shiqrun.files import replace
 from shiqrun.models.policy import Policy
+from shiqrun.rewards import provenance as trained_on
 
 LIBRARIES = ("torch", "transformers", "lightning", "hydra-core", "peft")
 
@@ -33,12 +35,19 @@ tags: [shiqrun, {algo}]
 | metric, at the end | value |
 |---|---|
 {metrics}
-
+{about}
 Made by shiqrun {version}. The chat template in the tokenizer is the one that the policy was trained with.
 
     from transformers import {auto}, AutoTokenizer
     model = {auto}.from_pretrained("{path}")
     tokenizer = AutoTokenizer.from_pretrained("{path}")
+"""
+
+SCORES = """
+The score of a conversation is read at the last token of the assistant's last turn: give the model the tokens up to and
+with that. It was trained on the pairs of {count} prompts; `{file}` holds their names, of which the fingerprint is
+`{fingerprint}`, so that `shiqrun` refuses to evaluate with it on any of them. `val/accuracy` above, where there is one,
+is the share of held-out pairs, of other prompts, that it orders right.
 """
 
 
@@ -57,9 +66,11 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: P
 
 
 def save_reward_model(
-    policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any]
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any], *, prompts: Iterable[str]
 ) -> None:
     """Writes a directory that `AutoModelForSequenceClassification` loads: one label, the score of a whole text.
+
+    `shiqrun.json` in it names the prompts that it was trained on (`Encoded.prompts`).
 
     The classifier reads the last token that is not padding, training the last action: give it the tokens up to and
     with the end of the assistant's turn. So that an EOS there is not taken for padding, the padding saved in its config
@@ -80,7 +91,10 @@ def save_reward_model(
     scorer.score.load_state_dict(policy.value.linear.state_dict())
     scorer.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    _write_card(directory, card, "AutoModelForSequenceClassification")
+    seen = trained_on.provenance_of(prompts)
+    write_json(directory / trained_on.FILE, seen.written())
+    about = SCORES.format(count=f"{len(seen.names):,}", fingerprint=seen.fingerprint, file=trained_on.FILE)
+    _write_card(directory, card, "AutoModelForSequenceClassification", about)
 
 
 def _pad_that_ends_no_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -88,9 +102,9 @@ def _pad_that_ends_no_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((i for i in ids if i is not None and i != tokenizer.eos_token_id), None)
 
 
-def _write_card(directory: Path, card: dict[str, Any], auto: str) -> None:
+def _write_card(directory: Path, card: dict[str, Any], auto: str, about: str = "") -> None:
     rows = {name: "\n".join(f"| {k} | {v} |" for k, v in card[name].items()) for name in ("settings", "metrics")}
-    text = CARD.format(**{**card, **rows}, version=shiqrun.__version__, path=directory, auto=auto)
+    text = CARD.format(**{**card, **rows}, about=about, version=shiqrun.__version__, path=directory, auto=auto)
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -122,13 +136,19 @@ def git_commit() -> str | None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes flat JSON, all or nothing."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Writes JSON, all or nothing."""
+    replace(path, json.dumps(values, indent=2, default=str) + "\n")
 
 
 def append_samples(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows (step, prompt, completion, reward, kl) to `samples.jsonl`."""
+    """Adds rows to `samples.jsonl`: step, prompt, completion, reward, kl and more."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def keep_samples(path: Path, step: int) -> None:
+    """Drops rows of later steps than this, and one that a kill cut short: a resumed run writes them again."""
+    if path.is_file():
+        # split at line feeds alone: a completion may hold other characters that `splitlines` breaks at
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        replace(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from shiqrun.errors import InputError, TrainingError
+from shiqrun.evaluation.evaluator import Evaluation, Evaluator
+from shiqrun.models.reference import Live
 from shiqrun.module import Method
 
 MONITORED = (("val/regularised_return", 1), ("val/reward", 1), ("val/loss", -1))
@@ -116,7 +120,7 @@ Exact = Callable[[Any], dict[str, float]]
 
 
 class Validation(Callback):
-    """The loss and its metrics on the validation split, and what can be known exactly, every so many steps.
+    """The loss on the validation split, the policy's answers, and what can be known exactly, every so many steps.
 
     At step 0, every `every` steps and at the end. Numbers go to the same loggers as training's, as `val/...`.
 
@@ -124,22 +128,47 @@ class Validation(Callback):
         every: optimiser steps.
         checkpoints: told of each result.
         exact: of the model, e.g. `ExactTreasure.evaluate`; its keys get the prefix `val/`.
+        answers: the evaluation by sampled answers, or None.
+        live: the reference that it compares with.
+        keep: what is done with the rows of `samples.jsonl`, on rank 0.
     """
 
-    def __init__(self, every: int, checkpoints: Checkpoints, exact: Exact | None = None) -> None:
+    def __init__(
+        self,
+        every: int,
+        checkpoints: Checkpoints,
+        exact: Exact | None = None,
+        *,
+        answers: Evaluator | None = None,
+        live: Live | None = None,
+        keep: Callable[[Trainer, list[dict[str, Any]]], None] = lambda trainer, rows: None,
+    ) -> None:
         self.every, self.checkpoints, self.exact = every, checkpoints, exact
+        self.answers, self.live, self.keep = answers, live, keep
         self.first: dict[str, float] = {}
+        self.last: Evaluation | None = None
+        self.seconds = 0.0
+        self._wall, self._began = 0.0, time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers at step 0, for the table at the end."""
-        return {"first": self.first}
+        """The numbers at step 0, for the table at the end, and the clocks."""
+        return {"first": self.first, "seconds": self.seconds, "wall": self.wall()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """After a resume."""
-        self.first = state_dict["first"]
+        self.first, self.seconds = state_dict["first"], state_dict["seconds"]
+        self._wall, self._began = state_dict["wall"], time.perf_counter()
+
+    def wall(self) -> float:
+        """Seconds since training began, over all its sessions."""
+        return self._wall + time.perf_counter() - self._began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The numbers before any step."""
+        """The reference's answers, and the numbers before any step."""
+        began = time.perf_counter()
+        if self.answers is not None:
+            self.answers.begin(self.live, pl_module.device, trainer.global_rank, trainer.world_size)
+        self.seconds += time.perf_counter() - began
         if trainer.global_step == 0:
             self.first = self.run(trainer, pl_module)
 
@@ -149,19 +178,48 @@ class Validation(Callback):
             self.checkpoints.consider(trainer, self.run(trainer, pl_module))
 
     def run(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        """One pass over the validation split. `val/reward` is the policy's own, so the data's is left out."""
+        """One evaluation. `val/reward` is the policy's own, so the data's is left out."""
         assert isinstance(module, Method)
-        module.policy.eval()
-        metrics: dict[str, float] = {}
-        with torch.no_grad():
-            tallies = []
-            for _, batch in trainer.datamodule.validation():  # type: ignore[attr-defined]
-                tallies.append(module.terms(batch.to(module.device))[1])
-            if tallies:
-                metrics = {n: s / c for n, (s, c) in module.reduced(tallies).items() if c and n != "reward"}
-            if self.exact is not None:
-                metrics |= self.exact(module.policy.model)
-        module.policy.train()
+        began = time.perf_counter()
+        metrics = self._on_data(trainer, module)
+        if self.exact is not None:
+            module.policy.eval()
+            metrics |= self.exact(module.policy.model)
+            module.policy.train()
+        if self.answers is not None:
+            self.last = self._answered(self.answers, trainer, module)
+            metrics |= self.last.metrics
+            if trainer.is_global_zero:
+                self.keep(trainer, self.last.rows(trainer.global_step))
+        self.seconds += time.perf_counter() - began
+        if metrics:
+            metrics["eval_share"] = self.share()
         metrics = {f"val/{name}": value for name, value in metrics.items()}
         module.record(metrics)
         return metrics
+
+    def share(self) -> float:
+        """Of the wall time so far, what evaluations took."""
+        return self.seconds / max(self.wall(), 1e-9)
+
+    def _answered(self, answers: Evaluator, trainer: Trainer, module: Method) -> Evaluation:
+        """The policy's answers; what is wrong with them ends a run that has begun only after it is saved."""
+        try:
+            return answers.run(module.policy)
+        except InputError as error:
+            if not trainer.global_step:
+                raise
+            self.checkpoints.save(trainer)
+            raise TrainingError(f"step {trainer.global_step} is saved, its evaluation failed: {error}") from error
+
+    @torch.no_grad()
+    def _on_data(self, trainer: Trainer, module: Method) -> dict[str, float]:
+        """The loss and its metrics on the logged trajectories of the validation split."""
+        module.policy.eval()
+        tallies = [
+            module.terms(batch.to(module.device))[1]
+            for _, batch in trainer.datamodule.validation()  # type: ignore[attr-defined]
+        ]
+        module.policy.train()
+        found = module.reduced(tallies) if tallies else {}
+        return {name: total / count for name, (total, count) in found.items() if count and name != "reward"}

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 from shiqrun import __version__
@@ -17,16 +18,22 @@ class Command(NamedTuple):
         summary: one line of help.
         writes: whether it makes a run directory.
         word: the config group that a bare word after the command chooses from, where there is one.
+        plain: it takes paths and flags instead of a config; its module has `main(words) -> exit code`.
     """
 
     module: str
     summary: str
     writes: bool
     word: str | None = None
+    plain: bool = False
 
 
 COMMANDS = {
     "train": Command("shiqrun.commands.train", "train a policy from logged data", writes=True),
+    "eval": Command("shiqrun.commands.eval", "sample from a policy, score, measure its KL", writes=True),
+    "score": Command("shiqrun.commands.score", "label the completions of a data set with a reward", writes=True),
+    "sweep": Command("shiqrun.commands.sweep", "train a grid of settings, a process each", writes=True),
+    "report": Command("shiqrun.commands.report", "one HTML page of runs and sweeps", writes=False, plain=True),
     "inspect": Command("shiqrun.commands.inspect", "show the trajectories as the losses see them", writes=False),
     "toy": Command("shiqrun.commands.toy", "run a tabular study against its exact optimum", writes=True, word="study"),
 }
@@ -71,9 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _launch(name: str, words: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other where cores are shared
+    command = COMMANDS[name]
+    if command.plain:
+        return int(import_module(command.module).main(words))
     from shiqrun.commands.launch import launch  # Hydra, and with a run torch: only for a command
 
-    command = COMMANDS[name]
     if command.word and words and words[0][:1] != "-" and "=" not in words[0]:
         words = [f"{command.word}={words[0]}", *words[1:]]
     return launch(name, words, module=command.module, writes=command.writes)

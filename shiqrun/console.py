@@ -52,6 +52,11 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         console.print(f"{description}: {count:,} in {time.perf_counter() - start:.0f} s")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 job`, `2 jobs`."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def number(value: Any) -> str:
     """A metric as a person reads it: four significant figures."""
     if not isinstance(value, float):

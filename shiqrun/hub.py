@@ -8,7 +8,11 @@ from urllib.request import getproxies, proxy_bypass
 from shiqrun.errors import InputError
 
 PROBE_SECONDS = 5.0
-INSTEAD = {"model.path": "pass model.path=DIRECTORY", "data.path": "pass data.path=FILE_OR_DIRECTORY"}
+INSTEAD = {
+    "model.path": "pass model.path=DIRECTORY",
+    "data.path": "pass data.path=FILE_OR_DIRECTORY",
+    "reward.path": "pass reward=DIRECTORY",
+}
 
 
 def offline() -> bool:
@@ -50,6 +54,6 @@ def _cached(identifier: str) -> bool:
     return any(os.path.isdir(os.path.join(HF_HUB_CACHE, f"{kind}--{folder}")) for kind in ("models", "datasets"))
 
 
-def offline_hint(identifier: str) -> str:
+def offline_hint(identifier: str, option: str = "model.path") -> str:
     """What to add to an error while loading from the hub."""
-    return f" (HF_HUB_OFFLINE is set; {INSTEAD['model.path']})" if offline() and not os.path.isdir(identifier) else ""
+    return f" (HF_HUB_OFFLINE is set; {INSTEAD[option]})" if offline() and not os.path.isdir(identifier) else ""

@@ -1,12 +1,13 @@
 """`metrics.csv`: every logged number, one row a logged step, on disk as soon as it is known."""
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from shiqrun.files import replacing
 
 
 class MetricsFile(Logger):
@@ -64,9 +65,7 @@ class MetricsFile(Logger):
                 csv.DictWriter(file, self.columns, restval="").writerow(self.rows[-1])
 
     def _rewrite(self) -> None:
-        partial = self.path.with_suffix(".tmp")
-        with partial.open("w", newline="") as file:
+        with replacing(self.path) as file:
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(partial, self.path)

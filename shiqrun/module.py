@@ -19,10 +19,9 @@ from shiqrun.losses.residual import log_ratios, partition_shifts
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
 from shiqrun.schedule import learning_rate_factor
-from shiqrun.settings import AlgoSettings, TrainerSettings
+from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
 from shiqrun.types import ActionScores, LossTerms, Trajectories
 
-STAMP = "shiqrun"
 Loss = Callable[..., LossTerms]
 STEP_ZERO_TOLERANCE = {None: (1e-5, 1e-4), torch.bfloat16: (5e-3, 5e-2)}
 """Nats of |mean log-ratio| and mean |log-ratio| that rounding explains while policy and reference are the same model:
@@ -66,8 +65,8 @@ class Method(LightningModule):
         self.reference, self.max_steps, self.seed = reference, max_steps, seed
         self.stamp, self.algo, self.beta = stamp or {}, algo, beta
         self.latest: dict[str, float] = {}
-        self.seconds = 0.0  # in steps, over all sessions of a resumed run
-        self._since, self._tokens = 0.0, 0
+        self.seconds, self.num_tokens = 0.0, 0  # of all steps, over all sessions of a resumed run
+        self._since, self._tokens = 0.0, 0  # where both stood at the last logged step
 
     def configure_optimizers(self) -> Any:
         """AdamW on what requires a gradient, with warm-up and schedule counted in optimiser steps."""
@@ -95,11 +94,12 @@ class Method(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the stamp."""
-        checkpoint[STAMP] = {**self.stamp, "seconds": self.seconds}
+        checkpoint[STAMP] = {**self.stamp, "seconds": self.seconds, "num_tokens": self.num_tokens}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on with the clock."""
+        """Goes on with the clock and the count of tokens."""
         self.seconds = self._since = checkpoint[STAMP]["seconds"]
+        self.num_tokens = self._tokens = checkpoint[STAMP].get("num_tokens", 0)
 
     def terms(
         self, batch: Trajectories, *, units_per_action: float = 0.0, describe: bool = False
@@ -151,15 +151,16 @@ class Method(LightningModule):
                 terms, tally = self.terms(batch, units_per_action=weight, describe=describe)
                 self._refuse_nonfinite(terms.total, k)
                 self.manual_backward(terms.total)
-            tallies.append(tally)
+            read = batch.attention_mask.sum()
+            tallies.append({**tally, "num_tokens": (read, torch.zeros_like(read))})
         summed = self.reduced(tallies)
+        self.num_tokens += int(summed["num_tokens"][0])
         self._expect_equality(summed)
         norm = self._divide_and_clip(max(summed["loss"][1], 1.0))
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
         rate = self.lr_schedulers().get_last_lr()[0]  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        self._tokens += sum(int(b.attention_mask.sum()) for b in batches) * self.trainer.world_size
         self.seconds += time.perf_counter() - began
         if self.logs_now(self.global_step):
             self._log(summed, norm, float(rate))
@@ -183,8 +184,9 @@ class Method(LightningModule):
     def _log(self, summed: dict[str, tuple[float, float]], norm: float, rate: float) -> None:
         metrics = {name: total / count for name, (total, count) in summed.items() if count}
         metrics |= {"grad_norm": norm, "learning_rate": rate, "epoch": self.epoch()}
-        metrics |= {"tokens_per_second": self._tokens / max(self.seconds - self._since, 1e-9)}
-        self._since, self._tokens = self.seconds, 0
+        speed = (self.num_tokens - self._tokens) / max(self.seconds - self._since, 1e-9)
+        metrics |= {"num_tokens": float(self.num_tokens), "tokens_per_second": speed}
+        self._since, self._tokens = self.seconds, self.num_tokens
         self.record({f"train/{name}": value for name, value in metrics.items()})
 
     def record(self, metrics: dict[str, float]) -> None:

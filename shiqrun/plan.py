@@ -20,11 +20,16 @@ from shiqrun.console import quiet_other_ranks, track
 from shiqrun.data.batches import Rows
 from shiqrun.data.module import DataSettings, Encoded, examples_of, load, set_offset
 from shiqrun.data.source import Source
+from shiqrun.data.treasure import Treasure
 from shiqrun.errors import InputError
+from shiqrun.evaluation.evaluator import Evaluator
+from shiqrun.evaluation.prompts import choose_prompts, expect_prompts, readable_by
 from shiqrun.losses.requirements import compares_completions, needs_of
 from shiqrun.models.policy import ModelSettings, Policy, ValueHead, check_head, prepare
 from shiqrun.models.reference import weights_fingerprint
-from shiqrun.settings import AlgoSettings, Hardware, TrainerSettings
+from shiqrun.rewards.labels import in_one_unit
+from shiqrun.rewards.reward import Reward
+from shiqrun.settings import AlgoSettings, EvalSettings, Hardware, TrainerSettings
 
 log = logging.getLogger("shiqrun")
 
@@ -55,7 +60,8 @@ class Plan:
     loss: partial[Any]
     algo: AlgoSettings
     trainer: TrainerSettings
-    eval_every: int
+    eval: EvalSettings
+    reward: Reward | None  # scores the policy's own answers
     hardware: Hardware
     cache_dir: Path
     run_dir: Path
@@ -74,6 +80,12 @@ class Run:
     weights: str
     offset: float
     max_steps: int
+    evaluator: Evaluator | None
+    scored_by: str | None  # fingerprint of what scores the policy's answers
+
+    def made_of(self) -> dict[str, str | None]:
+        """Fingerprints of what a checkpoint of this run is only good with."""
+        return {"data": self.encoded.fingerprint, "model": self.weights, "reward": self.scored_by}
 
 
 def ready(plan: Plan) -> Run:
@@ -99,7 +111,7 @@ def ready(plan: Plan) -> Run:
         progress=lambda items, what: track(items, what),
     )
     _check_needs(plan, encoded)
-    if not len(encoded.val) and plan.eval_every:
+    if not len(encoded.val) and plan.eval.every:
         log.warning("no prompt fell to the validation split: nothing is evaluated; raise data.val_fraction")
     offset = set_offset(encoded, plan.algo.reward_offset)
     model = plan.choice.build(tokenizer, plan.seed)
@@ -111,7 +123,58 @@ def ready(plan: Plan) -> Run:
         for rows in (encoded.train, encoded.val):
             rows.anchor = (plan.algo.anchor_tokens, vocabulary, plan.seed)
     check_head(policy, encoded.train.collate([int(encoded.train.lengths.argmin())]))
-    return Run(plan, tokenizer, encoded, policy, weights, offset, _steps(plan, encoded))
+    evaluator = _evaluator(plan, tokenizer, encoded)
+    scored_by = None if plan.reward is None else plan.reward.fingerprint()
+    return Run(plan, tokenizer, encoded, policy, weights, offset, _steps(plan, encoded), evaluator, scored_by)
+
+
+def _evaluator(plan: Plan, tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> Evaluator | None:
+    """What lets the policy answer validation prompts; None where that is not asked or says nothing.
+
+    Not on treasure, which is evaluated exactly, nor for reward models; for a method without a reference only with a
+    reward.
+
+    Raises:
+        InputError: no prompt to answer, or a reward model that was trained on one.
+    """
+    settings, answers = plan.eval, not {"score"} & needs_of(plan.loss) and not isinstance(plan.source, Treasure)
+    if plan.reward is not None and not (answers and settings.every and settings.max_prompts):
+        raise InputError(
+            f"eval.reward: nothing would be scored with data={plan.names['data']}, algo={plan.names['algo']}, "
+            f"eval.every={settings.every}, eval.max_prompts={settings.max_prompts}; leave it out"
+        )
+    if not answers or not (settings.every and settings.max_prompts):
+        return None
+    if plan.algo.reference == "none" and plan.reward is None:
+        return None
+    limit = plan.data.max_length or plan.choice.context()
+    prompts, left_out = choose_prompts(
+        track(examples_of(plan.source, "val", plan.data), "reading validation prompts"),
+        tokenizer,
+        number=settings.max_prompts,
+        room=None if limit is None else limit - settings.max_new_tokens,
+        seen=encoded.prompts,
+        fits=readable_by(plan.reward, settings.max_new_tokens),
+    )
+    try:
+        expect_prompts(prompts, left_out, settings.max_new_tokens)
+    except InputError as error:
+        if plan.reward is not None:
+            raise
+        if left_out:
+            log.warning("%s; the policy's KL is not measured", error)
+        return None
+    if plan.reward is not None:
+        plan.reward.refuse_seen([p.messages for p in prompts])
+        log.info("the reward of answers: %s", ", ".join(f"{k} {v}" for k, v in plan.reward.about().items()))
+    beta, tokens = plan.loss.keywords.get("beta"), plan.trainer.micro_batch_tokens
+    if plan.reward is not None and not in_one_unit(plan.source, plan.reward):
+        log.info(
+            "the data's rewards are not known to be those of eval.reward (`shiqrun score` makes such data), so beta "
+            "may have another unit: there is no val/regularised_return, and the best checkpoint goes by val/reward"
+        )
+        beta = None
+    return Evaluator(prompts, tokenizer, settings, tokens=tokens, reward=plan.reward, beta=beta)
 
 
 def _check_needs(plan: Plan, encoded: Encoded) -> None:

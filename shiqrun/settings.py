@@ -1,14 +1,18 @@
 """What the YAML of a run may set beside its losses, data sets and models: one frozen class a node."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from shiqrun.data.module import Offset
+from shiqrun.errors import InputError
 from shiqrun.models.reference import Kind
 from shiqrun.schedule import Schedule
+
+STAMP = "shiqrun"
+"""Where a checkpoint says what it was made of: fingerprints of data, model and reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,58 @@ class TrainerSettings:
     checkpoint_every: Annotated[int, Gt(0)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How a policy is made to answer prompts: keys of `eval:` in `conf/train.yaml` and `conf/eval.yaml`.
+
+    Attributes:
+        max_prompts: validation prompts that are answered, always the same ones; 0 for none.
+        samples_per_prompt: completions of each.
+        max_new_tokens: tokens after which a completion is cut off.
+        temperature: of sampling, 0 for the most likely token. Only at 1, with top_p 1, is the mean log-ratio a KL.
+        top_p: share of probability that is sampled from.
+        batch_size: completions sampled together; bounds memory. It changes an answer only where rounding decides which
+            token a random number falls on: about one in a hundred answers in float32, most in bfloat16.
+        seed: of the sampling alone.
+    """
+
+    max_prompts: Annotated[int, Ge(0)]
+    samples_per_prompt: Annotated[int, Gt(0)]
+    max_new_tokens: Annotated[int, Gt(0)]
+    temperature: Annotated[float, Ge(0)]
+    top_p: Annotated[float, Gt(0), Le(1)]
+    batch_size: Annotated[int, Gt(0)]
+    seed: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings(SamplingSettings):
+    """Keys of `eval:` in `conf/train.yaml`.
+
+    Attributes:
+        every: optimiser steps between evaluations, 0 for none.
+        reward: the node of `conf/reward/*.yaml`, None for none.
+    """
+
+    every: Annotated[int, Ge(0)]
+    reward: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings(SamplingSettings):
+    """Keys of `eval:` in `conf/eval.yaml`.
+
+    Attributes:
+        split: whose prompts are answered.
+        beta: KL temperature of the regularised return, None for the run's.
+        batch_tokens: padded tokens of one forward pass when answers are measured.
+    """
+
+    split: Literal["train", "val"]
+    beta: Annotated[float, Gt(0)] | None
+    batch_tokens: Annotated[int, Gt(0)]
+
+
 PRECISIONS = Literal["auto", "fp32", "bf16"]
 
 
@@ -88,7 +144,13 @@ class Hardware:
     precision: PRECISIONS
 
     def device(self) -> torch.device:
-        """Where the main process computes."""
+        """Where the main process computes.
+
+        Raises:
+            InputError: a GPU is asked for and there is none.
+        """
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise InputError("hardware.accelerator=gpu, but torch sees no GPU here; use hardware=cpu")
         on_gpu = self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
         return torch.device("cuda" if on_gpu else "cpu")
 

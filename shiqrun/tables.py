@@ -56,7 +56,8 @@ def estimated_bytes(run: "Run") -> float:
     )
     kept = 4 if run.plan.model.gradient_checkpointing else 16
     activations = tokens * config.hidden_size * config.num_hidden_layers * kept * 4
-    copies = 2 if run.plan.algo.reference == "frozen" else 1
+    answers = run.evaluator is not None and not run.plan.model.lora_r  # held against a copy of the starting model
+    copies = 2 if run.plan.algo.reference == "frozen" or answers else 1
     return 4 * (copies * everything + 3 * trained) + activations + 2 * (64 << 20)
 
 

@@ -1,17 +1,37 @@
-"""Weights & Biases through Lightning's logger: online where there is a key, offline by itself where there is none."""
+"""Weights & Biases through Lightning's logger: online where there is a key and a server, else offline by itself."""
 
+import json
 import logging
 import netrc
 import os
+import shlex
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger("shiqrun")
+TABLE = "completions"
+COLUMNS = {
+    "step": "step",
+    "prompt": "prompt",
+    "completion": "completion",
+    "reward": "reward",
+    "ref_completion": "reference_completion",
+    "ref_reward": "reference_reward",
+}
+"""Columns of the table of completions, and the key of each in a row of `samples.jsonl`."""
+PATIENCE_SECONDS = 20.0
+"""What a server may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT is respected."""
+HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+"""Where a key may be for when no server is named: W&B's own host, under its former and its present name."""
+LONGEST_TAG = 64  # characters; W&B refuses more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +42,14 @@ class Wandb:
         project: W&B project.
         entity: W&B team or user, None for the key's default.
         group: name shared by runs that belong together.
-        tags: words to find the run by.
+        job_type: kind of run within the group, None for the algorithm's name.
+        tags: words to find the run by, beside the names of the algorithm and the data.
     """
 
     project: str
     entity: str | None
     group: str | None
+    job_type: str | None
     tags: list[str]
 
     def open(self, run_dir: Path, config: dict[str, Any]) -> Logger:
@@ -37,41 +59,116 @@ class Wandb:
             run_dir: files go to its `wandb/`; the run's id is kept there.
             config: resolved, shown on the dashboard.
         """
-        import wandb
-        from lightning.pytorch.loggers import WandbLogger
-
         mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         folder = run_dir / "wandb"
         folder.mkdir(exist_ok=True)
         stored = folder / "run_id"
         if not stored.is_file():
             stored.write_text(uuid.uuid4().hex[:12])
-        logger = WandbLogger(
+        names = [str(config[node]["name"]) for node in ("algo", "data") if node in config]
+        tags = dict.fromkeys(tag[:LONGEST_TAG] for tag in (*self.tags, *names) if tag)
+        return Dashboard(
+            run_dir,
             project=self.project,
             entity=self.entity,
             group=self.group,
-            tags=self.tags,
+            job_type=self.job_type or (names[0] if names else None),
+            tags=list(tags),
             name="/".join(run_dir.resolve().parts[-2:]),
             id=stored.read_text(),
             save_dir=run_dir,
             resume="allow",
             mode=mode,
             config=config,
-            settings=wandb.Settings(silent=True, console="off"),
         )
-        if mode == "offline":
-            log.info("W&B is offline: upload later with  wandb sync %s/offline-run-*", folder)
-        return logger
+
+
+class Dashboard(WandbLogger):
+    """A W&B run with TRL's step beside Lightning's, a table of completions that grows, and no need of a server.
+
+    Args:
+        run_dir: where `samples.jsonl` is.
+        init: as `WandbLogger` takes it.
+    """
+
+    def __init__(self, run_dir: Path, **init: Any) -> None:
+        super().__init__(**init)
+        self._run_dir = run_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run; begun when first asked for, on rank 0."""
+        if self._experiment is None:
+            self._experiment = _begun(self._wandb_init, self._run_dir / "wandb")
+            for name in ("train/global_step", "trainer/global_step"):
+                self._experiment.define_metric(name)
+            self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Numbers at a step, which has the names that TRL's and Lightning's runs give it."""
+        steps = {} if step is None else {"train/global_step": step, "trainer/global_step": step}
+        self.experiment.log({**metrics, **steps})
+
+    @rank_zero_only
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The table of these rows and of those of earlier steps in `samples.jsonl`, which a resumed run finds too.
+
+        Each table holds all rows: W&B's incremental tables begin anew with an offline run's second session.
+        """
+        import wandb
+
+        every = [*_earlier(self._run_dir / "samples.jsonl", step), *rows]
+        table = wandb.Table(columns=list(COLUMNS), data=[[row.get(key) for key in COLUMNS.values()] for row in every])
+        self.log_metrics({TABLE: table}, step)
+
+
+def log_samples(logger: Logger, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds an evaluation's rows of `samples.jsonl` to the dashboard's table; nothing for other loggers."""
+    if isinstance(logger, Dashboard):
+        logger.log_samples(step, rows)
+
+
+def _earlier(path: Path, step: int) -> Iterator[dict[str, Any]]:
+    """Rows of steps before `step`."""
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            rows = (json.loads(line) for line in file)
+            yield from (row for row in rows if row["step"] < step)
+
+
+def _begun(init: dict[str, Any], folder: Path) -> Any:
+    """A W&B run, offline where no server takes it."""
+    import wandb
+
+    patience: dict[str, Any] = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": PATIENCE_SECONDS}
+    quiet = wandb.Settings(silent=True, console="off", **patience)
+    asked = {key: value for key, value in init.items() if key != "anonymous"}  # Lightning's; W&B warns of it
+    offline = init["mode"] == "offline"
+    try:
+        run = wandb.init(**asked, settings=quiet)
+    except wandb.errors.Error as error:
+        log.warning("W&B does not take this run, which goes on offline: %s", str(error).partition("\n")[0])
+        wandb.teardown()  # else its service, which knows the id, says that it is in use
+        os.environ.pop("WANDB_SERVICE", None)
+        run, offline = wandb.init(**{**asked, "mode": "offline"}, settings=quiet), True
+    if offline:
+        log.info("W&B is offline: upload later with  wandb sync %s/offline-run-*", shlex.quote(str(folder)))
+    return run
 
 
 def has_key() -> bool:
     """Whether W&B would find an API key without asking: in the environment or in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    server = os.environ.get("WANDB_BASE_URL")
+    hosts = [urlparse(server).hostname or ""] if server else HOSTS
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
     try:
-        return netrc.netrc(path).authenticators(host) is not None
+        known = netrc.netrc(path)
+        return any(known.authenticators(host) is not None for host in hosts)
     except (FileNotFoundError, netrc.NetrcParseError):
         return False
 

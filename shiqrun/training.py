@@ -1,6 +1,7 @@
 """One run, from a plan that is ready to the run directory."""
 
 import logging
+import math
 import time
 import warnings
 from functools import partial
@@ -12,9 +13,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
-from shiqrun.artifacts import provenance, save_policy, save_reward_model, write_json
+from shiqrun.artifacts import append_samples, keep_samples, provenance, save_policy, save_reward_model, write_json
 from shiqrun.callbacks import AtomicCheckpointIO, Checkpoints, Signals, Stopped, Validation
-from shiqrun.console import track
+from shiqrun.console import is_main_process, track
+from shiqrun.credit import credit, write_credit
 from shiqrun.data.module import LoggedData
 from shiqrun.data.treasure import Treasure
 from shiqrun.errors import InputError, Interrupted
@@ -24,31 +26,37 @@ from shiqrun.metrics import MetricsFile
 from shiqrun.models.reference import (
     AdapterOff,
     Frozen,
+    Live,
     Reference,
     cache_key,
     cached,
     cached_scores,
     weights_fingerprint,
 )
-from shiqrun.module import STAMP, Method
+from shiqrun.module import Method
 from shiqrun.plan import Run
+from shiqrun.settings import STAMP
 from shiqrun.tables import end_of_run, episodes, plan_table
+from shiqrun.tracking import log_samples
 from shiqrun.view import View
 
 log = logging.getLogger("shiqrun")
+SAMPLES = "samples.jsonl"
+SHOWN_TRAJECTORIES = 8
 
 
-def _reference(run: Run) -> Reference | None:
+def _reference(run: Run) -> tuple[Reference | None, dict[str, Any]]:
+    """The reference, and for the summary what a cache of it cost or saved."""
     plan, kind = run.plan, run.plan.algo.reference
     if kind == "none":
-        return None
+        return None, {}
     if kind == "frozen":
-        return Frozen(run.policy)
+        return Frozen(run.policy), {}
     if kind == "adapter":
-        return AdapterOff(run.policy)
-    began, found = time.perf_counter(), []
+        return AdapterOff(run.policy), {}
+    began, found, computing = time.perf_counter(), [], 0.0
     for name, rows in (("train", run.encoded.train), ("val", run.encoded.val)):
-        rows.reference, there = cached_scores(
+        rows.reference, there, seconds = cached_scores(
             run.policy,
             rows,
             plan.cache_dir,
@@ -58,20 +66,24 @@ def _reference(run: Run) -> Reference | None:
             progress=partial(track, description=f"reference scores of {name}, micro-batches"),
         )
         found.append(there)
+        computing += seconds
+    spent = time.perf_counter() - began
     how = "read from the cache in" if all(found) else "computed in"
     log.info(
         "reference scores of %d trajectories: %s %.1f s",
         len(run.encoded.train) + len(run.encoded.val),
         how,
-        time.perf_counter() - began,
+        spent,
     )
-    return cached
+    computed = computing if math.isfinite(computing) else None
+    cost = {"seconds/reference": spent, "seconds/reference_computed": computed, "reference_cached": all(found)}
+    return cached, cost
 
 
 def _exact(run: Run) -> ExactTreasure | None:
     """Exact evaluation, where the problem has an optimum that can be enumerated and the method a temperature."""
     beta = run.plan.loss.keywords.get("beta")
-    if not isinstance(run.plan.source, Treasure) or beta is None or not run.plan.eval_every:
+    if not isinstance(run.plan.source, Treasure) or beta is None or not run.plan.eval.every:
         return None
     exact = ExactTreasure(run.plan.source, run.tokenizer, split="val", beta=beta)
     exact.set_reference(run.policy.model)
@@ -99,8 +111,7 @@ def execute(run: Run, resume: bool) -> None:
     checkpoint = checkpoints.last if resume and checkpoints.last.is_file() else None
     step = _stand(run, checkpoint) if checkpoint else -1
     describe(run)
-    reference, exact = _reference(run), _exact(run)
-    stamp = {"data": run.encoded.fingerprint, "model": run.weights, "reward_offset": run.offset}
+    (reference, cost), exact = _reference(run), _exact(run)
     method = Method(
         run.policy,
         reference,
@@ -110,13 +121,13 @@ def execute(run: Run, resume: bool) -> None:
         seed=plan.seed,
         algo=plan.algo,
         beta=plan.loss.keywords.get("beta", 0.0),
-        stamp=stamp,
+        stamp={**run.made_of(), "reward_offset": run.offset},
     )
     metrics = MetricsFile(plan.run_dir / "metrics.csv", keep=step)
     method.latest = metrics.latest()
-    validation = (
-        Validation(plan.eval_every, checkpoints, exact.evaluate if exact else None) if plan.eval_every else None
-    )
+    validation = _validation(run, checkpoints, exact, reference) if plan.eval.every else None
+    if is_main_process():
+        keep_samples(plan.run_dir / SAMPLES, step)
     signals = Signals(checkpoints)
     title = f"{plan.names['algo']} on {plan.names['data']}"
     callbacks = [*([validation] if validation else []), View(title), checkpoints, signals]
@@ -129,8 +140,46 @@ def execute(run: Run, resume: bool) -> None:
     finally:
         signals.restore()
     if trainer.is_global_zero:
-        _finish(run, method, validation, exact, seconds=time.perf_counter() - began)
+        _finish(run, method, validation, exact, {"seconds": time.perf_counter() - began, **cost})
     trainer.strategy.barrier("saved")
+
+
+def _validation(
+    run: Run, checkpoints: Checkpoints, exact: ExactTreasure | None, reference: Reference | None
+) -> Validation:
+    def keep(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+        append_samples(run.plan.run_dir / SAMPLES, rows)
+        for logger in trainer.loggers:
+            log_samples(logger, trainer.global_step, rows)
+
+    live: Live | None = None
+    if run.evaluator is not None:  # a cache knows the data's tokens only: answers need the adapter off or a second copy
+        copied = AdapterOff if run.plan.model.lora_r else Frozen
+        live = reference if isinstance(reference, Frozen | AdapterOff) else copied(run.policy)
+    evaluate = exact.evaluate if exact else None
+    return Validation(run.plan.eval.every, checkpoints, evaluate, answers=run.evaluator, live=live, keep=keep)
+
+
+def _write_credit(run: Run, method: Method, validation: Validation | None) -> None:
+    """The token view of a few held-out trajectories and of a few of the policy's last answers."""
+    reference = validation.live if validation and validation.live else method.reference
+    if reference is None or not method.beta:
+        return
+    device = run.plan.hardware.device()  # Lightning has taken the policy back to the CPU, but not its reference
+    run.policy.to(device)
+    if isinstance(reference, Frozen):
+        reference.to(device)
+    view = partial(credit, run.policy, tokenizer=run.tokenizer, beta=method.beta)
+    rows = run.encoded.val if len(run.encoded.val) else run.encoded.train
+    known = cached if rows.reference is not None else reference
+    found = view(known, rows, picked=range(min(SHOWN_TRAJECTORIES, len(rows))))
+    if run.evaluator is not None and validation is not None and validation.last is not None:
+        answers = run.evaluator.sampler.rows(validation.last.samples[:SHOWN_TRAJECTORIES])
+        if run.plan.algo.reward_offset != "group_mean":  # which an answer has none of
+            answers.offset[:] = run.offset
+        found += view(reference, answers, kind="sample")
+    write_credit(run.plan.run_dir / "credit.jsonl", found)
+    run.policy.cpu()
 
 
 def _batches(run: Run) -> LoggedData:
@@ -167,13 +216,14 @@ def _stand(run: Run, checkpoint: Path) -> int:
     """The step at which a checkpoint stands.
 
     Raises:
-        InputError: it was made with other data or another starting model than the run's config makes now.
+        InputError: it was made with other data, starting model or reward of answers than the run's config makes now.
     """
     saved = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
-    for name, now in (("data", run.encoded.fingerprint), ("model", run.weights)):
-        if saved[STAMP][name] != now:
+    for name, now in run.made_of().items():
+        before = saved[STAMP].get(name, now)
+        if before != now:
             raise InputError(
-                f"{checkpoint} was made with another {name} (fingerprint {saved[STAMP][name]}, now {now}); "
+                f"{checkpoint} was made with another {name} (fingerprint {before}, now {now}); "
                 f"put the former {name} back, or start a new run"
             )
     log.info("going on after step %d of %d", saved["global_step"], run.max_steps)
@@ -181,23 +231,25 @@ def _stand(run: Run, checkpoint: Path) -> int:
 
 
 def _finish(
-    run: Run, method: Method, validation: Validation | None, exact: ExactTreasure | None, seconds: float
+    run: Run, method: Method, validation: Validation | None, exact: ExactTreasure | None, cost: dict[str, Any]
 ) -> None:
     plan = run.plan
     metrics = {k: v for k, v in method.latest.items() if np.isfinite(v)}
     shown = {k: f"{v:.4g}" for k, v in sorted(metrics.items())}
     card: dict[str, Any] = {**plan.names, "steps": run.max_steps, "settings": plan.shown, "metrics": shown}
     if "score" in needs_of(plan.loss):
-        save_reward_model(run.policy, run.tokenizer, plan.run_dir / "reward_model", card)
+        save_reward_model(run.policy, run.tokenizer, plan.run_dir / "reward_model", card, prompts=run.encoded.prompts)
     else:
         save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
     if exact is not None:
         episodes(run, exact)
+    _write_credit(run, method, validation)
     summary = {
         **metrics,
         "steps": run.max_steps,
-        "seconds": seconds,
+        **cost,
         "seconds/steps": method.seconds,
+        **({"seconds/eval": validation.seconds, "eval_share": validation.share()} if validation else {}),
         "seed": plan.seed,
         "algo": plan.names["algo"],
         "data": plan.names["data"],
@@ -205,6 +257,7 @@ def _finish(
         "trajectories/train": len(run.encoded.train),
         "trajectories/val": len(run.encoded.val),
         "reward_offset": run.offset,
+        **({f"reward/{k}": v for k, v in plan.reward.about().items()} if plan.reward else {}),
         "fingerprint/data": run.encoded.fingerprint,
         "fingerprint/model": run.weights,
         "fingerprint/policy": weights_fingerprint(run.policy.causal_lm),
@@ -212,4 +265,4 @@ def _finish(
         **provenance(),
     }
     write_json(plan.run_dir / "summary.json", summary)  # the last file: its presence says that the run is finished
-    end_of_run(plan.run_dir, validation.first if validation else {}, metrics, seconds)
+    end_of_run(plan.run_dir, validation.first if validation else {}, metrics, cost["seconds"])

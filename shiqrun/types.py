@@ -4,7 +4,7 @@ Losses live in action time, `[B, A]`: column t of a row is the t-th token that t
 turns and tool replies are gone, and the next state is the next column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
@@ -34,6 +34,7 @@ class Example:
         source: where the row came from (`file:line`), for error messages.
         alone: its completions are compared with each other only, not with those of other rows of the prompt: a logged
             pair says which of two is better, and nothing of a third.
+        columns: what else the row holds, for those that write it again.
     """
 
     messages: Sequence[Message]
@@ -43,6 +44,7 @@ class Example:
     answer: Any = None
     source: str = ""
     alone: bool = False
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rewards is not None and len(self.rewards) != len(self.completions):

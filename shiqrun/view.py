@@ -25,6 +25,8 @@ SHOWN = {
 }
 SHOWN_VAL = {
     "val loss": "val/loss",
+    "val reward": "val/reward",
+    "win rate": "val/win_rate",
     "val return": "val/regularised_return",
     "val regret": "val/regret",
     "val KL": "val/kl",

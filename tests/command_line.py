@@ -69,7 +69,8 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
 
 def timeless(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     """Rows without what depends on the clock."""
-    return [{k: v for k, v in row.items() if "per_second" not in k and "seconds" not in k} for row in rows]
+    clock = ("per_second", "seconds", "eval_share")
+    return [{k: v for k, v in row.items() if not any(part in k for part in clock)} for row in rows]
 
 
 def summary(run_dir: Path) -> dict:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from shiqrun import losses
 from shiqrun.cli import COMMANDS
-from shiqrun.commands.compose import composed, jobs, quoted, search_path
+from shiqrun.commands.compose import composed, jobs, search_path, spelled
 from shiqrun.commands.validate import check
 from shiqrun.types import LossTerms
 
@@ -23,8 +23,18 @@ README = Path(__file__).parents[1] / "README.md"
 FILES = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.relative_to(CONF).parts)  # no keys of ours
 CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent != CONF]
 CONFIGURED = [command for command in COMMANDS if (CONF / f"{command}.yaml").exists()]  # others read paths alone
-OPEN = {"data=jsonl": "data.path=FILE", "model=hf": "model.path=DIR", "experiment=demo": "model.path=DIR"}
-"""Choices that ask the user for a value, and that value."""
+OPEN = {
+    "data=jsonl": "data.path=FILE",
+    "model=hf": "model.path=DIR",
+    "reward=model": "reward.path=DIR",
+    "experiment=demo": "model.path=DIR",
+    "experiment=hh_small": "data.path=FILE model.path=DIR eval.reward.path=DIR",
+    "experiment=hh_small_reward": "model.path=DIR",
+    "experiment=hh_small_sft": "model.path=DIR",
+    "experiment=paper_hh": "data.path=FILE model.path=DIR eval.reward.path=DIR",
+    "experiment=paper_uf": "model.path=DIR eval.reward.path=DIR",
+}
+"""Choices that ask the user for values, and these."""
 TABULAR = {"soft_q"}
 """Losses that need whole rows of logits: for `shiqrun toy`, without a YAML."""
 EXPLAIN_THEMSELVES = {"name", "_target_", "_partial_", "defaults", "hydra"}
@@ -84,7 +94,7 @@ def accepted():
 
 @pytest.mark.parametrize(("command", "choice"), list(accepted()))
 def test_every_choice_composes_and_passes_the_check(command, choice):
-    check(settings(command, choice, *filter(None, [OPEN.get(choice)])), schema(command))
+    check(settings(command, choice, *OPEN.get(choice, "").split()), schema(command))
 
 
 @pytest.mark.parametrize("command", CONFIGURED)
@@ -94,9 +104,9 @@ def test_every_command_knows_the_common_settings(command):
 
 
 def test_a_choice_that_needs_a_path_leaves_it_open():
-    for choice, path in OPEN.items():
-        key = path.partition("=")[0]
-        assert key in OmegaConf.missing_keys(settings("train", choice))
+    for choice, paths in OPEN.items():
+        command = "score" if choice.startswith("reward=") else "train"
+        assert {path.partition("=")[0] for path in paths.split()} <= OmegaConf.missing_keys(settings(command, choice))
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(CONF)) for path in FILES])
@@ -135,12 +145,12 @@ def test_every_command_of_the_readme_composes_and_passes_the_check(line):
     assert command in COMMANDS
     if command not in CONFIGURED:
         return
-    overrides = [quoted(word) for word in words if not word.startswith("-") and "=" in word]
+    overrides = spelled([word for word in words if not word.startswith("-") and "=" in word])
     if any(word.startswith(("resume=", "run=")) for word in overrides):  # the config is in that directory
         assert len(overrides) == 1 or command != "train"
         return
     with search_path(command, None):
-        many = "-m" in words or "--multirun" in words
+        many = command == "sweep" or "-m" in words or "--multirun" in words
         each = jobs(command, composed(command, overrides, multirun=True), overrides) if many else [overrides]
         for job in each:
             check(composed(command, job), schema(command))

@@ -11,12 +11,14 @@ from shiqrun import losses
 
 PACKAGE = Path(shiqrun.__file__).parent
 LAYERS = (
-    ("shiqrun", "types", "errors"),
-    ("losses", "rewards", "sandbox", "schedule", "metrics", "tracking", "console", "hub"),
+    ("shiqrun", "types", "errors", "files", "quoting"),
+    ("losses", "sandbox", "schedule", "metrics", "tracking", "console", "hub", "intervals"),
     ("data",),
     ("models",),
-    ("exact", "rollout", "evaluation", "artifacts", "toy"),
-    ("tables", "report", "settings"),
+    ("rewards", "exact", "settings"),
+    ("evaluation", "credit", "rollout", "artifacts", "toy"),
+    ("tables", "report"),
+    ("sweeping",),
     ("module",),
     ("callbacks", "view", "plan"),
     ("training",),

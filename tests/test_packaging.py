@@ -48,7 +48,8 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel):
     modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "shiqrun").rglob("*.py")}
     configs = {f"shiqrun/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     assert configs
-    assert modules | configs | {"shiqrun/py.typed"} <= shipped
+    page = {f"shiqrun/report/{name}" for name in ("page.css", "page.js", "completions.js", "tokens.js")}
+    assert modules | configs | page | {"shiqrun/py.typed"} <= shipped
 
 
 def test_an_installed_wheel_finds_its_conf_from_any_directory(installed, tmp_path):

@@ -127,6 +127,7 @@ def test_a_step_does_not_depend_on_micro_batches(done, home, tokens):
     words = ("trainer.max_steps=12", "trainer.checkpoint_every=4", "algo.beta=0.5")
     assert train(f"run_dir=cut{tokens}", *words, f"trainer.micro_batch_tokens={tokens}") == 0
     assert largest_difference(done, home / f"cut{tokens}") < 5e-5  # AdamW divides rounding by itself on tiny gradients
+    assert metrics(home / f"cut{tokens}")[-1]["train/num_tokens"] == metrics(done)[-1]["train/num_tokens"]
 
 
 @pytest.mark.parametrize("algo", ["shiq_init", "shiq_ms", "shiq_tk", "sft"])
@@ -191,6 +192,8 @@ def test_a_reward_offset_is_taken_from_every_return(home):
     assert centred["train/reward"] == pytest.approx(plain["train/reward"], abs=1e-5)  # the data's own, in both
     assert summary(home / "offset")["reward_offset"] == pytest.approx(plain["train/reward"], abs=1e-5)
     assert centred["train/loss"] < plain["train/loss"]
+    first, second = (row["train/num_tokens"] for row in metrics(home / "plain") if "train/num_tokens" in row)
+    assert second == 2 * first > 160, "every step reads all trajectories"
 
 
 # ------------------------------------------------------------------ ranks

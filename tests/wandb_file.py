@@ -34,12 +34,19 @@ def records(path: Path):
             yield record
 
 
+def table(path: Path, run: dict, key: str) -> list[dict]:
+    """The rows of the last table logged under a key; its file lies beside the run's."""
+    last = [row for row in run["history"] if f"{key}.path" in row][-1][f"{key}.path"]
+    content = json.loads((path.parent / "files" / last).read_text())
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+
+
 def pairs(items) -> dict:
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def read(path: Path) -> dict:
-    run = {"history": [], "config": {}, "summary": {}, "metrics": [], "exit_code": None}
+    run = {"history": [], "config": {}, "summary": {}, "metrics": [], "axes": {}, "exit_code": None}
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "history":
@@ -50,8 +57,10 @@ def read(path: Path) -> dict:
             run["config"] |= pairs(record.config.update)
         elif kind == "metric":
             run["metrics"].append(record.metric.name or record.metric.glob_name)
+            run["axes"][run["metrics"][-1]] = record.metric.step_metric
         elif kind == "run":
             run |= {"id": record.run.run_id, "project": record.run.project, "group": record.run.run_group}
+            run |= {"job_type": record.run.job_type}
             run |= {"tags": list(record.run.tags), "name": record.run.display_name}
             run["config"] |= pairs(record.run.config.update)
         elif kind == "exit":

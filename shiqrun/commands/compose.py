@@ -23,6 +23,8 @@ from shiqrun.commands.nearest import did_you_mean, unknown_key
 from shiqrun.errors import InputError
 
 CONFIG_MODULE = "shiqrun.conf"
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+"""Hydra's launchers that we know, and what brings each."""
 
 
 class UserConfigs(SearchPathPlugin):
@@ -38,7 +40,7 @@ class UserConfigs(SearchPathPlugin):
 
 @contextmanager
 def search_path(name: str, config_dir: str | None) -> Iterator[None]:
-    """Inside, Hydra also finds `config_dir` and `./conf`, in this order before ours; `slug` is a resolver.
+    """Inside, Hydra also finds `config_dir` and `./conf`, in this order before ours.
 
     Raises:
         InputError: `config_dir` is no directory, or a folder holds a config of the command's own name.
@@ -54,7 +56,6 @@ def search_path(name: str, config_dir: str | None) -> Iterator[None]:
                 f"{folder / name}.yaml would replace the whole of `shiqrun {name}`; put what you change into "
                 f"{folder}/experiment/NAME.yaml (first line `# @package _global_`) and say experiment=NAME"
             )
-    OmegaConf.register_new_resolver("slug", slug, replace=True)
     Plugins.instance().register(UserConfigs)
     UserConfigs.folders = folders
     try:
@@ -66,6 +67,15 @@ def search_path(name: str, config_dir: str | None) -> Iterator[None]:
 def slug(text: str) -> str:
     """`text` as part of a file name: at most 100 letters, digits and `. = + -`; anything else is one underscore."""
     return re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)[:100].strip("_")
+
+
+def inside(folder: str | None, name: str, otherwise: str) -> str:
+    """`folder/name`, or `otherwise` where there is no folder."""
+    return str(Path(folder) / name) if folder else otherwise
+
+
+for _resolver in (slug, inside):  # at import, which is all that the workers of Hydra's launchers do
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
 def composed(name: str, overrides: Sequence[str], *, multirun: bool = False) -> DictConfig:
@@ -106,12 +116,29 @@ def quoted(override: str) -> str:
     return f"{key}='{value}'" if "=" in value and not re.search(r"""['"$,()\[\]{}\\]""", value) else override
 
 
+def spelled(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra reads them: `reward=DIR` as a choice and its path, and values with `=` in quotes."""
+    return [quoted(word) for override in overrides for word in _reward_words(override)]
+
+
+def _reward_words(override: str) -> list[str]:
+    key, _, value = override.partition("=")
+    plain = value.strip("'\"")
+    if key not in ("reward", "eval.reward") or plain in ("", "null"):
+        return [override]
+    group = "reward" if key == "reward" else "reward@eval.reward"
+    is_path = "/" in plain or Path(plain).is_dir()
+    return [f"{group}=model", f"{key}.path={value}"] if is_path else [f"{group}={value}"]
+
+
 def explained(error: Exception, name: str, overrides: Sequence[str]) -> str:
     """What was wrong in words: the key or choice, the nearest that exists, or what Hydra says."""
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}, expected key=value: {_first_lines(error)}"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and option in EXTRAS:
+            return f"{group}={option}: not installed; pip install 'shiqrun[{EXTRAS[option]}]'"
         near = did_you_mean(f"{group}={option}", [f"{group}={known}" for known in error.options])
         return f"{group}={option}: no such choice{near} ({group}: {', '.join(error.options) or 'none there'})"
     unknown = [*_null_groups(overrides), *_unknown_keys(name, overrides)]
@@ -150,7 +177,8 @@ def _unknown_keys(name: str, overrides: Sequence[str]) -> Iterator[str]:
     for override in parsed:
         key = override.key_or_group
         if override not in chosen and not override.is_add() and not override.is_force_add() and key not in known:
-            yield unknown_key(key, known)
+            of_sweep = key.partition(".")[0] == "sweep" != name
+            yield f"{key}: belongs to shiqrun sweep, not to shiqrun {name}" if of_sweep else unknown_key(key, known)
 
 
 def _dotted(prefix: str, node: DictConfig) -> Iterator[str]:

@@ -1,27 +1,29 @@
-"""`shiqrun inspect`: prints trajectories with the actions marked and the rewards under them, and what the data hold."""
+"""`shiqrun inspect`: trajectories with their actions and rewards, or what a run's policy learned at each action."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge
-from hydra.core.hydra_config import HydraConfig
+from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
-from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from shiqrun.commands import rundir
-from shiqrun.commands.validate import Schema, build
+from shiqrun.commands.beside import data_beside
+from shiqrun.commands.learned import Colours, Quantity, largest, legend, painted, scale_of
+from shiqrun.commands.tokens import rendered
+from shiqrun.commands.validate import Schema, build, target
 from shiqrun.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from shiqrun.credit import Credit
     from shiqrun.data.batches import Rows
-    from shiqrun.data.encode import EncodedTrajectory
     from shiqrun.data.module import Encoded
+    from shiqrun.evaluation.subject import Trained
 
 SCHEMA = Schema(
     root="shiqrun.commands.inspect.Root",
@@ -33,8 +35,6 @@ SCHEMA = Schema(
         "trainer": "shiqrun.commands.inspect.Unused",
     },
 )
-ACTION_STYLES = ("black on green", "black on cyan")  # in turn, so that the tokens can be told apart
-WORD_ROOM = 10  # columns before the right margin where a line is rather broken before a word than within it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,11 @@ class Root:
     """Keys of `conf/inspect.yaml` that are no groups."""
 
     limit: Annotated[int, Ge(0)]
-    run: str | None
+    split: Literal["train", "val"]
+    run: Annotated[str, MinLen(1)] | None
+    checkpoint: Literal["policy", "last", "best"]
+    show: Quantity
+    out: Annotated[str, MinLen(1)] | None
     dry_run: bool
     seed: Annotated[int, Ge(0)]
     run_dir: str
@@ -56,132 +60,162 @@ class Unused:
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
-    """Prints what the config's data set is for the config's tokenizer."""
-    from shiqrun.console import console, track
-    from shiqrun.data.module import DataSettings, examples_of, load
+    """Prints what the config's data set is for the config's tokenizer, or what a run learned on it."""
+    if config.run is not None:
+        _look_into(config)
+        return
+    if config.out is not None:
+        raise InputError(f"out={config.out}: there is something to write with run=RUN_DIR only")
+    from shiqrun.data.module import DataSettings, examples_of
     from shiqrun.models.policy import ModelSettings
 
-    looked_at = _of_run(Path(config.run)) if config.run is not None else config
-    source, data = build(looked_at.data, DataSettings)
-    choice, _ = build(looked_at.model, ModelSettings)
+    source, data = build(config.data, DataSettings)
+    choice, _ = build(config.model, ModelSettings)
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
-    encoded = load(source, tokenizer, data, context=choice.context(), progress=lambda items, what: track(items, what))
+    encoded = _encoded(source, tokenizer, data, choice.context())
     if config.dry_run:
-        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False)
+        _print_config(config)
     else:
-        brackets = ("", "") if console.color_system and not console.no_color else ("[", "]")
-        for trajectory in encoded.train.trajectories[: config.limit]:
-            for line in rendered(trajectory, tokenizer, width=console.width, brackets=brackets):
-                console.print(line, soft_wrap=True, highlight=False)
-        if config.limit:
-            where = "in brackets" if brackets[0] else "coloured"
-            console.print(f"Actions are {where}; a number below is the reward of the action above it.", style="dim")
+        _print_data(_split(encoded, config), tokenizer, config.limit)
+    _print_tables(encoded)
+
+
+def _print_data(rows: "Rows", tokenizer: "PreTrainedTokenizerBase", limit: int) -> None:
+    from shiqrun.console import console
+
+    brackets = ("", "") if console.color_system and not console.no_color else ("[", "]")
+    for trajectory in rows.trajectories[:limit]:
+        for line in rendered(trajectory, tokenizer, width=console.width, brackets=brackets):
+            console.print(line, soft_wrap=True, highlight=False)
+    if limit:
+        where = "in brackets" if brackets[0] else "coloured"
+        console.print(f"Actions are {where}; a number below is the reward of the action above it.", style="dim")
+
+
+def _look_into(config: DictConfig) -> None:
+    """Prints the token view of a run."""
+    from shiqrun.console import console
+    from shiqrun.credit import credit, write_credit
+    from shiqrun.data.module import DataSettings
+
+    former = rundir.load(Path(config.run))
+    source, data = build(data_beside(config, former, SCHEMA), DataSettings)
+    trained = _trained(config, former)
+    encoded = _encoded(source, trained.tokenizer, data, _context(trained))
+    if config.dry_run:
+        _print_config(config)
+        _print_tables(encoded)
+        return
+    rows, beta = _split(encoded, config), former.algo.get("beta")
+    _take_offset(encoded, former, config)
+    made = credit(
+        trained.policy,
+        trained.reference,
+        rows,
+        trained.tokenizer,
+        beta=beta or 1.0,
+        picked=range(min(config.limit, len(rows))),
+    )
+    _print_learned(made, config, former)
+    _print_tables(encoded)
+    if config.out is not None:
+        try:
+            write_credit(Path(config.out), made)
+            console.print(config.out, highlight=False, markup=False)
+        except OSError as error:
+            raise InputError(f"out={config.out}: cannot be written ({error.strerror}); give another file") from error
+
+
+def _trained(config: DictConfig, former: DictConfig) -> "Trained":
+    """The run's policy and reference, where `hardware` says."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    from shiqrun.data.module import DataSettings, examples_of
+    from shiqrun.evaluation.subject import trained_policy
+    from shiqrun.models.policy import ModelSettings
+
+    disable_progress_bar()
+    set_verbosity_error()
+    source, data = build(former.data, DataSettings)
+    choice, model = build(former.model, ModelSettings)
+    trained = trained_policy(
+        Path(config.run),
+        choice,
+        model,
+        checkpoint=config.checkpoint,
+        seed=former.seed,
+        autocast=None,
+        examples=lambda: examples_of(source, "train", data),
+        source=source,
+    )
+    device = target(config.hardware).device()
+    trained.policy.to(device)
+    trained.reference.to(device)
+    return trained
+
+
+def _context(trained: "Trained") -> int | None:
+    """Tokens that the policy can read, where its config says so."""
+    found: Any = getattr(trained.policy.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
+def _take_offset(encoded: "Encoded", former: DictConfig, config: DictConfig) -> None:
+    """Takes from the rewards what the run's training took: a mean is the one that the run wrote down."""
+    import json
+
+    from shiqrun.data.module import set_offset
+
+    how = former.algo.get("reward_offset", "none")
+    summary = Path(config.run) / rundir.SUMMARY
+    if how == "mean" and summary.is_file():
+        how = float(json.loads(summary.read_text(encoding="utf-8"))["reward_offset"])
+    set_offset(encoded, how)
+
+
+def _print_learned(made: "list[Credit]", config: DictConfig, former: DictConfig) -> None:
+    from shiqrun.console import console
+
+    known: dict[str, Colours] = {"256": "256", "truecolor": "truecolor"}
+    colours = known.get(console.color_system or "", "") if not console.no_color else ""
+    scale, quantity = scale_of(made, config.show), config.show
+    beta = former.algo.get("beta")
+    unit = "nats (the method has no beta)" if beta is None else f"reward units, beta {beta:g}"
+    console.print(Text(f"{former.algo.name} on {former.data.name}, {config.run}", style="bold"), soft_wrap=True)
+    for credit in made:
+        console.print()
+        for line in painted(credit, quantity, scale, width=console.width, colours=colours):
+            console.print(line, soft_wrap=True, highlight=False)
+        console.print()
+        console.print(largest(credit, quantity, scale, colours=colours))
+    console.print()
+    for line in legend(quantity, scale, unit=unit, colours=colours) if made else ():
+        console.print(line, highlight=False)
+    console.print()
+
+
+def _encoded(source: Any, tokenizer: "PreTrainedTokenizerBase", data: Any, context: int | None) -> "Encoded":
+    from shiqrun.console import track
+    from shiqrun.data.module import load
+
+    return load(source, tokenizer, data, context=context, progress=lambda items, what: track(items, what))
+
+
+def _split(encoded: "Encoded", config: DictConfig) -> "Rows":
+    return encoded.train if config.split == "train" else encoded.val
+
+
+def _print_config(config: DictConfig) -> None:
+    from shiqrun.console import console
+
+    console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False)
+
+
+def _print_tables(encoded: "Encoded") -> None:
+    from shiqrun.console import console
+
     for table in tables(encoded):
         console.print(table)
-
-
-def _of_run(folder: Path) -> DictConfig:
-    """The config of a run, whose data and model are to be looked at."""
-    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    beside = [o for o in task if o.lstrip("+~").startswith(("data", "model"))]
-    if beside:
-        raise InputError(f"run={folder} brings its own data and model; leave out {', '.join(beside)}")
-    return rundir.load(folder)
-
-
-def rendered(
-    trajectory: "EncodedTrajectory", tokenizer: "PreTrainedTokenizerBase", *, width: int, brackets: tuple[str, str]
-) -> Iterator[Text]:
-    """A heading, then the tokens in lines of at most `width` columns, each followed by its rewards if it has any.
-
-    Args:
-        trajectory: from `encode`.
-        tokenizer: that made it.
-        width: columns.
-        brackets: put around each run of actions.
-    """
-    t = trajectory
-    earned = "no rewards" if t.rewards is None else f"return {t.rewards.sum():g}"
-    yield Text(f"{t.source}, completion {t.completion + 1} of prompt {t.prompt_id}", style="bold")
-    yield Text(f"{len(t.input_ids):,} tokens, {len(t.action_index):,} actions, {earned}", style="dim")
-    number = {int(at): n for n, at in enumerate(t.action_index)}
-    shown = _shown_rewards(t)
-    lines = _Lines(width)
-    for at, piece in enumerate(_pieces(t.input_ids.tolist(), tokenizer)):
-        acts = at in number
-        opening = brackets[0] * (acts and at - 1 not in number)
-        closing = brackets[1] * (acts and at + 1 not in number)
-        style = ACTION_STYLES[number[at] % 2] if acts else "dim"
-        lines.add(piece, style, shown.get(at, ""), opening, closing)
-    lines.end()
-    yield from lines.done
-    yield Text()
-
-
-def _shown_rewards(trajectory: "EncodedTrajectory") -> dict[int, str]:
-    """Position -> reward, of the rewards that are not 0; of the last action if all are."""
-    if trajectory.rewards is None:
-        return {}
-    pairs = list(zip(trajectory.action_index.tolist(), trajectory.rewards.tolist(), strict=True))
-    return {at: f"{reward:g}" for at, reward in pairs if reward} or {pairs[-1][0]: "0"}
-
-
-def _pieces(ids: list[int], tokenizer: "PreTrainedTokenizerBase", context: int = 8) -> Iterator[str]:
-    """The text of each token; a character made of several tokens is the text of the last of them."""
-
-    def text(start: int, end: int) -> str:
-        return str(tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False))
-
-    done = 0
-    for end in range(1, len(ids) + 1):
-        start = max(0, done - context)
-        before, after = text(start, done), text(start, end)
-        if after.endswith("\ufffd") and end < len(ids):
-            yield ""
-            continue
-        yield after[len(before) :]
-        done = end
-
-
-@dataclass
-class _Lines:
-    """Lines of tokens, and under each the rewards of its actions."""
-
-    width: int
-    done: list[Text] = field(default_factory=list)
-    text: Text = field(default_factory=Text)
-    below: Text = field(default_factory=Text)
-
-    def add(self, piece: str, style: str, reward: str, opening: str, closing: str) -> None:
-        """One token; a line break in it is shown as an arrow and followed."""
-        parts = [opening + _printable(part) for part in piece.split("\n")]
-        for i, part in enumerate(parts):
-            last = i == len(parts) - 1
-            part = part.removeprefix(opening) if i else part
-            part += closing if last else "↵"
-            room = self.width - (WORD_ROOM if part.startswith(" ") else 0)
-            if self.text.cell_len and self.text.cell_len + cell_len(part) > room:
-                self.end()
-            if reward and i == 0:
-                self._place(reward)
-            self.text.append(part, style)
-            if not last:
-                self.end()
-
-    def _place(self, reward: str) -> None:
-        gap = self.text.cell_len - self.below.cell_len
-        self.below.append(" " * max(gap, bool(self.below)))
-        self.below.append(reward, "bold red" if reward.startswith("-") else "bold yellow")
-
-    def end(self) -> None:
-        """Closes the line."""
-        self.done += [line for line in (self.text, self.below) if line]
-        self.text, self.below = Text(), Text()
-
-
-def _printable(text: str) -> str:
-    """The text with characters that would steer a terminal as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def tables(encoded: "Encoded") -> Iterator[Table | Text]:

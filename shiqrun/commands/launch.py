@@ -4,14 +4,13 @@ Hydra parses, composes, makes the run directory and logs. Everything that can be
 it does: the config is composed and checked first, so that a mistake leaves no run directory behind.
 """
 
-import logging
 import os
 import sys
 import tempfile
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,16 +21,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
-from shiqrun.commands import rundir
-from shiqrun.commands.compose import CONFIG_MODULE, composed, explained, jobs, quoted, search_path
+from shiqrun.commands import grid, rundir
+from shiqrun.commands.compose import CONFIG_MODULE, composed, explained, jobs, search_path, spelled
+from shiqrun.commands.process import close_log, environment, leave_process_group
 from shiqrun.commands.validate import check
 from shiqrun.errors import InputError, Interrupted, TrainingError
+from shiqrun.quoting import as_override, for_shell, plain
 
 CHILD_CONFIG = "SHIQRUN_CHILD_CONFIG"
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
-def launch(name: str, argv: Sequence[str], *, module: str, writes: bool = True) -> int:
+def launch(
+    name: str, argv: Sequence[str], *, module: str, writes: bool = True, program: Sequence[str] | None = None
+) -> int:
     """Runs `module.run` for every job that the words after the command ask for.
 
     Args:
@@ -39,15 +42,16 @@ def launch(name: str, argv: Sequence[str], *, module: str, writes: bool = True) 
         argv: overrides and Hydra's flags, in any order.
         module: has `run(config: DictConfig, run_dir: Path) -> None` and `SCHEMA`; imported only for a run.
         writes: False gives `run` a directory that vanishes.
+        program: the words that start a job of a sweep in a process of its own; by default `python -m shiqrun`.
 
     Returns:
         The exit code: 0, 1 failed, 2 input that cannot work, 130 interrupted.
     """
-    work = _Work(name, module, kept=writes)
+    work = _Work(name, module, kept=writes, program=program)
     try:
         if os.environ.get("LOCAL_RANK", "0") != "0" and CHILD_CONFIG in os.environ:
             return work.as_rank(Path(os.environ[CHILD_CONFIG]))
-        with _environment(HYDRA_FULL_ERROR="1"):  # Hydra hands over its errors instead of printing and leaving
+        with environment(HYDRA_FULL_ERROR="1"):  # Hydra hands over its errors instead of printing and leaving
             return _dispatch(argv, work)
     except InputError as error:
         _tell(f"error: {error}")
@@ -64,18 +68,23 @@ class _Work:
         name: the command.
         module: where its `run` and `SCHEMA` are.
         kept: False if what it writes vanishes.
+        program: what starts a job of a sweep in a process of its own.
         made: True if the run directory was not there before.
         codes: the exit codes of the jobs that have run.
+        swept: the keys with several values, if another launcher than Hydra's own runs the jobs.
     """
 
     name: str
     module: str
     kept: bool
+    program: Sequence[str] | None = None
     made: bool = True
     codes: list[int] = field(default_factory=list)
+    swept: Sequence[str] = ()
 
     def check(self, config: DictConfig) -> None:
         check(config, import_module(self.module).SCHEMA)
+        rundir.expect_run(config)
 
     def as_rank(self, folder: Path) -> int:
         """One of the further ranks that Lightning starts by our own command line: the first rank's config, as is."""
@@ -98,6 +107,8 @@ class _Work:
         folder = Path(HydraConfig.get().runtime.output_dir)
         if self.kept:
             config = rundir.placed(config, folder, resume=False)
+            if self.swept:
+                config = grid.labelled(config, HydraConfig.get().overrides.task, self.swept, folder.parent)
             rundir.save(config, folder)
         self.attempt(config, folder)
 
@@ -105,7 +116,7 @@ class _Work:
         """Runs one job; an error is told and becomes an exit code, an interrupt goes on up."""
         code = 0
         try:
-            with _environment(**{CHILD_CONFIG: str(folder)}):
+            with environment(**{CHILD_CONFIG: str(folder)}):
                 import_module(self.module).run(config, folder)
         except InputError as error:
             code = WRONG_INPUT
@@ -122,14 +133,14 @@ class _Work:
             code = FAILED
             self._report(f"failed\n{traceback.format_exc()}", folder)
         finally:
-            _leave_process_group()
-            _close_log()
+            leave_process_group()
+            close_log()
         self.codes.append(code)
         return code
 
     def _report(self, text: str, folder: Path) -> None:
         if self.kept:
-            text += f"\nrun directory: {folder}\nto go on: shiqrun {self.name} resume={folder}"
+            text += f"\nrun directory: {folder}\nto go on: shiqrun {self.name} resume={for_shell(folder)}"
             with (folder / rundir.LOG).open("a", encoding="utf-8") as log:
                 print(text, file=log)
         _tell(text)
@@ -137,26 +148,58 @@ class _Work:
 
 def _dispatch(argv: Sequence[str], work: _Work) -> int:
     args = get_args_parser().parse_intermixed_args(list(argv))
-    args.overrides = [quoted(override) for override in args.overrides]
+    args.overrides = spelled(args.overrides)
     shows = args.help or args.hydra_help or args.shell_completion
     runs = not (shows or args.cfg or args.info)
     _refuse(args)
-    folder: Path | None = None
+    if runs and work.name == grid.COMMAND:
+        if (code := grid.resumed(args.overrides, work.program)) is not None:
+            return code
+        args.multirun = True
     if runs and work.kept and (folder := _resumed(args)):
         return work.go_on(folder)
     with ExitStack() as stack:
-        stack.enter_context(search_path(work.name, args.config_dir))
-        args.config_dir = None  # found already and before ours; Hydra would put it behind
+        config_dir, args.config_dir = args.config_dir, None  # before ours; Hydra would put it behind
+        stack.enter_context(search_path(work.name, config_dir))
+        if runs and args.multirun:
+            return _sweep(args, work, stack, typed=argv, config_dir=config_dir)
         if runs:
-            config = _checked(args, work)
-            kind = "sweep" if args.multirun else "run"
-            folder = _place(config, kind, work, stack)
-            if folder is None:
+            config = composed(work.name, args.overrides)
+            work.check(config)
+            place = _place(config, "run", work, stack)
+            if place is None:
                 return work.go_on(Path(config.hydra.run.dir))
-            args.overrides.append(f"hydra.{kind}.dir='{folder}'")
+            args.overrides.append(f"hydra.run.dir={as_override(place)}")
         elif not shows:
             composed(work.name, args.overrides)  # for its error messages
-        return _hydra(args, work, sweep=folder if args.multirun else None)
+        return _hydra(args, work)
+
+
+def _sweep(args: Namespace, work: _Work, stack: ExitStack, *, typed: Sequence[str], config_dir: str | None) -> int:
+    """Every job as a process of its own, or as another of Hydra's launchers has it; all are checked before any runs."""
+    config = composed(work.name, args.overrides, multirun=True)
+    work.swept = grid.swept_keys(config, args.overrides)
+    each = [(words, composed(work.name, words)) for words in jobs(work.name, config, args.overrides)]
+    for _, job in each:
+        work.check(job)
+    sweep = grid.planned(work.name, each, work.swept, typed)
+    if work.kept and config.get("dry_run"):
+        grid.show(sweep)
+        return 0
+    folder = _place(config, "sweep", work, stack)
+    assert folder is not None
+    if work.kept and grid.is_ours(config):
+        return grid.run(grid.placed(sweep, folder, each, config_dir), config, work.program)
+    if work.name == grid.COMMAND:
+        work.name, args.overrides = sweep.command, grid.words_for_launcher(args.overrides)
+    args.overrides.append(f"hydra.sweep.dir={as_override(folder)}")
+    if not work.kept:
+        return _hydra(args, work)
+    try:
+        _hydra(args, work)
+    finally:  # also where the launcher itself gave up
+        code = grid.collected(sweep, folder)
+    return code
 
 
 def _place(config: DictConfig, kind: str, work: _Work, stack: ExitStack) -> Path | None:
@@ -172,10 +215,11 @@ def _place(config: DictConfig, kind: str, work: _Work, stack: ExitStack) -> Path
         _tell(f"{folder} holds this run, unfinished: going on with it")
         return None
     work.made = not folder.exists()
+    stack.callback(rundir.discard_empty, [parent for parent in folder.parents if not parent.exists()])
     return rundir.reserve(folder, numbered=timed)
 
 
-def _hydra(args: Namespace, work: _Work, sweep: Path | None) -> int:
+def _hydra(args: Namespace, work: _Work) -> int:
     """Hydra's own main, past its parsing of `sys.argv`: Lightning repeats that for its ranks and needs the command."""
     version.setbase("1.3")
     try:
@@ -184,8 +228,6 @@ def _hydra(args: Namespace, work: _Work, sweep: Path | None) -> int:
         return int(done.code or 0)
     except Exception as error:  # no error of ours comes this way: `attempt` keeps them
         raise InputError(explained(error, work.name, args.overrides)) from error
-    if sweep and work.kept and set(work.codes) == {WRONG_INPUT}:
-        rundir.discard(sweep)
     return FAILED if FAILED in work.codes else max(work.codes, default=0)
 
 
@@ -202,7 +244,7 @@ def _refuse(args: Namespace) -> None:
 def _resumed(args: Namespace) -> Path | None:
     """The run directory of `resume=`, if it is there."""
     given = [override for override in args.overrides if override.lstrip("+").startswith("resume=")]
-    value = given[-1].partition("=")[2].strip("'\"") if given else "null"
+    value = plain(given[-1].partition("=")[2]) if given else "null"
     if value in ("", "null"):
         return None
     others = [override for override in args.overrides if override not in given] + ["--multirun"] * args.multirun
@@ -211,17 +253,6 @@ def _resumed(args: Namespace) -> Path | None:
             f"resume={value}: goes on with the config of that run, so nothing else can be set: {', '.join(others)}"
         )
     return Path(value)
-
-
-def _checked(args: Namespace, work: _Work) -> DictConfig:
-    """The config of the run or of the sweep; every job of it has passed the check."""
-    config = composed(work.name, args.overrides, multirun=args.multirun)
-    if not args.multirun:
-        work.check(config)
-        return config
-    for overrides in jobs(work.name, config, args.overrides):
-        work.check(composed(work.name, overrides))
-    return config
 
 
 def _is_timed(config: DictConfig, kind: str) -> bool:
@@ -239,33 +270,6 @@ def _log_as_before(folder: Path) -> None:
         saved = OmegaConf.load(file)
         saved.hydra.runtime.output_dir = str(folder)
         configure_log(saved.hydra.job_logging, saved.hydra.verbose)
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Inside, these variables are set; afterwards the environment is what it was, whatever a job set."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _leave_process_group() -> None:
-    """Without this the next job of a sweep that starts ranks hangs."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
-def _close_log() -> None:
-    """Lets go of the job's run.log: a later job, or the caller of `main`, writes none of its lines there."""
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
-        root.removeHandler(handler)
-        handler.close()
 
 
 def _tell(text: str) -> None:

@@ -14,13 +14,18 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """One line about a dotted key that is not among `known`: the nearest of its siblings, else of all, else the list.
 
-    `known` has every valid dotted key, of nodes and of leaves.
+    `known` has every valid dotted key, of nodes and of leaves. Keys of Hydra's own are listed beside such keys alone.
     """
     parent, _, _ = key.rpartition(".")
     names = list(known)
     siblings = [name for name in names if name.rpartition(".")[0] == parent]
     hint = _by_leaf(key, siblings) or did_you_mean(key, [] if siblings and parent else names)
-    return f"{key}: unknown key{hint or '; known are ' + ', '.join(siblings or names)}"
+    listed = [name for name in dict.fromkeys(siblings or names) if _is_hydras(key) or not _is_hydras(name)]
+    return f"{key}: unknown key{hint or '; known are ' + ', '.join(listed)}"
+
+
+def _is_hydras(key: str) -> bool:
+    return key.replace("/", ".").partition(".")[0] == "hydra"
 
 
 def _by_leaf(key: str, siblings: list[str]) -> str:

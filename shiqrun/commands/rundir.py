@@ -1,20 +1,21 @@
 """Run directories: making one that is nobody else's, the config saved in it, and what an earlier run left there."""
 
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.errors import InputError
+from shiqrun.files import replacing
+from shiqrun.quoting import for_shell
 
 CONFIG = Path(".hydra", "config.yaml")
 SUMMARY = "summary.json"
 LOG = "run.log"
-SWEEP = "multirun.yaml"
+SWEEP, STATE = "multirun.yaml", "sweep.json"
 PLACE_KEYS = ("run_dir", "resume", "dry_run", "hydra")
 
 
@@ -47,8 +48,7 @@ def unfinished(folder: Path, config: DictConfig) -> bool:
     Raises:
         InputError: it holds a finished run, a sweep, or a run with another config; the keys that differ are named.
     """
-    if (folder / SWEEP).exists():
-        raise InputError(f"run_dir={folder}: already holds a sweep; give another run_dir")
+    _expect_no_sweep(folder)
     if not (folder / CONFIG).exists():
         return False
     differences = list(_differences(_leaves(load(folder)), _leaves(config)))
@@ -56,7 +56,7 @@ def unfinished(folder: Path, config: DictConfig) -> bool:
         lines = "\n".join(f"  {line}" for line in differences)
         raise InputError(
             f"run_dir={folder}: already holds a run with another config; give another run_dir, or go on with that "
-            f"run by resume={folder} alone\n{lines}"
+            f"run by resume={for_shell(folder)} alone\n{lines}"
         )
     if (folder / SUMMARY).exists():
         raise InputError(f"run_dir={folder}: already holds this run, finished; give another run_dir")
@@ -69,8 +69,9 @@ def free_for_sweep(folder: Path) -> None:
     Raises:
         InputError: it holds one.
     """
-    if (folder / SWEEP).exists() or (folder / CONFIG).exists():
-        raise InputError(f"run_dir={folder}: already holds a sweep or a run; give another run_dir")
+    _expect_no_sweep(folder)
+    if (folder / CONFIG).exists():
+        raise InputError(f"run_dir={folder}: already holds a run; give another run_dir")
 
 
 def load(folder: Path) -> DictConfig:
@@ -88,13 +89,22 @@ def load(folder: Path) -> DictConfig:
     return config
 
 
+def expect_run(config: DictConfig) -> None:
+    """Nothing, if `run=`, where a command has it, names a run: said before a directory is made inside it.
+
+    Raises:
+        InputError: it does not.
+    """
+    if config.get("run"):
+        load(Path(config.run))
+
+
 def save(config: DictConfig, folder: Path) -> None:
     """Writes the config, every interpolation resolved, at once or not at all."""
     file = folder / CONFIG
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".draft")
-    OmegaConf.save(config, draft, resolve=True)
-    os.replace(draft, file)
+    with replacing(file) as draft:
+        OmegaConf.save(config, draft, resolve=True)
 
 
 def placed(config: DictConfig, folder: Path, *, resume: bool) -> DictConfig:
@@ -113,6 +123,20 @@ def discard(folder: Path) -> None:
         for name in (LOG, SWEEP):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
+
+
+def discard_empty(folders: Sequence[Path]) -> None:
+    """Takes back folders made on the way to one that was discarded, from the innermost on."""
+    for folder in folders:
+        if not folder.is_dir() or any(folder.iterdir()):
+            return
+        folder.rmdir()
+
+
+def _expect_no_sweep(folder: Path) -> None:
+    if (folder / SWEEP).exists():
+        on = f", or go on with it: shiqrun sweep sweep.resume={for_shell(folder)}" * (folder / STATE).is_file()
+        raise InputError(f"run_dir={folder}: already holds a sweep; give another run_dir{on}")
 
 
 def _leaves(config: DictConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ SCHEMA = Schema(
         "hardware": None,
         "logger": None,
         "trainer": "shiqrun.settings.TrainerSettings",
-        "eval": "shiqrun.commands.train.EvalSettings",
+        "eval": "shiqrun.settings.EvalSettings",
     },
 )
 
@@ -36,17 +36,6 @@ class Root:
     resume: Annotated[str, MinLen(1)] | None
     dry_run: bool
     cache_dir: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalSettings:
-    """Keys of `eval:`.
-
-    Attributes:
-        every: optimiser steps between evaluations, 0 for none.
-    """
-
-    every: Annotated[int, Ge(0)]
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
@@ -77,7 +66,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
     from shiqrun.data.module import DataSettings
     from shiqrun.models.policy import ModelSettings
     from shiqrun.plan import Plan, default_cache_dir
-    from shiqrun.settings import AlgoSettings, TrainerSettings
+    from shiqrun.settings import AlgoSettings, EvalSettings, TrainerSettings
 
     loss, algo = build(config.algo, AlgoSettings)
     source, data = build(config.data, DataSettings)
@@ -100,7 +89,8 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
         loss=loss,
         algo=algo,
         trainer=settings(config.trainer, TrainerSettings),
-        eval_every=config.eval.every,
+        eval=settings(config.eval, EvalSettings),
+        reward=target(config.eval.reward) if config.eval.reward else None,
         hardware=hardware,
         cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache_dir(),
         run_dir=run_dir,

@@ -106,7 +106,7 @@ def encode(
     """
     flat = ((n, k, e) for n, e in enumerate(examples) for k in range(len(e.completions)))
     trusted = _template(tokenizer) == stable
-    specials = [] if trusted else _special_words(tokenizer)
+    specials = [] if trusted else special_words(tokenizer)
     spans_of = _spans_by(_template(tokenizer), trusted)
     while chunk := list(islice(flat, CHUNK)):
         reasons = [drop_reason(e.completions[k]) or _special_text(e, k, specials) for _, k, e in chunk]
@@ -131,9 +131,10 @@ def encode(
                 yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source, group)
 
 
-def _special_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def special_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts that the tokenizer turns into a special token with a meaning; the unknown token has none."""
-    return [t for t in tokenizer.all_special_tokens if t.strip() and t != tokenizer.unk_token]
+    named = {tokenizer.eos_token, tokenizer.bos_token}
+    return [t for t in tokenizer.all_special_tokens if t.strip() and (t != tokenizer.unk_token or t in named)]
 
 
 def _special_text(example: Example, completion: int, specials: list[str]) -> str | None:
@@ -210,10 +211,33 @@ def _with_eos(ids: list[int], span: tuple[int, int], eos: int | None) -> tuple[i
     return (start, end + 1) if end < len(ids) and ids[end] == eos and ids[end - 1] != eos else span
 
 
+def upto_last_action(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of conversations that end with an assistant's turn, up to and with its last action.
+
+    The same as `encode`'s, but nothing is left out: an empty turn ends where the template closes it.
+    """
+    marked = bool(GENERATION_MARK.search(_template(tokenizer)))
+    out = render(talks, tokenizer, return_assistant_tokens_mask=marked)
+    special, eos, cut = _special_ids(tokenizer), tokenizer.eos_token_id, []
+    for row, (talk, ids) in enumerate(zip(talks, out["input_ids"], strict=True)):
+        runs = _runs(out, row) if marked else []
+        if runs and len(runs) == sum(m["role"] == "assistant" for m in talk.messages):
+            cut.append(ids[: _with_eos(ids, runs[-1], eos)[1]])
+            continue
+        end, closed = _turn_end(ids, 0, len(ids), special, tokenizer)
+        cut.append(ids[:end] + [eos] * (not closed and eos is not None and not marked))
+    return cut
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    return special - ({tokenizer.unk_token_id} - ends)  # an unknown character at the end closes nothing
+
+
 def _prefix_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
     """Turns as what a template without marks adds between two of its own prefixes."""
-    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    special -= {tokenizer.unk_token_id}  # an unknown character at the end closes nothing
+    special = _special_ids(tokenizer)
     wholes = render(talks, tokenizer)["input_ids"]
     for talk, ids, states in zip(talks, wholes, prefixes_of(talks, wholes, tokenizer), strict=True):
         whole, turns, closed = list(ids), [], True

@@ -28,6 +28,9 @@ log = logging.getLogger("shiqrun")
 Reward = float | list[float]
 
 LARGEST_REWARD = 1e15
+READ = {"prompt", "completion", "completions", "chosen", "rejected", "messages", "reward", "rewards", "score_chosen"}
+READ |= {"score_rejected", "answer", "prompt_id"}
+"""The columns that have a meaning here; others come along in `Example.columns`."""
 
 
 class Jsonl:
@@ -102,6 +105,7 @@ class Jsonl:
             answer=row.columns.get("answer"),
             source=row.place,
             alone=row.has("chosen"),
+            columns={name: value for name, value in row.columns.items() if name not in READ},
         )
 
 

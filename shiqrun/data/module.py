@@ -3,8 +3,9 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,13 +15,17 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.data.batches import Batches, Rows, Steps
+from shiqrun.data.chats import prompt_name
 from shiqrun.data.encode import EncodedTrajectory, TrainOn, encode
 from shiqrun.data.source import ClosedVocabulary, Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
 log = logging.getLogger("shiqrun")
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, Split] = ("train", "val")
 Offset = Literal["none", "mean", "group_mean"] | float
+SEEN = "validation, but the prompt is in the training split too"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,23 +36,31 @@ class DataSettings:
         limit: examples read at most from a split, None for all.
         max_length: tokens; longer trajectories are dropped. None: the model's context.
         val_fraction: share of the prompts held out where the data set has no validation split.
+        completions: "all", or "best": of each example only the completion with the largest return (for `algo=sft`).
         train_on: "assistant", or "response" (every token after the prompt; for `algo=sft`).
     """
 
     limit: Annotated[int, Gt(0)] | None
     max_length: Annotated[int, Gt(1)] | None
     val_fraction: Annotated[float, Ge(0), Lt(1)]
+    completions: Literal["all", "best"]
     train_on: TrainOn
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Both splits in tokens, and what was left out of each, by reason."""
+    """Both splits in tokens, and what was left out of each, by reason.
+
+    Attributes:
+        prompts: `prompt_name` of every prompt of the training split, by its messages whatever the rows' `prompt_id`
+            says, also of rows that were dropped: every method and reward model of one data set knows the same.
+    """
 
     train: Rows
     val: Rows
     dropped: Counter[str]
     fingerprint: str
+    prompts: frozenset[str] = frozenset()
 
 
 def held_out(prompt_id: str, fraction: float) -> bool:
@@ -56,7 +69,7 @@ def held_out(prompt_id: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def examples_of(source: Source, split: Literal["train", "val"], settings: DataSettings) -> Iterator[Example]:
+def examples_of(source: Source, split: Split, settings: DataSettings) -> Iterator[Example]:
     """The examples of a split, at most `limit`; "val" is the source's own or a held-out share of its prompts."""
     own = split in source.splits
     given: Iterable[Example] = source.load(split if own else "train")
@@ -69,6 +82,55 @@ def examples_of(source: Source, split: Literal["train", "val"], settings: DataSe
             if left == 0:
                 return
             left -= 1
+        yield example if settings.completions == "all" else _best(example)
+
+
+def _best(example: Example) -> Example:
+    """The example with its best completion alone, the first of those with the largest return."""
+    if example.rewards is None:
+        raise InputError(
+            f"{example.source}: no rewards to choose by; data.completions=best needs them (for pairs data.pair_rewards)"
+        )
+    totals = [sum(r) if isinstance(r, Sequence) else r for r in example.rewards]
+    best = totals.index(max(totals))
+    return replace(example, completions=[example.completions[best]], rewards=[example.rewards[best]])
+
+
+def both_splits(source: Source, settings: DataSettings, dropped: Counter[str]) -> Iterator[tuple[Split, Example]]:
+    """What `examples_of` gives of "train" and of "val", in the order of the file where both come from the same.
+
+    What the loader leaves out is counted in `dropped`.
+    """
+    if "val" in source.splits:
+        for own in SPLITS:
+            yield from ((own, example) for example in examples_of(source, own, settings))
+            dropped.update(source.dropped)
+        return
+    sides = SPLITS if settings.val_fraction else SPLITS[:1]
+    taken: Counter[str] = Counter()
+    for example in source.load("train"):
+        if settings.limit is not None and all(taken[side] == settings.limit for side in sides):
+            break
+        split: Split = "val" if held_out(example.prompt_id, settings.val_fraction) else "train"
+        if settings.limit is None or taken[split] < settings.limit:
+            taken[split] += 1
+            yield split, example if settings.completions == "all" else _best(example)
+    dropped.update(source.dropped)
+
+
+def unseen(examples: Iterable[Example], trained: Set[str], dropped: Counter[str]) -> Iterator[Example]:
+    """The examples whose prompt is not among the names in `trained`; what is left out is counted by completion."""
+    for example in examples:
+        if prompt_name(example.messages) in trained:
+            dropped[SEEN] += len(example.completions)
+        else:
+            yield example
+
+
+def _named(examples: Iterable[Example], names: list[str]) -> Iterator[Example]:
+    """The examples; the name of each one's prompt is appended to `names`."""
+    for example in examples:
+        names.append(prompt_name(example.messages))
         yield example
 
 
@@ -81,7 +143,7 @@ def load(
     compared_by: str | None = None,
     progress: Callable[[Iterable[Example], str], Iterable[Example]] = lambda x, _: x,
 ) -> Encoded:
-    """Reads and encodes both splits.
+    """Reads and encodes both splits; no prompt of the validation split is trained on.
 
     Args:
         source: the data set.
@@ -101,14 +163,16 @@ def load(
     dropped: Counter[str] = Counter()
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     own_template = source.chat_template if isinstance(source, ClosedVocabulary) else None
-    splits = []
-    for split in ("train", "val"):
+    encoder = partial(encode, max_length=limit, train_on=settings.train_on, stable=own_template)
+    splits, names, prompts = [], list[str](), frozenset[str]()
+    for split in SPLITS:
         examples = progress(examples_of(source, split, settings), f"encoding {split}")
-        encoded = encode(
-            examples, tokenizer, dropped, max_length=limit, train_on=settings.train_on, stable=own_template
-        )
-        kept = list(encoded) if compared_by is None else _compared(list(encoded), dropped, compared_by)
+        new = _named(examples, names) if split == "train" else unseen(examples, prompts, dropped)
+        encoded = list(encoder(new, tokenizer, dropped))
+        kept = encoded if compared_by is None else _compared(encoded, dropped, compared_by)
         splits.append(Rows(kept, pad, together=compared_by is not None))
+        if split == "train":
+            prompts = frozenset(names)
         if split in source.splits:  # a held-out split reads the same rows again
             dropped.update(source.dropped)
     train, val = splits
@@ -118,7 +182,7 @@ def load(
         reasons = ", ".join(why) or "the data set is empty"
         advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
         raise InputError(f"no training trajectory is left: {reasons}; {advice}")
-    return Encoded(train, val, dropped, fingerprint(train, val))
+    return Encoded(train, val, dropped, fingerprint(train, val), prompts)
 
 
 def _compared(rows: list[EncodedTrajectory], dropped: Counter[str], method: str) -> list[EncodedTrajectory]:

@@ -21,6 +21,43 @@ NOISE = re.compile("dropout|pdrop|layerdrop|jitter")
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
+def look(path: str, option: str) -> None:
+    """Says what is wrong with a path before `transformers` takes it for something else.
+
+    Raises:
+        InputError: no directory with a config and weights, or a Hub id that cannot be reached; it names the option.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            inside = [name for name in ("policy", "reward_model") if (folder / name / "config.json").is_file()]
+            instead = " or ".join(f"{option}={folder / name}" for name in inside)
+            raise InputError(
+                f"{option}={path}: no config.json in it; pass {instead or 'a directory made by save_pretrained'}"
+            )
+        if not any(p for pattern in WEIGHTS for p in folder.glob(pattern)):
+            raise InputError(f"{option}={path}: no weights in it ({', '.join(WEIGHTS[:2])})")
+    elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise InputError(f"{option}={path} is not a directory")
+    else:
+        reachable(path, option)
+
+
+def loaded(auto: Any, path: str, what: str, option: str, **options: Any) -> Any:
+    """What an auto class of `transformers` makes of a path.
+
+    Raises:
+        InputError: it cannot be loaded; the message names the option and what was to be loaded.
+    """
+    try:
+        return auto.from_pretrained(path, **options)
+    except Exception as error:  # a damaged file may raise anything: each library has its own
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{option}={path}: its {what} cannot be loaded: {first}{offline_hint(path, option)}"
+        ) from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """Keys of `conf/model/hf.yaml`.
@@ -47,28 +84,10 @@ class Pretrained:
         return config
 
     def _look(self) -> None:
-        """Says what is wrong with the path before `transformers` takes it for something else."""
-        folder = Path(self.path)
-        if folder.is_dir():
-            if not (folder / "config.json").is_file():
-                raise InputError(
-                    f"model.path={self.path}: no config.json in it; pass a directory made by save_pretrained"
-                )
-            if not any(p for pattern in WEIGHTS for p in folder.glob(pattern)):
-                raise InputError(f"model.path={self.path}: no weights in it ({', '.join(WEIGHTS[:2])})")
-        elif folder.exists() or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
-            raise InputError(f"model.path={self.path} is not a directory")
-        else:
-            reachable(self.path, "model.path")
+        look(self.path, "model.path")
 
     def _load(self, auto: Any, what: str, **options: Any) -> Any:
-        try:
-            return auto.from_pretrained(self.path, trust_remote_code=self.trust_remote_code, **options)
-        except Exception as error:  # a damaged file may raise anything: each library has its own
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"model.path={self.path}: its {what} cannot be loaded: {first}{offline_hint(self.path)}"
-            ) from error
+        return loaded(auto, self.path, what, "model.path", trust_remote_code=self.trust_remote_code, **options)
 
     def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
         """The model's tokenizer, with the plain chat template where it has none."""

@@ -1,13 +1,15 @@
 """The frozen reference, three ways: scores cached on disk, a second copy, or the policy without its adapter."""
 
+import contextlib
 import copy
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +51,11 @@ class Frozen:
         """Scores of the copy."""
         return self.policy(batch)
 
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[Policy]:
+        """Inside, a policy that acts as the reference."""
+        yield self.policy
+
 
 class AdapterOff:
     """The policy itself with its LoRA adapter switched off."""
@@ -61,6 +68,19 @@ class AdapterOff:
         """Scores without the adapter."""
         with self._policy[0].as_reference():
             return self._policy[0](batch)
+
+    def to(self, device: torch.device) -> None:
+        """Nothing: the policy is where it is."""
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[Policy]:
+        """Inside, the policy acts as the reference."""
+        with self._policy[0].as_reference():
+            yield self._policy[0]
+
+
+Live = Frozen | AdapterOff
+"""References that can be asked about any tokens, and made to answer."""
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -90,6 +110,20 @@ def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
     return digest.hexdigest()
 
 
+class CachedScores(NamedTuple):
+    """What `cached_scores` found or computed.
+
+    Attributes:
+        scores: for each row its arrays.
+        found: whether they were there.
+        seconds: what computing them took when they were computed; NaN if the file does not say.
+    """
+
+    scores: Scores
+    found: bool
+    seconds: float
+
+
 def cached_scores(
     policy: Policy,
     rows: Rows,
@@ -99,19 +133,20 @@ def cached_scores(
     tokens: int,
     device: torch.device,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda x: x,
-) -> tuple[Scores, bool]:
+) -> CachedScores:
     """Both numbers of every action under the policy as it is now, from `directory` or computed and stored there.
 
     Written to a temporary file and renamed, under a lock, so that ranks and jobs that start together compute once.
-    Returns the scores and whether they were found.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"reference-{key}.arrow"
     with FileLock(path.with_suffix(".lock")):
         found = path.is_file()
         if not found:
-            _store(path, _score(policy, rows, tokens, device, progress))
-    return _read(path, rows), found
+            began = time.perf_counter()
+            scores = _score(policy, rows, tokens, device, progress)
+            _store(path, scores, seconds=time.perf_counter() - began)
+    return CachedScores(_read(path, rows), found, _seconds(path))
 
 
 @torch.no_grad()
@@ -131,19 +166,27 @@ def _score(policy: Policy, rows: Rows, tokens: int, device: torch.device, progre
 
 COLUMNS = ("logit", "log_partition", "further")
 """`further` is there with an anchor only: K numbers an action, one action after the other."""
+SECONDS = b"seconds"
+"""What computing the scores took, in the file's metadata."""
 
 
-def _store(path: Path, scores: Scores) -> None:
+def _store(path: Path, scores: Scores, *, seconds: float) -> None:
     width = len(scores[0]) if len(scores) else 2
     columns = {
         name: pa.array([s[k].reshape(-1) for s in scores], pa.list_(pa.float32()))
         for k, name in enumerate(COLUMNS[:width])
     }
-    table = pa.table(columns)
+    table = pa.table(columns).replace_schema_metadata({SECONDS: str(seconds)})
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     os.replace(partial, path)
+
+
+def _seconds(path: Path) -> float:
+    with pa.memory_map(str(path)) as file:
+        metadata = pa.ipc.open_file(file).schema.metadata or {}
+    return float(metadata.get(SECONDS, "nan"))
 
 
 def _read(path: Path, rows: Rows) -> Scores:

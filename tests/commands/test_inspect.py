@@ -4,16 +4,10 @@ import pty
 import re
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from shiqrun.cli import main
-from shiqrun.commands.inspect import rendered
-from shiqrun.data.encode import encode
-from shiqrun.types import Example
 
 SMALL = ["data=treasure", "data.maps=20", "data.val_maps=5"]
 
@@ -96,20 +90,15 @@ def test_limit_is_the_number_of_trajectories_shown_and_dry_run_shows_none(inspec
         assert ("data_seed: 0" in out) == (words == ["dry_run=true"])
 
 
+def test_the_split_is_chosen(inspect):
+    _, out, _ = inspect(*SMALL, "split=val", "limit=20")
+    assert out.count("treasure:val:") == 20
+    assert "treasure:train:" not in out
+
+
 def test_nothing_is_written(inspect, tmp_path):
     assert inspect(*SMALL)[0] == 0
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_runs_data_and_model_are_looked_at(inspect, tmp_path):
-    words = ["data.maps=7", "data.val_maps=3", "trainer.max_steps=1", "eval.every=0", "logger=none", "run_dir=made"]
-    assert main(["train", *words]) == 0
-    code, out, _ = inspect("run=made", "limit=1")
-    assert code == 0
-    assert "│ train │   28 │       7 │ tokens" in out
-    code, _, err = inspect("run=made", "data=hh")
-    assert code == 2
-    assert "run=made brings its own data and model; leave out data=hh" in err
 
 
 @pytest.mark.parametrize(
@@ -117,6 +106,8 @@ def test_a_runs_data_and_model_are_looked_at(inspect, tmp_path):
     [
         (["limit=-1"], "limit: met -1"),
         (["limt=1"], "limt: unknown key; did you mean limit?"),
+        (["split=test"], "split: met 'test'"),
+        (["out=x.jsonl"], "out=x.jsonl: .*run=RUN_DIR only"),
         (["run=nowhere"], "nowhere: no such directory"),
         (["data=jsonl"], r"data\.path: not set"),
         (["data=jsonl", "data.path=gone.jsonl"], r"gone\.jsonl: no such file"),
@@ -149,27 +140,3 @@ def test_on_a_terminal_actions_are_coloured_instead(tmp_path):
     out = b"".join(chunks).decode()
     assert re.search(r"\x1b\[[\d;]*4[26]m \w+\x1b\[0m", out)
     assert "[" not in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", out)
-
-
-def test_no_line_is_wider_than_asked_and_no_text_is_lost():
-    words = [f"w{'o' * (i % 9)}{i}" for i in range(80)]
-    made = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate([*words, "User:", "Assistant:", "<e>", "<u>"])}, "<u>")
-    )
-    made.pre_tokenizer, made.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<e>", unk_token="<u>")
-    tokenizer.chat_template = (
-        "User: {{ messages[0].content }} Assistant: "
-        "{% if messages[1:] %}{% generation %}{{ messages[1].content }} <e>{% endgeneration %}{% endif %}"
-    )
-    completion = [{"role": "assistant", "content": " ".join(words)}]
-    example = Example([{"role": "user", "content": words[0]}], [completion], [list(map(float, range(1, 82)))], "p")
-    (trajectory,) = encode([example], tokenizer, Counter(), max_length=None)
-    head, counts, *lines = (line.plain for line in rendered(trajectory, tokenizer, width=50, brackets=("", "")))
-    assert head.endswith("prompt p")
-    assert counts.startswith(f"{len(trajectory.input_ids)} tokens, 81 actions, return {81 * 82 // 2}")
-    tokens = [line for line in lines if "w" in line or "<e>" in line]
-    assert "".join(tokens) == tokenizer.decode(trajectory.input_ids)
-    assert max(map(len, tokens)) <= 50
-    below = [line for line in lines if line and line not in tokens]
-    assert [float(n) for line in below for n in line.split()] == list(range(1, 82))

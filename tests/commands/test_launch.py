@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -21,8 +22,14 @@ def workplace(tmp_path, monkeypatch):
     root.handlers[:], root.level = handlers, level
 
 
+PROGRAM = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from shiqrun.commands.launch import launch; "
+    "sys.exit(launch('train', sys.argv[1:], module='toy_command'))"
+)
+
+
 def toy(*words: str, writes: bool = True) -> int:
-    return launch("train", words, module="toy_command", writes=writes)
+    return launch("train", words, module="toy_command", writes=writes, program=[sys.executable, "-c", PROGRAM])
 
 
 def said(folder: Path) -> dict:
@@ -99,6 +106,17 @@ def test_an_interrupted_run_says_how_to_go_on(workplace, capsys):
     assert f"shiqrun train resume={workplace / 'out'}" in error
 
 
+def test_the_way_to_go_on_can_be_pasted_whatever_the_directory_is_called(workplace, monkeypatch, capsys):
+    place = workplace / "it's (a) dir, b=c"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    assert toy("seed=103", "run_dir=out") == 130
+    line = capsys.readouterr().err.partition("to go on: shiqrun train ")[2].partition("\n")[0]
+    assert toy(*shlex.split(line)) == 130
+    assert f"run directory: {place / 'out'}\n" in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ["out"]
+
+
 def test_wrong_input_found_by_the_command_leaves_no_directory(workplace):
     assert toy("seed=101", "run_dir=out") == 2
     assert files(workplace) == []
@@ -107,8 +125,12 @@ def test_wrong_input_found_by_the_command_leaves_no_directory(workplace):
 
 def test_a_dry_run_leaves_no_file(workplace, capsys):
     assert toy("dry_run=true") == 0
+    assert capsys.readouterr().out.count('"seed"') == 1
     assert toy("-m", "seed=1,2", "dry_run=true") == 0
-    assert capsys.readouterr().out.count('"seed"') == 3
+    out = capsys.readouterr().out
+    assert "0_seed=1" in out
+    assert "1_seed=2" in out
+    assert "said" not in out
     assert list(workplace.iterdir()) == []
 
 
@@ -217,62 +239,78 @@ class TestResume:
         assert config.exists()
 
 
-class TestASweep:
-    def test_has_one_directory_a_job_named_by_its_overrides(self, workplace):
-        assert toy("-m", "run_dir=out", "algo.beta=0.1,0.2", "seed=4") == 0
-        first, second = Path("out/0_algo.beta=0.1_seed=4"), Path("out/1_algo.beta=0.2_seed=4")
-        assert (said(first)["beta"], said(second)["beta"]) == (0.1, 0.2)
-        assert saved(second)["run_dir"] == str(workplace / second)
-        assert Path("out/multirun.yaml").exists()
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A sweep whose jobs are processes of their own: three that end otherwise, and one that is fine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("sweep"))
+        assert toy("-m", "run_dir=out", "seed=101,102,103,1", "algo.beta=0.2") == 1
+        return Path("out").absolute()
 
-    def test_directory_names_are_safe_and_short(self, workplace):
-        assert toy("-m", "run_dir=out", "model=hf", f"model.path='/a b/{'long/' * 60}',x", "data.limit=3") == 0
-        names = sorted(path.name for path in Path("out").iterdir() if path.is_dir())
-        assert len(names) == 2
-        assert all(re.fullmatch(r"[\w.=+-]{1,100}", name) for name in names)
+
+class TestASweep:
+    def test_has_one_directory_a_job_named_by_its_overrides(self, out):
+        first, last = out / "0_seed=101_algo.beta=0.2", out / "3_seed=1_algo.beta=0.2"
+        assert (said(last)["seed"], said(last)["beta"]) == (1, 0.2)
+        assert (saved(first)["run_dir"], saved(last)["run_dir"]) == (str(first), str(last))
+        assert (out / "multirun.yaml").exists()
+
+    def test_goes_on_after_jobs_that_failed_and_records_how_each_ended(self, out):
+        jobs = json.loads((out / "sweep.json").read_text())["jobs"]
+        assert [(job["status"], job["exit_code"]) for job in jobs] == [
+            ("failed", 2),
+            ("failed", 1),
+            ("interrupted", 130),
+            ("finished", 0),
+        ]
+        assert jobs[0]["error"] == ["shiqrun: error: data.path=x: no such file"]
+        assert jobs[1]["error"][-1].strip() == "RuntimeError: a defect"
+        assert "said" in (out / jobs[3]["dir"] / "console.log").read_text()
+
+    def test_does_not_start_where_there_is_one(self, out, monkeypatch, capsys):
+        monkeypatch.chdir(out.parent)
+        before = files(out)
+        assert toy("-m", "run_dir=out", "seed=3,4") == 2
+        assert toy("run_dir=out", "seed=3") == 2
+        err = capsys.readouterr().err
+        assert err.count("already holds a sweep") == 2
+        assert err.count(f"or go on with it: shiqrun sweep sweep.resume={out}") == 2
+        assert files(out) == before
 
     def test_by_default_lies_under_algo_data_and_time(self, workplace):
-        toy("-m", "seed=1,2")
-        (folder,) = Path("outputs/shiq-treasure").iterdir()
-        assert sorted(path.name for path in folder.iterdir()) == ["0_seed=1", "1_seed=2", "multirun.yaml"]
+        toy("-m", "algo=sft")
+        (folder,) = Path("outputs/sft-treasure").iterdir()
+        assert [path.name for path in folder.iterdir() if path.is_dir()] == ["0_algo=sft"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folder.name)
 
-    def test_can_sweep_over_groups(self, workplace):
-        assert toy("-m", "run_dir=out", "algo=shiq,sft") == 0
-        assert said(Path("out/1_algo=sft"))["algo"] == "sft"
+    def test_runs_in_a_directory_of_any_name_and_goes_on_there(self, workplace, monkeypatch, capsys):
+        place = workplace / "it's (a) dir, b=c"
+        place.mkdir()
+        monkeypatch.chdir(place)
+        assert toy("-m", "run_dir=s", "seed=1,103") == 1
+        assert said(place / "s/0_seed=1")["run_dir"] == str(place / "s/0_seed=1")
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "to go on" in line]
+        word = shlex.split(line.partition("shiqrun sweep ")[2])
+        assert launch("sweep", word, module="toy_command", program=[sys.executable, "-c", PROGRAM]) == 1
+        console = (place / "s/1_seed=103/console.log").read_text()
+        assert console.count(f"run directory: {place / 's/1_seed=103'}\n") == 2
 
     def test_with_one_wrong_value_makes_nothing(self, workplace, capsys):
         assert toy("-m", "run_dir=out", "algo.beta=0.1,0") == 2
         assert "algo.beta: met 0" in capsys.readouterr().err
         assert list(workplace.iterdir()) == []
 
-    def test_goes_on_after_a_job_that_failed(self, workplace):
-        assert toy("-m", "run_dir=out", "seed=1,102,2") == 1
-        assert Path("out/2_seed=2/said.json").exists()
-
-    def test_whose_input_was_wrong_leaves_no_directory(self, workplace):
-        assert toy("-m", "run_dir=out", "seed=101", "algo.beta=0.1,0.2") == 2
-        assert list(workplace.iterdir()) == []
-
-    def test_leaves_the_process_group_of_a_job_before_the_next(self, workplace):
-        assert toy("-m", "run_dir=out", "seed=201,202") == 0
+    def test_in_one_process_leaves_the_process_group_of_a_job_before_the_next(self, workplace, capsys):
+        assert toy("-m", "seed=201,202", writes=False) == 0
+        assert capsys.readouterr().out.count('"seed"') == 2
         assert not torch.distributed.is_initialized()
-
-    def test_stops_at_an_interrupt(self, workplace):
-        assert toy("-m", "run_dir=out", "seed=1,103,2") == 130
-        assert not Path("out/2_seed=2").exists()
-
-    def test_does_not_start_where_there_is_one(self, workplace, capsys):
-        toy("-m", "run_dir=out", "seed=1,2")
-        assert toy("-m", "run_dir=out", "seed=3,4") == 2
-        assert toy("run_dir=out", "seed=3") == 2
-        assert capsys.readouterr().err.count("already holds a sweep") == 2
 
 
 class TestAFurtherRank:
     @pytest.fixture(autouse=True)
     def rank(self, workplace, monkeypatch):
-        toy("-m", "run_dir=out", "algo.beta=0.1,0.2")
         self.folder = workplace / "out/1_algo.beta=0.2"
+        toy(f"run_dir={self.folder}", "algo.beta=0.2")
         (self.folder / "said.json").unlink()
         monkeypatch.setenv("LOCAL_RANK", "1")
         monkeypatch.setenv("SHIQRUN_CHILD_CONFIG", str(self.folder))

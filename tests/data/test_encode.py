@@ -235,3 +235,11 @@ def test_chunks_change_nothing(name, size, monkeypatch):
     for a, b in zip(cut, whole, strict=True):
         for field in ("input_ids", "action_index", "rewards"):
             assert getattr(a, field).tolist() == getattr(b, field).tolist()
+
+
+def test_where_the_unknown_token_is_eos_a_text_that_spells_it_is_still_left_out():
+    made = tokenizer()
+    made.unk_token = made.eos_token
+    found, dropped = encoded(made, example("say </s> now", "fine"))
+    assert [t.completion for t in found] == [1]
+    assert dropped == {"the text holds the special token </s>": 1}

@@ -3,7 +3,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shiqrun.data.module import DataSettings, LoggedData, examples_of, fingerprint, held_out, load, set_offset
+from shiqrun.data.chats import prompt_name
+from shiqrun.data.module import (
+    SEEN,
+    DataSettings,
+    LoggedData,
+    both_splits,
+    examples_of,
+    fingerprint,
+    held_out,
+    load,
+    set_offset,
+)
 from shiqrun.errors import InputError
 from tests.helpers import example, tokenizer
 
@@ -25,13 +36,18 @@ class Listed:
 
 
 def settings(**options):
-    return DataSettings(**({"limit": None, "max_length": None, "val_fraction": 0.1, "train_on": "assistant"} | options))
+    return DataSettings(
+        **(
+            {"limit": None, "max_length": None, "val_fraction": 0.1, "completions": "all", "train_on": "assistant"}
+            | options
+        )
+    )
 
 
-def prompts(count, rewards=(1.0, 3.0)):
+def prompts(count, rewards=(1.0, 3.0), start=0):
     return [
         example("fine", "bad", prompt=(f"how {n}",), prompt_id=f"id{n}", rewards=rewards, source=f"file:{n}")
-        for n in range(count)
+        for n in range(start, start + count)
     ]
 
 
@@ -67,8 +83,67 @@ def test_splits_share_no_prompt_and_keep_groups_together():
 
 
 def test_a_data_set_with_its_own_validation_split_holds_nothing_out():
-    encoded = read(Listed(prompts(20), val=prompts(3)))
+    encoded = read(Listed(prompts(20), val=prompts(3, start=50)))
     assert (len(encoded.train), len(encoded.val)) == (40, 6)
+
+
+def test_a_validation_prompt_that_is_trained_on_is_left_out_and_counted():
+    encoded = read(Listed(prompts(20), val=prompts(5, start=17)))
+    assert set(ids(encoded.val)) == {"id20", "id21"}
+    assert encoded.dropped == {SEEN: 6}  # three prompts of two completions
+
+
+def test_prompts_are_told_apart_by_their_messages_not_by_their_ids():
+    names = [f"{n}" for n in range(60)]
+    same = [example("fine", prompt=("always",), prompt_id=name) for name in names]
+    encoded = read(Listed(same), val_fraction=0.3)
+    assert len(encoded.val) == 0
+    assert encoded.dropped == {SEEN: sum(held_out(name, 0.3) for name in names)}
+    assert encoded.prompts == {prompt_name(same[0].messages)}
+
+
+def test_the_names_of_the_training_prompts_are_those_of_all_rows_also_of_dropped_ones():
+    """So that every method and reward model of one data set leaves out the same prompts."""
+    given = [*prompts(3), example("fine " * 50, prompt=("too long",), prompt_id="x"), example("", prompt=("empty",))]
+    encoded = read(Listed(given, val=[example("fine", prompt=("too long",))]), max_length=30)
+    assert encoded.prompts == {prompt_name(e.messages) for e in given}
+    assert len(encoded.val) == 0
+    assert encoded.dropped[SEEN] == 1
+
+
+def test_a_prompt_left_alone_where_completions_are_compared_is_known_as_one_of_training():
+    given = [*prompts(3), example("fine", prompt=("lonely",), prompt_id="x")]
+    encoded = load(Listed(given), tokenizer(), settings(val_fraction=0.0), context=None, compared_by="dpo")
+    assert len(encoded.train) == 6
+    assert encoded.prompts == {prompt_name(e.messages) for e in given}
+
+
+@pytest.mark.parametrize("options", [{}, {"limit": 4}, {"completions": "best"}, {"val_fraction": 0.0}])
+def test_both_splits_are_those_that_are_trained_on_and_held_out_in_the_order_of_the_file(options):
+    source, asked = Listed(prompts(60), lost=2), settings(**({"val_fraction": 0.3} | options))
+    dropped = Counter()
+    given = list(both_splits(source, asked, dropped))
+    for split in ("train", "val"):
+        assert [e for s, e in given if s == split] == list(examples_of(source, split, asked))
+    order = [int(e.prompt_id.removeprefix("id")) for _, e in given]
+    assert order == sorted(order)
+    assert dropped == {"odd": 2}
+
+
+def test_both_splits_read_no_further_than_the_limit():
+    def endless():
+        yield from prompts(4)
+        raise AssertionError("read on")
+
+    given = list(both_splits(Listed(endless()), settings(limit=3, val_fraction=0.0), Counter()))
+    assert [e.prompt_id for _, e in given] == ["id0", "id1", "id2"]
+
+
+def test_both_splits_of_a_data_set_with_its_own_validation_split():
+    source, dropped = Listed(prompts(3), val=prompts(2, start=50), lost=2), Counter()
+    given = [(split, e.prompt_id) for split, e in both_splits(source, settings(limit=2), dropped)]
+    assert given == [("train", "id0"), ("train", "id1"), ("val", "id50"), ("val", "id51")]
+    assert dropped == {"odd": 4}
 
 
 def test_limit_counts_examples_of_each_split():
@@ -86,7 +161,7 @@ def test_what_the_loader_dropped_and_what_encoding_dropped_are_counted_once():
 
 
 def test_what_the_loader_dropped_of_its_own_validation_split_is_counted_too():
-    assert read(Listed(prompts(4), val=prompts(2), lost=3)).dropped == {"odd": 6}
+    assert read(Listed(prompts(4), val=prompts(2, start=50), lost=3)).dropped == {"odd": 6}
 
 
 def test_a_data_set_of_which_nothing_is_left_is_an_error_with_counts():
@@ -140,7 +215,7 @@ def test_offset_none_takes_nothing():
 
 
 def test_offset_mean_is_the_training_splits_mean_return_in_both_splits():
-    train, val = prompts(4, rewards=(1.0, 4.0)), prompts(2, rewards=(10.0, 20.0))
+    train, val = prompts(4, rewards=(1.0, 4.0)), prompts(2, rewards=(10.0, 20.0), start=50)
     encoded = read(Listed(train, val=val))
     assert set_offset(encoded, "mean") == 2.5
     assert encoded.train.offset.tolist() == [2.5] * 8
@@ -149,7 +224,7 @@ def test_offset_mean_is_the_training_splits_mean_return_in_both_splits():
 
 def test_offset_group_mean_is_the_mean_over_the_prompts_completions():
     given = [*prompts(2), example("a", "b", "c", prompt_id="z", rewards=(0.0, 0.0, 6.0))]
-    encoded = read(Listed(given, val=prompts(1, rewards=(5.0, 7.0))))
+    encoded = read(Listed(given, val=prompts(1, rewards=(5.0, 7.0), start=50)))
     set_offset(encoded, "group_mean")
     assert encoded.train.offset.tolist() == [2, 2, 2, 2, 2, 2, 2]
     assert encoded.val.offset.tolist() == [6, 6]
@@ -158,7 +233,7 @@ def test_offset_group_mean_is_the_mean_over_the_prompts_completions():
 
 
 def test_offset_number_is_itself():
-    encoded = read(Listed(prompts(4), val=prompts(2)))
+    encoded = read(Listed(prompts(4), val=prompts(2, start=50)))
     assert set_offset(encoded, -1.5) == -1.5
     assert set(encoded.train.offset) | set(encoded.val.offset) == {np.float32(-1.5)}
 
@@ -175,3 +250,38 @@ def test_sources_name_the_rows_of_a_micro_batch():
         for name, line, mask in zip(named, batch.input_ids, batch.attention_mask, strict=True):
             prompt = by_source[name].prompt_id.removeprefix("id")
             assert f"how {prompt}\n" in tokenizer().decode(line[mask])
+
+
+# ------------------------------------------------------------------ data.completions=best
+def best(*examples):
+    given = list(examples_of(Listed(examples), "train", settings(completions="best", val_fraction=0.0)))
+    return [([c[0]["content"] for c in e.completions], e.rewards) for e in given]
+
+
+def test_of_each_example_the_completion_with_the_largest_return_is_taken():
+    scored = example("a", "b", "c", rewards=[1.0, 5.0, 2.0])
+    by_token = example("a", "b", rewards=[[9.0, -9.0], [0.5, 0.25]])
+    alone = example("a", rewards=[-3.0])
+    assert best(scored, by_token, alone) == [(["b"], [5.0]), (["b"], [[0.5, 0.25]]), (["a"], [-3.0])]
+
+
+def test_of_equal_returns_the_first_completion_is_taken():
+    assert best(example("a", "b", "c", rewards=[1.0, 2.0, 2.0])) == [(["b"], [2.0])]
+
+
+def test_everything_else_of_the_example_stays():
+    given = example("a", "b", rewards=[1.0, 2.0], prompt_id="p7", source="file:9")
+    (made,) = examples_of(Listed([given]), "train", settings(completions="best", val_fraction=0.0))
+    assert (made.messages, made.prompt_id, made.source, made.answer) == (given.messages, "p7", "file:9", None)
+    assert given.completions[0][0]["content"] == "a", "the example itself is not changed"
+
+
+def test_the_best_of_completions_without_rewards_is_refused_with_its_row():
+    with pytest.raises(InputError, match=r"file:9: no rewards to choose by; data.completions=best needs them"):
+        best(example("a", "b", source="file:9"))
+
+
+def test_the_best_halves_the_trajectories_of_pairs():
+    every, some = (read(Listed(prompts(8)), completions=c, val_fraction=0.0) for c in ("all", "best"))
+    assert (len(every.train), len(some.train)) == (16, 8)
+    assert set(some.train.returns) == {3.0}

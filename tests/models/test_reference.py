@@ -39,7 +39,7 @@ def perturb(policy):
 def test_cached_frozen_and_adapter_give_the_scores_of_the_policy_at_step_0(tmp_path):
     policy, given = policy_of(lora_r=2), rows()
     frozen, adapter = Frozen(policy), AdapterOff(policy)
-    given.reference, _ = scores_of(policy, given, tmp_path)
+    given.reference, _, _ = scores_of(policy, given, tmp_path)
     batch = given.collate([3, 1, 7, 5])
     at_start = policy(batch)
     perturb(policy)
@@ -61,13 +61,14 @@ def test_the_second_call_reads_the_file_and_computes_nothing(tmp_path):
     policy, given = policy_of(), rows()
     passes = []
     policy.register_forward_hook(lambda *_: passes.append(1))
-    first, found = scores_of(policy, given, tmp_path)
+    first, found, cost = scores_of(policy, given, tmp_path)
     computed = len(passes)
     assert not found
     assert computed >= 2
-    again, found = scores_of(policy, given, tmp_path)
+    again, found, cost_again = scores_of(policy, given, tmp_path)
     assert found
     assert len(passes) == computed
+    assert cost_again == cost > 0, "what computing took is kept with the scores"
     for one, other in zip(first, again, strict=True):
         assert [x.tolist() for x in one] == [x.tolist() for x in other]
     assert [p.suffix for p in tmp_path.iterdir() if p.suffix != ".lock"] == [".arrow"]
@@ -83,7 +84,7 @@ def test_scoring_leaves_the_policy_in_its_mode(tmp_path):
 
 def test_an_empty_split_has_an_empty_cache(tmp_path):
     for _ in range(2):
-        scores, _ = scores_of(policy_of(), Rows([], pad=0), tmp_path)
+        scores, _, _ = scores_of(policy_of(), Rows([], pad=0), tmp_path)
         assert scores == []
 
 
@@ -179,7 +180,7 @@ def compute_together(directory, barrier, answers):
     """Runs in a process of its own."""
     policy, given = policy_of(), rows()
     barrier.wait()
-    scores, found = scores_of(policy, given, directory)
+    scores, found, _ = scores_of(policy, given, directory)
     answers.put((found, [[x.tolist() for x in pair] for pair in scores]))
 
 
@@ -190,7 +191,7 @@ def test_a_write_that_was_killed_leaves_no_file_to_be_read(tmp_path):
     assert process.exitcode == -signal.SIGKILL
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"]
     assert not list(tmp_path.glob("*.arrow"))
-    scores, found = scores_of(policy_of(), rows(), tmp_path)
+    scores, found, _ = scores_of(policy_of(), rows(), tmp_path)
     assert not found
     assert len(scores) == len(rows())
 
@@ -217,8 +218,8 @@ def test_the_anchors_tokens_are_part_of_the_key_and_their_logits_come_back(tmp_p
     assert len(keys) == 5
     given.anchor = (3, 48, 0)
     options = {"key": cache_key(policy, given, "weights"), "tokens": 40, "device": torch.device("cpu")}
-    stored, found = cached_scores(policy, given, tmp_path, **options)
-    again, found_again = cached_scores(policy, given, tmp_path, **options)
+    stored, found, _ = cached_scores(policy, given, tmp_path, **options)
+    again, found_again, _ = cached_scores(policy, given, tmp_path, **options)
     assert (found, found_again) == (False, True)
     picked = [7, 2, 5]
     with torch.no_grad():

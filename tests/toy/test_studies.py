@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from shiqrun.cli import main
+from shiqrun.intervals import interval, student
 from shiqrun.toy import bandit, init, lam, methods, offset, propagation
 from shiqrun.toy import grid as grid_study
 from shiqrun.toy.grid import good_and_bad
-from shiqrun.toy.intervals import interval, student
 from shiqrun.toy.learner import Learner
 from shiqrun.toy.problems import grid
 

@@ -1,0 +1,178 @@
+"""`shiqrun score`: labels the completions of a data set with a reward, in the columns that data=jsonl reads."""
+
+import json
+import logging
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, MinLen
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from shiqrun.commands.validate import Schema, build, target
+from shiqrun.errors import InputError
+from shiqrun.files import replacing
+
+if TYPE_CHECKING:
+    from shiqrun.data.labelled import Form
+    from shiqrun.data.module import Split
+    from shiqrun.rewards.labels import Labelled
+    from shiqrun.rewards.reward import Reward
+
+log = logging.getLogger("shiqrun")
+SCHEMA = Schema(
+    root="shiqrun.commands.score.Root",
+    nodes={
+        "data": "shiqrun.data.module.DataSettings",
+        "model": "shiqrun.models.policy.ModelSettings",
+        "hardware": None,
+        "logger": None,
+        "trainer": "shiqrun.commands.inspect.Unused",
+    },
+)
+FILES = {"train": "scored.jsonl", "val": "scored_val.jsonl"}
+USED = {"train": "data.path", "val": "data.val_path"}
+COLUMNS = ("examples", "completions", "score_mean", "score_std", "score_min", "score_max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """Keys of `conf/score.yaml` that are no nodes."""
+
+    seed: Annotated[int, Ge(0)]
+    run_dir: Annotated[str, MinLen(1)]
+    resume: Annotated[str, MinLen(1)] | None
+    dry_run: bool
+    cache_dir: Annotated[str, MinLen(1)] | None
+    reward: Any = None
+
+
+def run(config: DictConfig, run_dir: Path) -> None:
+    """Scores into `run_dir`, or only says what it would score."""
+    from shiqrun.artifacts import provenance, write_json
+    from shiqrun.console import console, track
+    from shiqrun.data.module import DataSettings, both_splits
+    from shiqrun.plan import default_cache_dir
+    from shiqrun.rewards.labels import SCORED_BY, KeptScores, label, statistics
+
+    if (run_dir / "summary.json").is_file():
+        console.print(f"{run_dir} is finished; see its summary.json")
+        return
+    began, dropped = time.perf_counter(), Counter[str]()
+    reward = _reward(config)
+    source, data = build(_without_pair_rewards(config.data), DataSettings)
+    given = [*track(both_splits(source, data, dropped), "reading examples")]
+    _expect(given, dropped, config.data.name)
+    if config.dry_run:
+        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{sum(len(e.completions) for _, e in given):,} completions of {len(given):,} examples to score")
+        return
+    cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+    kept = KeptScores(reward, cache, data.max_length)
+    labelled = label(given, kept, dropped, lambda chunks, what: track(chunks, what))
+    _expect(labelled, dropped, config.data.name)
+    seen = _warn_of_seen(reward, labelled)
+    files = _write(run_dir, labelled, own_val="val" in source.splits)
+    found = statistics(labelled)
+    about = {
+        "val/prompts_seen_by_reward": seen,
+        **{f"reward/{key}": value for key, value in reward.about().items()},
+        SCORED_BY: reward.fingerprint(),
+        **{"data": config.data.name, "scores_from_cache": kept.found, "scores_computed": kept.computed},
+        **{f"dropped/{why}": number for why, number in dropped.items()},
+        **{"seconds": time.perf_counter() - began, "seed": config.seed},
+    }
+    write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # the last: the run is finished
+    _tell(config, found, dropped, files, f"{kept.computed:,} scores computed, {kept.found:,} read from {kept.folder}")
+
+
+def _reward(config: DictConfig) -> "Reward":
+    """The reward, loaded and where it is to compute."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    if not config.get("reward"):
+        raise InputError("reward: not set; give reward=DIR, the directory or Hub id of a reward model, or reward=NAME")
+    disable_progress_bar()
+    set_verbosity_error()
+    reward: Reward = target(config.reward)
+    reward.to(target(config.hardware).device())
+    reward.fingerprint()
+    return reward
+
+
+def _without_pair_rewards(data: DictConfig) -> DictConfig:
+    """The data set's node; no pair needs a reward of its own here, and none is announced, unless it is to choose by."""
+    bare = data.copy()
+    if "pair_rewards" in bare and bare.completions == "all":
+        bare.pair_rewards = None
+    return bare
+
+
+def _expect(examples: Sequence[Any], dropped: Counter[str], name: str) -> None:
+    if not examples:
+        reasons = ", ".join(f"{number} {why}" for why, number in dropped.most_common()) or "the data set is empty"
+        raise InputError(f"data={name}: no completion to score: {reasons}")
+
+
+def _warn_of_seen(reward: "Reward", labelled: Sequence["Labelled"]) -> bool:
+    """Whether the reward saw prompts of the validation split, so that its numbers there say little."""
+    try:
+        reward.refuse_seen([x.example.messages for x in labelled if x.split == "val"])
+    except InputError as error:
+        log.warning(f"validation split: {error}")
+        return True
+    return False
+
+
+def _write(run_dir: Path, labelled: Sequence["Labelled"], *, own_val: bool) -> dict["Split", Path]:
+    """The files, each all or nothing; one for both splits where the reader cuts them by the same rule."""
+    from shiqrun.data.labelled import form_of
+
+    form = form_of(x.example for x in labelled)
+    parts: dict[Split, list[Labelled]] = {"train": [*labelled]}
+    if own_val:
+        parts = {split: [x for x in labelled if x.split == split] for split in ("train", "val")}
+    return {split: _written(run_dir / FILES[split], part, form) for split, part in parts.items() if part}
+
+
+def _written(path: Path, labelled: Sequence["Labelled"], form: "Form") -> Path:
+    from shiqrun.data.labelled import row_of
+
+    with replacing(path) as file:
+        for x in labelled:
+            print(json.dumps(row_of(x.example, x.scores, form), ensure_ascii=False, default=str), file=file)
+    return path
+
+
+def _tell(
+    config: DictConfig, found: dict[str, Any], dropped: Counter[str], files: dict["Split", Path], where: str
+) -> None:
+    """What was found, and how to use it."""
+    from shiqrun.console import console, number
+
+    table = Table(
+        title=f"scores of {config.data.name} by {config.reward.get('path') or config.reward.name}", title_justify="left"
+    )
+    pairs = any(key.endswith("/accuracy") for key in found)
+    columns = [*COLUMNS, *(["accuracy"] if pairs else [])]
+    for name in ("split", *columns):
+        table.add_column(name.removeprefix("score_"), justify="left" if name == "split" else "right")
+    for split in ("train", "val"):
+        cells = [number(found[key]) if (key := f"{split}/{name}") in found else "-" for name in columns]
+        if f"{split}/accuracy_ci95" in found:
+            cells[-1] += f" ± {number(found[f'{split}/accuracy_ci95'])}"
+        table.add_row(split, *cells)
+    console.print(table)
+    if pairs:
+        console.print("accuracy: share of pairs whose chosen answer has the higher score, with its 95 % interval")
+    for why, count in dropped.most_common():
+        console.print(f"left out: {count:,} {why}")
+    console.print(where, highlight=False, soft_wrap=True)
+    words = [f"{key}={shlex.quote(str(files[s]))}" for s, key in USED.items() if s in files]
+    words += [] if "val" in files else [f"data.val_fraction={config.data.val_fraction}"]
+    console.print("use it: shiqrun train data=jsonl " + " ".join(words), highlight=False, soft_wrap=True)

@@ -1,0 +1,27 @@
+"""`shiqrun sweep`: a grid of training runs. Its work is in `grid.py`; a job of it is `shiqrun train`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt, MinLen
+
+from shiqrun.commands import train
+from shiqrun.commands.validate import Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """Keys of `sweep:` in `conf/sweep.yaml`.
+
+    Attributes:
+        parallel: jobs that run at a time.
+        resume: the directory of a sweep to go on with.
+    """
+
+    parallel: Annotated[int, Gt(0)]
+    resume: Annotated[str, MinLen(1)] | None
+
+
+SCHEMA = Schema(root=train.SCHEMA.root, nodes={**train.SCHEMA.nodes, "sweep": "shiqrun.commands.sweep.SweepSettings"})
+run = train.run
+"""What Hydra calls for each job where another launcher than its own was chosen."""

@@ -1,0 +1,119 @@
+"""One evaluation of a policy, the same inside training and in `shiqrun eval`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from shiqrun.evaluation.figures import figures
+from shiqrun.evaluation.prompts import Prompt
+from shiqrun.evaluation.sampling import Sample, Sampler, rewarded
+from shiqrun.models.policy import Policy
+from shiqrun.models.reference import Live
+from shiqrun.rewards.reward import Reward
+from shiqrun.settings import SamplingSettings
+
+REFERENCE_STREAM = 1
+"""The reference's answers are drawn apart from the policy's: a win rate compares independent answers."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy's answers say.
+
+    Attributes:
+        metrics: see `figures`.
+        samples: its answers.
+        reference: the reference's answers to the same prompts, in the same order; None without a reference.
+        on_policy: drawn from the policy's own distribution, so that log-ratios are draws of a KL.
+    """
+
+    metrics: dict[str, float]
+    samples: list[Sample]
+    reference: list[Sample] | None
+    on_policy: bool
+
+    def rows(self, step: int) -> list[dict[str, Any]]:
+        """The lines of `samples.jsonl`."""
+        others: Sequence[Sample | None] = self.reference or [None] * len(self.samples)
+        return [
+            {
+                "step": step,
+                "prompt_id": s.prompt.prompt_id,
+                "prompt": s.prompt.text,
+                "completion": s.text,
+                "tokens": len(s.tokens),
+                "ended": s.ended,
+                "reward": s.reward,
+                "kl": s.log_ratio if self.on_policy else None,
+                "reference_completion": other and other.text,
+                "reference_reward": other and other.reward,
+            }
+            for s, other in zip(self.samples, others, strict=True)
+        ]
+
+
+class Evaluator:
+    """Lets a policy answer fixed prompts and compares the answers with the reference's.
+
+    Args:
+        prompts: to answer.
+        tokenizer: of the policy.
+        settings: of the sampling.
+        tokens: padded tokens of one forward pass when answers are scored.
+        reward: scores answers, or None.
+        beta: KL temperature, reward units per nat, or None.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: PreTrainedTokenizerBase,
+        settings: SamplingSettings,
+        *,
+        tokens: int,
+        reward: Reward | None,
+        beta: float | None,
+    ) -> None:
+        self.prompts, self.tokenizer, self.settings, self.tokens = prompts, tokenizer, settings, tokens
+        self.reward, self.beta = reward, beta
+        self.reference: Live | None = None
+        self.sampler = Sampler(prompts, tokenizer, settings, tokens)
+        self.world = 1
+        self._answers: list[Sample] | None = None
+
+    def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """Moves to the device, takes this rank's share of the prompts, and lets the reference answer them."""
+        self.sampler = Sampler(self.prompts[rank::world], self.tokenizer, self.settings, self.tokens)
+        self.world, self.reference = world, reference
+        if self.reward is not None:
+            self.reward.to(device)
+        if reference is not None:
+            reference.to(device)
+            with reference.acting() as policy:
+                answers = self.sampler.answers(policy, stream=REFERENCE_STREAM, description="answers of the reference")
+            self._answers = self._scored(answers)
+
+    def run(self, policy: Policy) -> Evaluation:
+        """Samples, measures and scores; all ranks together, with the same result on each."""
+        samples = self.sampler.measured(self.sampler.answers(policy), policy, self.reference)
+        samples = self._gathered(self._scored(samples))
+        reference = None if self._answers is None else self._gathered(self._answers)
+        on_policy = self.settings.temperature == 1 and self.settings.top_p == 1
+        right = None if self.reward is None else self.reward.right
+        metrics = figures(samples, reference, beta=self.beta, on_policy=on_policy, right=right)
+        return Evaluation(metrics, samples, reference, on_policy)
+
+    def _scored(self, samples: list[Sample]) -> list[Sample]:
+        return samples if self.reward is None or not samples else rewarded(samples, self.reward)
+
+    def _gathered(self, mine: list[Sample]) -> list[Sample]:
+        """The samples of all ranks, in the order of the prompts."""
+        if self.world == 1:
+            return mine
+        shares: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(shares, mine)
+        place = {prompt.name: n for n, prompt in enumerate(self.prompts)}
+        return sorted((s for share in shares for s in share), key=lambda s: (place[s.prompt.name], s.index))

@@ -1,0 +1,135 @@
+"""Samples to figures: means with 95 % intervals over prompts, shares, and what they say beside the reference's."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from shiqrun.evaluation.sampling import Sample
+from shiqrun.intervals import interval
+
+TIE = 1e-5  # float32 scores of one text in batches of other shapes differ by less
+PASS_AT = (1, 2, 5, 10, 20, 50, 100)
+
+
+def figures(
+    samples: Sequence[Sample],
+    reference: Sequence[Sample] | None,
+    *,
+    beta: float | None,
+    on_policy: bool,
+    right: float | None = None,
+) -> dict[str, float]:
+    """What the samples say of the policy.
+
+    A prompt with several samples counts as one observation (their mean), so that intervals are over prompts.
+
+    Args:
+        samples: of the policy, measured and rewarded as far as they can be.
+        reference: the reference's answers to the same prompts, in the same order, rewarded; None without any.
+        beta: KL temperature, reward units per nat; None leaves the regularised return out.
+        on_policy: sampled at temperature 1 from the whole distribution. Only then is the mean log-ratio E_pi[log pi /
+            pi_ref], a KL; else it is called `logratio_sum`, and there is no regularised return.
+        right: reward of a right answer, for pass@k.
+
+    Returns:
+        reward, kl, regularised_return, reference_reward and win_rate with `_ci95` (half width); entropy (nats a token),
+        lengths in tokens, shares, distinct-n, pass@k; see the code for each.
+    """
+    found = {"prompts": float(len({s.prompt.name for s in samples})), **_lengths(samples), **_variety(samples)}
+    if all(s.entropy is not None for s in samples):
+        tokens = sum(len(s.tokens) for s in samples)
+        found["entropy"] = math.fsum((s.entropy or 0.0) * len(s.tokens) for s in samples) / tokens
+    found |= _averaged("reward", samples, lambda s: s.reward)
+    if "reward" in found:
+        rewards = [s.reward for s in samples if s.reward is not None]
+        found["reward_std"] = _deviation(rewards)
+        found |= {"reward_min": min(rewards), "reward_max": max(rewards)}
+        found["completions/cut_for_reward"] = sum(s.cut for s in samples) / len(samples)
+    found |= _averaged("kl" if on_policy else "logratio_sum", samples, lambda s: s.log_ratio)
+    if on_policy and beta is not None:
+        found |= _averaged("regularised_return", samples, lambda s: _regularised(s, beta))
+    if reference is not None and "reward" in found:
+        wins = [_win(a, b) for a, b in zip(samples, reference, strict=True)]
+        by_prompt = _by_prompt(samples, wins)
+        found |= _averaged("reference_reward", reference, lambda s: s.reward)
+        found["win_rate"], found["win_rate_ci95"] = interval([sum(w) / len(w) for w in by_prompt])
+    return found | (_pass_at(samples, right) if right is not None else {})
+
+
+def _averaged(name: str, samples: Sequence[Sample], value: Callable[[Sample], float | None]) -> dict[str, float]:
+    values = [value(s) for s in samples]
+    if not samples or any(v is None for v in values):
+        return {}
+    means = [sum(group) / len(group) for group in _by_prompt(samples, [v for v in values if v is not None])]
+    mean, half = interval(means)
+    return {name: mean, f"{name}_ci95": half}
+
+
+def _by_prompt(samples: Sequence[Sample], values: Iterable[float]) -> list[list[float]]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for sample, value in zip(samples, values, strict=True):
+        groups[sample.prompt.name].append(value)
+    return list(groups.values())
+
+
+def _regularised(sample: Sample, beta: float) -> float | None:
+    return None if sample.reward is None or sample.log_ratio is None else sample.reward - beta * sample.log_ratio
+
+
+def _win(policy: Sample, reference: Sample) -> float:
+    """1, 0, or one half for equal answers and for scores that rounding may tell apart."""
+    ours, theirs = policy.reward or 0.0, reference.reward or 0.0
+    tie = policy.text == reference.text or math.isclose(ours, theirs, rel_tol=TIE, abs_tol=TIE)
+    return 0.5 if tie else float(ours > theirs)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
+
+
+def _lengths(samples: Sequence[Sample]) -> dict[str, float]:
+    """Tokens of a completion with its stop token, as TRL counts them, and how they ended."""
+    lengths = [len(s.tokens) for s in samples]
+    ended = [len(s.tokens) for s in samples if s.ended]
+    found = {
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": 1 - len(ended) / len(samples),
+        "completions/eos_rate": len(ended) / len(samples),
+    }
+    return found | ({"completions/mean_terminated_length": sum(ended) / len(ended)} if ended else {})
+
+
+def _variety(samples: Sequence[Sample]) -> dict[str, float]:
+    """Share of different n-grams among all n-grams of words (Li et al. 2016, arXiv 1510.03055)."""
+    found = {}
+    for n in (1, 2):
+        grams = [
+            tuple(words[i : i + n]) for words in (s.text.split() for s in samples) for i in range(len(words) - n + 1)
+        ]
+        if grams:
+            found[f"distinct_{n}"] = len(set(grams)) / len(grams)
+    return found
+
+
+def _pass_at(samples: Sequence[Sample], right: float) -> dict[str, float]:
+    groups = _by_prompt(samples, [float(s.reward == right) for s in samples])
+    sizes = {len(group) for group in groups}
+    return {
+        f"pass@{k}": sum(pass_at_k(len(g), round(sum(g)), k) for g in groups) / len(groups)
+        for k in PASS_AT
+        if k <= min(sizes)
+    }
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k): chance that one of k of the n samples is right, unbiased (arXiv 2107.03374).
+
+    Raises:
+        ValueError: fewer than k samples.
+    """
+    if n < k:
+        raise ValueError(f"pass@{k} of {n} samples")
+    return 1 - math.comb(n - correct, k) / math.comb(n, k)

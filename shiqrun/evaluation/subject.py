@@ -1,0 +1,157 @@
+"""What is evaluated: a policy with its reference, its data and its tokenizer; and how a finished run is loaded."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from shiqrun.console import track
+from shiqrun.data.chats import prompt_name
+from shiqrun.data.module import DataSettings, examples_of
+from shiqrun.data.source import Source
+from shiqrun.errors import InputError
+from shiqrun.evaluation.prompts import Prompt, choose_prompts, expect_prompts, readable_by
+from shiqrun.models.policy import ModelSettings, Policy, prepare
+from shiqrun.models.pretrained import Pretrained
+from shiqrun.models.reference import Frozen, Live, weights_fingerprint
+from shiqrun.rewards.reward import Reward
+from shiqrun.settings import STAMP, AnswerSettings
+from shiqrun.types import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A policy with what it is evaluated on and against.
+
+    Attributes:
+        title: for people.
+        source: whose prompts it answers.
+        data: settings of the source.
+        training: the examples that it was trained on, as far as they are known.
+        tokenizer: of the policy.
+        policy: on the CPU.
+        reference: or None.
+        context: tokens that the policy can read, where known.
+        beta: KL temperature that it was trained with, where known.
+        where: what `eval.json` says of its origin.
+    """
+
+    title: str
+    source: Source
+    data: DataSettings
+    training: Callable[[], Iterable[Example]]
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    reference: Live | None
+    context: int | None
+    beta: float | None
+    where: dict[str, Any]
+
+    def prompts(self, asked: AnswerSettings, reward: Reward | None) -> list[Prompt]:
+        """The prompts to answer; of the validation split those that are no training prompts.
+
+        Raises:
+            InputError: there is none.
+        """
+        limit = min((n for n in (self.data.max_length, self.context) if n is not None), default=None)
+        seen: frozenset[str] = frozenset()
+        if asked.split == "val":
+            seen = frozenset(prompt_name(e.messages) for e in track(self.training(), "reading training prompts"))
+        prompts, left_out = choose_prompts(
+            track(examples_of(self.source, asked.split, self.data), "reading prompts"),
+            self.tokenizer,
+            number=asked.max_prompts,
+            room=None if limit is None else limit - asked.max_new_tokens,
+            seen=seen,
+            fits=readable_by(reward, asked.max_new_tokens),
+        )
+        expect_prompts(prompts, left_out, asked.max_new_tokens)
+        return prompts
+
+    def about(self) -> dict[str, Any]:
+        """For `eval.json`."""
+        return {**self.where, "fingerprint/policy": weights_fingerprint(self.policy.causal_lm)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run was and made: its tokenizer, its policy, and the model that it started from."""
+
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    reference: Frozen
+
+
+def trained_policy(
+    folder: Path,
+    choice: Any,
+    model: ModelSettings,
+    *,
+    checkpoint: Literal["policy", "last", "best"],
+    seed: int,
+    autocast: torch.dtype | None,
+    examples: Callable[[], Iterable[Example]],
+    source: Source,
+) -> Trained:
+    """The policy of a run directory and its reference, both in eval mode on the CPU.
+
+    Args:
+        folder: the run directory.
+        choice: the run's `conf/model/*.yaml`, built.
+        model: its settings.
+        checkpoint: policy (the model that the run saved at its end), or last or best of its checkpoints.
+        seed: the run's.
+        autocast: dtype of matrix products.
+        examples: the run's training examples, for a tokenizer that is made from them.
+        source: the run's data.
+
+    Raises:
+        InputError: no such checkpoint, or the starting model is no longer what it was.
+    """
+    saved = Pretrained(path=str(folder / "policy"), trust_remote_code=bool(getattr(choice, "trust_remote_code", False)))
+    finished = (folder / "policy" / "config.json").is_file()
+    tokenizer = saved.tokenizer(source, ()) if finished else choice.tokenizer(source, examples())
+    start = choice.build(tokenizer, seed)
+    now = weights_fingerprint(start)
+    _expect_same_start(folder, _fingerprint(folder / "summary.json"), now)
+    reference = Frozen(Policy(start, autocast=autocast))
+    if checkpoint == "policy":
+        if not finished:
+            what = "the run is not finished; checkpoint=last takes what there is"
+            if (folder / "reward_model").is_dir():
+                what = "the run made a reward model, which answers nothing; give a run that trained a policy"
+            raise InputError(f"run={folder}: no policy/ in it; {what}")
+        policy = Policy(saved.build(tokenizer, seed), autocast=autocast)
+    else:
+        policy = Policy(prepare(start, model), autocast=autocast)
+        saved_state = _checkpoint(folder / "checkpoints" / f"{checkpoint}.ckpt")
+        _expect_same_start(folder, saved_state[STAMP]["model"], now)
+        policy.load_state_dict(_weights(saved_state))
+    return Trained(tokenizer, policy.eval(), reference)
+
+
+def _fingerprint(summary: Path) -> str | None:
+    return json.loads(summary.read_text(encoding="utf-8")).get("fingerprint/model") if summary.is_file() else None
+
+
+def _expect_same_start(folder: Path, before: str | None, now: str) -> None:
+    if before not in (None, now):
+        raise InputError(
+            f"run={folder}: the model that it started from (its reference) has changed since: fingerprint {before} "
+            f"then, {now} now; put the former weights back at its model.path"
+        )
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    return dict(torch.load(path, map_location="cpu", weights_only=False))
+
+
+def _weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    prefix = "policy.model."  # a value function is beside it
+    return {k.removeprefix("policy."): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}

@@ -1,0 +1,218 @@
+"use strict";
+// The token view: trajectories with every action token coloured by what the policy learned there.
+
+(function () {
+  const data = carried("tokens-data");
+  if (!data) return;
+  const MEANING = {
+    advantage: ["advantage", "β · log π/π_ref: blue where the policy has made this token more likely than the reference did, orange where less. In units of reward: how much better than the reference's habit the policy holds this choice to be."],
+    shifted_value: ["shifted value", "β · (v − v_ref): what the policy expects to earn, net of the KL, from just before this token to the end."],
+    residual: ["residual", "R_t − β Σ log π/π_ref − β (v − v_ref), the sum from this token on: what was earned from here on beyond what the policy's numbers explain. ShiQ drives it to 0; blue where the policy thinks too little of the rest, orange where too much."],
+  };
+  const BATCH = 8, STRONGEST = 0.75, SATURATES = 0.98, STRIP = 84, WIDEST = 24, CONTEXT = 240;
+  const at = (id) => document.getElementById(id);
+  const list = at("tokens-list"), readout = at("readout"), more = at("tokens-more");
+  let quantity = "advantage", limit = 1, queue = [], made = 0, current = null;
+
+  const colour = (value) => {
+    const strength = STRONGEST * Math.min(1, Math.abs(value) / limit) ** 0.8;
+    return `rgba(var(--${value < 0 ? "down" : "up"}), ${strength.toFixed(3)})`;
+  };
+
+  function scale(rows) {
+    const sizes = rows.flatMap((row) => row[quantity].filter((v) => v !== null).map(Math.abs)).sort((a, b) => a - b);
+    return sizes.length ? sizes[Math.min(sizes.length - 1, Math.floor(SATURATES * sizes.length))] || 1 : 1;
+  }
+
+  // Spaces and line ends stay what they are, for copying; a quiet sign stands on them.
+  function written(parent, text) {
+    for (const piece of text.split(/([ \n\t])/)) {
+      if (!piece) continue;
+      if (piece.trim()) { add(parent, document.createTextNode(piece)); continue; }
+      if (piece === "\n") { add(parent, make("span", "quiet", "↵"), document.createTextNode("\n")); continue; }
+      const space = make("span", "ws", piece);
+      space.dataset.c = piece === "\t" ? "→" : "·";
+      add(parent, space);
+    }
+  }
+
+  function coloured(row) {
+    const node = make("div", "tokens");
+    node.tabIndex = 0;
+    row.tokens.forEach((token, i) => {
+      const span = make("span", row.action[i] ? "t" : "state");
+      if (row.action[i]) span.dataset.i = i;
+      if (row.reward[i]) { span.classList.add("earned"); span.dataset.r = shown(row.reward[i], true); }
+      written(span, token === "" ? "∅" : token);
+      add(node, span);
+    });
+    fold(node, row);
+    return node;
+  }
+
+  // Hides the beginning of a long prompt behind a button.
+  function fold(node, row) {
+    const first = row.action.indexOf(true);
+    let kept = first, characters = 0;
+    while (kept > 0 && (characters < CONTEXT || !/^\s/.test(row.tokens[kept]))) characters += row.tokens[--kept].length;
+    if (kept < 20) return;
+    const early = make("span"), button = make("button", "fold", `⋯ ${kept} tokens before\n`);
+    early.append(...[...node.children].slice(0, kept));
+    early.hidden = true;
+    button.addEventListener("click", () => { early.hidden = false; button.remove(); });
+    node.prepend(early, button);
+  }
+
+  // The same numbers as bars, one an action, so that their course over the trajectory is seen; a line where reward fell.
+  function strip(row, actions) {
+    const space = "http://www.w3.org/2000/svg", node = document.createElementNS(space, "svg");
+    node.setAttribute("class", "strip");
+    node.setAttribute("viewBox", `0 0 ${actions.length} ${STRIP}`);
+    node.setAttribute("preserveAspectRatio", "none");
+    node.style.maxWidth = `${WIDEST * actions.length}px`;
+    const bar = (x, y, width, height, fill, index) => {
+      const rect = document.createElementNS(space, "rect");
+      for (const [name, value] of Object.entries({ x, y, width, height })) rect.setAttribute(name, value);
+      rect.style.fill = fill;
+      if (index !== undefined) rect.dataset.i = index;
+      node.appendChild(rect);
+    };
+    const middle = STRIP / 2;
+    bar(0, middle, actions.length, 0.6, "var(--line)");
+    actions.forEach((i, x) => {
+      const value = row[quantity][i], height = value === null ? 0 : Math.min(1, Math.abs(value) / limit) * (middle - 4);
+      if (row.reward[i]) bar(x + 0.42, 0, 0.16, STRIP, "var(--line)");
+      bar(x + 0.1, value > 0 ? middle - height : middle, 0.8, height, `rgb(var(--${value < 0 ? "down" : "up"}))`);
+      bar(x, 0, 1, STRIP, "transparent", i);
+    });
+    return node;
+  }
+
+  function paint(node, row) {
+    const actions = row.tokens.map((_, i) => i).filter((i) => row.action[i]);
+    for (const span of node.querySelectorAll(".t")) {
+      const value = row[quantity][span.dataset.i];
+      span.style.background = value === null ? "" : colour(value);
+    }
+    node.querySelector(".strip")?.remove();
+    node.querySelector(".bars").appendChild(strip(row, actions));
+  }
+
+  function card(row) {
+    const node = make("article", "card");
+    const top = make("div", "top");
+    add(top, make("b", "", row.kind === "sample" ? "sampled by the policy" : "from the data"));
+    if (row.return !== null) add(top, make("span", "", `return ${shown(row.return)}`));
+    if (row.beta !== null) add(top, make("span", "", `β = ${row.beta}`));
+    const sum = row.advantage.reduce((total, v) => total + (v ?? 0), 0);
+    const start = row.action.indexOf(true), value = row.shifted_value[start] ?? 0, left = row.residual[start] ?? null;
+    let parts = `${shown(value)} expected at the start, ${shown(sum)} from advantages`;
+    if (left !== null) parts += `, ${shown(left)} left over`;
+    const offset = row.return === null || left === null ? 0 : row.return - value - sum - left;
+    if (Math.abs(offset) > 0.001 * (Math.abs(row.return) + Math.abs(sum) + Math.abs(left))) parts += `, ${shown(offset)} offset`;
+    add(top, make("span", "", parts));
+    add(top, make("span", "quiet", [row.prompt_id, row.source].filter(Boolean).join(" · ")));
+    add(node, top, coloured(row), make("div", "bars"));
+    node.row = row;
+    paint(node, row);
+    return node;
+  }
+
+  function explain(node, index, x, y) {
+    const row = node.row, table = make("table");
+    const line = (name, value, is) => {
+      const cells = add(make("tr", is ? "is" : ""), make("td", "", name), make("td", "", value));
+      table.appendChild(cells);
+    };
+    const place = row.action.slice(0, index + 1).filter(Boolean).length;
+    line(JSON.stringify(row.tokens[index]), `action ${place}`);
+    for (const name of Object.keys(MEANING)) line(MEANING[name][0], shown(row[name][index], true), name === quantity);
+    if (row.reward[index]) line("reward earned here", shown(row.reward[index], true));
+    readout.replaceChildren(table);
+    readout.hidden = false;
+    const box = readout.getBoundingClientRect();
+    const below = y + 22 + box.height < innerHeight;
+    readout.style.left = `${Math.max(8, Math.min(x - box.width / 2, innerWidth - box.width - 8))}px`;
+    readout.style.top = `${below ? y + 22 : Math.max(8, y - box.height - 16)}px`;
+  }
+
+  function leave() {
+    readout.hidden = true;
+    list.querySelectorAll(".on").forEach((span) => span.classList.remove("on"));
+    current = null;
+  }
+
+  function point(node, index) {
+    const span = node.querySelector(`.t[data-i="${index}"]`);
+    leave();
+    if (!span) return;
+    span.classList.add("on");
+    current = { node, index };
+    const box = span.getClientRects()[0] ?? span.getBoundingClientRect();
+    explain(node, index, box.left + box.width / 2, box.bottom - 14);
+  }
+
+  function over(event) {
+    const hit = event.target.closest?.("[data-i]");
+    if (hit) point(hit.closest(".card"), Number(hit.dataset.i));
+    else if (event.type === "click") leave();
+  }
+
+  function step(event) {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const node = event.target.closest(".card");
+    if (event.key === "Escape") leave();
+    if (!by || !node) return;
+    event.preventDefault();
+    const actions = node.row.tokens.map((_, i) => i).filter((i) => node.row.action[i]);
+    const place = current?.node === node ? actions.indexOf(current.index) + by : by > 0 ? 0 : actions.length - 1;
+    point(node, actions[Math.max(0, Math.min(actions.length - 1, place))]);
+  }
+
+  function batch() {
+    add(list, ...queue.slice(made, made + BATCH).map(card));
+    made = Math.min(made + BATCH, queue.length);
+    more.hidden = made >= queue.length;
+    more.textContent = `show more (${queue.length - made} left)`;
+  }
+
+  function legend() {
+    const [name, meaning] = MEANING[quantity];
+    at("tokens-meaning").replaceChildren(make("b", "", name), document.createTextNode(`  ${meaning}`));
+    at("tokens-low").textContent = `≤ ${shown(-limit)}`;
+    at("tokens-high").textContent = `≥ ${shown(limit, true)}`;
+    const stops = [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1].map((at) => colour(at * limit));
+    at("tokens-ramp").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+    for (const button of at("tokens-quantity").children) button.setAttribute("aria-pressed", button.value === quantity);
+  }
+
+  function renew(repaint) {
+    const run = Number(at("tokens-run").value), kind = at("tokens-kind").value;
+    const mine = data.rows.filter((row) => row.run === run);
+    limit = scale(at("tokens-same").checked ? data.rows : mine);
+    legend();
+    leave();
+    if (repaint) { for (const node of list.children) paint(node, node.row); return; }
+    queue = mine.filter((row) => kind === "" || row.kind === kind);
+    list.replaceChildren();
+    made = 0;
+    batch();
+  }
+
+  choices(at("tokens-run"), data.runs.map((name, i) => [String(i), name]));
+  const kinds = new Set(data.rows.map((row) => row.kind));
+  if (kinds.size < 2) at("tokens-kind").parentElement.hidden = true;
+  if (data.runs.length < 2) for (const id of ["tokens-run", "tokens-same"]) at(id).parentElement.hidden = true;
+  at("tokens-quantity").addEventListener("click", (event) => {
+    if (event.target.value) { quantity = event.target.value; renew(true); }
+  });
+  for (const id of ["tokens-run", "tokens-kind"]) at(id).addEventListener("input", () => renew(false));
+  at("tokens-same").addEventListener("input", () => renew(true));
+  more.addEventListener("click", batch);
+  list.addEventListener("pointerover", over);
+  list.addEventListener("click", over);
+  list.addEventListener("pointerleave", leave);
+  list.addEventListener("keydown", step);
+  addEventListener("scroll", leave, { passive: true });
+  renew(false);
+})();

@@ -1,0 +1,205 @@
+"""A reward's numbers for the completions of a data set: computed in chunks, each kept on disk once it is there."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shiqrun.data.module import SPLITS, Split
+from shiqrun.data.source import Source
+from shiqrun.errors import InputError
+from shiqrun.files import replace as write_whole
+from shiqrun.intervals import interval
+from shiqrun.rewards.reward import Answered, Bounded, Progress, Reward
+from shiqrun.types import Example
+
+log = logging.getLogger("shiqrun")
+SCORED_BY = "reward/fingerprint"
+CHUNK = 256
+"""Completions that are scored, and kept on disk, together."""
+
+
+class Known(NamedTuple):
+    """What is known of an item: its tokens (0 where the reward reads none), and its score unless it is too long."""
+
+    tokens: int
+    score: float | None
+
+
+class KeptScores:
+    """Scores under one reward, kept in a directory under the reward's fingerprint and each item's contents.
+
+    A chunk's file is written under another name and renamed, so that a process killed at any moment leaves whole files.
+
+    Args:
+        reward: what scores.
+        directory: `cache_dir`.
+        max_length: tokens; longer items get no score. None: the reward's context.
+
+    Attributes:
+        found: items with a score that an earlier run had left.
+        computed: items with a score that was computed now.
+
+    Raises:
+        InputError: `max_length` is more than the reward can read, or it reads no tokens.
+    """
+
+    def __init__(self, reward: Reward, directory: Path, max_length: int | None) -> None:
+        self.reward, self.found, self.computed = reward, 0, 0
+        self.limit = _limit(reward, max_length)
+        self.folder = directory / "scores" / _hash(reward.fingerprint())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._known = dict(self._read())
+        self._old = frozenset(self._known)
+
+    def of(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float | None]:
+        """The score of every item, None for one that is too long."""
+        chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+        scores: list[float | None] = []
+        for chunk in progress(chunks, f"scoring, chunks of {CHUNK} completions"):
+            keys = [_key(item) for item in chunk]
+            wanted = {key: item for key, item in zip(keys, chunk, strict=True) if not self._has(key)}
+            if wanted:
+                self._keep(self._scored(wanted))
+            new = [None if self._too_long(self._known[key]) else self._known[key].score for key in keys]
+            scores += new
+            old = [key in self._old and key not in wanted for key in keys]
+            self.found += sum(there for there, score in zip(old, new, strict=True) if score is not None)
+            self.computed += sum(not there for there, score in zip(old, new, strict=True) if score is not None)
+        return scores
+
+    def _has(self, key: str) -> bool:
+        known = self._known.get(key)
+        return known is not None and (known.score is not None or self._too_long(known))
+
+    def _too_long(self, known: Known) -> bool:
+        return self.limit is not None and known.tokens > self.limit
+
+    def _scored(self, items: dict[str, Answered]) -> dict[str, Known]:
+        given = [*items.values()]
+        lengths = self.reward.lengths(given) if isinstance(self.reward, Bounded) else [0] * len(given)
+        known = {key: Known(length, None) for key, length in zip(items, lengths, strict=True)}
+        short = [key for key in items if not self._too_long(known[key])]
+        scores = self.reward.score([items[key] for key in short])
+        return known | {key: Known(known[key].tokens, s) for key, s in zip(short, scores, strict=True)}
+
+    def _keep(self, new: dict[str, Known]) -> None:
+        self._known |= new
+        write_whole(self.folder / f"{_hash(' '.join(new))}.json", json.dumps(new))
+
+    def _read(self) -> Iterator[tuple[str, Known]]:
+        for file in sorted(self.folder.glob("*.json")):
+            try:
+                yield from [
+                    (key, Known(int(tokens), None if score is None else float(score)))
+                    for key, (tokens, score) in json.loads(file.read_text(encoding="utf-8")).items()
+                ]
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                log.warning(f"{file}: cannot be read ({error}); its scores are computed again")
+
+
+def _limit(reward: Reward, max_length: int | None) -> int | None:
+    if not isinstance(reward, Bounded):
+        if max_length is not None:
+            raise InputError(f"data.max_length={max_length}: this reward reads no tokens; leave it out")
+        return None
+    context = reward.context()
+    if max_length is not None and context is not None and max_length > context:
+        raise InputError(
+            f"data.max_length={max_length} is more than the {context} tokens that the reward model can read"
+        )
+    return max_length or context
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _key(item: Answered) -> str:
+    """Equal for items that every reward must give the same number."""
+    text = [list(item.prompt), list(item.completion), item.answer]
+    return _hash(json.dumps(text, sort_keys=True, ensure_ascii=False, default=str))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An example with a score a completion, and its split."""
+
+    split: Split
+    example: Example
+    scores: list[float]
+
+
+def label(
+    given: Sequence[tuple[Split, Example]], kept: KeptScores, dropped: Counter[str], progress: Progress
+) -> list[Labelled]:
+    """The examples with their scores, in order; of a pair of which one completion is too long none is left.
+
+    Args:
+        given: from `both_splits`.
+        kept: scores them.
+        dropped: counts completions that are too long, by reason.
+        progress: wraps the chunks.
+    """
+    items = [
+        Answered(e.messages, completion, e.answer, f"{e.source}, completion {k}")
+        for _, e in given
+        for k, completion in enumerate(e.completions, 1)
+    ]
+    scores = iter(kept.of(items, progress))
+    labelled = []
+    for split, example in given:
+        own = [next(scores) for _ in example.completions]
+        fits = [i for i, score in enumerate(own) if score is not None]
+        if len(fits) < len(own):
+            fits = [] if example.alone else fits
+            dropped[f"longer than {kept.limit} tokens of the reward model (data.max_length)"] += len(own) - len(fits)
+        if fits:
+            example = replace(example, completions=[example.completions[i] for i in fits], rewards=None)
+            labelled.append(Labelled(split, example, [s for i in fits if (s := own[i]) is not None]))
+    return labelled
+
+
+def statistics(labelled: Iterable[Labelled]) -> dict[str, float | int]:
+    """Per split and number of: examples, completions, mean, deviation and extremes of scores, accuracy on pairs.
+
+    The accuracy is the share of pairs whose chosen answer has the higher score, ties counted half.
+    """
+    everything, found = [*labelled], dict[str, Any]()
+    for split in SPLITS:
+        mine = [x for x in everything if x.split == split]
+        scores = np.array([s for x in mine for s in x.scores])
+        found |= {f"{split}/examples": len(mine), f"{split}/completions": len(scores)}
+        if len(scores):
+            numbers = (("mean", scores.mean()), ("std", scores.std()), ("min", scores.min()), ("max", scores.max()))
+            found |= {f"{split}/score_{name}": float(number) for name, number in numbers}
+        wins = [_wins(*x.scores) for x in mine if x.example.alone and len(x.scores) == 2]
+        if wins:
+            mean, half = interval(wins)
+            found |= {f"{split}/pairs": len(wins), f"{split}/accuracy": mean}
+            found |= {f"{split}/accuracy_ci95": half} if len(wins) > 1 else {}
+    return found
+
+
+def _wins(chosen: float, rejected: float) -> float:
+    return 0.5 if chosen == rejected else float(chosen > rejected)
+
+
+def in_one_unit(source: Source, reward: Reward) -> bool:
+    """Whether the data's rewards are this reward's: it is verifiable, or the data were scored with it.
+
+    `shiqrun score` leaves the reward's fingerprint in the summary beside the data that it wrote.
+    """
+    if reward.right is not None:
+        return True
+    path = getattr(source, "paths", {}).get("train")
+    beside = Path(path).expanduser().parent / "summary.json" if path else None
+    if beside is None or not beside.is_file():
+        return False
+    return bool(json.loads(beside.read_text(encoding="utf-8")).get(SCORED_BY) == reward.fingerprint())

@@ -1,0 +1,134 @@
+"""What came out of a sweep: the best beta of each method over its seeds, and what sharing the reference saved."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from shiqrun.console import console, number
+from shiqrun.errors import InputError
+from shiqrun.files import replace
+from shiqrun.report.methods import CRITERIA, KL, LOSS, REWARD, WAYS, Group, best, criterion, grouped
+from shiqrun.report.runs import collect
+from shiqrun.sweeping.state import Sweep, as_csv
+
+BEST = "best.csv"
+ALSO = (REWARD, KL, "val/win_rate", LOSS)
+"""What the table shows beside what is best by."""
+BETA, SEED, ALGO = "algo.beta", "seed", "algo"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method at its best beta, as the report has it.
+
+    Attributes:
+        swept: the algorithm and each swept key but the seed, with its value; where jobs that the report takes for one
+            method have several, with commas.
+        by: the metric that it is best by, and 1 where more is better.
+        group: its runs.
+    """
+
+    swept: dict[str, str]
+    by: tuple[str, int]
+    group: Group
+
+
+def chosen(sweep: Sweep) -> list[Chosen]:
+    """Each method of the sweep at its best beta, by the report's own rule; methods without a number to go by are not.
+
+    Raises:
+        InputError: a file of a run is broken.
+    """
+    groups = grouped(collect([sweep.folder]).runs)
+    asked = {sweep.place(job).resolve(): job.swept for job in sweep.jobs}
+    keys = [ALGO, *(key for key in sweep.swept if key not in (ALGO, BETA, SEED)), *({BETA} & set(sweep.swept))]
+    found = []
+    for method, group in best(groups).items():
+        by = criterion([g for g in groups if g.method == method])
+        if by is None:
+            continue
+        known = [{ALGO: run.algo, **asked.get(run.directory.resolve(), {})} for run in group.finished]
+        values = {key: ",".join(dict.fromkeys(each[key] for each in known if key in each)) for key in keys}
+        found.append(Chosen(values, by, group))
+    return found
+
+
+def reference_line(finished: Sequence[Mapping[str, Any]]) -> str | None:
+    """What one pass of the reference for the whole sweep saved; None where no job read a cache."""
+    known = [values for values in finished if isinstance(values.get("seconds/reference_computed"), int | float)]
+    read = [values for values in known if values.get("reference_cached")]
+    scored = [values for values in known if not values.get("reference_cached")]
+    if not known:
+        return None
+    reading = math.fsum(values["seconds/reference"] for values in read)
+    saved = math.fsum(values["seconds/reference_computed"] for values in read) - reading
+    cost = math.fsum(values["seconds/reference_computed"] for values in scored)
+    how = f"was scored {_times(len(scored))} ({cost:.1f} s)" if scored else "had been scored before these jobs"
+    if not read:
+        return f"the reference {how}"
+    line = f"the reference {how} and was read {_times(len(read))} ({reading:.1f} s)"
+    return f"{line}: {saved:.1f} s saved" if saved > 0 else f"{line}: nothing saved at this size"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def conclude(sweep: Sweep) -> None:
+    """Prints what came out and writes `best.csv`; nothing where no job has a metric to go by."""
+    finished = [values for _, values in sweep.finished()]
+    line = reference_line(finished)
+    if line:
+        console.print(line, highlight=False, soft_wrap=True)
+    if not any(metric in values for values in finished for metric, _ in CRITERIA):
+        return
+    try:
+        found = chosen(sweep)
+    except InputError as error:  # the runs are there, and what is broken can be moved away
+        console.print(f"no {BEST}: {error}", highlight=False, soft_wrap=True, markup=False)
+        return
+    if found:
+        write(sweep.folder / BEST, found)
+        console.print(shown(found))
+
+
+def _columns(found: Sequence[Chosen]) -> list[str]:
+    names = dict.fromkeys((*(one.by[0] for one in found), *ALSO))
+    return [name for name in names if any(one.group.final(name) for one in found)]
+
+
+def write(path: Path, found: Sequence[Chosen]) -> None:
+    """`best.csv`: a row a method; means over seeds and half widths of their 95 % intervals (empty for one seed)."""
+    metrics, rows = _columns(found), []
+    for one in found:
+        numbers: list[Any] = []
+        for estimate in map(one.group.final, metrics):
+            pair = (estimate.mean, estimate.half) if estimate else (math.nan, math.nan)
+            numbers += [x if math.isfinite(x) else "" for x in pair]
+        rows.append([*one.swept.values(), len(one.group.finished), one.by[0], *numbers])
+    header = [*found[0].swept, "seeds", "best_by", *(n for m in metrics for n in (m, f"{m}_seeds_ci95"))]
+    replace(path, as_csv(header, rows))
+
+
+def shown(found: Sequence[Chosen]) -> Table:
+    """The same for a person."""
+    keys, metrics = list(found[0].swept), _columns(found)
+    by = " or ".join(dict.fromkeys(f"{WAYS[sign]} mean {metric}" for metric, sign in (one.by for one in found)))
+    of = "The best beta of each method" if BETA in keys else "The methods"
+    table = Table(title=f"{of}, by {by} over seeds; ± is the 95 % interval over seeds", title_justify="left")
+    for key in (*keys, "seeds", *metrics):
+        table.add_column(key, justify="left" if key in keys else "right")
+    for one in found:
+        estimates = [one.group.final(name) for name in metrics]
+        cells = [with_interval(e.mean, e.half) if e else "" for e in estimates]
+        table.add_row(*one.swept.values(), str(len(one.group.finished)), *cells)
+    return table
+
+
+def with_interval(mean: float, half: float) -> str:
+    """A mean and what it may be off by; the mean alone for one seed."""
+    return f"{number(mean)} ± {half:.2g}" if math.isfinite(half) else number(mean)

@@ -1,0 +1,179 @@
+"""Running the jobs of a sweep: so many processes at a time, each with its own directory, until every one has ended."""
+
+import fcntl
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from shiqrun.console import counted
+from shiqrun.errors import InputError
+from shiqrun.quoting import as_override
+from shiqrun.sweeping.machine import Machine
+from shiqrun.sweeping.state import CONFIG, CONSOLE, Job, Sweep
+from shiqrun.sweeping.view import View
+
+FAILED, INTERRUPTED = 1, 130
+LOCK = ".lock"
+POLL_SECONDS = 0.1
+ERROR_LINES = 8
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass
+class _Process:
+    job: Job
+    popen: "subprocess.Popen[bytes]"
+    slot: int
+    began: float
+    before: float  # seconds of the job's earlier sessions
+
+
+class Runner:
+    """The processes of a sweep.
+
+    Args:
+        sweep: its jobs; those that are not finished are run.
+        program: the words that start the command, e.g. `python -m shiqrun train`.
+        parallel: processes at a time.
+    """
+
+    def __init__(self, sweep: Sweep, program: Sequence[str], parallel: int) -> None:
+        self.sweep, self.program, self.parallel = sweep, list(program), parallel
+        self.machine = Machine(parallel)
+        self.view = View(sweep)
+        self.running: list[_Process] = []
+        self._asked = 0  # signals that told the sweep to stop
+        self._told = 0  # of these, passed on to the processes
+        self._lock: IO[str] | None = None
+
+    def run(self) -> int:
+        """Runs what is not finished.
+
+        Returns:
+            The exit code: 0, 1 if a job did not finish, 130 if a signal stopped the sweep before all had ended.
+
+        Raises:
+            InputError: another process is running jobs of this sweep.
+        """
+        with locked(self.sweep.folder) as self._lock, self._listening():
+            waiting = [job for job in self.sweep.jobs if job.status != "finished"]
+            for job in waiting:
+                job.status, job.exit_code, job.error = "waiting", None, []
+            self.view.say(f"{counted(len(waiting), 'job')}, {self.parallel} at a time, in {self.sweep.folder}")
+            self.sweep.save()
+            with self.view:
+                self._loop(waiting)
+        if self._asked and any(job.status != "finished" for job in self.sweep.jobs):
+            return INTERRUPTED
+        return FAILED if any(job.status != "finished" for job in self.sweep.jobs) else 0
+
+    def _loop(self, waiting: list[Job]) -> None:
+        while self.running or (waiting and not self._asked):
+            while waiting and len(self.running) < self.parallel and not self._asked:
+                self._start(waiting.pop(0))
+            self._pass_on()
+            for process in [p for p in self.running if p.popen.poll() is not None]:
+                self._end(process)
+            for process in self.running:
+                process.job.seconds = process.before + time.monotonic() - process.began
+            self.view.update()
+            time.sleep(POLL_SECONDS)
+
+    def _start(self, job: Job) -> None:
+        slot = min(set(range(self.parallel)) - {process.slot for process in self.running})
+        place = self.sweep.place(job)
+        place.mkdir(exist_ok=True)
+        assert self._lock is not None
+        with (place / CONSOLE).open("ab") as console:
+            popen = subprocess.Popen(
+                [*self.program, *words_of(self.sweep, job)],
+                cwd=self.sweep.cwd if Path(self.sweep.cwd).is_dir() else None,
+                env=self.machine.environment(job, slot),
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                process_group=0,  # Ctrl-C reaches us alone, and each process once, through us
+                pass_fds=[self._lock.fileno()],  # held by what outlives us, so that nobody starts the job twice
+            )
+        self.running.append(_Process(job, popen, slot, time.monotonic(), job.seconds))
+        job.status = "running"
+        self.sweep.save()
+
+    def _end(self, process: _Process) -> None:
+        job, code = process.job, process.popen.returncode
+        self.running.remove(process)
+        job.seconds = process.before + time.monotonic() - process.began
+        job.exit_code = code if code >= 0 else 128 - code
+        job.status = "finished" if code == 0 else "failed"
+        if code and (code == INTERRUPTED or self._told):
+            job.status = "interrupted"
+        if job.status == "failed":
+            job.error = said(self.sweep.place(job) / CONSOLE, code)
+        self.sweep.save()
+        self.view.ended(job)
+
+    def _pass_on(self) -> None:
+        """Tells the processes what we were told: to save and end, then to end now, then nothing more is asked."""
+        while self._told < self._asked:
+            self._told += 1
+            number = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)[min(self._told, 3) - 1]
+            for process in self.running:
+                process.popen.send_signal(number)
+            if self.running and self._told == 1:
+                self.view.say("stopping: the running jobs save first (Ctrl-C again: end now)")
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._asked += 1
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Inside, signals are noted; the handlers before are put back. Only the main thread can have any."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+def words_of(sweep: Sweep, job: Job) -> list[str]:
+    """The job's own words, or those that go on with its run where one was begun."""
+    place = sweep.place(job).absolute()
+    if sweep.command == "train" and (place / CONFIG).is_file():
+        return [f"resume={as_override(place)}"]
+    return [*job.words, f"run_dir={as_override(place)}"]
+
+
+def said(console: Path, code: int) -> list[str]:
+    """The last lines of a job that failed, from the line on that tells why."""
+    lines = console.read_text(encoding="utf-8", errors="replace").splitlines() if console.is_file() else []
+    told = [number for number, line in enumerate(lines) if line.startswith("shiqrun: ")]
+    lines = [line for line in lines[told[-1] if told else 0 :] if line.strip()]
+    lines = [line for line in lines if not line.strip().startswith(("run directory: ", "to go on: "))]
+    head = [] if len(lines) <= ERROR_LINES or not told else [lines[0]]
+    killed = [] if code >= 0 else [f"killed by {signal.Signals(-code).name}" + " (memory?)" * (code == -signal.SIGKILL)]
+    return [*head, *lines[len(head) - ERROR_LINES :], *killed]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[IO[str]]:
+    """Inside, nobody else runs jobs of the sweep in this directory.
+
+    Raises:
+        InputError: somebody does.
+    """
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{folder}: jobs of this sweep are running; wait for them, or end them first") from error
+        yield file

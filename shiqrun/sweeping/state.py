@@ -1,0 +1,183 @@
+"""A sweep's directory: `sweep.json` says what its jobs are and how each stands, `sweep.csv` the same as a table."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from shiqrun import __version__
+from shiqrun.errors import InputError
+from shiqrun.files import replace
+
+FORMAT = 1
+STATE, TABLE, CONSOLE = "sweep.json", "sweep.csv", "console.log"
+SUMMARY, METRICS, CONFIG = "summary.json", "metrics.csv", ".hydra/config.yaml"
+Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
+
+
+@dataclass
+class Job:
+    """One point of the grid.
+
+    Attributes:
+        number: from 0, in the order of the grid.
+        dir: its folder in the sweep's.
+        words: what stands after the command on its command line, without `run_dir`.
+        swept: each swept key and its value here.
+        max_steps: optimiser steps it will take, None where epochs count.
+        max_epochs: passes over its data.
+        gpus: GPUs it asks for, 0 on a CPU.
+        status: how it stands.
+        exit_code: of its process; 128 + the signal's number if one killed it; None where nobody saw it end.
+        seconds: wall time over all its sessions.
+        error: the last lines that it said, if it failed.
+    """
+
+    number: int
+    dir: str
+    words: list[str]
+    swept: dict[str, str]
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    gpus: int = 0
+    status: Status = "waiting"
+    exit_code: int | None = None
+    seconds: float = 0.0
+    error: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What is swept, as a person reads it."""
+        return " ".join(f"{key}={value}" for key, value in self.swept.items()) or self.dir
+
+
+@dataclass
+class Sweep:
+    """A grid of jobs and where it lies.
+
+    Attributes:
+        folder: the sweep's directory.
+        command: of shiqrun, that each job runs.
+        typed: the words after `shiqrun` that made the sweep.
+        cwd: where they were typed; relative paths in the jobs' words start there.
+        fixed: overrides that all jobs share.
+        jobs: all of them.
+    """
+
+    folder: Path
+    command: str
+    typed: list[str]
+    cwd: str
+    fixed: list[str]
+    jobs: list[Job]
+
+    @property
+    def swept(self) -> list[str]:
+        """The swept keys, in the order in which they were given."""
+        return list(dict.fromkeys(key for job in self.jobs for key in job.swept))
+
+    def place(self, job: Job) -> Path:
+        """The job's directory."""
+        return self.folder / job.dir
+
+    def count(self, status: Status) -> int:
+        """Jobs that stand so."""
+        return sum(job.status == status for job in self.jobs)
+
+    def finished(self) -> list[tuple[Job, dict[str, Any]]]:
+        """Every finished job that left a summary, with it."""
+        done = [(job, summary(self.place(job))) for job in self.jobs if job.status == "finished"]
+        return [(job, values) for job, values in done if values]
+
+    def save(self) -> None:
+        """Writes `sweep.json` and `sweep.csv`, each at once or not at all."""
+        replace(self.folder / STATE, json.dumps(self._state(), indent=1) + "\n")
+        replace(self.folder / TABLE, self._table())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "shiqrun": __version__,
+            "command": self.command,
+            "typed": self.typed,
+            "cwd": self.cwd,
+            "swept": self.swept,
+            "fixed": self.fixed,
+            "jobs": [asdict(job) for job in self.jobs],
+        }
+
+    def _table(self) -> str:
+        found = {job.number: metrics_of(values) for job, values in self.finished()}
+        metrics = sorted({name for values in found.values() for name in values})
+        rows = []
+        for job in self.jobs:
+            code = "" if job.exit_code is None else job.exit_code
+            stands = (job.number, job.status, code, round(job.seconds, 1), job.dir)
+            values = found.get(job.number, {})
+            rows.append([*stands, *(job.swept.get(k, "") for k in self.swept), *(values.get(m, "") for m in metrics)])
+        return as_csv(["job", "status", "exit_code", "seconds", "dir", *self.swept, *metrics], rows)
+
+
+def load(folder: Path) -> Sweep:
+    """The sweep in a directory; nothing is written.
+
+    A job that was never recorded as ended counts as finished if its summary is there (its time is then what
+    that says, unless more is on record), else as interrupted; one whose directory is gone is waiting.
+
+    Raises:
+        InputError: there is no sweep, one of another format, or one that cannot be understood.
+    """
+    file = folder / STATE
+    if not file.is_file():
+        what = f"holds no {STATE}, so it is no sweep of this program" if folder.is_dir() else "no such directory"
+        raise InputError(f"sweep.resume={folder}: {what}; give the directory that holds {STATE}")
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        found = state.get("format")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); nothing was changed") from error
+    if found != FORMAT:
+        raise InputError(
+            f"{file}: met format {found!r}, written by shiqrun {state.get('shiqrun', 'unknown')}; this is shiqrun "
+            f"{__version__}, which reads format {FORMAT}. Go on with it there or start a new sweep; nothing was changed"
+        )
+    try:
+        sweep = TypeAdapter(Sweep).validate_python({**state, "folder": folder})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{file}: {where}: {first['msg']}; no sweep to go on with; nothing was changed") from error
+    for job in sweep.jobs:
+        if job.status == "running":
+            job.status = "finished" if (sweep.place(job) / SUMMARY).is_file() else "interrupted"
+            job.seconds = max(job.seconds, summary(sweep.place(job)).get("seconds", 0.0))
+        if job.status == "finished" and not sweep.place(job).is_dir():
+            job.status, job.seconds = "waiting", 0.0
+    return sweep
+
+
+def summary(place: Path) -> dict[str, Any]:
+    """`summary.json` of a run directory; empty where there is none."""
+    file = place / SUMMARY
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def metrics_of(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a summary that are final metrics."""
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return {k: v for k, v in numbers.items() if k.startswith(("val/", "train/")) and math.isfinite(v)}
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,396 @@
+import csv
+import json
+import math
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from shiqrun.errors import InputError
+from shiqrun.report import completions, tokens, write
+from shiqrun.report.page import embedded
+from shiqrun.sweeping.state import Job, Sweep
+from tests.report import made
+
+VOID = {"meta", "input", "br", "wbr", "img", "link", "hr"}
+
+
+class Reader(HTMLParser):
+    """Element ids, links, JSON in scripts, text, and elements that were never closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.data, self.open, self.text, self.rows = [], [], {}, [], "", []
+        self.fetched, self.items = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.ids += [given["id"]] if "id" in given else []
+        self.links += [given["href"]] if tag == "a" else []
+        self.fetched += [given[name] for name in ("src", "srcset", "poster") if name in given]
+        self.fetched += [given.get("href")] if tag == "link" else []
+        self.open += [] if tag in VOID else [(tag, given.get("id"))]
+        self.items += [""] if tag == "li" else []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open[-1][0] == tag, f"</{tag}> closes {self.open[-1]}"
+        self.open.pop()
+
+    def handle_data(self, text):
+        if self.open and self.open[-1][0] == "script":
+            if self.open[-1][1]:
+                self.data[self.open[-1][1]] = json.loads(text)
+        elif self.open and self.open[-1][0] != "style":
+            self.text += text
+            if any(tag == "li" for tag, _ in self.open):
+                self.items[-1] += text
+            if any(tag in ("td", "th") for tag, _ in self.open):
+                self.rows[-1][-1] += text
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    folder = made.sweep(tmp_path_factory.mktemp("sweep"))
+    page = write([folder])
+    return SimpleNamespace(folder=folder, page=page, html=Reader(page.read_text(encoding="utf-8")))
+
+
+def test_the_page_lies_in_the_first_directory_and_is_well_formed(reported):
+    assert reported.page == reported.folder / "report.html"
+    assert reported.html.open == []
+    assert len(set(reported.html.ids)) == len(reported.html.ids)
+
+
+def test_the_page_asks_for_nothing(reported):
+    text = reported.page.read_text(encoding="utf-8")
+    assert reported.html.fetched == []
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "default-src 'none'" in text
+
+
+def test_every_link_leads_somewhere(reported):
+    for link in reported.html.links:
+        if link.startswith("#"):
+            assert link[1:] in reported.html.ids
+        else:
+            assert (reported.folder / link).is_file()
+    assert sum(link.endswith(".csv") for link in reported.html.links) == 3
+
+
+def test_every_figure_is_there_twice_and_shows_something(reported):
+    drawn = sorted(path.name for path in (reported.folder / "report" / "figures").iterdir())
+    assert {"frontier.png", "frontier.svg", "curve_val_reward.svg", "curve_val_kl_beta_0.3.png"} <= set(drawn)
+    assert [n[:-4] for n in drawn if n.endswith(".png")] == [n[:-4] for n in drawn if n.endswith(".svg")]
+    frontier = (reported.folder / "report" / "figures" / "frontier.svg").read_text()
+    assert all(f">{name}</" in frontier for name in (*made.METHODS, "reference"))
+
+
+def test_methods_have_their_means_and_intervals(reported):
+    rows = {(row["method"], row["beta"]): row for row in table(reported.folder / "report" / "methods.csv")}
+    assert len(rows) == 12
+    for method in made.METHODS:
+        for place, beta in enumerate(made.BETAS):
+            row = rows[method, str(beta)]
+            assert row["seeds"] == "3"
+            assert float(row["val/reward"]) == pytest.approx(made.REWARD[method][place])
+            assert float(row["val/reward_ci95_over_seeds"]) == pytest.approx(made.HALF_OF_REWARD)
+            assert float(row["val/kl"]) == pytest.approx(made.KL[method][place])
+    assert [key for key, row in rows.items() if row["best"] == "1"] == [
+        ("shiq", "0.03"),
+        ("copg", "0.1"),
+        ("dpo", "0.03"),
+    ]
+
+
+def test_the_table_on_the_page_has_the_same_numbers(reported):
+    """shiq at 0.03: reward 1.2, 4.302653 * .1 / sqrt(3) = .248; KL 20, .248 * 20 = 4.97; 1.2 - .03 * 20 = .6."""
+    row = next(row for row in reported.html.rows if row[:2] == ["shiq", "0.03"])
+    assert row == ["shiq", "0.03", "3", "1.20 ± 0.25", "20.0 ± 5.0", "0.600 ± 0.099", "0.6 ± 0", "30 ± 0", "0.75 ± 0"]
+
+
+def test_every_run_is_listed_with_how_it_ended(reported):
+    rows = table(reported.folder / "report" / "runs.csv")
+    assert len(rows) == 38
+    assert [row["status"] for row in rows[-2:]] == ["failed", "waiting"]
+    assert float(rows[0]["val/reward"]) == pytest.approx(1.1)
+    assert "36_algo=dpo,algo.beta=1.0,seed=4 failed: the loss is not finite at step 7" in reported.html.text
+
+
+def test_the_summary_says_what_was_run(reported):
+    said = re.sub(r"\s+", " ", reported.html.text)
+    for fact in (
+        "shiq, copg, dpo on hh",
+        "36 finished1 failed, 1 waiting",
+        "1 of 38 runs did not finish",
+        "The sweep has not ended: 1 waiting.",
+        "36 of 36 runs read them from the cache",
+        "20.0% of the time",
+        "18 min saved",  # 36 runs, 31 s to compute, 1 s to read
+        "time of all runs60 min100 s a run",
+        "aaaaaaaaaaaa",
+        "shiqrun sweep algo=shiq,copg,dpo",
+    ):
+        assert fact in said
+
+
+def test_it_says_that_the_best_was_chosen_on_the_same_prompts(reported):
+    assert "A method's best β has the highest mean final val/reward over seeds" in reported.html.text
+    assert "not the best regularised return, which holds β itself" in reported.html.text
+    assert "optimistic" in reported.html.text
+
+
+def test_it_says_what_intervals_over_seeds_leave_out(reported):
+    assert "the same validation prompts with the same evaluation seed (eval.seed)" in reported.html.text
+    assert "val/reward_ci95 of each run, in runs.csv, is over its prompts" in reported.html.text
+    assert table(reported.folder / "report" / "runs.csv")[0]["val/reward_ci95"] == "0.3"
+
+
+def test_it_says_where_methods_trained_on_different_amounts(reported, tmp_path):
+    assert "the same amount" not in reported.html.text
+    for method, rows, steps in (("shiq", 1188, 38), ("copg", 1000, 32)):
+        run = made.finished_run(tmp_path / method, method)
+        values = json.loads((run / "summary.json").read_text()) | {"trajectories/train": rows, "steps": steps}
+        values |= {"dropped/alone with its prompt (algo=copg compares)": 188} if method == "copg" else {}
+        (run / "summary.json").write_text(json.dumps(values))
+    said = Reader(write([tmp_path]).read_text(encoding="utf-8")).text
+    assert (
+        "Not all methods trained on the same amount (those that compare completions drop rows that are alone with "
+        "their prompt): shiq on 1,188 trajectories in 38 steps; copg on 1,000 trajectories in 32 steps."
+    ) in said
+
+
+def test_runs_to_come_are_counted_and_broken_ones_named(tmp_path):
+    statuses = ["finished", "interrupted", "running", *["waiting"] * 74]
+    jobs = [Job(n, str(n), [], {"seed": str(n)}, status=status) for n, status in enumerate(statuses)]
+    Sweep(tmp_path, "train", [], "/", [], jobs).save()
+    made.finished_run(tmp_path / "0", seed=0)
+    for number in (1, 2):
+        rows = [{"step": 1, "train/loss": 1.0}]
+        made.write_run(tmp_path / str(number), settings=made.config(seed=number), rows=rows, log="[x] told to stop\n")
+    page = Reader(write([tmp_path]).read_text(encoding="utf-8"))
+    assert "1 of 77 runs did not finish" in page.text
+    assert "The sweep has not ended: 1 running, 74 waiting." in page.text
+    assert "1 of 1 runs read them from the cache" in page.text
+    assert page.items[0] == "1 interrupted: [x] told to stop"
+    assert not any("waiting" in item for item in page.items)
+
+
+def test_a_long_list_of_broken_runs_is_folded(tmp_path):
+    made.finished_run(tmp_path / "r", seed=0)
+    for number in range(7):
+        made.write_run(tmp_path / str(number), settings=made.config(seed=number), rows=[{"step": 1, "train/loss": 1.0}])
+    raw = write([tmp_path]).read_text(encoding="utf-8")
+    assert "7 of 8 runs did not finish" in raw
+    assert "<details><summary>the 7 runs and the last thing that each said</summary><ul><li><b>0</b>" in raw
+
+
+def test_configs_are_compared(reported):
+    header = next(row for row in reported.html.rows if row[:2] == ["run", "status"])
+    assert header[2:5] == ["seed", "algo.beta", "algo.name"]
+    assert ["trainer.learning_rate", "0.001"] in reported.html.rows
+
+
+def test_curves_are_in_a_table(reported):
+    rows = [r for r in table(reported.folder / "report" / "curves.csv") if r["method"] == "copg" and r["beta"] == "0.1"]
+    middle = next(r for r in rows if r["metric"] == "val/reward" and r["step"] == "50")
+    assert float(middle["mean"]) == pytest.approx(0.1 + 1.05 / 2)
+    assert middle["seeds"] == "3"
+
+
+def test_a_sweep_carries_the_last_completions_of_each_methods_best_beta(reported):
+    carried = reported.html.data["completions-data"]
+    best = (("shiq", 0.03), ("copg", 0.1), ("dpo", 0.03))
+    assert carried["runs"] == [f"{m} β={b} seed {s}" for m, b in best for s in made.SEEDS]
+    assert len(carried["rows"]) == 9 * 4
+    run, step, prompt, completion, reference, *rest = carried["rows"][0]
+    assert (carried["runs"][run], step) == ("shiq β=0.03 seed 1", 100)
+    texts = carried["texts"]
+    assert (texts[prompt], texts[completion]) == (made.PROMPTS[0], "shiq 0.03 1 says 0")
+    assert texts[reference] == "the reference says 0"
+    assert rest == [1.21, 0.5, 1.5, 5, True]
+
+
+def test_hostile_text_stays_text(reported):
+    raw = reported.page.read_text(encoding="utf-8")
+    assert made.HOSTILE in reported.html.data["completions-data"]["texts"]
+    assert any(made.HOSTILE in row["tokens"] for row in reported.html.data["tokens-data"]["rows"])
+    assert "window.hacked" in raw
+    assert "<script>window.hacked" not in raw
+    assert "<img" not in raw
+
+
+def test_hostile_names_stay_text(tmp_path):
+    log = f"{made.HOSTILE}\n"
+    made.write_run(tmp_path / "0", settings=made.config(seed=2), rows=made.history(1.0, 1.0, 0.1), log=log)
+    made.write_run(
+        tmp_path / "2",
+        settings=made.config(made.HOSTILE, data__name=made.HOSTILE),
+        rows=made.history(1.0, 1.0, 0.1),
+        summary={"val/reward": 1.0, "val/kl": 1.0, "git_commit": made.HOSTILE},
+    )
+    raw = write([tmp_path]).read_text(encoding="utf-8")
+    assert Reader(raw).open == []
+    assert "<img" not in raw
+    assert "<script>window" not in raw
+
+
+@pytest.mark.parametrize("text", ["</script>", "<!--", "]]>", "\u2028", "\ud800", "&lt;"])
+def test_embedded_text_comes_back_and_closes_nothing(text):
+    made_of_it = embedded({"a": text})
+    assert json.loads(made_of_it)["a"] == text.encode("utf-8", "replace").decode()
+    assert not set("<>&") & set(made_of_it)
+
+
+def test_one_run_carries_all_its_steps(tmp_path):
+    run = made.finished_run(tmp_path / "r")
+    early = [row | {"step": 0} for row in made.samples("shiq", 0.1, 1)]
+    made.write_lines(run / "samples.jsonl", [*early, *made.samples("shiq", 0.1, 1)])
+    rows = Reader(write([run]).read_text(encoding="utf-8")).data["completions-data"]["rows"]
+    assert [row[1] for row in rows] == [100] * 4 + [0] * 4
+
+
+def test_a_cap_cuts_all_runs_alike_and_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(completions, "MOST_ROWS", 10)
+    for seed in made.SEEDS:
+        made.finished_run(tmp_path / str(seed), seed=seed)
+    page = Reader(write([tmp_path]).read_text(encoding="utf-8"))
+    rows = page.data["completions-data"]["rows"]
+    assert [sum(row[0] == run for row in rows) for run in range(3)] == [4, 3, 3]
+    assert "10 of 12 completions are here" in page.text
+
+
+def test_a_cap_on_tokens_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "MOST_TOKENS", 25)
+    page = Reader(write([made.finished_run(tmp_path / "r")]).read_text(encoding="utf-8"))
+    assert len(page.data["tokens-data"]["rows"]) == 2
+    monkeypatch.setattr(tokens, "MOST_TOKENS", 15)
+    page = Reader(write([tmp_path / "r"]).read_text(encoding="utf-8"))
+    assert len(page.data["tokens-data"]["rows"]) == 1
+    assert "1 of 2 trajectories are here" in page.text
+
+
+def test_tokens_keep_their_numbers(reported):
+    row = reported.html.data["tokens-data"]["rows"][0]
+    assert row["advantage"] == [None] * 4 + [0.5, -0.25, 0.0, 0.1, 1.0, -1.0, 0.05]
+    assert (row["kind"], row["return"], row["beta"], row["prompt_id"]) == ("data", 1.5, 0.1, "p0")
+
+
+def test_lists_of_different_lengths_are_named(tmp_path):
+    run = made.finished_run(tmp_path / "r")
+    first, *rest = made.credit()
+    made.write_lines(run / "credit.jsonl", [first, *(row | {"residual": [1.0]} for row in rest)])
+    with pytest.raises(InputError, match=r"credit\.jsonl line 2: expected lists of one length"):
+        write([run])
+
+
+def test_a_broken_line_of_completions_is_named(tmp_path):
+    run = made.finished_run(tmp_path / "r")
+    (run / "samples.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(InputError, match=r"samples\.jsonl line 2: no JSON"):
+        write([run])
+
+
+def evaluated(run, **columns):
+    """An evaluation under a run, as `shiqrun eval run=...` leaves it."""
+    folder = run / "eval" / "2026-01-31_12-00-00"
+    folder.mkdir(parents=True)
+    found = {"eval/reward": 0.75, "eval/reward_ci95": 0.05, "eval/win_rate": 0.5}
+    (folder / "eval.json").write_text(json.dumps(found))
+    row = {"prompt": "why?", "completion": "so", "token_ids": [4, 5], "ended": True, "reward": 1.0, "log_ratio": 2.0}
+    row |= {"ref_completion": "because", "ref_reward": 0.5}
+    pa.parquet.write_table(pa.Table.from_pylist([row | columns]), folder / "completions.parquet")
+    return folder
+
+
+def test_evaluations_of_a_run_are_shown(tmp_path):
+    run = made.finished_run(tmp_path / "r")
+    evaluated(run)
+    page = Reader(write([run]).read_text(encoding="utf-8"))
+    assert ["r", "2026-01-31_12-00-00", "0.750 ± 0.050", "0.5"] in page.rows
+    carried = page.data["completions-data"]
+    row = next(row for row in carried["rows"] if row[1] == "eval 2026-01-31_12-00-00")
+    assert [carried["texts"][i] for i in row[2:5]] == ["why?", "so", "because"]
+    assert row[5:] == [1.0, 0.5, 2.0, 2, True]
+
+
+def test_a_broken_evaluation_is_named(tmp_path):
+    run = made.finished_run(tmp_path / "r")
+    (evaluated(run) / "completions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"completions\.parquet: no Parquet"):
+        write([run])
+
+
+def test_a_run_without_completions_or_tokens_has_neither_section(tmp_path):
+    run = made.write_run(tmp_path / "r", rows=made.history(1.0, 4.0, 0.1))
+    page = Reader(write([run]).read_text(encoding="utf-8"))
+    assert not {"completions", "tokens"} & set(page.ids)
+    assert "No run has finished yet." in page.text
+    assert "1 of 1 runs did not finish" in page.text
+
+
+def test_a_run_without_reward_says_why_there_is_no_frontier(tmp_path):
+    rows = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}]
+    run = made.write_run(tmp_path / "r", rows=rows, summary={"train/loss": 1.0, "val/loss": 1.5})
+    page = Reader(write([run]).read_text(encoding="utf-8"))
+    assert "No finished run has val/reward and val/kl" in page.text
+    assert not (run / "report" / "figures" / "frontier.svg").exists()
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    run = made.finished_run(tmp_path / "r")
+    page = Reader(write([run]).read_text(encoding="utf-8"))
+    assert "none with one seed" in page.text
+    assert next(row for row in page.rows if row[0] == "shiq")[3] == "1"
+
+
+def test_a_second_report_leaves_no_figure_of_the_first(tmp_path):
+    run = made.finished_run(tmp_path / "r")
+    old = run / "report" / "figures" / "curve_val_reward_beta_7.svg"
+    old.parent.mkdir(parents=True)
+    old.write_text("")
+    write([run])
+    assert not old.exists()
+
+
+def test_another_place_gets_page_and_folder(tmp_path):
+    run = made.finished_run(tmp_path / "r")
+    page = write([run], tmp_path / "pages" / "mine.html")
+    assert page == tmp_path / "pages" / "mine.html"
+    assert (tmp_path / "pages" / "mine" / "methods.csv").is_file()
+    assert not (run / "report.html").exists()
+
+
+def test_the_same_runs_give_the_same_page(tmp_path):
+    run = made.finished_run(tmp_path / "r")
+    first = write([run]).read_bytes()
+    assert write([run]).read_bytes() == first
+
+
+def test_a_wide_range_of_kl_is_drawn_logarithmically(reported, tmp_path):
+    assert "logarithmic beyond 0.2" in (reported.folder / "report" / "figures" / "frontier.svg").read_text()
+    run = made.finished_run(tmp_path / "r")
+    write([run])
+    assert "logarithmic" not in (run / "report" / "figures" / "frontier.svg").read_text()
+
+
+def test_points_of_the_frontier_say_what_they_are(reported):
+    assert "copg, β = 0.1: reward 1.15 ± 0.25, KL 7.0 ± 1.7 (3 seeds)" in reported.html.text
+
+
+def test_figures_of_losses_that_are_no_numbers_are_drawn(tmp_path):
+    rows = [{"step": 1, "train/loss": math.inf}, {"step": 2, "train/loss": math.nan}, {"step": 2, "val/loss": -1.0}]
+    write([made.write_run(tmp_path / "r", rows=rows, summary={"val/loss": -1.0})])

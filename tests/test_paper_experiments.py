@@ -1,0 +1,42 @@
+"""`conf/experiment/paper_*.yaml`: what the paper says stands there, and every other value is marked as ours."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from shiqrun.commands.compose import composed
+from shiqrun.commands.train import SCHEMA
+from shiqrun.commands.validate import check
+
+PATHS = ["model.path=MODEL", "eval.reward.path=JUDGE"]
+BOTH = {"hh": [*PATHS, "data.path=scored.jsonl"], "uf": PATHS}
+METHODS = ["shiq", "shiq_init", "shiq_ms", "shiq_tk", "copg", "dpo", "dro"]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_papers_values_stand(name):
+    config = composed("train", [f"experiment=paper_{name}", *BOTH[name]])
+    check(config, SCHEMA)
+    assert (config.trainer.max_epochs, config.trainer.max_steps) == (1, None)
+    assert (config.eval.every, config.eval.max_prompts) == (50, 128)
+    assert (config.eval.temperature, config.eval.top_p) == (1.0, 1.0)
+    assert config.eval.reward.path == "JUDGE"
+    assert config.data.name == {"hh": "jsonl", "uf": "ultrafeedback"}[name]
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_the_comparison_can_be_chosen(name, method):
+    check(composed("train", [f"experiment=paper_{name}", *BOTH[name], f"algo={method}", "algo.beta=0.3"]), SCHEMA)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_every_value_says_whether_it_is_the_papers_or_ours(name):
+    text = Path(str(files("shiqrun.conf")), "experiment", f"paper_{name}.yaml").read_text(encoding="utf-8")
+    values = [line for line in text.splitlines() if re.match(r"  \w+: \S", line)]
+    assert len(values) > 15
+    papers = [line.split(":")[0].strip() for line in values if "the paper's" in line]
+    assert papers == ["max_epochs", "every", "max_prompts"]
+    assert all(re.search(r"\bours\b", line) for line in values if "the paper's" not in line)
