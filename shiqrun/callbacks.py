@@ -147,16 +147,16 @@ class Validation(Callback):
         self.answers, self.live, self.keep = answers, live, keep
         self.first: dict[str, float] = {}
         self.last: Evaluation | None = None
-        self.seconds = 0.0
+        self.seconds, self.at = 0.0, -1  # at: the last step that was evaluated
         self._wall, self._began = 0.0, time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers at step 0, for the table at the end, and the clocks."""
-        return {"first": self.first, "seconds": self.seconds, "wall": self.wall()}
+        """The numbers at step 0, for the table at the end, the last step that was evaluated, and the clocks."""
+        return {"first": self.first, "at": self.at, "seconds": self.seconds, "wall": self.wall()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """After a resume."""
-        self.first, self.seconds = state_dict["first"], state_dict["seconds"]
+        self.first, self.at, self.seconds = state_dict["first"], state_dict["at"], state_dict["seconds"]
         self._wall, self._began = state_dict["wall"], time.perf_counter()
 
     def wall(self) -> float:
@@ -164,13 +164,15 @@ class Validation(Callback):
         return self._wall + time.perf_counter() - self._began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The reference's answers, and the numbers before any step."""
+        """The reference's answers, and the numbers before any step, or those of a step at which evaluation failed."""
         began = time.perf_counter()
         if self.answers is not None:
             self.answers.begin(self.live, pl_module.device, trainer.global_rank, trainer.world_size)
         self.seconds += time.perf_counter() - began
         if trainer.global_step == 0:
             self.first = self.run(trainer, pl_module)
+        elif trainer.global_step % self.every == 0 and self.at != trainer.global_step:
+            self.checkpoints.consider(trainer, self.run(trainer, pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """When it is time, and at the end."""
@@ -191,7 +193,7 @@ class Validation(Callback):
             metrics |= self.last.metrics
             if trainer.is_global_zero:
                 self.keep(trainer, self.last.rows(trainer.global_step))
-        self.seconds += time.perf_counter() - began
+        self.seconds, self.at = self.seconds + time.perf_counter() - began, trainer.global_step
         if metrics:
             metrics["eval_share"] = self.share()
         metrics = {f"val/{name}": value for name, value in metrics.items()}
@@ -203,14 +205,19 @@ class Validation(Callback):
         return self.seconds / max(self.wall(), 1e-9)
 
     def _answered(self, answers: Evaluator, trainer: Trainer, module: Method) -> Evaluation:
-        """The policy's answers; what is wrong with them ends a run that has begun only after it is saved."""
+        """The policy's answers; what is wrong with them ends a run that has begun only after it is saved.
+
+        Not after the last step, which a resumed run would not evaluate again, and not where other ranks wait for this
+        one: such a run goes on from its last checkpoint.
+        """
         try:
             return answers.run(module.policy)
         except InputError as error:
             if not trainer.global_step:
                 raise
-            self.checkpoints.save(trainer)
-            raise TrainingError(f"step {trainer.global_step} is saved, its evaluation failed: {error}") from error
+            if trainer.world_size == 1 and trainer.global_step < (trainer.max_steps or 0):
+                self.checkpoints.save(trainer)
+            raise TrainingError(f"the evaluation of step {trainer.global_step} failed: {error}") from error
 
     @torch.no_grad()
     def _on_data(self, trainer: Trainer, module: Method) -> dict[str, float]:

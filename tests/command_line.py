@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -88,3 +89,21 @@ def largest_difference(a: Path, b: Path) -> float:
     first, second = checkpoint(a)["state_dict"], checkpoint(b)["state_dict"]
     assert first.keys() == second.keys()
     return max(float((first[k] - second[k]).abs().max()) for k in first)
+
+
+def on_a_terminal(*words: str, cwd: Path, **environment: str) -> tuple[int, str]:
+    """(exit code, output) of a command whose output is a terminal."""
+    reader, writer = pty.openpty()
+    env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
+    env |= {"TERM": "xterm-256color", **environment}
+    program = [sys.executable, "-m", "shiqrun", *words]
+    chunks = []
+    with subprocess.Popen(program, stdout=writer, stderr=writer, cwd=cwd, env=env) as process:
+        os.close(writer)
+        try:
+            while chunk := os.read(reader, 65536):
+                chunks.append(chunk)
+        except OSError:  # how a Linux terminal says that the other side is gone
+            pass
+    os.close(reader)
+    return process.returncode, b"".join(chunks).decode()

@@ -291,5 +291,24 @@ def test_a_reward_that_fails_in_the_middle_ends_the_run_after_the_step_is_saved(
     (folder / "breaks.yaml").write_text("name: breaks\n_target_: tests.evaluation.runs.Breaks\ncalls: 3\n")
     more = ("eval.reward=breaks", "trainer.checkpoint_every=5", "--config-dir", str(home / "own"))
     assert train(home, "broken", *more) == 1
-    assert "step 6 is saved, its evaluation failed: the judge has gone home" in capsys.readouterr().err
+    assert "the evaluation of step 6 failed: the judge has gone home" in capsys.readouterr().err
     assert checkpoint(home / "broken")["global_step"] == 6
+    assert [r["step"] for r in evaluated(home / "broken")] == [0, 3]
+
+
+@pytest.mark.parametrize(("calls", "stands"), [(3, 6), (4, 5)], ids=["in the middle", "after the last step"])
+def test_what_a_failed_evaluation_left_out_is_made_up_for_when_the_run_goes_on(done, home, calls, stands):
+    """The judge comes back: the same rows as without its absence; no earlier numbers pass for the last ones."""
+    folder = home / f"own{calls}" / "reward"
+    folder.mkdir(parents=True)
+    lines = f"name: breaks\n_target_: tests.evaluation.runs.Breaks\ncalls: {calls}\n"
+    (folder / "breaks.yaml").write_text(lines)
+    name = f"back{calls}"
+    more = ("eval.reward=breaks", "trainer.checkpoint_every=5", "--config-dir", str(folder.parent))
+    assert train(home, name, *more) == 1
+    assert checkpoint(home / name)["global_step"] == stands
+    config = home / name / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace(f"calls: {calls}", "calls: 99"))
+    assert main(["train", f"resume={home / name}"]) == 0
+    assert timeless(evaluated(home / name)) == timeless(evaluated(done))
+    assert summary(home / name)["val/kl"] == summary(done)["val/kl"]

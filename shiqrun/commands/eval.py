@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.commands import rundir
 from shiqrun.commands.beside import data_beside, evaluation_beside
-from shiqrun.commands.validate import Schema, build, settings, target
+from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, settings, target
 from shiqrun.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,14 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("shiqrun")
 SCHEMA = Schema(
     root="shiqrun.commands.eval.Root",
-    nodes={
-        "data": "shiqrun.data.module.DataSettings",
-        "model": "shiqrun.models.policy.ModelSettings",
-        "hardware": None,
-        "logger": None,
-        "trainer": "shiqrun.commands.inspect.Unused",
-        "eval": "shiqrun.settings.AnswerSettings",
-    },
+    nodes={**WITHOUT_TRAINING, "eval": "shiqrun.settings.AnswerSettings"},
 )
 
 

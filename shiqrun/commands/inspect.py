@@ -14,7 +14,7 @@ from shiqrun.commands import rundir
 from shiqrun.commands.beside import data_beside
 from shiqrun.commands.learned import Colours, Quantity, largest, legend, painted, scale_of
 from shiqrun.commands.tokens import rendered
-from shiqrun.commands.validate import Schema, build, target
+from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, target
 from shiqrun.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA = Schema(
     root="shiqrun.commands.inspect.Root",
-    nodes={
-        "data": "shiqrun.data.module.DataSettings",
-        "model": "shiqrun.models.policy.ModelSettings",
-        "hardware": None,
-        "logger": None,
-        "trainer": "shiqrun.commands.inspect.Unused",
-    },
+    nodes=WITHOUT_TRAINING,
 )
 
 
@@ -50,13 +44,6 @@ class Root:
     dry_run: bool
     seed: Annotated[int, Ge(0)]
     run_dir: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unused:
-    """The keys of `trainer:` that a model may bring along."""
-
-    learning_rate: float | None
 
 
 def run(config: DictConfig, run_dir: Path) -> None:

@@ -14,7 +14,7 @@ from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from shiqrun.commands.validate import Schema, build, target
+from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, target
 from shiqrun.errors import InputError
 from shiqrun.files import replacing
 
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("shiqrun")
 SCHEMA = Schema(
     root="shiqrun.commands.score.Root",
-    nodes={
-        "data": "shiqrun.data.module.DataSettings",
-        "model": "shiqrun.models.policy.ModelSettings",
-        "hardware": None,
-        "logger": None,
-        "trainer": "shiqrun.commands.inspect.Unused",
-    },
+    nodes=WITHOUT_TRAINING,
 )
 FILES = {"train": "scored.jsonl", "val": "scored_val.jsonl"}
 USED = {"train": "data.path", "val": "data.val_path"}

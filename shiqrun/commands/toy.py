@@ -10,18 +10,11 @@ from typing import Annotated
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 
-from shiqrun.commands.validate import Schema, target
+from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, target
 
 SCHEMA = Schema(
     root="shiqrun.commands.toy.Root",
-    nodes={
-        "study": None,
-        "data": "shiqrun.data.module.DataSettings",
-        "model": "shiqrun.models.policy.ModelSettings",
-        "hardware": None,
-        "logger": None,
-        "trainer": "shiqrun.commands.inspect.Unused",
-    },
+    nodes={"study": None, **WITHOUT_TRAINING},
 )
 
 

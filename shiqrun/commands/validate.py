@@ -37,6 +37,23 @@ class Schema:
     nodes: Mapping[str, str | None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unused:
+    """The keys of `trainer:` that a model may bring along."""
+
+    learning_rate: float | None
+
+
+WITHOUT_TRAINING = {
+    "data": "shiqrun.data.module.DataSettings",
+    "model": "shiqrun.models.policy.ModelSettings",
+    "hardware": None,
+    "logger": None,
+    "trainer": "shiqrun.commands.validate.Unused",
+}
+"""The nodes that every command understands, for those that train nothing."""
+
+
 def check(config: DictConfig, schema: Schema) -> None:
     """Nothing, if the config can be run; `hydra` is left out.
 

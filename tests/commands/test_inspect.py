@@ -1,13 +1,10 @@
 import json
-import os
-import pty
 import re
-import subprocess
-import sys
 
 import pytest
 
 from shiqrun.cli import main
+from tests.command_line import on_a_terminal
 
 SMALL = ["data=treasure", "data.maps=20", "data.val_maps=5"]
 
@@ -124,19 +121,7 @@ def test_input_that_cannot_work_ends_with_2(inspect, monkeypatch, words, message
 
 
 def test_on_a_terminal_actions_are_coloured_instead(tmp_path):
-    reader, writer = pty.openpty()
-    command = [sys.executable, "-m", "shiqrun", "inspect", *SMALL, "limit=1"]
-    env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")} | {"TERM": "xterm-256color"}
-    with subprocess.Popen(command, stdout=writer, stderr=writer, cwd=tmp_path, env=env) as process:
-        os.close(writer)
-        chunks = []
-        try:
-            while chunk := os.read(reader, 65536):
-                chunks.append(chunk)
-        except OSError:  # how a Linux terminal says that the other side is gone
-            pass
-    os.close(reader)
-    assert process.returncode == 0
-    out = b"".join(chunks).decode()
+    code, out = on_a_terminal("inspect", *SMALL, "limit=1", cwd=tmp_path)
+    assert code == 0
     assert re.search(r"\x1b\[[\d;]*4[26]m \w+\x1b\[0m", out)
     assert "[" not in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", out)

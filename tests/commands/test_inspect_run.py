@@ -1,16 +1,13 @@
 import json
-import os
-import pty
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shiqrun.cli import main
+from tests.command_line import on_a_terminal
 
 SMALL = ["data.maps=12", "data.val_maps=3", "model.hidden_size=16", "model.num_layers=1", "logger=none", "eval.every=0"]
 BETA = 0.4
@@ -198,21 +195,8 @@ def test_what_does_not_fit_beside_a_run_ends_with_2(inspect, words, message):
 
 
 def test_on_a_terminal_every_action_has_its_colour(runs):
-    reader, writer = pty.openpty()
-    command = [sys.executable, "-m", "shiqrun", "inspect", "run=made", "limit=2"]
-    env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
-    env |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-    with subprocess.Popen(command, stdout=writer, stderr=writer, cwd=runs, env=env) as process:
-        os.close(writer)
-        chunks = []
-        try:
-            while chunk := os.read(reader, 65536):
-                chunks.append(chunk)
-        except OSError:  # how a Linux terminal says that the other side is gone
-            pass
-    os.close(reader)
-    assert process.returncode == 0
-    out = b"".join(chunks).decode()
+    code, out = on_a_terminal("inspect", "run=made", "limit=2", cwd=runs, COLORTERM="truecolor")
+    assert code == 0
     assert re.search(r"\x1b\[38;5;(16|231);48;2;\d+;\d+;\d+m [NSEW]\x1b\[0m", out)
     assert "48;2;178;24;43m" in out
     assert "48;2;33;102;172m" in out
