@@ -8,10 +8,11 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo hh test test-all check format bench clean
+.PHONY: help install demo hh test test-all check format clean \
+	bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(STAMP) ## make .venv with shiqrun and all that the tests use
 
@@ -75,9 +76,33 @@ format: install ## format and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## timings and peak memory; never part of the tests
-	$(BIN)/python -m bench.scoring
-	$(BIN)/python -m bench.start
+BENCH_OUT ?= bench/out
+DEVICE    ?= cpu
+QUICK     ?=
+BENCH_TRL  = $(BIN)/python -c 'import trl' 2>/dev/null || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+
+bench: bench-kernel bench-step bench-gen bench-start ## timings and memory against peers, about two hours; QUICK=--quick shortens; no test
+
+bench-kernel: install ## scoring alone against dense and against TRL's
+	@$(BENCH_TRL)
+	$(BIN)/python -m bench.kernel --device $(DEVICE)
+
+bench-step: install ## training steps against TRL's DPO trainer, equal losses first; table, JSON and picture in bench/out
+	@$(BENCH_TRL)
+	$(BIN)/python -m bench.step --device $(DEVICE) --out $(BENCH_OUT) $(QUICK)
+
+bench-gen: install ## generation against transformers' generate
+	$(BIN)/python -m bench.gen --device $(DEVICE)
+
+bench-start: install ## start-up over the bare interpreter
+	$(BIN)/python -m bench.start --out $(BENCH_OUT)
+
+bench-loop: install ## what the training loop costs beside its products
+	$(BIN)/python -m bench.loop
+
+bench-growth: install ## time and memory over tokens, vocabulary, completions, rows and sweep length
+	$(BIN)/python -m bench.growth --out $(BENCH_OUT) $(QUICK)
 
 clean: ## remove the environment and every run
 	rm -rf $(VENV) outputs/*

@@ -1,54 +1,91 @@
-"""How long `shiqrun` takes to answer, against the bare interpreter: median wall time of a few runs.
+"""How long `shiqrun` takes to answer, over the bare interpreter: `python -m bench.start [--json] [--repeats N]`.
 
-`python -m bench.start [--json]`.
+The commands in turn, after a round that warms the file cache; median wall time with least and most, CPU time (user and
+system), and which of the large packages were imported on the way. Writes start.json into --out.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-RUNS = 5
+from shiqrun.console import console
+
 SHIQRUN = str(Path(sys.executable).parent / "shiqrun")
-COMMANDS = {
-    "python -c pass": [sys.executable, "-c", "pass"],
-    "shiqrun --help": [SHIQRUN, "--help"],
-    "shiqrun --version": [SHIQRUN, "--version"],
-    "shiqrun train --help": [SHIQRUN, "train", "--help"],
-    "shiqrun train --cfg job": [SHIQRUN, "train", "--cfg", "job"],
+BARE = "python -c pass"
+COMMANDS: dict[str, tuple[list[str], float | None]] = {
+    BARE: (["-c", "pass"], None),
+    "shiqrun --help": ([SHIQRUN, "--help"], 0.1),
+    "shiqrun --version": ([SHIQRUN, "--version"], 0.1),
+    "shiqrun train --help": ([SHIQRUN, "train", "--help"], 0.5),
+    "shiqrun train --cfg job": ([SHIQRUN, "train", "--cfg", "job"], 0.5),
+    "shiqrun train dry_run=true": ([SHIQRUN, "train", "dry_run=true", "logger=none"], None),
 }
+"""What the interpreter is given, and the most seconds over the bare interpreter that issue D asks for."""
+LARGE = ("torch", "transformers", "lightning", "hydra", "datasets", "wandb", "peft", "matplotlib")
 
 
-def seconds(command: list[str]) -> float:
-    """Median wall time of a command, seconds; one run before warms the file cache."""
-    times = []
-    for _ in range(RUNS + 1):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
+def timed(words: Sequence[str]) -> tuple[float, float]:
+    """(wall, CPU) seconds of one run."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def imported(words: Sequence[str]) -> list[str]:
+    """The large packages that a run imports."""
+    command = [sys.executable, "-X", "importtime", *words]
+    done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    return [name for name in LARGE if name in names]
+
+
+def measured(repeats: int) -> dict[str, dict[str, Any]]:
+    """Of every command its times and imports."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
+    for _ in range(repeats + 1):
+        for name, (words, _) in COMMANDS.items():
+            times[name].append(timed(words))
+    found = {}
+    for name, (words, most) in COMMANDS.items():
+        wall, cpu = zip(*times[name][1:], strict=True)
+        clocks = {"wall": median(wall), "least": min(wall), "most": max(wall), "cpu": median(cpu)}
+        found[name] = {**clocks, "allowed_over_bare": most, "imports": imported(words)}
+    return found
 
 
 def main() -> None:
     """Times every command and prints a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("bench/out"))
     args = parser.parse_args()
-    found = {name: seconds(command) for name, command in COMMANDS.items()}
+    found = measured(args.repeats)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "start.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     if args.json:
         print(json.dumps(found))
         return
-    table = Table("command", title=f"median wall time of {RUNS} runs")
-    table.add_column("ms", justify="right")
-    for name, value in found.items():
-        table.add_row(name, f"{1000 * value:.0f}")
-    Console().print(table)
+    table = Table("command", title=f"milliseconds, median of {args.repeats} runs")
+    for column in ("wall", "CPU", "wall over bare", "allowed"):
+        table.add_column(column, justify="right")
+    table.add_column("imports")
+    for name, row in found.items():
+        allowed = "" if row["allowed_over_bare"] is None else f"{1000 * row['allowed_over_bare']:.0f}"
+        over = 1000 * (row["wall"] - found[BARE]["wall"])
+        wall = f"{1000 * row['wall']:.0f} ({1000 * row['least']:.0f}-{1000 * row['most']:.0f})"
+        table.add_row(name, wall, f"{1000 * row['cpu']:.0f}", f"{over:.0f}", allowed, ", ".join(row["imports"]))
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a finished run leaves: `policy/` with its model card, `samples.jsonl`, `summary.json`."""
+"""What a finished run leaves: `policy/` and `adapter/` with their model cards, `samples.jsonl`, `summary.json`."""
 
 import copy
 import importlib.metadata
@@ -14,14 +14,16 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 import shiqrun
 from shiqrun.files import replace
+from shiqrun.models.adapter import has_adapter, is_quantized, merged, save_adapter
 from shiqrun.models.policy import Policy
+from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards import provenance as trained_on
 
-LIBRARIES = ("torch", "transformers", "lightning", "hydra-core", "peft")
+LIBRARIES = ("torch", "transformers", "lightning", "hydra-core", "peft", "bitsandbytes")
 
 CARD = """\
 ---
-library_name: transformers
+library_name: {library}
 tags: [shiqrun, {algo}]
 ---
 # A model trained by shiqrun
@@ -38,9 +40,29 @@ tags: [shiqrun, {algo}]
 {about}
 Made by shiqrun {version}. The chat template in the tokenizer is the one that the policy was trained with.
 
+{load}"""
+
+LOAD = """\
     from transformers import {auto}, AutoTokenizer
     model = {auto}.from_pretrained("{path}")
     tokenizer = AutoTokenizer.from_pretrained("{path}")
+"""
+
+LOAD_ADAPTER = """\
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    base = AutoModelForCausalLM.from_pretrained("{base}")
+    model = PeftModel.from_pretrained(base, "{path}")
+    tokenizer = AutoTokenizer.from_pretrained("{path}")
+"""
+
+ADAPTER = """
+This is the LoRA adapter alone, for `peft`; `../policy` has it merged. It goes on the model at `{base}`.
+"""
+
+QUANTIZED = """
+The adapter was trained on 4-bit weights (nf4). `policy` has it added to the base's own weights, in float32, so its
+logits differ from those of training by what the 4 bits took.
 """
 
 SCORES = """
@@ -51,18 +73,23 @@ is the share of held-out pairs, of other prompts, that it orders right.
 """
 
 
-def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any]) -> None:
-    """Writes a directory that `AutoModelForCausalLM` loads with the same logits; LoRA adapters are merged in.
+def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any]) -> str:
+    """Writes a directory that `AutoModelForCausalLM` loads with the same logits; returns its weights' fingerprint.
 
-    An unmerged copy of the adapter goes to `adapter/` beside it.
+    A LoRA adapter is merged in, and goes to `adapter/` beside it as it is, too.
     """
-    model = policy.model
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(directory.parent / "adapter")
-        model = copy.deepcopy(model).merge_and_unload()
+    about = QUANTIZED if is_quantized(policy.model) else ""
+    if has_adapter(policy.model):
+        apart = directory.parent / "adapter"
+        base = save_adapter(policy.model, apart)
+        tokenizer.save_pretrained(apart)
+        load = LOAD_ADAPTER.format(base=base, path=apart)
+        _write_card(apart, card, load, library="peft", about=ADAPTER.format(base=base) + about)
+    model = merged(policy.model)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    _write_card(directory, card, "AutoModelForCausalLM")
+    _write_card(directory, card, LOAD.format(auto="AutoModelForCausalLM", path=directory), about=about)
+    return weights_fingerprint(model)
 
 
 def save_reward_model(
@@ -79,9 +106,7 @@ def save_reward_model(
     Raises:
         ValueError: the policy has no score head, or `transformers` has no such model on this body.
     """
-    model = policy.model
-    if hasattr(model, "merge_and_unload"):
-        model = copy.deepcopy(model).merge_and_unload()
+    model = merged(policy.model)
     config = copy.deepcopy(model.config)
     config.num_labels, config.pad_token_id = 1, _pad_that_ends_no_text(tokenizer)
     scorer = AutoModelForSequenceClassification.from_config(config)
@@ -94,7 +119,7 @@ def save_reward_model(
     seen = trained_on.provenance_of(prompts)
     write_json(directory / trained_on.FILE, seen.written())
     about = SCORES.format(count=f"{len(seen.names):,}", fingerprint=seen.fingerprint, file=trained_on.FILE)
-    _write_card(directory, card, "AutoModelForSequenceClassification", about)
+    _write_card(directory, card, LOAD.format(auto="AutoModelForSequenceClassification", path=directory), about=about)
 
 
 def _pad_that_ends_no_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -102,9 +127,11 @@ def _pad_that_ends_no_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((i for i in ids if i is not None and i != tokenizer.eos_token_id), None)
 
 
-def _write_card(directory: Path, card: dict[str, Any], auto: str, about: str = "") -> None:
+def _write_card(
+    directory: Path, card: dict[str, Any], load: str, *, library: str = "transformers", about: str = ""
+) -> None:
     rows = {name: "\n".join(f"| {k} | {v} |" for k, v in card[name].items()) for name in ("settings", "metrics")}
-    text = CARD.format(**{**card, **rows}, about=about, version=shiqrun.__version__, path=directory, auto=auto)
+    text = CARD.format(**{**card, **rows}, about=about, version=shiqrun.__version__, library=library, load=load)
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -83,6 +83,7 @@ class Signals(Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.received = 0
+        self._ranks: Any = None  # a group that talks over the CPU
         self._former: dict[int, Any] = {}
 
     def install(self) -> None:
@@ -103,14 +104,22 @@ class Signals(Callback):
         self.received = number
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning has put its own SIGTERM handler over ours by now."""
+        """Lightning has put its own SIGTERM handler over ours by now, and asks all ranks about it at each step.
+
+        The question is void with its handler gone, and waits for the device: ours goes over the CPU.
+        """
         self.install()
+        if trainer.world_size > 1:
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+            self._ranks = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Runs last of the callbacks: the step is complete and its rows are written."""
-        stop = bool(self.received)
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        stop = self.received
+        if self._ranks is not None:
+            told = torch.tensor(stop)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, self._ranks)
+            stop = int(told)
         if stop:
             self.checkpoints.save(trainer)
             raise Stopped(f"stopped after step {trainer.global_step}; the checkpoint is saved")
@@ -182,6 +191,7 @@ class Validation(Callback):
     def run(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """One evaluation. `val/reward` is the policy's own, so the data's is left out."""
         assert isinstance(module, Method)
+        module.settle()
         began = time.perf_counter()
         metrics = self._on_data(trainer, module)
         if self.exact is not None:

@@ -76,8 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _launch(words[0], words[1:])
 
 
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other where cores are shared
+    # bfloat16 products on a CPU compile a kernel for every length that batches have, and keep 1024 of them, twice
+    "LRU_CACHE_CAPACITY": "16",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
+}
+"""What is set before torch is imported, where the environment does not say otherwise; docs/performance.md."""
+
+
 def _launch(name: str, words: Sequence[str]) -> int:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other where cores are shared
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     command = COMMANDS[name]
     if command.plain:
         return int(import_module(command.module).main(words))

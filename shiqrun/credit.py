@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.data.batches import Rows, micro_batches
+from shiqrun.data.batches import Rows
 from shiqrun.data.encode import EncodedTrajectory
 from shiqrun.data.pieces import pieces
 from shiqrun.files import replacing
@@ -90,7 +90,7 @@ def credit(
         beta: reward units per nat.
         picked: numbers of the rows, None for all.
         kind: whether they are data or samples.
-        tokens: padded tokens of a forward pass; bounds memory, changes no number.
+        tokens: tokens of a forward pass; bounds memory, changes no number.
     """
     numbers = list(range(len(rows)) if picked is None else picked)
     device = next(policy.parameters()).device
@@ -98,8 +98,9 @@ def credit(
     mode = policy.training
     policy.eval()
     try:
-        for cut in micro_batches(rows.lengths, [[i] for i in dict.fromkeys(numbers)], tokens):
-            batch = replace(rows.collate(cut), anchor_tokens=None).to(device)
+        for cut in rows.micro_batches([[i] for i in dict.fromkeys(numbers)], tokens):
+            batch = rows.collate(cut)
+            batch = replace(batch, anchor_tokens=None).laid_out(batch.layout).to(device)
             learned = _learned(batch, policy, reference, beta)
             for place, row in enumerate(cut):
                 of_row = {name: x[place, : rows.actions[row]].tolist() for name, x in learned.items()}

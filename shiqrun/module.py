@@ -1,6 +1,5 @@
 """The LightningModule: policy, reference, loss, and one optimiser step that does not depend on how it was cut."""
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,17 +17,18 @@ from shiqrun.losses.anchor import anchor
 from shiqrun.losses.residual import log_ratios, partition_shifts
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
+from shiqrun.optimiser import adamw, divide_and_clip, set_rates
 from shiqrun.schedule import learning_rate_factor
 from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
+from shiqrun.tally import Tally, Unread, Watch, added, floats
 from shiqrun.types import ActionScores, LossTerms, Trajectories
 
 Loss = Callable[..., LossTerms]
 STEP_ZERO_TOLERANCE = {None: (1e-5, 1e-4), torch.bfloat16: (5e-3, 5e-2)}
 """Nats of |mean log-ratio| and mean |log-ratio| that rounding explains while policy and reference are the same model:
 cached scores were computed in batches of other shapes."""
-
-
-Tally = dict[str, tuple[Tensor, Tensor]]
+READ = "read"
+"""In a step's tally: (tokens, the sum that is minimised)."""
 
 
 class Method(LightningModule):
@@ -44,6 +44,9 @@ class Method(LightningModule):
         algo: the anchor, and the value function's learning rate.
         beta: KL temperature, for the anchor.
         stamp: kept in every checkpoint: fingerprints of data and model, the reward offset.
+        reads_late: the device is asked whether losses and norms were finite at logged steps, checkpoints and
+            evaluations only, and no other step waits for it; until it is asked, a step that was not finite and all
+            later ones change nothing. None: wherever asking means waiting.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Method(LightningModule):
         algo: AlgoSettings,
         beta: float = 0.0,
         stamp: dict[str, Any] | None = None,
+        reads_late: bool | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -67,23 +71,14 @@ class Method(LightningModule):
         self.latest: dict[str, float] = {}
         self.seconds, self.num_tokens = 0.0, 0  # of all steps, over all sessions of a resumed run
         self._since, self._tokens = 0.0, 0  # where both stood at the last logged step
+        self.reads_late, self._watch = reads_late, Watch()
 
     def configure_optimizers(self) -> Any:
-        """AdamW on what requires a gradient, with warm-up and schedule counted in optimiser steps."""
-        s = self.settings
-        value = [] if self.policy.value is None else [p for p in self.policy.value.parameters() if p.requires_grad]
-        own = {id(p) for p in value}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.policy.parameters() if p.requires_grad and id(p) not in own]}
-        ]
-        if value:
-            groups.append({"params": value, "lr": s.learning_rate * (self.algo.value_lr_ratio or 1.0)})
-        optimizer = torch.optim.AdamW(groups, lr=s.learning_rate, weight_decay=s.weight_decay)
-
-        def factor(step: int) -> float:
-            return learning_rate_factor(step, s.lr_schedule, s.warmup_steps, self.max_steps)
-
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+        """AdamW on what requires a gradient; no scheduler, each step sets its learning rate."""
+        optimizer = adamw(self.policy, self.settings, value_lr_ratio=self.algo.value_lr_ratio or 1.0)
+        if self.reads_late is None:
+            self.reads_late = self.device.type != "cpu" and bool(optimizer.defaults["fused"])
+        return [optimizer], []
 
     def on_fit_start(self) -> None:
         """Train mode for the policy (`from_pretrained` leaves it in eval mode); the reference follows the device."""
@@ -93,7 +88,8 @@ class Method(LightningModule):
             move(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the stamp."""
+        """Adds the stamp; nothing is saved that has not been looked at."""
+        self.settle()
         checkpoint[STAMP] = {**self.stamp, "seconds": self.seconds, "num_tokens": self.num_tokens}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -102,29 +98,41 @@ class Method(LightningModule):
         self.num_tokens = self._tokens = checkpoint[STAMP].get("num_tokens", 0)
 
     def terms(
-        self, batch: Trajectories, *, units_per_action: float = 0.0, describe: bool = False
+        self,
+        batch: Trajectories,
+        *,
+        units_per_action: Tensor | None = None,
+        measure: bool = True,
+        describe: bool = False,
     ) -> tuple[LossTerms, Tally]:
         """What to minimise on a batch, and its metrics as (sum, count); `loss` is the method's, without the anchor.
 
         Args:
             batch: trajectories.
-            units_per_action: weight of the anchor's sum beside the loss's, so that dividing both by the loss's units
-                divides the anchor's by actions; 0 leaves it out.
+            units_per_action: `[]`, weight of the anchor's sum beside the loss's, so that dividing both by the loss's
+                units divides the anchor's by actions; None leaves it out.
+            measure: all metrics, else the loss alone.
             describe: also entropy and the share of actions that are the most likely token.
         """
-        drawn = self.algo.anchor_tokens if units_per_action and self.algo.anchor_from == "policy" else 0
+        drawn = self.algo.anchor_tokens * (units_per_action is not None and self.algo.anchor_from == "policy")
         policy = self.policy(batch, sample=drawn, describe=describe)
         if drawn:
-            batch = replace(batch, anchor_tokens=policy.further_tokens)
+            batch = replace(batch, anchor_tokens=policy.further_tokens).laid_out(batch.layout)
         reference = None if self.reference is None else self.reference(batch)
         terms = self.loss(batch, policy, reference)
-        bare = (terms.total.detach(), terms.count)
-        actions = batch.action_mask.sum()
-        tally: Tally = {**terms.metrics, "loss": bare}
-        if units_per_action and reference is not None:
+        tally: Tally = {"loss": (terms.total.detach(), terms.count)}
+        if measure:
+            tally |= terms.metrics | self._measured(batch, policy, reference)
+        if units_per_action is not None and reference is not None:
             held = anchor(batch, policy, reference, kappa=self.algo.anchor, beta=self.beta)
-            terms = replace(terms, total=terms.total + units_per_action * held.total)
-            tally |= held.metrics
+            terms = replace(terms, total=terms.total + units_per_action.to(held.total.dtype) * held.total)
+            tally |= held.metrics if measure else {}
+        return terms, tally
+
+    @torch.no_grad()
+    def _measured(self, batch: Trajectories, policy: ActionScores, reference: ActionScores | None) -> Tally:
+        """What every method shows of a batch, beside the metrics of its loss."""
+        actions, tally = batch.action_mask.sum(), Tally()
         if policy.entropy is not None and policy.hits is not None:
             tally["entropy"] = (policy.entropy.sum(), actions)
             tally["mean_token_accuracy"] = (policy.hits.sum(), actions)
@@ -132,57 +140,90 @@ class Method(LightningModule):
         known = batch.action_mask.any(-1) & ~earned.isnan()  # `sft` takes data without rewards
         tally["reward"] = (earned.masked_fill(~known, 0).sum(), known.sum())
         if reference is not None:
-            with torch.no_grad():
-                ratio = log_ratios(batch, policy, reference)
-                tally["logratio_mean"] = (ratio.sum(), actions)
-                tally["logratio_abs"] = (ratio.abs().sum(), actions)
-                shift = (self.beta or 1.0) * partition_shifts(batch, policy, reference)
-                tally["shifted_value"] = (shift.sum(), actions)
-        return terms, tally
+            ratio = log_ratios(batch, policy, reference)
+            tally["logratio_mean"] = (ratio.sum(), actions)
+            tally["logratio_abs"] = (ratio.abs().sum(), actions)
+            shift = (self.beta or 1.0) * partition_shifts(batch, policy, reference)
+            tally["shifted_value"] = (shift.sum(), actions)
+        return tally
 
     def training_step(self, batches: list[Trajectories], index: int) -> None:
-        """One optimiser step: sum gradients over micro-batches and ranks, divide once by the units, clip, update."""
-        optimizer, began = self.optimizers(), time.perf_counter()
-        torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
+        """One optimiser step: sum gradients over micro-batches and ranks, divide once by the units, clip, update.
+
+        Between logged steps nothing asks the device for a number.
+        """
+        optimizer, step, began = self.optimizers(), self.global_step + 1, time.perf_counter()
+        self._draw_anew(step)
+        logged, weight = self.logs_now(step), self._units_per_action(batches)
         tallies: list[Tally] = []
-        weight, describe = self._units_per_action(batches), self.logs_now(self.global_step + 1)
         for k, batch in enumerate(batches):
             with self._exchange(last=k == len(batches) - 1):
-                terms, tally = self.terms(batch, units_per_action=weight, describe=describe)
-                self._refuse_nonfinite(terms.total, k)
+                terms, tally = self.terms(batch, units_per_action=weight, measure=logged, describe=logged)
                 self.manual_backward(terms.total)
-            read = batch.attention_mask.sum()
-            tallies.append({**tally, "num_tokens": (read, torch.zeros_like(read))})
-        summed = self.reduced(tallies)
-        self.num_tokens += int(summed["num_tokens"][0])
-        self._expect_equality(summed)
-        norm = self._divide_and_clip(max(summed["loss"][1], 1.0))
-        optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        rate = self.lr_schedulers().get_last_lr()[0]  # type: ignore[union-attr]
-        self.lr_schedulers().step()  # type: ignore[union-attr]
+            tallies.append({**tally, READ: (batch.attention_mask.sum(), terms.total.detach())})
+        summed = self._summed(tallies)
+        scale = self.trainer.world_size / summed["loss"][1].clamp(min=1)  # DDP has divided by the ranks
+        norms = divide_and_clip(optimizer, scale, self.settings.grad_clip)  # type: ignore[arg-type]
+        tokens, total = summed.pop(READ)
+        self._watch.add(Unread(step, [t[READ][1] for t in tallies], total, norms, tokens))
+        if logged or not self.reads_late:
+            self._read()
+        numbers = floats(summed) if logged else {}
+        self._expect_equality(numbers)
+        rate = self._update(optimizer, step)
         self.seconds += time.perf_counter() - began
-        if self.logs_now(self.global_step):
-            self._log(summed, norm, float(rate))
+        if logged:
+            self._log(numbers, float(norms[0]), rate)
 
-    def _units_per_action(self, batches: list[Trajectories]) -> float:
-        """Units of the loss per action in the whole step, known before any score is: losses count without looking."""
+    def _draw_anew(self, step: int) -> None:
+        """Makes what the step draws a function of seed, step and rank."""
+        # Not always torch.manual_seed: without a GPU it keeps a stack trace for one that may come, which takes 0.2 ms
+        begin = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        begin(hash((self.seed, step - 1, self.global_rank)) % 2**63)
+
+    def _update(self, optimizer: Any, step: int) -> float:
+        """The optimiser's step, which does nothing if one of the unread ones is not finite; its learning rate."""
+        shape = (self.settings.lr_schedule, self.settings.warmup_steps, self.max_steps)
+        rate = set_rates(optimizer, learning_rate_factor(step - 1, *shape))
+        optimizer.optimizer.found_inf = self._watch.found_inf
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return rate
+
+    def settle(self) -> None:
+        """Reads what steps have left on the device; the time is theirs.
+
+        Raises:
+            TrainingError: a loss or a gradient was not finite; nothing was updated from that step on.
+        """
+        began = time.perf_counter()
+        self._read()
+        self.seconds += time.perf_counter() - began
+
+    def _read(self) -> None:
+        tokens, bad = self._watch.read()
+        self.num_tokens += tokens
+        if bad is not None:
+            self._refuse(bad)
+
+    def _units_per_action(self, batches: list[Trajectories]) -> Tensor | None:
+        """`[]`, the loss's units per action in the step, known before any score is: losses count without looking."""
         if not self.algo.anchor:
-            return 0.0
+            return None
         counts: list[Tally] = []
         for batch in batches:
             zero = torch.zeros_like(batch.rewards)
             blank = ActionScores(zero, zero, value=zero)
             counts.append({"units": (self.loss(batch, blank, blank).count, batch.action_mask.sum())})
-        units, actions = self.reduced(counts)["units"]
-        return units / max(actions, 1.0)
+        units, actions = self._summed(counts)["units"]
+        return units / actions.clamp(min=1)
 
     def logs_now(self, step: int) -> bool:
         """Whether this step (counted from 1) has a row in the logs."""
         return step == 1 or step == self.max_steps or step % self.settings.log_every == 0
 
-    def _log(self, summed: dict[str, tuple[float, float]], norm: float, rate: float) -> None:
-        metrics = {name: total / count for name, (total, count) in summed.items() if count}
+    def _log(self, numbers: dict[str, tuple[float, float]], norm: float, rate: float) -> None:
+        metrics = {name: total / count for name, (total, count) in numbers.items() if count}
         metrics |= {"grad_norm": norm, "learning_rate": rate, "epoch": self.epoch()}
         speed = (self.num_tokens - self._tokens) / max(self.seconds - self._since, 1e-9)
         metrics |= {"num_tokens": float(self.num_tokens), "tokens_per_second": speed}
@@ -202,52 +243,49 @@ class Method(LightningModule):
         return self.global_step / data.encoded.train.steps_per_epoch(data.batch_size)
 
     def reduced(self, tallies: list[Tally]) -> dict[str, tuple[float, float]]:
-        """Sums and counts over micro-batches and ranks, as floats, in one exchange.
+        """Sums and counts over micro-batches and ranks, as floats."""
+        return floats(self._summed(tallies))
+
+    def _summed(self, tallies: list[Tally]) -> Tally:
+        """The same on the device, float64, in one exchange.
 
         A rank whose micro-batches lack a metric that another has cannot be: every batch yields the same names.
         """
-        names = sorted(tallies[0])
-        flat = torch.stack([torch.stack([t[n][k].double() for n in names]) for t in tallies for k in (0, 1)])
-        both = flat.view(len(tallies), 2, len(names)).sum(0)
+        names, both = added(tallies)
         if self.trainer.world_size > 1:
             both = self.trainer.strategy.reduce(both, reduce_op="sum")
-        return {n: (float(s), float(c)) for n, s, c in zip(names, *both.tolist(), strict=True)}
+        return {name: (pair[0], pair[1]) for name, pair in zip(names, both, strict=True)}
 
     def _exchange(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients cross ranks in the last micro-batch's backward pass only."""
         wrapped = self.trainer.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
 
-    def _divide_and_clip(self, count: float) -> float:
-        """Turns summed gradients into those of the mean over all units (DDP has divided by the ranks).
+    def _refuse(self, step: Unread) -> None:
+        """Says what was not finite.
 
-        The policy and a value function are clipped apart, so that a value that starts far off does not shrink the
-        policy's step; returns the policy's norm.
+        Raises:
+            TrainingError: always.
         """
-        largest, norms = self.settings.grad_clip or float("inf"), []
-        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
-            parameters = [p for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_([p.grad for p in parameters], self.trainer.world_size / count)
-            norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, largest)))
-        if not all(map(math.isfinite, norms)):
-            raise TrainingError(f"step {self.global_step + 1}: the gradient norm is {norms}; nothing was updated")
-        return norms[0]
-
-    def _refuse_nonfinite(self, total: Tensor, micro_batch: int) -> None:
-        if not torch.isfinite(total):
+        bad = [k for k, loss in enumerate(step.losses) if not loss.isfinite()]
+        if bad:
             data: LoggedData = self.trainer.datamodule  # type: ignore[attr-defined]
-            rows = data.sources(self.global_step, micro_batch)
+            rows = data.sources(step.step - 1, bad[0])
+            loss = float(step.losses[bad[0]])
             raise TrainingError(
-                f"step {self.global_step + 1}: the loss is {float(total)} on a micro-batch of {len(rows)} rows, among "
-                f"them {', '.join(rows[:3])}; nothing was updated. Lower trainer.learning_rate or look at these rows"
+                f"step {step.step}: the loss is {loss} on a micro-batch of {len(rows)} rows, among them "
+                f"{', '.join(rows[:3])}; nothing was updated. Lower trainer.learning_rate or look at these rows"
             )
+        if not step.total.isfinite():
+            raise TrainingError(f"step {step.step}: the loss is not finite on another rank; nothing was updated")
+        raise TrainingError(f"step {step.step}: the gradient norm is {step.norms.tolist()}; nothing was updated")
 
-    def _expect_equality(self, summed: dict[str, tuple[float, float]]) -> None:
+    def _expect_equality(self, numbers: dict[str, tuple[float, float]]) -> None:
         """At step 0 the policy is the reference; a run that starts otherwise would report another problem's KL."""
-        if self.global_step or "logratio_abs" not in summed:
+        if self.global_step or "logratio_abs" not in numbers:
             return
-        count = max(summed["logratio_abs"][1], 1.0)
-        found = [abs(summed[name][0]) / count for name in ("logratio_mean", "logratio_abs")]
+        count = max(numbers["logratio_abs"][1], 1.0)
+        found = [abs(numbers[name][0]) / count for name in ("logratio_mean", "logratio_abs")]
         if not all(x <= limit for x, limit in zip(found, STEP_ZERO_TOLERANCE[self.policy.autocast], strict=True)):
             raise TrainingError(
                 f"policy and reference differ before the first step: mean log-ratio {found[0]:.2g}, mean |log-ratio| "

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from shiqrun.errors import InputError
 from shiqrun.evaluation.evaluator import Evaluator
 from shiqrun.evaluation.prompts import choose_prompts, expect_prompts, readable_by
 from shiqrun.losses.requirements import compares_completions, needs_of
-from shiqrun.models.policy import ModelSettings, Policy, ValueHead, check_head, prepare
+from shiqrun.models.policy import ModelSettings, Policy, ValueHead, cannot_pack, check_head, prepare
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards.labels import in_one_unit
 from shiqrun.rewards.reward import Reward
@@ -108,6 +107,7 @@ def ready(plan: Plan) -> Run:
         plan.data,
         context=plan.choice.context(),
         compared_by=plan.names["algo"] if compares_completions(plan.loss) else None,
+        together=plan.trainer.prompts_together,
         progress=lambda items, what: track(items, what),
     )
     _check_needs(plan, encoded)
@@ -123,9 +123,19 @@ def ready(plan: Plan) -> Run:
         for rows in (encoded.train, encoded.val):
             rows.anchor = (plan.algo.anchor_tokens, vocabulary, plan.seed)
     check_head(policy, encoded.train.collate([int(encoded.train.lengths.argmin())]))
+    _pack(policy, encoded, plan.hardware.device().type)
     evaluator = _evaluator(plan, tokenizer, encoded)
     scored_by = None if plan.reward is None else plan.reward.fingerprint()
     return Run(plan, tokenizer, encoded, policy, weights, offset, _steps(plan, encoded), evaluator, scored_by)
+
+
+def _pack(policy: Policy, encoded: Encoded, device: str) -> None:
+    """Has both splits read without padding if the policy can, and says so once if it cannot."""
+    why = cannot_pack(policy, encoded.train)
+    for rows in (encoded.train, encoded.val):
+        rows.packed, rows.device = why is None, device
+    if why:
+        log.info("batches are padded, longest together, and prompts repeated: %s reads no packed ones", why)
 
 
 def _evaluator(plan: Plan, tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> Evaluator | None:
@@ -263,6 +273,9 @@ def _check_settings(plan: Plan) -> None:
         raise InputError(
             "algo.reference=adapter needs a LoRA adapter to switch off; set model.lora_r=16, or reference=cached"
         )
+    quantize = getattr(plan.choice, "quantize", None)
+    if quantize and plan.hardware.device().type != "cuda":
+        raise InputError(f"model.quantize={quantize} needs a CUDA GPU; set hardware=gpu")
     if algo.reference == "none" and wanted and "score" not in wanted:
         raise InputError(f"algo.reference=none is for algo=sft; {name} needs cached, frozen or adapter")
     if "value" not in wanted and (algo.value or algo.value_lr_ratio):
@@ -281,8 +294,3 @@ def _steps(plan: Plan, encoded: Encoded) -> int:
     if t.max_steps is None and t.max_epochs is None:
         raise InputError("trainer.max_steps and trainer.max_epochs are both null; set one")
     return t.max_steps or (t.max_epochs or 0) * encoded.train.steps_per_epoch(t.batch_size)
-
-
-def default_cache_dir() -> Path:
-    """SHIQRUN_CACHE, else ~/.cache/shiqrun."""
-    return Path(os.environ.get("SHIQRUN_CACHE") or Path.home() / ".cache" / "shiqrun")

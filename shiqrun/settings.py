@@ -49,7 +49,10 @@ class TrainerSettings:
         max_steps: optimiser steps, None to count by epochs.
         max_epochs: passes over the training trajectories, read when max_steps is None.
         batch_size: trajectories of an optimiser step, over all ranks and micro-batches.
-        micro_batch_tokens: padded tokens of one forward pass; bounds memory, changes no number.
+        micro_batch_tokens: tokens of one forward pass, as they are read: packed, or padded where the model reads no
+            packed batches; bounds memory, changes no number.
+        prompts_together: trajectories of a prompt are never in different steps, and in a micro-batch it is read once;
+            methods that compare them have it so anyway. It changes which trajectories meet in a step.
         learning_rate: peak of the schedule.
         weight_decay: AdamW's.
         warmup_steps: optimiser steps of linear warm-up from 0.
@@ -63,6 +66,7 @@ class TrainerSettings:
     max_epochs: Annotated[int, Gt(0)] | None
     batch_size: Annotated[int, Gt(0)]
     micro_batch_tokens: Annotated[int, Gt(0)]
+    prompts_together: bool
     learning_rate: Annotated[float, Gt(0)]
     weight_decay: Annotated[float, Ge(0)]
     warmup_steps: Annotated[int, Ge(0)]
@@ -116,7 +120,7 @@ class AnswerSettings(SamplingSettings):
     Attributes:
         split: whose prompts are answered.
         beta: KL temperature of the regularised return, None for the run's.
-        batch_tokens: padded tokens of one forward pass when answers are measured.
+        batch_tokens: tokens of one forward pass when answers are measured.
     """
 
     split: Literal["train", "val"]

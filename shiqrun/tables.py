@@ -11,6 +11,7 @@ from shiqrun.artifacts import append_samples
 from shiqrun.console import console, number
 from shiqrun.data.treasure_maps import draw
 from shiqrun.exact import ExactTreasure
+from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
 
 if TYPE_CHECKING:
     from shiqrun.plan import Run
@@ -36,6 +37,8 @@ def plan_table(run: "Run") -> None:
         table.add_row("reward offset", f"{run.plan.algo.reward_offset}: {run.offset:.4g} on average")
     epochs = run.max_steps / train.steps_per_epoch(run.plan.trainer.batch_size)
     table.add_row("steps", f"{run.max_steps:,} of {run.plan.trainer.batch_size} trajectories, {epochs:.3g} epochs")
+    read = sum(train.tokens_read(unit) for unit in train.units)
+    table.add_row("reads", f"{read:,} tokens an epoch" + (", packed" if train.packed else " and padding between them"))
     trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
     table.add_row("parameters", f"{sum(p.numel() for p in run.policy.parameters()):,}, {trained:,} trained")
     table.add_row("memory", f"about {estimated_bytes(run) / 2**30:.2g} GiB for weights, optimiser and one micro-batch")
@@ -48,17 +51,18 @@ def estimated_bytes(run: "Run") -> float:
     Activations of a layer are counted as 16 numbers of the hidden size a token (4 under checkpointing), which is
     about what a Llama block keeps; a figure to plan with, not a measurement.
     """
-    everything = sum(p.numel() for p in run.policy.parameters())
+    everything = sum(p.nbytes for p in run.policy.parameters())
     trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
     config: Any = run.policy.causal_lm.config.get_text_config()
-    tokens = min(
-        run.plan.trainer.micro_batch_tokens, int(run.encoded.train.lengths.max()) * run.plan.trainer.batch_size
-    )
+    train, device = run.encoded.train, run.plan.hardware.device().type
+    tokens = min(run.plan.trainer.micro_batch_tokens, int(train.lengths.max()) * run.plan.trainer.batch_size)
+    tokens = max(tokens, max(train.tokens_read(unit) for unit in train.units) if train.compared else 0)
     kept = 4 if run.plan.model.gradient_checkpointing else 16
     activations = tokens * config.hidden_size * config.num_hidden_layers * kept * 4
     answers = run.evaluator is not None and not run.plan.model.lora_r  # held against a copy of the starting model
     copies = 2 if run.plan.algo.reference == "frozen" or answers else 1
-    return 4 * (copies * everything + 3 * trained) + activations + 2 * (64 << 20)
+    scoring = min(4 * tokens * config.vocab_size, KEPT_BYTES.get(device, KEPT_BYTES["cuda"]))
+    return copies * everything + 12 * trained + activations + scoring + TILE_BYTES.get(device, TILE_BYTES["cuda"])
 
 
 def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float) -> None:

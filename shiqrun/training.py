@@ -23,16 +23,8 @@ from shiqrun.errors import InputError, Interrupted
 from shiqrun.exact import ExactTreasure
 from shiqrun.losses.requirements import needs_of
 from shiqrun.metrics import MetricsFile
-from shiqrun.models.reference import (
-    AdapterOff,
-    Frozen,
-    Live,
-    Reference,
-    cache_key,
-    cached,
-    cached_scores,
-    weights_fingerprint,
-)
+from shiqrun.models.cache import cache_key, cached_scores
+from shiqrun.models.reference import AdapterOff, Frozen, Live, Reference, cached, weights_fingerprint
 from shiqrun.module import Method
 from shiqrun.plan import Run
 from shiqrun.settings import STAMP
@@ -239,8 +231,9 @@ def _finish(
     card: dict[str, Any] = {**plan.names, "steps": run.max_steps, "settings": plan.shown, "metrics": shown}
     if "score" in needs_of(plan.loss):
         save_reward_model(run.policy, run.tokenizer, plan.run_dir / "reward_model", card, prompts=run.encoded.prompts)
+        saved = weights_fingerprint(run.policy.causal_lm)
     else:
-        save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
+        saved = save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
     if exact is not None:
         episodes(run, exact)
     _write_credit(run, method, validation)
@@ -254,13 +247,15 @@ def _finish(
         "algo": plan.names["algo"],
         "data": plan.names["data"],
         "parameters": sum(p.numel() for p in run.policy.parameters()),
+        "parameters/trained": sum(p.numel() for p in run.policy.parameters() if p.requires_grad),
+        **({"quantize": quantize} if (quantize := getattr(plan.choice, "quantize", None)) else {}),
         "trajectories/train": len(run.encoded.train),
         "trajectories/val": len(run.encoded.val),
         "reward_offset": run.offset,
         **({f"reward/{k}": v for k, v in plan.reward.about().items()} if plan.reward else {}),
         "fingerprint/data": run.encoded.fingerprint,
         "fingerprint/model": run.weights,
-        "fingerprint/policy": weights_fingerprint(run.policy.causal_lm),
+        "fingerprint/policy": saved,
         **{f"dropped/{why}": n for why, n in run.encoded.dropped.items()},
         **provenance(),
     }

@@ -5,11 +5,13 @@ turns and tool replies are gone, and the next state is the next column.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, device
+
+from shiqrun.layout import Layout, moved
 
 Message = dict[str, Any]
 """One chat message: `role` (system, user, assistant, tool) and `content`."""
@@ -92,7 +94,7 @@ class ActionScores:
 
     def to(self, where: "device | str") -> "ActionScores":
         """The same scores on another device."""
-        return _moved(self, where)
+        return moved(self, where)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Trajectories:
         value_target: `[B, A]`, reward units, NaN where not annotated.
         offset: `[B]`, reward units, what `algo.reward_offset` has taken from the reward of the last action.
         anchor_tokens: `[B, A, K]` int64, tokens whose logits are held at the reference's at each action's state.
+        layout: how the body of a model reads the batch, as it stands where None; `replace` leaves it out, for it is of
+            these very tokens and actions.
 
     Raises:
         ValueError: a shape that does not fit the others.
@@ -129,6 +133,7 @@ class Trajectories:
     value_target: Tensor | None = None
     offset: Tensor | None = None
     anchor_tokens: Tensor | None = None
+    layout: Layout | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         tokens, actions = tuple(self.input_ids.shape), tuple(self.action_index.shape)
@@ -145,14 +150,15 @@ class Trajectories:
         if self.reference is not None:
             _require("reference", self.reference.logit, actions)
 
+    def laid_out(self, layout: Layout | None) -> "Trajectories":
+        """The same batch with a layout that was made of its tokens and actions."""
+        made = replace(self)
+        object.__setattr__(made, "layout", layout)
+        return made
+
     def to(self, where: "device | str") -> "Trajectories":
         """The same batch on another device."""
-        return _moved(self, where)
-
-
-def _moved(batch: Any, where: "device | str") -> Any:
-    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return replace(batch, **{k: v.to(where) for k, v in values.items() if hasattr(v, "to")})
+        return moved(self, where).laid_out(self.layout and self.layout.to(where))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ SHOWN_VAL = {
 }
 
 
+EVERY = 0.25
+"""Seconds between two pictures on a terminal."""
+
+
 class View(Callback):
     """Shows where a run is and how it goes.
 
@@ -49,28 +53,31 @@ class View(Callback):
         )
         self.title = title
         self._live: Live | None = None
+        self._drawn = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the view."""
         self._began, self._first = time.perf_counter(), trainer.global_step
         self.task = self.bar.add_task(self.title, total=trainer.max_steps, completed=trainer.global_step, left="?")
         if console.is_terminal and trainer.is_global_zero:
-            self._live = Live(self._panel({}), console=console, refresh_per_second=4)
+            self._live = Live(self._panel({}), console=console, refresh_per_second=1 / EVERY)
             self._live.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Brings it up to date; runs after validation."""
         assert isinstance(pl_module, Method)
-        step, left = trainer.global_step, self._left(trainer)
+        step, now = trainer.global_step, time.perf_counter()
         if self._live is not None:
-            self.bar.update(self.task, completed=step, left=left)
-            self._live.update(self._panel(pl_module.latest))
+            if now - self._drawn > EVERY or step >= (trainer.max_steps or 0):
+                self._drawn = now
+                self.bar.update(self.task, completed=step, left=self._left(trainer))
+                self._live.update(self._panel(pl_module.latest))
         elif trainer.is_global_zero and pl_module.logs_now(step):
             shown = {**SHOWN, **SHOWN_VAL}
             parts = [
                 f"{name} {number(pl_module.latest[key])}" for name, key in shown.items() if key in pl_module.latest
             ]
-            log.info("step %d/%d  %s  %s left", step, trainer.max_steps, "  ".join(parts), left)
+            log.info("step %d/%d  %s  %s left", step, trainer.max_steps, "  ".join(parts), self._left(trainer))
 
     def _left(self, trainer: Trainer) -> str:
         done = trainer.global_step - self._first

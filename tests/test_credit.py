@@ -7,8 +7,9 @@ import torch
 
 from shiqrun.credit import credit, write_credit
 from shiqrun.data.batches import Rows
+from shiqrun.models.cache import cache_key, cached_scores
 from shiqrun.models.policy import Policy
-from shiqrun.models.reference import Frozen, cache_key, cached, cached_scores, weights_fingerprint
+from shiqrun.models.reference import Frozen, cached, weights_fingerprint
 from tests.helpers import llama, rows, tokenizer, trajectory
 
 BETA = 0.3

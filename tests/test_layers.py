@@ -11,12 +11,13 @@ from shiqrun import losses
 
 PACKAGE = Path(shiqrun.__file__).parent
 LAYERS = (
-    ("shiqrun", "types", "errors", "files", "quoting"),
-    ("losses", "sandbox", "schedule", "metrics", "tracking", "console", "hub", "intervals"),
+    ("shiqrun", "errors", "files", "layout", "quoting"),
+    ("types",),
+    ("losses", "sandbox", "schedule", "metrics", "tracking", "console", "hub", "intervals", "tally"),
     ("data",),
     ("models",),
     ("rewards", "exact", "settings"),
-    ("evaluation", "credit", "rollout", "artifacts", "toy"),
+    ("evaluation", "credit", "rollout", "artifacts", "optimiser", "toy"),
     ("tables", "report"),
     ("sweeping",),
     ("module",),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,14 @@ def test_the_anchors_sum_is_weighed_so_that_the_step_divides_it_by_actions(loss,
 
     given = Rows(helpers.rows(12).trajectories, pad=0, together=together)
     batches = [given.collate(given.units[i] + given.units[i + 1]) for i in range(0, len(given.units), 2)]
-    options = {"max_steps": 1, "max_epochs": None, "batch_size": 2, "micro_batch_tokens": 64, "log_every": 1}
+    options = {
+        "max_steps": 1,
+        "max_epochs": None,
+        "batch_size": 2,
+        "micro_batch_tokens": 64,
+        "log_every": 1,
+        "prompts_together": False,
+    }
     optimiser = {"learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0, "lr_schedule": "constant"}
     method = Method(
         Policy(helpers.llama()),
@@ -269,3 +277,14 @@ def test_pairs_without_rewards_for_a_loss_that_needs_them(capfd):
     message = capfd.readouterr().err
     assert "algo=copg needs rewards" in message
     assert "data.pair_rewards" in message
+
+
+def test_together_the_prompts_are_read_once(home, capfd):
+    read = {}
+    for flag in ("false", "true"):
+        assert train("run_dir=dry", "dry_run=true", f"trainer.prompts_together={flag}") == 0
+        said = re.search(r"reads\W+([\d,]+) tokens an epoch, packed", capfd.readouterr().out)
+        read[flag] = int(said[1].replace(",", ""))
+    assert read["true"] < 0.6 * read["false"]  # a map's prompt is longer than its paths, and has several
+    assert train("run_dir=together", "trainer.prompts_together=true", "trainer.max_steps=2") == 0
+    assert metrics(home / "together")[-1]["train/num_tokens"] > 0

@@ -5,11 +5,13 @@ import math
 import signal
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shiqrun.models.reference import weights_fingerprint
+from shiqrun.models.score_file import Expected, write_part
 from tests.command_line import (
     checkpoint,
     command,
@@ -153,15 +155,6 @@ def test_references_start_equal_and_train_alike(home):
         last[reference] = rows[-1]["train/loss"]
     assert last["cached"] == pytest.approx(last["frozen"], rel=1e-4)
     assert last["adapter"] == pytest.approx(last["frozen"], rel=1e-4)
-
-
-def test_a_lora_run_saves_a_merged_policy_and_its_adapter(home):
-    run_dir = home / "lora"
-    assert train("model.lora_r=4", "algo.reference=adapter", "run_dir=lora", "trainer.max_steps=3") == 0
-    assert (run_dir / "adapter" / "adapter_model.safetensors").is_file()
-    merged = AutoModelForCausalLM.from_pretrained(run_dir / "policy")
-    assert not any("lora" in name for name, _ in merged.named_parameters())
-    assert weights_fingerprint(merged) != summary(run_dir)["fingerprint/model"]
 
 
 def test_a_sweep_shares_one_pass_of_the_reference(home, capsys):
@@ -342,10 +335,11 @@ def test_a_wrong_start_stops_and_says_why(home, capfd):
     assert train("run_dir=warm", "trainer.max_steps=1", "cache_dir=poisoned", "data.data_seed=3") == 0
     for path in (home / "poisoned").glob("*.arrow"):
         table = pa.ipc.open_file(pa.OSFile(str(path))).read_all()
-        shifted = [[x + 1 for x in row] for row in table["logit"].to_pylist()]
-        table = table.set_column(0, table.schema.field(0), pa.array(shifted, pa.list_(pa.float32())))
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        rows, logit, partition = (table[name].to_pylist() for name in ("row", "logit", "log_partition"))
+        counts = np.array([len(x) for _, x in sorted(zip(rows, logit, strict=True))])
+        expected = Expected(table.schema.metadata[b"key"].decode(), counts, further=0)
+        numbers = np.stack([np.concatenate(logit) + 1, np.concatenate(partition)], 1)
+        write_part(path, expected, np.array(rows), numbers, seconds=0.0)
     capfd.readouterr()
     assert train("run_dir=cold", "trainer.max_steps=1", "cache_dir=poisoned", "data.data_seed=3") == 1
     assert "differ before the first step" in capfd.readouterr().err

@@ -1,10 +1,11 @@
 """The types refuse shapes that do not fit and move as a whole."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
 
+from shiqrun.layout import Attention, Call, Layout
 from shiqrun.types import ActionScores, Example, LossTerms, Trajectories
 
 B, T, A = 2, 5, 3
@@ -58,6 +59,18 @@ def test_anchor_tokens_stand_at_actions(shape):
         trajectories(anchor_tokens=torch.zeros(shape))
 
 
+def layout():
+    some = torch.zeros(1, 2)
+    attention = Attention((Call(1, 1, 1, torch.ones(1, 1, 1, 1)),), some, some, some, some, some, longest=1)
+    return Layout(some, None, some, some, some, some, attention)
+
+
+def test_a_changed_batch_has_no_layout():
+    given = trajectories().laid_out(layout())
+    assert given.layout is not None
+    assert replace(given, group=torch.ones(B)).layout is None
+
+
 @pytest.mark.parametrize("name", ["log_partition", "value", "entropy", "hits"])
 def test_scores_refuse_a_field_of_another_shape(name):
     with pytest.raises(ValueError, match=rf"{name} has shape \[2, 4\], expected \[2, 3\]"):
@@ -82,11 +95,11 @@ def test_the_log_probability_is_the_logit_less_the_log_partition():
 
 
 def test_everything_moves_to_another_device():
-    moved = trajectories().to("meta")
+    moved = trajectories().laid_out(layout()).to("meta")
     for field in fields(moved):
         value = getattr(moved, field.name)
-        found = value.logit if field.name == "reference" else value
-        assert found.device.type == "meta", field.name
+        inside = {"reference": lambda x: x.logit, "layout": lambda x: x.attention.calls[0].mask}
+        assert inside.get(field.name, lambda x: x)(value).device.type == "meta", field.name
     assert moved.reference.log_partition.device.type == "meta"
 
 

@@ -1,5 +1,6 @@
 """Run directories: making one that is nobody else's, the config saved in it, and what an earlier run left there."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -167,3 +168,8 @@ def _nearby(folder: Path) -> str:
     found = [file.parent.parent for depth in ("", "*/", "*/*/") for file in root.glob(f"{depth}{CONFIG}")]
     latest = sorted(found, key=lambda run: run.stat().st_mtime)[-3:]
     return "; runs near it: " + ", ".join(map(str, reversed(latest))) if latest else ""
+
+
+def default_cache_dir() -> Path:
+    """SHIQRUN_CACHE, else ~/.cache/shiqrun."""
+    return Path(os.environ.get("SHIQRUN_CACHE") or Path.home() / ".cache" / "shiqrun")

@@ -14,6 +14,7 @@ from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
+from shiqrun.commands.rundir import default_cache_dir
 from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, target
 from shiqrun.errors import InputError
 from shiqrun.files import replacing
@@ -51,7 +52,6 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.artifacts import provenance, write_json
     from shiqrun.console import console, track
     from shiqrun.data.module import DataSettings, both_splits
-    from shiqrun.plan import default_cache_dir
     from shiqrun.rewards.labels import SCORED_BY, KeptScores, label, statistics
 
     if (run_dir / "summary.json").is_file():

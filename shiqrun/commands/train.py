@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 
+from shiqrun.commands.rundir import default_cache_dir
 from shiqrun.commands.validate import Schema, build, settings, target
 from shiqrun.errors import InputError
 
@@ -65,7 +66,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
     """The objects that the config names."""
     from shiqrun.data.module import DataSettings
     from shiqrun.models.policy import ModelSettings
-    from shiqrun.plan import Plan, default_cache_dir
+    from shiqrun.plan import Plan
     from shiqrun.settings import AlgoSettings, EvalSettings, TrainerSettings
 
     loss, algo = build(config.algo, AlgoSettings)

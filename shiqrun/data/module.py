@@ -9,17 +9,18 @@ from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from annotated_types import Ge, Gt, Lt
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.data.batches import Batches, Rows, Steps
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.encode import EncodedTrajectory, TrainOn, encode
+from shiqrun.data.prefetch import Ahead
 from shiqrun.data.source import ClosedVocabulary, Source
 from shiqrun.errors import InputError
-from shiqrun.types import Example
+from shiqrun.types import Example, Trajectories
 
 log = logging.getLogger("shiqrun")
 Split = Literal["train", "val"]
@@ -141,6 +142,7 @@ def load(
     *,
     context: int | None,
     compared_by: str | None = None,
+    together: bool = False,
     progress: Callable[[Iterable[Example], str], Iterable[Example]] = lambda x, _: x,
 ) -> Encoded:
     """Reads and encodes both splits; no prompt of the validation split is trained on.
@@ -152,6 +154,7 @@ def load(
         context: tokens the model can read; the default of `max_length`.
         compared_by: name of the method, if it compares completions of one prompt: rows of a prompt then stay together,
             and a row alone with its prompt is dropped.
+        together: they stay together for any method, so that their prompt is read once.
         progress: wraps an iterable of examples, to show how far it is.
 
     Raises:
@@ -168,9 +171,8 @@ def load(
     for split in SPLITS:
         examples = progress(examples_of(source, split, settings), f"encoding {split}")
         new = _named(examples, names) if split == "train" else unseen(examples, prompts, dropped)
-        encoded = list(encoder(new, tokenizer, dropped))
-        kept = encoded if compared_by is None else _compared(encoded, dropped, compared_by)
-        splits.append(Rows(kept, pad, together=compared_by is not None))
+        kept = _compared(list(encoder(new, tokenizer, dropped)), dropped, compared_by)
+        splits.append(Rows(kept, pad, together=together or bool(compared_by), compared=bool(compared_by)))
         if split == "train":
             prompts = frozenset(names)
         if split in source.splits:  # a held-out split reads the same rows again
@@ -185,8 +187,10 @@ def load(
     return Encoded(train, val, dropped, fingerprint(train, val), prompts)
 
 
-def _compared(rows: list[EncodedTrajectory], dropped: Counter[str], method: str) -> list[EncodedTrajectory]:
-    """The rows that share their prompt with another."""
+def _compared(rows: list[EncodedTrajectory], dropped: Counter[str], method: str | None) -> list[EncodedTrajectory]:
+    """The rows that share their prompt with another, or all where no method compares them."""
+    if method is None:
+        return rows
     sizes = Counter(t.group for t in rows)
     kept = [t for t in rows if sizes[t.group] > 1]
     if len(kept) < len(rows):
@@ -227,19 +231,21 @@ class LoggedData(LightningDataModule):
     Args:
         encoded: what `load` made.
         batch_size: trajectories of an optimiser step, over all ranks.
-        micro_batch_tokens: padded tokens of one forward pass.
+        micro_batch_tokens: tokens of one forward pass.
         seed: of the order of rows.
     """
 
     def __init__(self, encoded: Encoded, *, batch_size: int, micro_batch_tokens: int, seed: int) -> None:
         super().__init__()
         self.encoded, self.batch_size, self.tokens, self.seed = encoded, batch_size, micro_batch_tokens, seed
+        self._ahead: Ahead | None = None
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def train_dataloader(self) -> DataLoader:
-        """Optimiser steps from the trainer's global step on, without end."""
+    def train_dataloader(self) -> Ahead:
+        """Optimiser steps from the trainer's global step on, without end, made in a thread while others run."""
+        self._close()
         rank, world = self._ranks()
         self.steps = Steps(
             self.encoded.train,
@@ -250,7 +256,26 @@ class LoggedData(LightningDataModule):
             rank=rank,
             world=world,
         )
-        return DataLoader(self.steps, batch_size=None)
+        self._ahead = Ahead(self.steps, self.trainer.strategy.root_device if self.trainer else torch.device("cpu"))
+        return self._ahead
+
+    def transfer_batch_to_device(
+        self, batch: list[Trajectories], device: torch.device, dataloader_idx: int
+    ) -> list[Trajectories]:
+        """The batches of a step on the device; the copy of what is pinned goes on while the step begins."""
+        return batch if device.type == "cpu" else [micro.to(device) for micro in batch]
+
+    def teardown(self, stage: str) -> None:
+        """The thread ends with the loop."""
+        self._close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """And with an error or a signal."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
 
     def validation(self) -> Batches:
         """This rank's share of the validation split."""

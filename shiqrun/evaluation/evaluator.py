@@ -62,7 +62,7 @@ class Evaluator:
         prompts: to answer.
         tokenizer: of the policy.
         settings: of the sampling.
-        tokens: padded tokens of one forward pass when answers are scored.
+        tokens: tokens of one forward pass when answers are scored.
         reward: scores answers, or None.
         beta: KL temperature, reward units per nat, or None.
     """

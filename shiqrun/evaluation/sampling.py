@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.data.batches import Batches, Rows
 from shiqrun.data.encode import EncodedTrajectory
 from shiqrun.evaluation.prompts import Prompt, padding, stop_tokens
+from shiqrun.models.attention import packs
 from shiqrun.models.generate import Completion, sample_completions
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
@@ -57,7 +58,7 @@ class Sampler:
         prompts: to answer.
         tokenizer: of the policy.
         settings: see `SamplingSettings`.
-        tokens: padded tokens of one forward pass when answers are scored.
+        tokens: tokens of one forward pass when answers are scored.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Sampler:
             return []
         rows, mode = self.rows(samples), policy.training
         device = next(policy.parameters()).device
+        rows.packed, rows.device = packs(policy.causal_lm), device.type
         policy.eval()
         found: list[dict[str, Any]] = [{} for _ in samples]
         for numbers, batch in Batches(rows, tokens=self.tokens):

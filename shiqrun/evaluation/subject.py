@@ -15,6 +15,7 @@ from shiqrun.data.module import DataSettings, examples_of
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.evaluation.prompts import Prompt, choose_prompts, expect_prompts, readable_by
+from shiqrun.models.adapter import merged
 from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.models.reference import Frozen, Live, weights_fingerprint
@@ -74,7 +75,7 @@ class Subject:
 
     def about(self) -> dict[str, Any]:
         """For `eval.json`."""
-        return {**self.where, "fingerprint/policy": weights_fingerprint(self.policy.causal_lm)}
+        return {**self.where, "fingerprint/policy": weights_fingerprint(merged(self.policy.model))}
 
 
 @dataclass(frozen=True)

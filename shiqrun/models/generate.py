@@ -1,22 +1,29 @@
 """Completions sampled from a causal language model: batched, with a KV cache, reproducible row by row.
 
-The forward passes, the cache and the stopping are `generate` of transformers; which token is taken is decided here, by
-one uniform number per row and step, so that a prompt's completion does not depend on the rows beside it but by
-rounding, where a number falls on the seam of two tokens.
+Which token is taken is decided by one uniform number per row and step, so that a prompt's completion does not depend on
+the rows beside it but by rounding, where a number falls on the seam of two tokens. The loop is `decode`; models whose
+cache it does not know are left to `generate` of transformers, with the same numbers.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig, LogitsProcessor
 
 from shiqrun.console import track
+from shiqrun.models.decode import Sampling, attending_by_spans, decode, refusal
+from shiqrun.models.drawing import draw
+from shiqrun.models.head import head_of
 from shiqrun.models.policy import Policy
+
+log = logging.getLogger("shiqrun")
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,13 @@ class Completion:
     Attributes:
         tokens: `[A]` int64, with the stop token if there is one.
         ended: the last token is a stop token; else it was cut off at `max_new_tokens`.
+        logp: `[A]` float32, nats, of each token under the distribution it was drawn from, temperature and top_p
+            included; 0 at temperature 0.
     """
 
     tokens: np.ndarray
     ended: bool
+    logp: np.ndarray
 
 
 class InverseCdf(LogitsProcessor):
@@ -37,18 +47,23 @@ class InverseCdf(LogitsProcessor):
 
     Args:
         uniforms: `[rows, steps]` in [0, 1), float64.
+        temperature: of the softmax.
+        top_p: the smallest set of tokens with at least this probability is drawn from.
+
+    Attributes:
+        logp: `[rows]` of the tokens of each step so far.
     """
 
-    def __init__(self, uniforms: Tensor) -> None:
-        self.uniforms, self.step = uniforms, 0
+    def __init__(self, uniforms: Tensor, *, temperature: float, top_p: float) -> None:
+        self.uniforms, self.temperature, self.top_p = uniforms, temperature, top_p
+        self.logp: list[Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """0 for the picked token, -inf for every other, `[rows, V]`."""
-        below = scores.double().softmax(-1).cumsum_(-1)
-        point = self.uniforms[:, self.step, None].to(below.device) * below[:, -1:]
-        self.step += 1
-        picked = torch.searchsorted(below, point, right=True).clamp_(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, float("-inf")).scatter_(-1, picked, 0.0)
+        uniforms = self.uniforms[:, len(self.logp)].to(scores.device)
+        drawn = draw(scores.clone(), uniforms, temperature=self.temperature, top_p=self.top_p)
+        self.logp.append(drawn.logp)
+        return torch.full_like(scores, float("-inf")).scatter_(-1, drawn.tokens[:, None], 0.0)
 
 
 @torch.no_grad()
@@ -69,7 +84,7 @@ def sample_completions(
 
     Args:
         policy: on the device where to sample; its mode is put back afterwards.
-        prompts: `[T]` token ids each, not empty.
+        prompts: `[T]` token ids each, not empty; equal ones are read once a batch.
         keys: whole numbers from which each row's random numbers come; equal keys and prompts give equal completions.
         stop: tokens that end a completion.
         pad: token that fills rows.
@@ -80,74 +95,88 @@ def sample_completions(
         description: shown while it lasts.
     """
     found: list[Completion | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    with _sampling(policy) as model:
+    whole = [np.ascontiguousarray(prompt, np.int64) for prompt in prompts]
+    order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i].tobytes()))
+    sampling = Sampling(stop, max_new_tokens, temperature, top_p)
+    with _sampling(policy) as model, attending_by_spans(model):
+        batch = _loop_for(policy, model, pad) if order else None
         for start in track(range(0, len(order), batch_size), f"{description}, batches"):
+            assert batch is not None
             rows = order[start : start + batch_size]
-            numbers = [np.random.default_rng(keys[i]).random(max_new_tokens) for i in rows]
-            tokens = _batch(
-                policy,
-                model,
-                [prompts[i] for i in rows],
-                _processors(temperature, top_p, torch.from_numpy(np.stack(numbers))),
-                GenerationConfig(
-                    do_sample=False,
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=list(stop),
-                    pad_token_id=pad,
-                    use_cache=True,
-                ),
-            )
-            for i, row in zip(rows, tokens, strict=True):
-                found[i] = _completion(row, stop)
+            numbers = np.stack([np.random.default_rng(keys[i]).random(max_new_tokens) for i in rows])
+            with torch.autocast(model.device.type, dtype=policy.autocast, enabled=policy.autocast is not None):
+                tokens, logp = batch([whole[i] for i in rows], numbers, sampling)
+            for row, i in enumerate(rows):
+                found[i] = _completion(tokens[row], logp[row], stop)
     return [c for c in found if c is not None]
 
 
-def _processors(temperature: float, top_p: float, uniforms: Tensor) -> list[LogitsProcessor]:
-    if temperature == 0:
-        return []
-    warpers: list[Any] = [] if temperature == 1 else [TemperatureLogitsWarper(temperature)]
-    warpers += [] if top_p == 1 else [TopPLogitsWarper(top_p)]
-    return [*warpers, InverseCdf(uniforms)]
+def _loop_for(policy: Policy, model: Any, pad: int) -> Any:
+    """`decode` where the model can be read by it, else `generate`, which is said once."""
+    reason = refusal(model)
+    if reason is None:
+        head = head_of(model)
+        exact = torch.promote_types(head.weight.dtype, torch.float32)  # once, not at every step
+        return partial(decode, model, head._replace(weight=head.weight.to(exact)))
+    _say(type(model).__name__, reason)
+    return partial(_generated, model, pad)
 
 
-def _batch(
-    policy: Policy, model: Any, prompts: list[np.ndarray], processors: list[LogitsProcessor], config: GenerationConfig
-) -> np.ndarray:
-    """`[rows, at most max_new_tokens]`, padded on the right."""
+@lru_cache
+def _say(name: str, reason: str) -> None:
+    log.warning("%s is sampled by generate of transformers, which is slower: %s", name, reason)
+
+
+def _generated(
+    model: Any, pad: int, prompts: list[np.ndarray], uniforms: np.ndarray, sampling: Sampling
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `decode` gives, by `generate`."""
     width = max(map(len, prompts))
-    ids = np.full((len(prompts), width), config.pad_token_id, np.int64)
+    ids = np.full((len(prompts), width), pad, np.int64)
     mask = np.zeros((len(prompts), width), np.int64)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
-    device = next(model.parameters()).device
-    with torch.autocast(device.type, dtype=policy.autocast, enabled=policy.autocast is not None):
+    cdf = InverseCdf(torch.from_numpy(uniforms), temperature=sampling.temperature, top_p=sampling.top_p)
+    with _head_in_float32(model):
         out = model.generate(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=torch.from_numpy(mask).to(device),
-            generation_config=config,
-            logits_processor=processors,
+            input_ids=torch.from_numpy(ids).to(model.device),
+            attention_mask=torch.from_numpy(mask).to(model.device),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=sampling.max_new_tokens,
+                eos_token_id=list(sampling.stop),
+                pad_token_id=pad,
+                use_cache=True,
+            ),
+            logits_processor=[cdf],
         )
-    return out[:, width:].cpu().numpy()
+    return out[:, width:].cpu().numpy(), torch.stack(cdf.logp, 1).cpu().numpy()
 
 
 @contextlib.contextmanager
 def _sampling(policy: Policy) -> Iterator[Any]:
-    """The model in eval mode, its head as scoring has it, without generation settings of its own beside ours."""
+    """The model in eval mode, without generation settings of its own beside ours."""
     model, mode = policy.causal_lm, policy.training
     own, model.generation_config = model.generation_config, GenerationConfig()
-    exact = model.get_output_embeddings().register_forward_hook(_in_float32)
     policy.eval()
     try:
         yield model
     finally:
         policy.train(mode)
-        exact.remove()
         model.generation_config = own
 
 
-def _in_float32(head: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+@contextlib.contextmanager
+def _head_in_float32(model: Any) -> Iterator[None]:
     """Logits that autocast has rounded, once more: the samples are to be of the distribution that is scored."""
+    hook = model.get_output_embeddings().register_forward_hook(_in_float32)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _in_float32(head: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
     if logits.dtype in (torch.float32, torch.float64):
         return None
     bias = None if head.bias is None else head.bias.float()
@@ -155,7 +184,8 @@ def _in_float32(head: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor
         return nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
 
 
-def _completion(row: np.ndarray, stop: Sequence[int]) -> Completion:
+def _completion(tokens: np.ndarray, logp: np.ndarray, stop: Sequence[int]) -> Completion:
     """The row up to and with its first stop token."""
-    ends = np.flatnonzero(np.isin(row, list(stop)))
-    return Completion(row[: ends[0] + 1] if len(ends) else row, bool(len(ends)))
+    ends = np.flatnonzero(np.isin(tokens, list(stop)))
+    length = ends[0] + 1 if len(ends) else len(tokens)
+    return Completion(tokens[:length], bool(len(ends)), logp[:length])

@@ -5,14 +5,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shiqrun.data.batches import Rows
+from shiqrun.data.packing import padded
 from shiqrun.errors import InputError
+from shiqrun.layout import Layout
+from shiqrun.models.adapter import with_lora
+from shiqrun.models.attention import pack, packs, unpack
+from shiqrun.models.head import head_of
 from shiqrun.models.scoring import score_further
 from shiqrun.types import ActionScores, Trajectories
+
+AGREEMENT = {None: 1e-3, torch.bfloat16: 0.2}
+"""Nats by which rounding lets two readings of one action differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +64,6 @@ class Policy(nn.Module):
         """The `transformers` model, without the PEFT wrapper."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """`[B, T, D]`, the body's output, without the head."""
-        with torch.autocast(input_ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            out = self.causal_lm.base_model(
-                input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False, return_dict=True
-            )
-        return out.last_hidden_state
-
     def forward(self, batch: Trajectories, *, sample: int = 0, describe: bool = False) -> ActionScores:
         """Logit and log-partition of every action, `[B, A]`, nats, float32, zero where there is no action.
 
@@ -70,24 +72,31 @@ class Policy(nn.Module):
             sample: further tokens to draw from the policy at every action's state.
             describe: also give entropy and arg-max hits, without gradient.
         """
-        hidden, mask = self.hidden(batch.input_ids, batch.attention_mask), batch.action_mask
-        row = mask.nonzero()[:, 0]
-        at = batch.action_index[mask]
-        head = self.causal_lm.get_output_embeddings()
+        layout = batch.layout
+        if layout is None or (layout.attention is not None and not packs(self.causal_lm)):
+            layout = padded(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)
+        hidden = read(self.causal_lm.base_model, layout, self.autocast)
+        head = head_of(self.causal_lm)
         scored: dict[str, Any] = score_further(
-            hidden[row, at - 1],
+            hidden.index_select(0, layout.state),
             head.weight,
             head.bias,
-            batch.input_ids[row, at],
-            further=None if batch.anchor_tokens is None else batch.anchor_tokens[mask],
+            layout.input_ids.flatten().index_select(0, layout.taken),
+            further=None if batch.anchor_tokens is None else batch.anchor_tokens.flatten(0, 1)[layout.slot],
             sample=sample,
             describe=describe,
+            scale=head.scale,
+            cap=head.cap,
+            dtype=self.autocast,
         )._asdict()
         if not (sample or batch.anchor_tokens is not None):
             scored |= {"further": None, "further_tokens": None}
         if self.value is not None:
-            scored["value"] = self.value(hidden, row, at, batch)
-        placed: dict[str, Any] = {name: None if x is None else _placed(x, mask) for name, x in scored.items()}
+            scored["value"] = self.value(hidden, layout)
+        shape = batch.action_mask.shape
+        placed: dict[str, Any] = {
+            name: None if x is None else _placed(x, layout.slot, shape) for name, x in scored.items()
+        }
         return ActionScores(**placed)
 
     @contextlib.contextmanager
@@ -97,12 +106,30 @@ class Policy(nn.Module):
             yield
 
 
-def _placed(x: Tensor, mask: Tensor) -> Tensor:
+def read(body: Any, layout: Layout, autocast: torch.dtype | None) -> Tensor:
+    """`[R*L, D]`, the body's output at every token of the layout, without the head.
+
+    Raises:
+        ValueError: a packed layout for a model that does not read one: its trajectories would see each other.
+    """
+    if layout.attention is not None and not packs(body):
+        raise ValueError(
+            f"{type(body).__name__} with {body.config._attn_implementation} attention reads no packed batch"
+        )
+    if layout.attention is None:
+        assert layout.attention_mask is not None
+        more: dict[str, Any] = {"attention_mask": layout.attention_mask.long()}
+    else:  # a mask of four axes is handed on as it is, and `packed_attention` does not look at it
+        nothing = layout.input_ids.new_zeros(1, 1, 1, 1)
+        more = {"attention_mask": nothing, "position_ids": layout.positions, "packing": layout.attention}
+    with torch.autocast(layout.input_ids.device.type, dtype=autocast, enabled=autocast is not None):
+        out = body(input_ids=layout.input_ids, use_cache=False, return_dict=True, **more)
+    return out.last_hidden_state.flatten(0, 1)
+
+
+def _placed(x: Tensor, slot: Tensor, shape: torch.Size) -> Tensor:
     """`[N, ...]` numbers of the actions in their places, `[B, A, ...]`, zero where there is no action."""
-    if x.ndim == 1:
-        return x.new_zeros(mask.shape).masked_scatter(mask, x)
-    out = x.new_zeros(*mask.shape, *x.shape[1:])
-    return out.masked_scatter(mask[..., None].expand_as(out), x)
+    return x.new_zeros(shape.numel(), *x.shape[1:]).index_copy(0, slot, x).unflatten(0, shape)
 
 
 class ValueHead(nn.Module):
@@ -131,17 +158,14 @@ class ValueHead(nn.Module):
         if self.linear.bias is not None:
             nn.init.zeros_(self.linear.bias)
 
-    def forward(self, hidden: Tensor, row: Tensor, at: Tensor, batch: Trajectories) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
         """`[N]`, float32."""
         if self.body is not None:
-            mask = batch.attention_mask.long()
-            with torch.autocast(hidden.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                out = self.body(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
-            hidden = out.last_hidden_state
+            hidden = read(self.body, layout, self.autocast)
         elif self.at == "state":
             hidden = hidden.detach()  # the value learns from the policy's features and does not bend them
-        read = at - 1 if self.at == "state" else at
-        return self.linear(hidden[row, read].float()).squeeze(-1)
+        at = layout.state if self.at == "state" else layout.taken
+        return self.linear(hidden.index_select(0, at).float()).squeeze(-1)
 
 
 def prepare(model: PreTrainedModel, settings: ModelSettings) -> Any:
@@ -167,31 +191,9 @@ def prepare(model: PreTrainedModel, settings: ModelSettings) -> Any:
         except ValueError as error:
             raise InputError(f"model.gradient_checkpointing=true: {error}") from error
     model.train()
-    return _with_lora(model, settings) if settings.lora_r else model
-
-
-def _with_lora(model: PreTrainedModel, settings: ModelSettings) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise InputError("model.lora_r needs the extra `peft`: pip install 'shiqrun[peft]'") from error
-    (head,) = (name for name, m in model.named_modules() if m is model.get_output_embeddings())
-    wanted = settings.lora_target_modules
-    if any(head == name or head.endswith(f".{name}") for name in wanted or ()):
-        raise InputError(
-            f"model.lora_target_modules={wanted}: the head is scored by its weight, an adapter on it would not train"
-        )
-    config = LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=0.0,
-        target_modules=wanted or "all-linear",
-        task_type="CAUSAL_LM",
+    return with_lora(
+        model, rank=settings.lora_r, alpha=settings.lora_alpha, target_modules=settings.lora_target_modules
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:  # names that no layer has, or layers that cannot have an adapter
-        raise InputError(f"model.lora_target_modules={wanted}: {error}") from error
 
 
 @torch.no_grad()
@@ -199,8 +201,9 @@ def check_head(policy: Policy, batch: Trajectories, tolerance: float = 1e-3) -> 
     """Compares the scores of a few actions with the model's own dense logits, both in the weights' own precision.
 
     Raises:
-        InputError: they differ, e.g. because the model's head scales or caps its logits.
+        InputError: they differ, e.g. because the model's head is no linear layer.
     """
+    batch = batch.to(policy.causal_lm.device)
     ids, mask, at = batch.input_ids[:1], batch.attention_mask[:1], batch.action_index[:1]
     dense = policy.causal_lm(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[0].float()
     taken = dense[at[0] - 1].gather(-1, ids[0, at[0]][:, None]).squeeze(-1)
@@ -210,6 +213,48 @@ def check_head(policy: Policy, batch: Trajectories, tolerance: float = 1e-3) -> 
     gap = max(float(g.abs().max()) for g in gaps)
     if not gap <= tolerance:
         raise InputError(
-            f"{type(policy.causal_lm).__name__}: scores differ from the model's own logits by {gap:.2g}; its head does "
-            "more than a linear layer (soft-capping or scaling), which shiqrun does not score yet"
+            f"{type(policy.causal_lm).__name__}: scores differ from the model's own logits by {gap:.2g} nats; its head "
+            "is no linear layer with the scale and the soft-cap of its config, and shiqrun scores no other"
         )
+
+
+@torch.no_grad()
+def cannot_pack(policy: Policy, rows: Rows) -> str | None:
+    """Why this policy reads padded batches, or None if it reads packed ones with the same scores: from now on it does.
+
+    Args:
+        policy: on the device where its model was loaded.
+        rows: of which a few are scored both ways, the longest and some of one prompt among them.
+    """
+    model, mode, why = policy.causal_lm, policy.training, None
+    bodies: list[Any] = [model] if policy.value is None or policy.value.body is None else [model, policy.value.body]
+    if not all(map(pack, bodies)):
+        why = f"{type(model).__name__} with {model.config._attn_implementation} attention"
+    policy.eval()
+    try:
+        gap = 0.0 if why else _gap(policy, rows)
+        if not gap <= AGREEMENT[policy.autocast]:
+            why = f"packed, its scores differ by {gap:.2g} nats"
+    except Exception as error:  # code of any model: what it cannot read may raise anything
+        why = f"{type(model).__name__}: {type(error).__name__}: {error}"
+    finally:
+        policy.train(mode)
+        rows.packed = why is None
+        if why:
+            for body in bodies:
+                unpack(body)
+    return why
+
+
+def _gap(policy: Policy, rows: Rows) -> float:
+    """The largest difference between padded and packed scores of a few rows, nats."""
+    order = np.argsort(rows.lengths, kind="stable")
+    siblings = order[np.bincount(rows.family)[rows.family[order]] > 1]
+    of_one_prompt = siblings[rows.family[siblings] == rows.family[siblings[0]]] if len(siblings) else siblings
+    few = [int(i) for i in dict.fromkeys([*of_one_prompt[:3], *order[:2], order[-1]])]
+    found = []
+    for packed in (False, True):
+        rows.packed = packed
+        scores = policy(rows.collate(few).to(policy.causal_lm.device))
+        found.append(torch.stack([scores.logit, scores.log_partition]))
+    return float((found[0] - found[1]).abs().max())

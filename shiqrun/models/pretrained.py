@@ -1,15 +1,24 @@
 """`model=hf`: any causal language model of `transformers`, from a local directory or the Hub."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from annotated_types import Ge
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from shiqrun.data.encode import with_template
 from shiqrun.data.source import Source
@@ -25,10 +34,13 @@ def look(path: str, option: str) -> None:
     """Says what is wrong with a path before `transformers` takes it for something else.
 
     Raises:
-        InputError: no directory with a config and weights, or a Hub id that cannot be reached; it names the option.
+        InputError: no directory with a config and weights, a PEFT adapter, or a Hub id that cannot be reached; it
+            names the option.
     """
     folder = Path(path)
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file():
+            _refuse_adapter(folder, option)
         if not (folder / "config.json").is_file():
             inside = [name for name in ("policy", "reward_model") if (folder / name / "config.json").is_file()]
             instead = " or ".join(f"{option}={folder / name}" for name in inside)
@@ -41,6 +53,14 @@ def look(path: str, option: str) -> None:
         raise InputError(f"{option}={path} is not a directory")
     else:
         reachable(path, option)
+
+
+def _refuse_adapter(folder: Path, option: str) -> None:
+    merged = folder.resolve().parent / "policy"
+    instead = "merge it first (PeftModel.merge_and_unload, then save_pretrained) and pass what that makes"
+    if (merged / "config.json").is_file():
+        instead = f"pass the policy that it is merged in: {option}={merged}"
+    raise InputError(f"{option}={folder} is a PEFT adapter, not a model; {instead}")
 
 
 def loaded(auto: Any, path: str, what: str, option: str, **options: Any) -> Any:
@@ -58,6 +78,24 @@ def loaded(auto: Any, path: str, what: str, option: str, **options: Any) -> Any:
         ) from error
 
 
+def four_bit() -> BitsAndBytesConfig:
+    """Weights of linear layers but the head's as NF4 (Dettmers et al. 2023, arXiv 2305.14314), products in bfloat16.
+
+    Raises:
+        InputError: no GPU, or `bitsandbytes` is not installed.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("model.quantize=nf4 needs a CUDA GPU, and torch sees none here; use model.quantize=null")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("model.quantize=nf4 needs the extra `4bit`: pip install 'shiqrun[4bit]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """Keys of `conf/model/hf.yaml`.
@@ -65,13 +103,21 @@ class Pretrained:
     Attributes:
         path: a local directory or a Hub id.
         trust_remote_code: run Python code that comes with the model.
+        quantize: nf4 for 4-bit weights, on a GPU only.
+        lora_r: as in `ModelSettings`: 4-bit weights are trained through an adapter or not at all.
     """
 
     path: str
     trust_remote_code: bool
+    quantize: Literal["nf4"] | None = None
+    lora_r: Annotated[int, Ge(0)] = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.path.expanduser(self.path))
+        if self.quantize and not self.lora_r:
+            raise InputError(
+                f"model.quantize={self.quantize}: 4-bit weights cannot be trained; set model.lora_r=16 for an adapter"
+            )
 
     @cached_property
     def _config(self) -> Any:
@@ -98,14 +144,16 @@ class Pretrained:
         return with_template(tokenizer)
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """The model in float32, dropout off.
+        """The model in float32 on the CPU, dropout off; with `quantize`, 4-bit linear layers, on the GPU.
 
         Raises:
-            InputError: weights that are missing, do not fit, or have fewer rows than the tokenizer has tokens.
+            InputError: weights that are missing, do not fit, or have fewer rows than the tokenizer has tokens; 4 bits
+                without a GPU or `bitsandbytes`.
         """
-        model, info = self._load(
-            AutoModelForCausalLM, "weights", config=self._config, dtype=torch.float32, output_loading_info=True
-        )
+        options: dict[str, Any] = {"config": self._config, "dtype": torch.float32, "output_loading_info": True}
+        if self.quantize:
+            options |= {"quantization_config": four_bit(), "device_map": {"": torch.cuda.current_device()}}
+        model, info = self._load(AutoModelForCausalLM, "weights", **options)
         if info["missing_keys"]:
             some = ", ".join(sorted(info["missing_keys"])[:3])
             raise InputError(f"model.path={self.path}: the weights lack {some}; they would start at random")

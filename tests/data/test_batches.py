@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from shiqrun.data.batches import Batches, Rows, Steps, micro_batches, share, step_units
+from shiqrun.data.batches import Batches, Rows, Steps, micro_batches, step_units
 from tests.helpers import rows, trajectory
 
 
@@ -78,7 +78,7 @@ def test_ranks_partition_the_rows_of_every_step(world):
 
 def test_ranks_have_about_equal_work():
     made = rows(64)
-    mine = [share(made.units, made.lengths, r, 4) for r in range(4)]
+    mine = [made.share(made.units, r, 4) for r in range(4)]
     work = [sum(int(made.lengths[unit].sum()) for unit in units) for units in mine]
     assert max(work) - min(work) <= made.lengths.max()
 

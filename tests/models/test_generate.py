@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config
 
+from shiqrun.models.decode import refusal
 from shiqrun.models.generate import InverseCdf, sample_completions
 from shiqrun.models.policy import Policy, prepare
 from tests.helpers import llama, model, settings
@@ -58,32 +59,14 @@ def naive(causal_lm, prompt, key, *, temperature=1.0, top_p=1.0, stop=STOP, max_
     return made, False
 
 
-def picked(logits, uniforms):
-    """The token that each uniform number picks from the same logits."""
-    scores = torch.tensor(logits).expand(len(uniforms), -1)
-    left = InverseCdf(torch.tensor(uniforms, dtype=torch.float64)[:, None])(None, scores)
-    assert torch.equal((left == 0).sum(-1), torch.ones(len(uniforms), dtype=torch.long))
-    assert torch.equal(left == 0, left.isfinite())
-    return left.argmax(-1).numpy()
-
-
-def test_each_token_is_picked_for_a_share_of_uniforms_equal_to_its_probability():
-    logits, steps = [0.3, -2.0, 1.7, 1.7, -9.0, 0.0], 20_000
-    share = np.bincount(picked(logits, np.arange(steps) / steps), minlength=6) / steps
-    p = np.exp(logits) / np.exp(logits).sum()
-    assert np.abs(share - p).max() <= 1 / steps
-
-
-def test_a_token_of_probability_zero_is_never_picked():
-    never = float("-inf")
-    ends = [0.0, 2.0**-53, 0.5, 1 - 2.0**-53]
-    assert set(picked([never, never, 1.0, never, 2.0, never, never], ends)) == {2, 4}
-    assert set(picked([never, 3.0, never], ends)) == {1}
-
-
-def test_each_step_has_a_uniform_of_its_own():
-    cdf, flat = InverseCdf(torch.tensor([[0.1, 0.9], [0.6, 0.4]], dtype=torch.float64)), torch.zeros(2, 4)
-    assert [cdf(None, flat).argmax(-1).tolist() for _ in range(2)] == [[0, 2], [3, 1]]
+def test_as_a_logits_processor_each_step_has_a_uniform_of_its_own():
+    uniforms = torch.tensor([[0.1, 0.9], [0.6, 0.4]], dtype=torch.float64)
+    cdf, flat = InverseCdf(uniforms, temperature=1.0, top_p=1.0), torch.zeros(2, 4)
+    left = [cdf(None, flat) for _ in range(2)]
+    assert [x.argmax(-1).tolist() for x in left] == [[0, 2], [3, 1]]
+    assert all(torch.equal(x.isfinite().sum(-1), torch.ones(2, dtype=torch.long)) for x in left)
+    assert torch.equal(flat, torch.zeros(2, 4))
+    assert torch.equal(torch.stack(cdf.logp), torch.full((2, 2), 0.25).log())
 
 
 @pytest.mark.parametrize("build", [llama, gpt2])
@@ -219,7 +202,8 @@ def test_in_bfloat16_the_samples_are_of_the_distribution_that_is_scored():
     found = sampled(policy, [prompt] * steps, keys, max_new_tokens=1, batch_size=steps)
     with torch.no_grad():
         ids = torch.from_numpy(prompt)[None]
-        last = policy.hidden(ids, torch.ones_like(ids))[0, -1].float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            last = causal_lm.base_model(input_ids=ids).last_hidden_state[0, -1].float()
         p = (causal_lm.get_output_embeddings().weight.float() @ last).double().softmax(-1).numpy()
     uniforms = [np.random.default_rng(key).random() for key in keys]
     assert [tokens for tokens, _ in found] == [[int(np.searchsorted(p.cumsum(), u, side="right"))] for u in uniforms]
@@ -241,9 +225,11 @@ def test_a_policy_as_its_reference_answers_without_its_adapter():
     assert sampled(policy) == adapted
 
 
-def test_every_step_reads_one_token_and_none_is_taken_once_every_row_has_ended():
+def test_every_step_reads_one_token_and_none_is_taken_once_every_row_has_ended(monkeypatch):
     causal_lm, widths = llama(), []
-    causal_lm.register_forward_pre_hook(
+    assert refusal(causal_lm) is None
+    monkeypatch.setattr("shiqrun.models.generate.refusal", lambda model: None)  # its passes are not to be counted
+    causal_lm.base_model.register_forward_pre_hook(
         lambda module, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True
     )
     found = sampled(Policy(causal_lm), PROMPTS[:3], KEYS[:3], max_new_tokens=40, stop=range(1, VOCABULARY, 2))

@@ -3,7 +3,15 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import CohereConfig, Gemma2Config, GPT2Config, GPTNeoXConfig, GraniteConfig, PhiConfig
+from transformers import (
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    ModernBertDecoderConfig,
+    PhiConfig,
+)
 
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy, check_head, prepare
@@ -116,9 +124,21 @@ def test_without_actions_scores_are_zeros_connected_to_every_parameter(causal_lm
 
 
 @pytest.mark.parametrize("name", OTHER_HEADS)
-def test_a_head_that_caps_or_scales_its_logits_is_refused(name):
-    with pytest.raises(InputError, match=r"ForCausalLM: scores differ from the model's own logits by .*soft-capping"):
-        check_head(Policy(OTHER_HEADS[name]()), batch_of())
+def test_a_head_that_caps_or_scales_its_logits_is_scored(name):
+    policy, batch = Policy(OTHER_HEADS[name]()), batch_of()
+    scores = policy(batch)
+    logit, partition = dense_scores(policy.causal_lm, batch)
+    assert_close(scores.logit, logit)
+    assert_close(scores.log_partition, partition)
+    assert check_head(policy, batch) is None
+
+
+def test_a_head_that_is_no_linear_layer_is_refused():
+    own = model(ModernBertDecoderConfig(**SIZES, **BOUNDS, local_attention=8))  # a dense layer and a norm before it
+    with pytest.raises(
+        InputError, match=r"ModernBertDecoderForCausalLM: scores differ from .* nats; .*no linear layer"
+    ):
+        check_head(Policy(own), batch_of())
 
 
 def test_the_head_is_checked_in_full_precision_whatever_training_uses():

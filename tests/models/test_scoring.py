@@ -1,4 +1,7 @@
-"""The chunked scores against the dense computation: values, gradients, precision, memory and refusals."""
+"""The chunked scores against the dense computation: values, gradients, precision, products, memory and refusals."""
+
+import sys
+from subprocess import run
 
 import pytest
 import torch
@@ -7,11 +10,13 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from shiqrun.models.scoring import chunk_rows, score_actions, score_further
+from shiqrun.models.scoring import KEPT_BYTES, chunk_rows, score_actions, score_further
 
 N, D, V = 11, 5, 23
 BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 CHUNK = pytest.mark.parametrize("chunk", [1, 4, 11, 64, None])  # 4 does not divide 11
+HEADS = pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.7, None), (1.0, 2.0), (1.7, 3.0)])
+WAYS = pytest.mark.parametrize("way", ["recomputed", "kept", "frozen"])
 
 
 def problem(dtype=torch.float64, *, bias=True, n=N, d=D, v=V, scale=1.0):
@@ -24,10 +29,24 @@ def problem(dtype=torch.float64, *, bias=True, n=N, d=D, v=V, scale=1.0):
     return leaf(n, d), leaf(v, d), leaf(v) if bias else None, torch.randint(v, (n,), generator=draw)
 
 
-def dense(hidden, weight, bias, targets):
+def all_logits(hidden, weight, bias, scale=1.0, cap=None):
+    """All logits at once, in float64."""
+    logits = scale * (hidden.double() @ weight.double().t() + (0 if bias is None else bias.double()))
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def dense(hidden, weight, bias, targets, scale=1.0, cap=None):
     """The same two numbers from all logits at once, in float64."""
-    logits = hidden.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    logits = all_logits(hidden, weight, bias, scale, cap)
     return logits[torch.arange(len(targets)), targets], logits.logsumexp(-1)
+
+
+def in_way(way, inputs):
+    """The inputs, and what `keep` is; a frozen head takes no gradient and needs nothing kept."""
+    for x in inputs[1:3]:
+        if x is not None:
+            x.requires_grad_(way != "frozen")
+    return {"recomputed": False, "kept": True, "frozen": None}[way]
 
 
 def gradients(outputs, upstream, inputs):
@@ -41,19 +60,82 @@ def upstreams(n=N):
 
 
 @BIAS
-@CHUNK
-def test_gradients_are_those_of_finite_differences(bias, chunk):
+@HEADS
+@WAYS
+def test_gradients_are_those_of_finite_differences(way, scale, cap, bias):
     *inputs, targets = problem(bias=bias)
-    assert torch.autograd.gradcheck(lambda *x: score_actions(*x, targets, chunk=chunk), tuple(inputs))
+    keep = in_way(way, inputs)
+    options = {"scale": scale, "cap": cap, "keep": keep, "chunk": 4}
+    assert torch.autograd.gradcheck(lambda *x: score_actions(*x, targets, **options), tuple(inputs))
 
 
 @BIAS
+@HEADS
+@WAYS
 @CHUNK
-def test_values_and_gradients_are_those_of_all_logits_at_once(bias, chunk):
+def test_values_and_gradients_are_those_of_all_logits_at_once(chunk, way, scale, cap, bias):
     inputs = problem(bias=bias)
-    outputs, truth = score_actions(*inputs, chunk=chunk), dense(*inputs)
+    keep = in_way(way, inputs[:3])
+    outputs = score_actions(*inputs, chunk=chunk, scale=scale, cap=cap, keep=keep)
+    truth = dense(*inputs, scale, cap)
     assert_close(outputs, truth)
     assert_close(gradients(outputs, upstreams(), inputs), gradients(truth, upstreams(), inputs))
+
+
+@BIAS
+@HEADS
+@WAYS
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_further_logits_and_their_gradients_are_those_of_all_logits_at_once(chunk, way, scale, cap, bias):
+    inputs = problem(bias=bias)
+    keep = in_way(way, inputs[:3])
+    further = torch.randint(V, (N, 4), generator=torch.Generator().manual_seed(3))
+    further[0, :2] = inputs[3][0]  # the action itself, twice
+    further[1, 2:] = further[1, 0]  # another token three times
+    options = {"chunk": chunk, "scale": scale, "cap": cap, "keep": keep}
+    out = score_further(*inputs, further=further, **options)
+    expected = (*dense(*inputs, scale, cap), all_logits(*inputs[:3], scale, cap).gather(1, further))
+    outputs = (out.logit, out.log_partition, out.further)
+    assert_close(outputs, expected)
+    up = [*upstreams(), torch.randn(N, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))]
+    assert_close(gradients(outputs, up, inputs), gradients(expected, up, inputs))
+
+
+@WAYS
+def test_gradients_of_sampled_tokens_are_those_of_all_logits_at_once(way):
+    inputs = problem()
+    keep = in_way(way, inputs[:3])
+    out = score_further(*inputs, sample=5, describe=True, cap=2.0, keep=keep, chunk=4)
+    expected = (*dense(*inputs, 1.0, 2.0), all_logits(*inputs[:3], 1.0, 2.0).gather(1, out.further_tokens))
+    up = [*upstreams(), torch.randn(N, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))]
+    outputs = (out.logit, out.log_partition, out.further)
+    assert_close(gradients(outputs, up, inputs), gradients(expected, up, inputs))
+
+
+@WAYS
+def test_a_second_backward_pass_over_one_graph_gives_the_same(way):
+    inputs = problem()
+    keep = in_way(way, inputs[:3])
+    outputs = score_actions(*inputs, keep=keep, chunk=4, cap=2.0)
+    leaves = [x for x in inputs[:3] if x.requires_grad]
+    first = torch.autograd.grad(outputs, leaves, upstreams(), retain_graph=True)
+    assert_close(torch.autograd.grad(outputs, leaves, upstreams()), first)
+
+
+@WAYS
+def test_a_token_that_is_nearly_certain_keeps_its_small_gradient(way):
+    hidden, weight, _, targets = problem(bias=False)
+    hidden.data = 0.1 * hidden.data
+    for row, y in enumerate(targets.tolist()):
+        weight.data[y] += 8 * hidden.data[row] / hidden.data[row].square().sum() / (targets == y).sum()
+    inputs = [x.detach().float().requires_grad_() for x in (hidden, weight)]
+    keep = in_way(way, inputs)
+    outputs = score_actions(*inputs, None, targets, keep=keep)
+    truth = dense(*inputs, None, targets)
+    up = upstreams()[0]
+    assert (truth[0] - truth[1]).exp().max() > 0.99
+    got, expected = (gradients(x[0] - x[1], up.to(x[0].dtype), inputs) for x in (outputs, truth))
+    assert_close(got, expected)
 
 
 @pytest.mark.parametrize("used", [0, 1])
@@ -109,12 +191,14 @@ def test_autocast_changes_neither_scores_nor_gradients():
 
 
 @BIAS
-def test_no_actions_give_no_scores_and_zero_gradients(bias):
+@WAYS
+def test_no_actions_give_no_scores_and_zero_gradients(way, bias):
     inputs = problem(bias=bias, n=0)
-    outputs = score_actions(*inputs)
-    assert [list(x.shape) for x in outputs] == [[0], [0]]
-    got = gradients(outputs, upstreams(0), inputs)
-    assert [g.shape for g in got] == [x.shape for x in inputs[:3] if x is not None]
+    keep = in_way(way, inputs[:3])
+    out = score_further(*inputs, sample=2, describe=True, cap=2.0, keep=keep)
+    assert [list(x.shape) for x in out] == [[0], [0], [0, 2], [0, 2], [0], [0]]
+    got = gradients(out[:3], [*upstreams(0), out.further], inputs)
+    assert [g.shape for g in got] == [x.shape for x in inputs[:3] if x is not None and x.requires_grad]
     assert not any(g.any() for g in got)
 
 
@@ -159,29 +243,127 @@ def test_a_weight_tied_to_the_embedding_gets_both_gradients():
     assert_close(got, gradients(dense(hidden(), weight, bias, targets), upstreams(), (weight, bias)))
 
 
-class Largest(TorchDispatchMode):
-    """Inside, keeps the number of entries of the largest tensor that any operation returns."""
+class Watch(TorchDispatchMode):
+    """Inside, keeps the entries of the largest tensor that any operation returns, and the shapes of matrix products."""
 
-    numel = 0
+    def __init__(self):
+        super().__init__()
+        self.numel, self.products = 0, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         self.numel = max(self.numel, *(x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)), 0)
+        if func.overloadpacket._qualified_op_name.split("::")[1] in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "mv"):
+            self.products.append(tuple(result.shape))
         return result
 
 
-def test_no_tensor_is_larger_than_one_chunk_of_logits():
+@pytest.mark.parametrize("scored", ["scores", "samples", "a soft-cap", "no gradient"])
+def test_no_tensor_is_larger_than_one_chunk_of_logits(scored):
     inputs = problem(torch.float32, n=64, d=4, v=500)
-    found = {}
-    for name, scoring in (("chunked", lambda *x: score_actions(*x, chunk=8)), ("dense", dense)):
-        with Largest() as largest:
-            logit, log_partition = scoring(*inputs)
-            (logit + log_partition).sum().backward()
-        found[name] = largest.numel
-    assert found == {"chunked": 8 * 500, "dense": 64 * 500}
+    options = {"samples": {"sample": 2, "describe": True}, "a soft-cap": {"cap": 2.0}}.get(scored, {})
+    with Watch() as watch, torch.set_grad_enabled(scored != "no gradient"):
+        out = score_further(*inputs, chunk=8, keep=False, **options)
+        if out.logit.requires_grad:
+            (out.logit + out.log_partition + out.further.sum(1)).sum().backward()
+    assert watch.numel == 8 * 500
 
 
-@pytest.mark.parametrize(("vocabulary", "rows"), [(32, 4096), (32_000, 512), (128_256, 256), (10_000_000, 256)])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("options", [{}, {"cap": 2.0, "scale": 0.5}], ids=["plain", "capped"])
+@pytest.mark.parametrize(
+    ("way", "forward", "backward"),
+    [
+        (
+            "recomputed",
+            [(4, V), (4, V), (3, V)],
+            [(4, V), (4, D), (V, D), (4, V), (4, D), (V, D), (3, V), (3, D), (V, D)],
+        ),
+        ("kept", [(4, V), (4, V), (3, V)], [(N, D), (V, D)]),
+        ("frozen", [(4, V), (4, D), (4, V), (4, D), (3, V), (3, D)], []),
+    ],
+)
+def test_each_way_makes_its_matrix_products_and_no_more(way, forward, backward, options, bias):
+    inputs = problem(bias=bias)
+    keep = in_way(way, inputs[:3])
+    with Watch() as ahead:
+        outputs = score_actions(*inputs, chunk=4, keep=keep, **options)
+    with Watch() as behind:
+        gradients(outputs, upstreams(), inputs)
+    assert ahead.products == forward
+    assert [p for p in behind.products if p != (V, 1)] == backward  # [V, 1] is the bias
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_without_gradients_nothing_is_done_for_them(recorded):
+    inputs = problem()
+    for x in inputs[:3]:
+        x.requires_grad_(recorded)
+    with Watch() as watch, torch.set_grad_enabled(not recorded):
+        score_actions(*inputs, chunk=4)
+    assert watch.products == [(4, V), (4, V), (3, V)]
+    assert watch.numel <= max(4 * V, D * V)
+
+
+def test_a_weight_or_a_bias_alone_costs_its_own_product_only():
+    for trained, backward in ((1, [(V, D)]), (2, [(V, 1)])):
+        inputs = problem()
+        for at, x in enumerate(inputs[:3]):
+            x.requires_grad_(at == trained)
+        outputs = score_actions(*inputs, keep=True)
+        with Watch() as watch:
+            gradients(outputs, upstreams(), inputs)
+        assert watch.products == backward
+
+
+MEMORY = """
+import sys, torch
+from pathlib import Path
+from shiqrun.models.scoring import score_actions
+way, n, v, d = sys.argv[1], 2048, 8192, 16
+def resident(line):
+    return int(Path("/proc/self/status").read_text().split(line + ":")[1].split()[0]) / 1024
+def once(n):
+    hidden, weight = torch.randn(n, d).requires_grad_(), torch.randn(v, d).requires_grad_(way != "frozen")
+    keep = {"kept": True, "recomputed": False}.get(way)
+    logit, partition = score_actions(hidden, weight, None, torch.randint(v, (n,)), chunk=256, keep=keep)
+    (logit.sum() - 2 * partition.sum()).backward()
+once(8)
+Path("/proc/self/clear_refs").write_text("5")
+base = resident("VmRSS")
+once(n)
+print(resident("VmHWM") - base)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")
+@pytest.mark.parametrize(("way", "bound"), [("recomputed", 24), ("kept", 80), ("frozen", 24)])
+def test_a_process_needs_one_tile_or_what_is_kept(way, bound):
+    """MiB: a tile is 8, all logits are 64; twice that is what a dense backward pass holds."""
+    done = run([sys.executable, "-c", MEMORY, way], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < bound
+
+
+@pytest.mark.parametrize(("megabytes", "held"), [(1, True), (0, False)])
+def test_tiles_are_kept_where_they_fit(monkeypatch, megabytes, held):
+    monkeypatch.setitem(KEPT_BYTES, "cpu", megabytes << 20)
+    inputs = problem()
+    outputs = score_actions(*inputs, chunk=4)
+    with Watch() as watch:
+        gradients(outputs, upstreams(), inputs)
+    assert ((4, V) not in watch.products) == held
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_on_the_cpu_no_dtype_rounds_the_products(dtype):
+    inputs = problem(torch.float32, n=40, d=64, v=500)
+    outputs, expected = score_actions(*inputs, dtype=dtype), score_actions(*inputs)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows"), [(32, 4096), (32_000, 256), (8192, 1024), (128_256, 256), (10_000_000, 256)]
+)
 def test_a_chunk_fits_its_budget_unless_it_would_be_too_small(vocabulary, rows):
     assert chunk_rows(vocabulary, "cpu") == rows
 
@@ -206,23 +388,6 @@ def test_shapes_that_do_not_fit_are_refused(hidden, weight, bias, targets, met):
 
 
 # ------------------------------------------------------------------ further tokens
-def test_further_logits_and_their_gradients_are_the_dense_ones():
-    g = torch.Generator().manual_seed(3)
-    hidden, weight, bias = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((7, 5), (11, 5), (11,)))
-    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
-    targets, further = torch.randint(11, (7,), generator=g), torch.randint(11, (7, 4), generator=g)
-    further[0, :2] = targets[0]  # the action itself, twice
-    up = [torch.randn(*s, generator=g, dtype=torch.float64) for s in ((7,), (7,), (7, 4))]
-    out = score_further(*leaves, targets, further=further, chunk=3)
-    ours = sum((u * x).sum() for u, x in zip(up, (out.logit, out.log_partition, out.further), strict=True))
-    dense = hidden @ weight.t() + bias
-    expected = (dense.gather(1, targets[:, None])[:, 0], dense.logsumexp(-1), dense.gather(1, further))
-    theirs = sum((u * x).sum() for u, x in zip(up, expected, strict=True))
-    for a, b in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(out.further, expected[2])
-
-
 def test_sampled_tokens_follow_the_policy_and_their_logits_are_theirs():
     torch.manual_seed(0)
     hidden, weight = torch.randn(3, 4), torch.randn(6, 4)

@@ -1,6 +1,7 @@
 """The value head and network: what they read, what they train, and the reward model that is saved from a score."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def changed_from(given, position):
     """The batch with other tokens at and behind a position of every row."""
     ids = given.input_ids.clone()
     ids[:, position:] = (ids[:, position:] + 7) % 47 + 1
-    return copy.copy(given).__class__(**{**given.__dict__, "input_ids": ids})
+    return replace(given, input_ids=ids)
 
 
 @pytest.mark.parametrize("network", [False, True])

@@ -1,0 +1,117 @@
+"""What one process measures of its own training: time between optimiser steps, peak memory, tokens read.
+
+Both sides are watched from outside, through hooks that torch calls for any optimiser and any embedding: the clock runs
+from the end of the warm-up steps to the end of the last step, so that collating, logging and whatever a trainer does
+between its steps count, and nothing before or after does.
+"""
+
+import ctypes
+import gc
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+MIB = 1 << 20
+
+
+def resident(line: str = "VmRSS") -> float:
+    """This process's resident memory, MiB, now or (VmHWM) at most since `forget_peak`."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split(f"{line}:")[1].split()[0]) / 1024
+
+
+def forget_peak() -> float:
+    """Starts the high-water mark anew at the present resident memory, which it returns, MiB."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would count as there
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return resident()
+
+
+class StepClock:
+    """Time, peak memory and tokens of a training run in this process.
+
+    Args:
+        warmup: steps before the clock starts.
+        steps: of the run, with the warm-up.
+        device: cpu or cuda.
+    """
+
+    def __init__(self, *, warmup: int, steps: int, device: str) -> None:
+        self.warmup, self.total, self.device = warmup, steps, device
+        self.steps, self.read, self.base = 0, 0, 0.0
+        self.found: dict[str, float] = {}
+        self._hook = register_optimizer_step_post_hook(self._stepped)
+
+    def watch(self, embedding: nn.Module) -> None:
+        """Counts the tokens that pass this embedding: those that are pushed through the body."""
+        embedding.register_forward_pre_hook(self._passed)
+
+    def begin(self) -> None:
+        """To be called right before the first step: what is resident now is no memory of training."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.base = torch.cuda.memory_allocated() / MIB
+        else:
+            self.base = forget_peak()
+
+    def _passed(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.read += inputs[0].numel()
+
+    def _now(self) -> tuple[float, float, int]:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time(), self.read
+
+    def _stepped(self, *_: Any) -> None:
+        self.steps += 1
+        if self.steps == self.warmup:
+            self._began = self._now()
+        elif self.steps == self.total:
+            wall, cpu, read = (now - began for now, began in zip(self._now(), self._began, strict=True))
+            peak = torch.cuda.max_memory_allocated() / MIB if self.device == "cuda" else resident("VmHWM")
+            self.found = {"wall": wall, "cpu": cpu, "body_tokens": read, "memory_mib": peak - self.base}
+
+    def result(self) -> dict[str, float]:
+        """`wall` and `cpu` seconds and `body_tokens` behind the warm-up, `memory_mib` over all steps.
+
+        Raises:
+            SystemExit: the run had another number of steps.
+        """
+        self._hook.remove()
+        if not self.found:
+            raise SystemExit(f"the run made {self.steps} optimiser steps, expected {self.total}")
+        return self.found
+
+
+def gemm_peak(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 5) -> dict[str, float]:
+    """Flops a second of the best of a few square matrix products, by wall and by CPU time."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    best = {"wall": 0.0, "cpu": 0.0}
+    for _ in range(repeats + 1):
+        wall, cpu = time.perf_counter(), time.process_time()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        best = {k: max(best[k], 2.0 * size**3 / max(took[k], 1e-9)) for k in best}
+    return best
+
+
+def tuned_allocator() -> dict[str, str]:
+    """The environment in which glibc keeps large tensors instead of giving them back: no page faults each step."""
+    return dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(16 << 30))
+
+
+def environment(threads: int, *, tuned: bool) -> dict[str, str]:
+    """What a measuring process runs under."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+    quiet |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+    threading = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return {**kept, **quiet, **threading, **(tuned_allocator() if tuned else {})}

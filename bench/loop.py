@@ -1,0 +1,219 @@
+"""What the training loop costs a step beside forward, loss, backward and optimiser: `Method` under the Trainer against
+a bare loop over the same batches.
+
+`python -m bench.loop [--model tiny|A] [--json] [--profile]`. One process per measurement, in turn; per step, median of
+the repeats: CPU time of all threads, CPU time of the main thread (batches are made in another), wall time, at one
+computing thread. The bare loop finds its batches ready. The weights after the last step are compared first.
+"""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from shiqrun.callbacks import Checkpoints, Signals
+from shiqrun.data.batches import Rows, Steps
+from shiqrun.data.encode import EncodedTrajectory
+from shiqrun.data.module import Encoded, LoggedData
+from shiqrun.losses import shiq
+from shiqrun.metrics import MetricsFile
+from shiqrun.models.policy import Policy
+from shiqrun.models.reference import cached
+from shiqrun.module import Method
+from shiqrun.settings import AlgoSettings, TrainerSettings
+from shiqrun.view import View
+
+WAYS = ("bare", "method")
+CLOCKS = ("cpu", "main", "wall")
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "heads": 2},
+    "A": {"vocab_size": 32_000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "heads": 4},
+}
+TOKENS = {"tiny": (8, 16), "A": (100, 300)}
+"""Shortest and longest row."""
+STEPS = {"tiny": 300, "A": 10}
+WARM_UP = 0.2
+"""Share of the steps that is not timed."""
+BATCH, LOG_EVERY, RATE, CLIP, BETA = 16, 10, 1e-4, 1.0, 0.5
+
+
+def model_of(name: str) -> Policy:
+    """The policy, from a seed."""
+    shape = dict(SHAPES[name])
+    heads = shape.pop("heads")
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, num_attention_heads=heads, tie_word_embeddings=True, max_position_embeddings=512)
+    return Policy(AutoModelForCausalLM.from_config(config)).train()
+
+
+def rows_of(name: str, policy: Policy) -> Rows:
+    """256 random rows, half of each actions, with the policy's own scores as the reference's."""
+    rng, (low, high) = np.random.default_rng(0), TOKENS[name]
+    made = []
+    for n in range(256):
+        length = int(rng.integers(low, high))
+        index = np.arange(length // 2, length, dtype=np.int32)
+        ids = rng.integers(1, SHAPES[name]["vocab_size"], length).astype(np.int32)
+        rewards = rng.normal(size=len(index)).astype(np.float32)
+        made.append(EncodedTrajectory(ids, index, rewards, f"p{n}", n, 0, f"file:{n}", f"p{n}"))
+    rows = Rows(made, pad=0)
+    scores = []
+    with torch.no_grad():
+        for n in range(len(rows)):
+            out = policy(rows.collate([n]))
+            scores.append((out.logit[0].numpy(), out.log_partition[0].numpy()))
+    rows.reference = scores
+    return rows
+
+
+def clocks() -> np.ndarray:
+    """Seconds by every clock."""
+    return np.array([time.process_time(), time.thread_time(), time.perf_counter()])
+
+
+def bare(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
+    """Seconds of the steps after `start` by every clock, and the policy after the last."""
+    policy = model_of(name)
+    rows = rows_of(name, policy)
+    cut = Steps(rows, batch_size=BATCH, micro_batch_tokens=2**20, seed=0, start=0, rank=0, world=1)
+    batches = list(islice(cut, steps))
+    parameters = list(policy.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
+    began = clocks()
+    for step, micro in enumerate(batches):
+        if step == start:
+            began = clocks()
+        count = 0
+        for batch in micro:
+            terms = shiq(batch, policy(batch), cached(batch), beta=BETA)
+            terms.total.backward()
+            count += int(terms.count)
+        torch._foreach_mul_([p.grad for p in parameters], 1 / count)
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+    return clocks() - began, policy
+
+
+class Clock(Callback):
+    """The clocks after step `start` and after the last."""
+
+    def __init__(self, start: int) -> None:
+        self.start, self.at = start, dict[int, np.ndarray]()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Reads them."""
+        if trainer.global_step in (self.start, trainer.max_steps):
+            self.at[trainer.global_step] = clocks()
+
+
+def method(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
+    """The same through `Method`, with the callbacks, logger and loading of a run."""
+    policy = model_of(name)
+    rows = rows_of(name, policy)
+    settings = TrainerSettings(
+        max_steps=steps,
+        max_epochs=None,
+        batch_size=BATCH,
+        micro_batch_tokens=2**20,
+        prompts_together=False,
+        learning_rate=RATE,
+        weight_decay=0.0,
+        warmup_steps=0,
+        lr_schedule="constant",
+        grad_clip=CLIP,
+        log_every=LOG_EVERY,
+        checkpoint_every=10 * steps,
+    )
+    algo = AlgoSettings(reference="cached", reward_offset="none")
+    loss = partial(shiq, beta=BETA)
+    made = Method(policy, cached, loss, settings, max_steps=steps, seed=0, algo=algo, beta=BETA)
+    data = LoggedData(Encoded(rows, rows, {}, "x"), batch_size=BATCH, micro_batch_tokens=2**20, seed=0)  # type: ignore[arg-type]
+    clock = Clock(start)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder), 10 * steps)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            logger=[MetricsFile(Path(folder) / "metrics.csv")],
+            callbacks=[clock, View("bench"), checkpoints, Signals(checkpoints)],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(made, datamodule=data)
+    return clock.at[steps] - clock.at[start], policy
+
+
+def child(way: str, name: str, steps: int, profile: bool) -> dict[str, float]:
+    """One measurement: seconds a step, and a sum of the weights that says whether both ways did the same."""
+    torch.set_num_threads(1)
+    start = int(steps * WARM_UP)
+    profiler = cProfile.Profile()
+    if profile:
+        profiler.enable()
+    seconds, policy = {"bare": bare, "method": method}[way](name, steps, start)
+    if profile:
+        profiler.disable()
+        pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(90)
+    weights = sum(float(p.detach().double().square().sum()) for p in policy.parameters())
+    return dict(zip(CLOCKS, seconds / (steps - start), strict=True)) | {"weights": weights}
+
+
+def main() -> None:
+    """Runs both ways in turn and prints a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=SHAPES, default="tiny")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--way", choices=WAYS, help="measure this one in this process")
+    parser.add_argument("--profile", action="store_true", help="profile the loop under the Trainer")
+    args = parser.parse_args()
+    if args.way or args.profile:
+        print(json.dumps(child(args.way or "method", args.model, STEPS[args.model], args.profile)))
+        return
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(args.repeats):
+        for way in WAYS:
+            command = [sys.executable, "-m", "bench.loop", f"--way={way}", f"--model={args.model}"]
+            env = os.environ | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+            found[way].append(json.loads(done.stdout.decode().splitlines()[-1]))
+    weights = [one["weights"] for runs in found.values() for one in runs]
+    if max(weights) - min(weights) > 1e-5 * max(weights):
+        raise SystemExit(f"the two ways end at different weights: {weights}")
+    shown = {way: {k: 1000 * median(one[k] for one in runs) for k in CLOCKS} for way, runs in found.items()}
+    beside = {k: shown["method"][k] - shown["bare"][k] for k in CLOCKS}
+    if args.json:
+        print(json.dumps({"model": args.model, **shown, "beside": beside}))
+        return
+    table = Table("loop", title=f"model {args.model}: ms a step, one thread, median of {args.repeats}")
+    for column in ("CPU", "of the main thread", "wall"):
+        table.add_column(column, justify="right")
+    for name, numbers in (*shown.items(), ("the loop's own share", beside)):
+        table.add_row(name, *(f"{numbers[k]:.2f}" for k in CLOCKS))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""One training run of shiqrun, measured in this process: the objects that `shiqrun train` makes, and its own loop."""
+
+import csv
+import json
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
+
+from bench.clock import StepClock
+from bench.work import read_pairs
+from shiqrun import training
+from shiqrun.commands.compose import composed
+from shiqrun.commands.train import plan
+from shiqrun.data.module import Encoded, load
+from shiqrun.plan import Plan, Run, ready
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A measurement.
+
+    Attributes:
+        folder: of `bench.work.prepare`.
+        steps: optimiser steps, the warm-up included.
+        warmup: of these, steps before the clock starts.
+        pairs: of a step; a pair is all completions of a prompt.
+        algo: of shiqrun.
+        precision: fp32 or bf16.
+        device: cpu or cuda.
+        log_every: steps between logged rows.
+        extra: further overrides.
+    """
+
+    folder: str
+    steps: int
+    warmup: int = 1
+    pairs: int = 8
+    algo: str = "dpo"
+    precision: str = "fp32"
+    device: str = "cpu"
+    log_every: int = 10
+    extra: tuple[str, ...] = ()
+
+
+def overrides(settings: Settings, run_dir: Path, completions: int) -> list[str]:
+    """The words of the command line."""
+    folder = Path(settings.folder)
+    return [
+        f"algo={settings.algo}",
+        "algo.beta=0.1",
+        "data=jsonl",
+        f"data.path={folder / 'pairs.jsonl'}",
+        "data.val_fraction=0",
+        "model=hf",
+        f"model.path={folder / 'model'}",
+        f"hardware={'gpu' if settings.device == 'cuda' else 'cpu'}",
+        f"hardware.precision={settings.precision}",
+        f"trainer.max_steps={settings.steps}",
+        f"trainer.batch_size={settings.pairs * completions}",
+        "trainer.prompts_together=true",
+        "trainer.learning_rate=1e-4",
+        "trainer.warmup_steps=0",
+        "trainer.grad_clip=1.0",
+        f"trainer.log_every={settings.log_every}",
+        f"trainer.checkpoint_every={10 * settings.steps}",
+        "eval.every=0",
+        "logger=none",
+        f"cache_dir={run_dir / 'cache'}",
+        f"run_dir={run_dir}",
+        *settings.extra,
+    ]
+
+
+def loaded(settings: Settings, run_dir: Path) -> Run:
+    """The run that these settings make, ready to train."""
+    completions = len(read_pairs(Path(settings.folder))[0]["completions"])
+    return ready(_plan(settings, run_dir, completions))
+
+
+def _plan(settings: Settings, run_dir: Path, completions: int) -> Plan:
+    config = composed("train", overrides(settings, run_dir, completions))
+    return plan(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), run_dir)
+
+
+def encoded(settings: Settings) -> Encoded:
+    """The rows of the run, without its model."""
+    with tempfile.TemporaryDirectory() as directory:
+        made = _plan(settings, Path(directory), 2)
+        tokenizer = made.choice.tokenizer(made.source, ())
+        return load(made.source, tokenizer, made.data, context=made.choice.context(), compared_by=settings.algo)
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Times, memory and tokens of a run; `losses` and `grad_norms` of the steps that were logged.
+
+    `once` is what comes before the first step and only once: the reference's scores.
+    """
+    clock = StepClock(warmup=settings.warmup, steps=settings.steps, device=settings.device)
+    with tempfile.TemporaryDirectory() as directory:
+        run_dir = Path(directory)
+        run = loaded(settings, run_dir)
+        clock.watch(run.policy.causal_lm.get_input_embeddings())
+        began, once = (time.perf_counter(), time.process_time()), {}
+
+        def first_step() -> list[Logger]:  # called when the reference is there and nothing but training is left
+            once.update(wall=time.perf_counter() - began[0], cpu=time.process_time() - began[1])
+            clock.begin()
+            return []
+
+        training.execute(replace(run, plan=replace(run.plan, trackers=first_step)), resume=False)
+        rows = list(csv.DictReader((run_dir / "metrics.csv").open(encoding="utf-8")))
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    curves = {
+        name: [float(row[key]) for row in rows if row.get(key)]
+        for name, key in (("losses", "train/loss"), ("grad_norms", "train/grad_norm"))
+    }
+    return {**clock.result(), "once": once, **curves, "reference_seconds": summary.get("seconds/reference")}

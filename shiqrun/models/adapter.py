@@ -1,0 +1,150 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): an adapter put on a model, merged into it, saved for `peft`."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from shiqrun.errors import InputError
+
+BASE = "base"
+"""Where in an adapter's directory its base model is, if that has no directory of its own."""
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether the weights of its linear layers are 4-bit numbers, which nothing can be added to without rounding."""
+    return bool(getattr(base_of(model), "is_loaded_in_4bit", False))
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether it is a PEFT model."""
+    return hasattr(model, "merge_and_unload")
+
+
+def base_of(model: Any) -> Any:
+    """The `transformers` model, without the PEFT wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, target_modules: list[str] | None) -> Any:
+    """The model as it is for rank 0, else a PEFT model around it of which the adapter alone is trained.
+
+    At first the adapter adds nothing. `state_dict` of the PEFT model holds the adapter alone: the base is read from
+    where it came from, and whoever loads a checkpoint compares its fingerprint.
+
+    Args:
+        model: is changed.
+        rank: of the adapter's two factors.
+        alpha: the adapter's product is scaled by alpha / rank.
+        target_modules: names of layers, None for all linear ones but the head.
+
+    Raises:
+        InputError: layers that are not there, the head, or embeddings that are also the head; 4-bit weights and
+            rank 0; or `peft` is not installed.
+    """
+    if not rank:
+        if is_quantized(model):
+            raise InputError(
+                "model.quantize: 4-bit weights cannot be trained; set model.lora_r=16, and leave out algo.value=network"
+            )
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError("model.lora_r needs the extra `peft`: pip install 'shiqrun[peft]'") from error
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        target_modules="all-linear" if target_modules is None else target_modules,
+        task_type="CAUSAL_LM",
+    )
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head.weight is embeddings.weight
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:  # names that no layer has, or layers that cannot have an adapter
+        raise InputError(f"model.lora_target_modules={target_modules}: {error}") from error
+    _expect_plain_head(model, target_modules, head=head, embeddings=embeddings if tied else None)
+    wrapped.register_state_dict_post_hook(_drop_base)
+    wrapped.register_load_state_dict_post_hook(_base_stays)
+    return wrapped
+
+
+def _expect_plain_head(
+    model: PreTrainedModel, target_modules: list[str] | None, *, head: nn.Module, embeddings: nn.Module | None
+) -> None:
+    """Nothing, if no layer whose weight scores actions has an adapter; whatever names it was found by.
+
+    Raises:
+        InputError: the head, or embeddings that share its weight, have one.
+    """
+    if model.get_output_embeddings() is not head:
+        why = "the head is scored by its weight, an adapter on it would not train"
+    elif embeddings is not None and model.get_input_embeddings() is not embeddings:
+        why = "the embeddings share their weight with the head: merging an adapter on them would change both"
+    else:
+        return
+    raise InputError(f"model.lora_target_modules={target_modules}: {why}; leave it out")
+
+
+def _drop_base(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in state_dict if name.startswith(prefix) and not _is_adapter(name)]:
+        del state_dict[name]
+
+
+def _base_stays(module: nn.Module, incompatible: Any) -> None:
+    """Takes the base's names off the list of what is missing from a checkpoint."""
+    base = {name for name, _ in module.named_parameters() if not _is_adapter(name)}
+    base |= {name for name, _ in module.named_buffers()}
+    inner = "base_model.model."  # what every name in a PEFT model begins with; before it is where that model is
+    absent = [name for name in incompatible.missing_keys if inner + name.partition(inner)[2] not in base]
+    incompatible.missing_keys[:] = absent
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+def merged(model: Any) -> Any:
+    """A copy with the adapter added to its weights; the model itself where it has none.
+
+    What was trained on 4-bit weights is added to the base's own weights instead, so that nothing is rounded twice;
+    the copy's logits then differ from those of training by what the 4 bits took.
+    """
+    if not has_adapter(model):
+        return model
+    return merged_into_saved_base(model) if is_quantized(model) else copy.deepcopy(model).merge_and_unload()
+
+
+def merged_into_saved_base(model: Any) -> Any:
+    """The base as it is in its directory or on the Hub, in float32 on the CPU, with this model's adapter added."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    base = base_of(model)
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh = type(base).from_pretrained(base.name_or_path, config=config, dtype=torch.float32)
+    adapted = get_peft_model(fresh, copy.deepcopy(model.peft_config["default"]))
+    set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, save_embedding_layers=False))
+    return adapted.merge_and_unload()
+
+
+def save_adapter(model: Any, directory: Path) -> str:
+    """Writes the adapter for `PeftModel.from_pretrained`; returns where its base is, which its config says too.
+
+    A base without a directory or Hub id of its own (`model=tiny`) is saved in `directory/base`.
+    """
+    base = base_of(model).name_or_path
+    if not base:
+        base = str(directory / BASE)
+        copy.deepcopy(model).unload().save_pretrained(base)
+    if Path(base).is_dir():
+        base = str(Path(base).resolve())
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(directory, save_embedding_layers=False)  # they are never resized: no look at the Hub for it
+    return base

@@ -1,0 +1,105 @@
+"""Attention over a packed batch, for any model whose attention goes through `transformers`' AttentionInterface.
+
+`policy.cannot_pack` gives a model this implementation where it had "sdpa" and its scores stay the same; without a
+packed batch it is "sdpa".
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from shiqrun.layout import Attention
+
+PACKED = "shiqrun_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Attention | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """`[1, L, heads, d]`: every token attends within its trajectory; as "sdpa" where `packing` is None.
+
+    Raises:
+        ValueError: attention with what no packed batch is read with: a cap on its logits, a bias of positions, sinks,
+            a window that it is not told of.
+    """
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    odd = [name for name in ("softcap", "position_bias", "s_aux") if options.get(name) is not None]
+    if "sliding_window" not in options:  # of a window that is in the mask alone nothing is known here
+        odd += [name for name in ("sliding_window", "attention_chunk_size") if getattr(module.config, name, None)]
+    if odd:
+        raise ValueError(f"attention with {', '.join(odd)}")
+    q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))  # [L, heads, d]
+    q = q if packing.queries is None else q.index_select(0, packing.queries)
+    k, v = (x if packing.keys is None else x.index_select(0, packing.keys) for x in (k, v))
+    asked, seen = _sizes(packing)
+    masks = _masks(packing, options.get("sliding_window"))
+    read = zip(packing.calls, masks, q.split(asked), k.split(seen), v.split(seen), strict=True)
+    groups = query.shape[1] // key.shape[1]
+    out = []
+    for call, mask, *parts in read:
+        heads = [x.unflatten(0, (call.branches, -1)).transpose(1, 2) for x in parts]  # [R, heads, tokens, d]
+        done = nn.functional.scaled_dot_product_attention(
+            heads[0],
+            repeat_kv(heads[1], groups),
+            repeat_kv(heads[2], groups),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=options.get("scaling"),
+        )
+        out.append(done.transpose(1, 2).flatten(0, 1))
+    joined = torch.cat(out)
+    return (joined if packing.outputs is None else joined.index_select(0, packing.outputs))[None], None
+
+
+def _sizes(packing: Attention) -> tuple[list[int], list[int]]:
+    """Queries and keys of each call."""
+    return [c.branches * c.queries for c in packing.calls], [c.branches * c.keys for c in packing.calls]
+
+
+def _masks(packing: Attention, window: int | None) -> list[Tensor | None]:
+    """Each call's mask, and under a window shorter than a trajectory only the keys that are so many tokens near."""
+    if window is None or window >= packing.longest:
+        return [call.mask for call in packing.calls]
+    asked, seen = _sizes(packing)
+    masks: list[Tensor | None] = []
+    positions = zip(packing.calls, packing.query_positions.split(asked), packing.key_positions.split(seen), strict=True)
+    for call, q, k in positions:
+        back = q.view(call.branches, 1, -1, 1) - k.view(call.branches, 1, 1, -1)
+        causal = back.new_ones(call.queries, call.keys, dtype=torch.bool).tril() if call.mask is None else call.mask
+        masks.append((back < window) & causal)
+    return masks
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def pack(model: PreTrainedModel) -> bool:
+    """Has a model that attends by "sdpa" read packed batches, if it looks as if it could; `cannot_pack` proves it."""
+    able = getattr(model, "_supports_attention_backend", False) and not getattr(model, "_is_stateful", False)
+    if able and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(PACKED)
+    return packs(model)
+
+
+def unpack(model: PreTrainedModel) -> None:
+    """Back to "sdpa"."""
+    if packs(model):
+        model.set_attn_implementation("sdpa")
+
+
+def packs(model: Any) -> bool:
+    """Whether the model reads packed batches."""
+    return model.config._attn_implementation == PACKED

@@ -1,0 +1,240 @@
+"""One Arrow file of scores: how it is laid out, written as a whole or not at all, and read as a map of the disk.
+
+One row a trajectory: its number, and lists with one float32 an action (K an action for `further`, with an anchor).
+Trajectories stand in the order in which they were scored, in record batches; the schema's metadata says whose scores
+they are, and has a hash of the numbers. So a file costs 8 bytes an action, about 20 bytes a trajectory, and no memory
+but what is being looked at.
+"""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from shiqrun.errors import InputError
+
+KEY, SECONDS, DIGEST = b"key", b"seconds", b"digest"
+"""Metadata: whose scores, what computing them took, and a hash of the numbers."""
+ROW_BYTES = 32
+"""What a trajectory costs beside its actions, at most: its number and the ends of its lists."""
+UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)
+"""What reading a file that is none of ours raises."""
+
+
+class Expected(NamedTuple):
+    """What scores a file has to hold.
+
+    Attributes:
+        key: `cache_key` of what they are computed with.
+        actions: `[rows]`, how many each trajectory has.
+        further: K, logits of further tokens an action; 0 without an anchor.
+    """
+
+    key: str
+    actions: np.ndarray
+    further: int
+
+    @property
+    def widths(self) -> list[int]:
+        """Numbers an action in each column."""
+        return [1, 1, self.further] if self.further else [1, 1]
+
+    def size(self) -> int:
+        """Bytes of the whole file, about."""
+        return int(self.actions.sum()) * 4 * sum(self.widths) + len(self.actions) * ROW_BYTES + 4096
+
+    def schema(self, **metadata: Any) -> pa.Schema:
+        """Of a file with the key and further `metadata`."""
+        names = ("logit", "log_partition", "further")[: len(self.widths)]
+        fields = [pa.field("row", pa.int64()), *(pa.field(name, pa.list_(pa.float32())) for name in names)]
+        return pa.schema(fields, {"key": self.key, **{k: str(v) for k, v in metadata.items()}})
+
+    def check(self, reader: pa.RecordBatchFileReader) -> dict[bytes, bytes]:
+        """The file's metadata.
+
+        Raises:
+            ValueError: it holds other columns or another key's scores.
+        """
+        metadata: dict[bytes, bytes] = reader.schema.metadata or {}
+        if not reader.schema.equals(self.schema()):
+            raise ValueError("its columns are others")
+        if metadata.get(KEY) != self.key.encode():
+            raise ValueError("it holds the scores of another model or other data")
+        return metadata
+
+    def rows_of(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Numbers of the trajectories in a record batch.
+
+        Raises:
+            ValueError: trajectories that are not there, or another number of actions.
+        """
+        row = batch.column(0).to_numpy()
+        if batch.column(0).null_count or (len(row) and not 0 <= row.min() <= row.max() < len(self.actions)):
+            raise ValueError("it holds trajectories that the data do not have")
+        for column, width in zip(batch.columns[1:], self.widths, strict=True):
+            ends = np.concatenate([[0], np.cumsum(self.actions[row] * width)])
+            if not np.array_equal(column.offsets.to_numpy(), ends) or len(column.values) < ends[-1]:
+                raise ValueError("its trajectories have other numbers of actions")
+        return row
+
+
+@contextmanager
+def written(path: Path, folder: Path) -> Iterator[BinaryIO]:
+    """A file to write in `folder`, under another name; on the disk as a whole before it takes the place of `path`."""
+    partial = folder / f"{path.name}.{os.getpid()}.tmp"
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_part(path: Path, expected: Expected, rows: np.ndarray, scores: np.ndarray, *, seconds: float) -> None:
+    """Writes the scores of some trajectories.
+
+    Args:
+        path: where to.
+        expected: of the whole file.
+        rows: `[n]`, their numbers.
+        scores: `[N, 2 + K]` float32, of their actions, one trajectory after another: logit, log-partition, further.
+        seconds: what computing them took.
+    """
+    columns, at = [pa.array(rows, pa.int64())], 0
+    for width in expected.widths:
+        ends = np.concatenate([[0], np.cumsum(expected.actions[rows] * width)])
+        flat = np.ascontiguousarray(scores[:, at : at + width]).reshape(-1)
+        columns.append(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat, pa.float32())))
+        at += width
+    batch = pa.record_batch(columns, schema=expected.schema())
+    schema = expected.schema(seconds=seconds, digest=_digest([batch]))
+    with written(path, path.parent) as file, pa.ipc.new_file(file, schema) as writer:
+        writer.write_batch(batch)
+
+
+def read_part(path: Path, expected: Expected) -> tuple[np.ndarray, pa.RecordBatch]:
+    """(rows, their record batch) of a part.
+
+    Raises:
+        UNREADABLE: it is torn, changed, or of other scores.
+    """
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    expected.check(reader)
+    _verify(reader)
+    batch = reader.get_batch(0)
+    return expected.rows_of(batch), batch
+
+
+def join_parts(path: Path, expected: Expected, folder: Path) -> None:
+    """Writes the whole file from the parts in `folder`, one of them in memory at a time."""
+    parts = sorted(folder.glob("*.arrow"))
+    said = [pa.ipc.open_file(pa.memory_map(str(part))).schema.metadata for part in parts]
+    seconds = sum(float(metadata[SECONDS]) for metadata in said)
+    schema = expected.schema(seconds=seconds, digest=_joined(metadata[DIGEST] for metadata in said))
+    with written(path, folder) as file, pa.ipc.new_file(file, schema) as writer:
+        for part in parts:
+            writer.write_batch(read_part(part, expected)[1])
+
+
+def _digest(batches: Iterable[pa.RecordBatch]) -> str:
+    """A hash of the numbers: of a part's, or of the hashes of all parts."""
+
+    def of(batch: pa.RecordBatch) -> bytes:
+        batch.validate(full=True)  # else offsets that are damaged end the process in what follows
+        return hashlib.blake2b(batch.serialize(), digest_size=16).hexdigest().encode()
+
+    return _joined(map(of, batches))
+
+
+def _joined(digests: Iterable[bytes]) -> str:
+    digests = list(digests)
+    return digests[0].decode() if len(digests) == 1 else hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+
+
+def _verify(reader: pa.RecordBatchFileReader) -> None:
+    """Reads every number once.
+
+    Raises:
+        ValueError: they are not those that were written.
+    """
+    found = _digest(reader.get_batch(k) for k in range(reader.num_record_batches))
+    if reader.schema.metadata[DIGEST] != found.encode():
+        raise ValueError("its numbers are not those that were written")
+
+
+class MappedScores(Sequence[tuple[np.ndarray, ...]]):
+    """For each row its arrays, `[A]`, `[A]` and with an anchor `[A, K]`, float32: views into the mapped file.
+
+    In memory are only the places of the lists, 16 bytes a row (24 with an anchor). Whoever writes to a view changes
+    a private copy of that page, never the file.
+
+    Attributes:
+        seconds: what computing them took.
+
+    Raises:
+        InputError: the file is damaged or holds something else.
+    """
+
+    def __init__(self, path: Path, expected: Expected) -> None:
+        self.path, self.expected = path, expected
+        try:
+            with pa.OSFile(str(path)) as file:  # read, not mapped: what is read once need not stay
+                reader = pa.ipc.open_file(file)
+                self.seconds = float(expected.check(reader)[SECONDS])
+                _verify(reader)
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            buffer = pa.py_buffer(self._map)
+            self._start = _places(pa.ipc.open_file(buffer), expected, buffer)
+        except UNREADABLE as error:
+            raise InputError(
+                f"{path}: not the reference scores that it should hold ({error}); delete it, and they are computed anew"
+            ) from error
+        self._numbers = np.frombuffer(self._map, np.float32, count=len(self._map) // 4)
+
+    def __len__(self) -> int:
+        return len(self.expected.actions)
+
+    def __getitem__(self, row: Any) -> Any:
+        n, (logit, partition, *further) = int(self.expected.actions[row]), self._start[:, row].tolist()
+        pair = self._numbers[logit : logit + n], self._numbers[partition : partition + n]
+        if not further:
+            return pair
+        return *pair, self._numbers[further[0] : further[0] + n * self.expected.further].reshape(
+            n, self.expected.further
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process goes the file's name, not its numbers."""
+        return MappedScores, (self.path, self.expected)
+
+
+def _places(reader: pa.RecordBatchFileReader, expected: Expected, buffer: pa.Buffer) -> np.ndarray:
+    """`[columns, rows]` int64, where in the file each list begins, in float32 numbers.
+
+    Raises:
+        ValueError: a trajectory is missing or there twice.
+    """
+    start = np.full((len(expected.widths), len(expected.actions)), -1, np.int64)
+    count = 0
+    for k in range(reader.num_record_batches):
+        batch = reader.get_batch(k)
+        rows = expected.rows_of(batch)
+        count += len(rows)
+        for place, column in zip(start, batch.columns[1:], strict=True):
+            values = column.values.buffers()[1]
+            first = values.address - buffer.address if len(column.values) else 0
+            if first % 4 or not 0 <= first <= buffer.size - 4 * len(column.values):
+                raise ValueError("its lists are not in the file as they are")
+            place[rows] = first // 4 + column.offsets.to_numpy()[:-1]
+    if count != len(expected.actions) or (start < 0).any():
+        raise ValueError(f"it holds {count} trajectories instead of {len(expected.actions)}")
+    return start
