@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 DEMO_OUT ?= outputs/demo
 SEED     ?= 0
 
+demo: export OMP_NUM_THREADS ?= 1 # products this small take twice as long on two threads
 demo: install ## make a reference, train it with ShiQ, show how far it is from the exact optimum
 	rm -rf $(DEMO_OUT)
 	$(BIN)/shiqrun train experiment=demo_reference seed=$(SEED) run_dir=$(DEMO_OUT)/reference
