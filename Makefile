@@ -99,8 +99,9 @@ bench-gen: install ## generation against transformers' generate
 bench-start: install ## start-up over the bare interpreter
 	$(BIN)/python -m bench.start --out $(BENCH_OUT)
 
-bench-loop: install ## what the training loop costs beside its products
+bench-loop: install ## what the training loop costs beside its products, and what torch.compile buys
 	$(BIN)/python -m bench.loop
+	$(BIN)/python -m bench.compiled
 
 bench-growth: install ## time and memory over tokens, vocabulary, completions, rows and sweep length
 	$(BIN)/python -m bench.growth --out $(BENCH_OUT) $(QUICK)

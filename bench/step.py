@@ -89,7 +89,7 @@ def ask(spec: dict[str, Any], *, threads: int, tuned: bool = False) -> dict[str,
     """
     command = [sys.executable, "-m", "bench.one", json.dumps({**spec, "threads": threads})]
     ours = ENVIRONMENT if spec["side"] == "ours" else {}  # what the command line sets
-    env = {**environment(threads, tuned=tuned), **ours}
+    env = {**ours, **environment(threads, tuned=tuned)}  # where the environment does not say otherwise
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{spec}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}")

@@ -15,14 +15,16 @@ from shiqrun.data.batches import Rows
 from shiqrun.data.packing import padded
 from shiqrun.errors import InputError
 from shiqrun.layout import Layout
-from shiqrun.models.adapter import with_lora
+from shiqrun.models.adapter import is_quantized, with_lora
 from shiqrun.models.attention import pack, packs, unpack
 from shiqrun.models.head import head_of
 from shiqrun.models.scoring import score_further
 from shiqrun.types import ActionScores, Trajectories
 
-AGREEMENT = {None: 1e-3, torch.bfloat16: 0.2}
-"""Nats by which rounding lets two readings of one action differ."""
+AGREEMENT = 1e-3
+"""Nats by which rounding lets two readings of an action differ, in float32; a wrong mask is off by more."""
+AGREEMENT_QUANTIZED = 0.2
+"""The same where weights of 4 bits make products bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +235,7 @@ def cannot_pack(policy: Policy, rows: Rows) -> str | None:
     policy.eval()
     try:
         gap = 0.0 if why else _gap(policy, rows)
-        if not gap <= AGREEMENT[policy.autocast]:
+        if not gap <= (AGREEMENT_QUANTIZED if is_quantized(policy.model) else AGREEMENT):
             why = f"packed, its scores differ by {gap:.2g} nats"
     except Exception as error:  # code of any model: what it cannot read may raise anything
         why = f"{type(model).__name__}: {type(error).__name__}: {error}"
@@ -247,14 +249,14 @@ def cannot_pack(policy: Policy, rows: Rows) -> str | None:
 
 
 def _gap(policy: Policy, rows: Rows) -> float:
-    """The largest difference between padded and packed scores of a few rows, nats."""
+    """The largest difference between padded and packed scores of a few rows, nats, without autocast."""
     order = np.argsort(rows.lengths, kind="stable")
     siblings = order[np.bincount(rows.family)[rows.family[order]] > 1]
     of_one_prompt = siblings[rows.family[siblings] == rows.family[siblings[0]]] if len(siblings) else siblings
     few = [int(i) for i in dict.fromkeys([*of_one_prompt[:3], *order[:2], order[-1]])]
-    found = []
+    plain, found = Policy(policy.model), []
     for packed in (False, True):
         rows.packed = packed
-        scores = policy(rows.collate(few).to(policy.causal_lm.device))
+        scores = plain(rows.collate(few).to(policy.causal_lm.device))
         found.append(torch.stack([scores.logit, scores.log_partition]))
     return float((found[0] - found[1]).abs().max())

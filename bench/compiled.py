@@ -1,0 +1,74 @@
+"""What `torch.compile` buys a CPU step whose length always changes: `python -m bench.compiled [--precision bf16]`.
+
+Model B, nine steps of forward, backward and AdamW, one thread, a process each; lengths come from a seed. As it is, and
+with every decoder layer compiled for any length. The first four steps, in which kernels are compiled, count apart.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench.clock import environment
+from bench.work import SHAPES
+from shiqrun.models.scoring import score_actions
+
+STEPS, FIRST, ROWS = 9, 4, 4
+
+
+def measured(way: str, precision: str) -> dict[str, float]:
+    """CPU µs a token after the first steps, and CPU seconds of the first steps and of the compiler."""
+    shape = SHAPES["B"]
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=shape.intermediate,
+            vocab_size=shape.vocabulary,
+            tie_word_embeddings=True,
+        )
+    )
+    if way == "compiled":
+        for layer in model.model.layers:
+            layer.compile(dynamic=True)
+    optimizer, draw, seconds, tokens = torch.optim.AdamW(model.parameters(), fused=True), random.Random(0), [], []
+    for _ in range(STEPS):
+        length = round(min(600, max(60, draw.lognormvariate(5.2, 0.6))))
+        ids, began = torch.randint(shape.vocabulary, (ROWS, length)), time.process_time()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        states, taken = hidden[:, length // 2 : -1].flatten(0, 1), ids[:, length // 2 + 1 :].flatten()
+        logit, log_partition = score_actions(states, model.lm_head.weight, None, taken)
+        (log_partition - logit).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.process_time() - began)
+        tokens.append(ROWS * length)
+    return {"us_a_token": 1e6 * sum(seconds[FIRST:]) / sum(tokens[FIRST:]), "first_steps_s": sum(seconds[:FIRST])}
+
+
+def main() -> None:
+    """Measures both ways and prints them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--way", choices=["eager", "compiled"], help="measure this one in this process")
+    args = parser.parse_args()
+    if args.way:
+        print(json.dumps(measured(args.way, args.precision)))
+        return
+    for way in ("eager", "compiled"):
+        command = [sys.executable, "-m", "bench.compiled", f"--way={way}", f"--precision={args.precision}"]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment(1, tuned=False))
+        found = json.loads(said.stdout.strip().splitlines()[-1])
+        print(f"{way:<9} {found['us_a_token']:.0f} µs/token, first {FIRST} steps {found['first_steps_s']:.1f} CPU s")
+
+
+if __name__ == "__main__":
+    main()
