@@ -15,18 +15,16 @@ from lightning.pytorch.loggers import Logger
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from shiqrun.answering import evaluator_of
 from shiqrun.console import quiet_other_ranks, track
 from shiqrun.data.batches import Rows
 from shiqrun.data.module import DataSettings, Encoded, examples_of, load, set_offset
 from shiqrun.data.source import Source
-from shiqrun.data.treasure import Treasure
 from shiqrun.errors import InputError
-from shiqrun.evaluation.evaluator import Evaluator
-from shiqrun.evaluation.prompts import choose_prompts, expect_prompts, readable_by
+from shiqrun.evaluation.evaluator import Answering
 from shiqrun.losses.requirements import compares_completions, needs_of
 from shiqrun.models.policy import ModelSettings, Policy, ValueHead, cannot_pack, check_head, prepare
 from shiqrun.models.reference import weights_fingerprint
-from shiqrun.rewards.labels import in_one_unit
 from shiqrun.rewards.reward import Reward
 from shiqrun.settings import AlgoSettings, EvalSettings, Hardware, TrainerSettings
 
@@ -79,7 +77,7 @@ class Run:
     weights: str
     offset: float
     max_steps: int
-    evaluator: Evaluator | None
+    evaluator: Answering | None
     scored_by: str | None  # fingerprint of what scores the policy's answers
 
     def made_of(self) -> dict[str, str | None]:
@@ -124,7 +122,7 @@ def ready(plan: Plan) -> Run:
             rows.anchor = (plan.algo.anchor_tokens, vocabulary, plan.seed)
     check_head(policy, encoded.train.collate([int(encoded.train.lengths.argmin())]))
     _pack(policy, encoded, plan.hardware.device().type)
-    evaluator = _evaluator(plan, tokenizer, encoded)
+    evaluator = evaluator_of(plan, tokenizer, encoded)
     scored_by = None if plan.reward is None else plan.reward.fingerprint()
     return Run(plan, tokenizer, encoded, policy, weights, offset, _steps(plan, encoded), evaluator, scored_by)
 
@@ -136,55 +134,6 @@ def _pack(policy: Policy, encoded: Encoded, device: str) -> None:
         rows.packed, rows.device = why is None, device
     if why:
         log.info("batches are padded, longest together, and prompts repeated: %s reads no packed ones", why)
-
-
-def _evaluator(plan: Plan, tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> Evaluator | None:
-    """What lets the policy answer validation prompts; None where that is not asked or says nothing.
-
-    Not on treasure, which is evaluated exactly, nor for reward models; for a method without a reference only with a
-    reward.
-
-    Raises:
-        InputError: no prompt to answer, or a reward model that was trained on one.
-    """
-    settings, answers = plan.eval, not {"score"} & needs_of(plan.loss) and not isinstance(plan.source, Treasure)
-    if plan.reward is not None and not (answers and settings.every and settings.max_prompts):
-        raise InputError(
-            f"eval.reward: nothing would be scored with data={plan.names['data']}, algo={plan.names['algo']}, "
-            f"eval.every={settings.every}, eval.max_prompts={settings.max_prompts}; leave it out"
-        )
-    if not answers or not (settings.every and settings.max_prompts):
-        return None
-    if plan.algo.reference == "none" and plan.reward is None:
-        return None
-    limit = plan.data.max_length or plan.choice.context()
-    prompts, left_out = choose_prompts(
-        track(examples_of(plan.source, "val", plan.data), "reading validation prompts"),
-        tokenizer,
-        number=settings.max_prompts,
-        room=None if limit is None else limit - settings.max_new_tokens,
-        seen=encoded.prompts,
-        fits=readable_by(plan.reward, settings.max_new_tokens),
-    )
-    try:
-        expect_prompts(prompts, left_out, settings.max_new_tokens)
-    except InputError as error:
-        if plan.reward is not None:
-            raise
-        if left_out:
-            log.warning("%s; the policy's KL is not measured", error)
-        return None
-    if plan.reward is not None:
-        plan.reward.refuse_seen([p.messages for p in prompts])
-        log.info("the reward of answers: %s", ", ".join(f"{k} {v}" for k, v in plan.reward.about().items()))
-    beta, tokens = plan.loss.keywords.get("beta"), plan.trainer.micro_batch_tokens
-    if plan.reward is not None and not in_one_unit(plan.source, plan.reward):
-        log.info(
-            "the data's rewards are not known to be those of eval.reward (`shiqrun score` makes such data), so beta "
-            "may have another unit: there is no val/regularised_return, and the best checkpoint goes by val/reward"
-        )
-        beta = None
-    return Evaluator(prompts, tokenizer, settings, tokens=tokens, reward=plan.reward, beta=beta)
 
 
 def _check_needs(plan: Plan, encoded: Encoded) -> None:

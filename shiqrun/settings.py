@@ -118,11 +118,13 @@ class AnswerSettings(SamplingSettings):
     """Keys of `eval:` in `conf/eval.yaml`.
 
     Attributes:
+        policy: model, or ground_truth: the data set's reference answers, a check of everything but the policy.
         split: whose prompts are answered.
         beta: KL temperature of the regularised return, None for the run's.
         batch_tokens: tokens of one forward pass when answers are measured.
     """
 
+    policy: Literal["model", "ground_truth"]
     split: Literal["train", "val"]
     beta: Annotated[float, Gt(0)] | None
     batch_tokens: Annotated[int, Gt(0)]

@@ -1,7 +1,6 @@
 """`shiqrun eval`: a policy's answers to fixed prompts, scored, and their distance from the reference's."""
 
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from shiqrun.evaluation.subject import Subject
     from shiqrun.exact import ExactTreasure
     from shiqrun.rewards.reward import Reward
+    from shiqrun.rollout.evaluator import EpisodeEvaluator
     from shiqrun.settings import AnswerSettings
 
 log = logging.getLogger("shiqrun")
@@ -47,9 +47,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
     """Evaluates into `run_dir`, or only says what it would evaluate."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from shiqrun.artifacts import provenance, write_json
+    from shiqrun.commands.reference_answers import played_by_reference, write_result
     from shiqrun.console import console
-    from shiqrun.evaluation.files import result_table
     from shiqrun.rewards.labels import in_one_unit
     from shiqrun.settings import AnswerSettings
 
@@ -59,6 +58,9 @@ def run(config: DictConfig, run_dir: Path) -> None:
     if config.run:
         config = evaluation_beside(config, rundir.load(Path(config.run)))
     asked = settings(config.eval, AnswerSettings)
+    if asked.policy == "ground_truth":
+        played_by_reference(config, run_dir, asked)
+        return
     reward = target(config.reward) if config.get("reward") else None
     subject = _of_run(config) if config.run else _of_path(config)
     beta = asked.beta or (subject.beta if reward is None or in_one_unit(subject.source, reward) else None)
@@ -66,30 +68,26 @@ def run(config: DictConfig, run_dir: Path) -> None:
     evaluator = None if exact else _evaluator(subject, asked, reward, beta)
     if config.dry_run:
         console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
-        answers = f"{len(evaluator.prompts)} prompts, {asked.samples_per_prompt} answers each" if evaluator else ""
-        console.print(answers or "evaluated exactly, nothing is sampled")
+        console.print(evaluator.described() if evaluator else "evaluated exactly, nothing is sampled")
         return
     metrics = exact.evaluate(subject.policy.model) if exact else {}
     if evaluator is not None:
         metrics = _answered(evaluator, subject, config, run_dir)
-    found = {f"eval/{name}": value for name, value in metrics.items()}
-    known = {name: value if math.isfinite(value) else None for name, value in found.items()}  # JSON has no NaN
-    about = {"seconds": time.perf_counter() - began, "exact": exact is not None, "beta": beta, **subject.about()}
-    scored = {f"reward/{key}": value for key, value in (reward.about() if reward else {}).items()}
-    asked_for = {f"settings/{key}": value for key, value in sorted(vars(asked).items())}
-    write_json(run_dir / "eval.json", {**known, **about, **scored, **asked_for, **provenance()})
-    console.print(result_table(found, title=subject.title))
-    console.print(run_dir / "eval.json", highlight=False)
+    about = {"exact": exact is not None, "beta": beta, **subject.about()}
+    about |= {f"reward/{key}": value for key, value in (reward.about() if reward else {}).items()}
+    write_result(run_dir, metrics, about, asked, seconds=time.perf_counter() - began, title=subject.title)
 
 
-def _answered(evaluator: "Evaluator", subject: "Subject", config: DictConfig, run_dir: Path) -> dict[str, float]:
+def _answered(
+    evaluator: "Evaluator | EpisodeEvaluator", subject: "Subject", config: DictConfig, run_dir: Path
+) -> dict[str, float]:
     """Metrics; the completions are written."""
-    from shiqrun.evaluation.files import write_completions
+    from shiqrun.rollout.files import write_answers
 
     device = target(config.hardware).device()
     evaluator.begin(subject.reference, device)
     evaluation = evaluator.run(subject.policy.to(device))
-    write_completions(run_dir, evaluation)
+    write_answers(run_dir, evaluation)
     return evaluation.metrics
 
 
@@ -114,10 +112,26 @@ def _exact(
     return exact
 
 
-def _evaluator(subject: "Subject", asked: "AnswerSettings", reward: "Reward | None", beta: float | None) -> "Evaluator":
-    """What samples and scores."""
+def _evaluator(
+    subject: "Subject", asked: "AnswerSettings", reward: "Reward | None", beta: float | None
+) -> "Evaluator | EpisodeEvaluator":
+    """What samples and scores, or plays."""
+    from shiqrun.data.bfcl import Bfcl
     from shiqrun.evaluation.evaluator import Evaluator
+    from shiqrun.rollout.evaluator import EpisodeEvaluator, chosen_dialogues
 
+    if isinstance(subject.source, Bfcl):
+        if reward is not None:
+            raise InputError("reward: data=bfcl judges every turn by its functions; leave it out")
+        return EpisodeEvaluator(
+            chosen_dialogues(subject.source.evaluated(), asked.max_prompts, subject.data.limit),
+            subject.source.rules,
+            subject.tokenizer,
+            asked,
+            tokens=asked.batch_tokens,
+            context=subject.context,
+            beta=beta,
+        )
     prompts = subject.prompts(asked, reward)
     if reward is not None:
         if asked.split == "val":

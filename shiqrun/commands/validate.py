@@ -44,12 +44,20 @@ class Unused:
     learning_rate: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnusedEval:
+    """The keys of `eval:` that a data set may bring along."""
+
+    max_prompts: int | None
+
+
 WITHOUT_TRAINING = {
     "data": "shiqrun.data.module.DataSettings",
     "model": "shiqrun.models.policy.ModelSettings",
     "hardware": None,
     "logger": None,
     "trainer": "shiqrun.commands.validate.Unused",
+    "eval": "shiqrun.commands.validate.UnusedEval",
 }
 """The nodes that every command understands, for those that train nothing."""
 

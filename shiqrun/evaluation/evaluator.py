@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,33 @@ from shiqrun.settings import SamplingSettings
 
 REFERENCE_STREAM = 1
 """The reference's answers are drawn apart from the policy's: a win rate compares independent answers."""
+
+
+class Answers(Protocol):
+    """What an evaluation found."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By name, without a prefix."""
+
+    @property
+    def samples(self) -> list[Sample]:
+        """What the policy said."""
+
+    def rows(self, step: int) -> list[dict[str, Any]]:
+        """The lines of `samples.jsonl`."""
+
+
+class Answering(Protocol):
+    """What lets a policy answer: prompts (`Evaluator`), or in dialogues (`rollout.EpisodeEvaluator`)."""
+
+    sampler: Sampler
+
+    def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """Before the first evaluation, on every rank."""
+
+    def run(self, policy: Policy) -> Answers:
+        """One evaluation; all ranks together, with the same result on each."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +110,10 @@ class Evaluator:
         self.sampler = Sampler(prompts, tokenizer, settings, tokens)
         self.world = 1
         self._answers: list[Sample] | None = None
+
+    def described(self) -> str:
+        """What would be sampled, for a dry run."""
+        return f"{len(self.prompts)} prompts, {self.settings.samples_per_prompt} answers each"
 
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Moves to the device, takes this rank's share of the prompts, and lets the reference answer them."""

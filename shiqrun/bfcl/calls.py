@@ -1,0 +1,83 @@
+"""From a model's text to function calls: parsed, never evaluated.
+
+A message is a list of calls, `[f(a=1), g()]`, or one call; anything else is prose. Of the calls only those run whose
+name is documented and whose arguments are literals; each of the others is answered by an error, like one that fails.
+"""
+
+import ast
+from collections.abc import Set
+from dataclasses import dataclass
+
+LONGEST_MESSAGE = 16_384  # characters
+MOST_CALLS = 64  # in a message; the longest reference answer of a turn has 7
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that may run; `text` parses to it again."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A call that may not, and the answer that the model gets instead of a result."""
+
+    text: str
+    why: str
+
+    @property
+    def answer(self) -> str:
+        """As the backends phrase an error."""
+        return f"Error during execution: {self.why}"
+
+
+def calls_in(text: str, documented: Set[str]) -> list[Call | Refusal] | None:
+    """The calls of a message in their order, None for prose (also for text that does not parse, or parses to no call).
+
+    A message that is too long, or has too many calls, is one refusal: nothing of it runs.
+    """
+    if len(text) > LONGEST_MESSAGE:
+        why = f"the message has {len(text)} characters, the limit is {LONGEST_MESSAGE}"
+        return [Refusal(text[:40] + "...", why)] if text.lstrip()[:1] == "[" or "(" in text[:200] else None
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
+    if not nodes or not all(isinstance(node, ast.Call) for node in nodes):
+        return None
+    if len(nodes) > MOST_CALLS:
+        return [Refusal(text[:40] + "...", f"{len(nodes)} calls in a message, the limit is {MOST_CALLS}")]
+    return [_admitted(node, documented) for node in nodes if isinstance(node, ast.Call)]
+
+
+def _admitted(node: ast.Call, documented: Set[str]) -> Call | Refusal:
+    try:
+        text = ast.unparse(node)
+    except RecursionError:
+        return Refusal("...", "the call is nested too deeply")
+    if not isinstance(node.func, ast.Name):
+        return Refusal(text, "only a plain function name can be called")
+    if node.func.id not in documented:
+        return Refusal(text, f"there is no function {node.func.id}")
+    try:
+        arguments(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return Refusal(text, f"the arguments of {node.func.id} must be literal values, each given once")
+    return Call(node.func.id, text)
+
+
+def arguments(node: ast.Call) -> tuple[list[object], dict[str, object]]:
+    """(positional, by keyword) values of a call.
+
+    Raises:
+        ValueError: an argument that is no literal, or a keyword given twice.
+    """
+    keywords: dict[str, object] = {}
+    for keyword in node.keywords:
+        if keyword.arg is None or keyword.arg in keywords:
+            raise ValueError("unpacked or repeated keyword")
+        keywords[keyword.arg] = ast.literal_eval(keyword.value)
+    return [ast.literal_eval(value) for value in node.args], keywords

@@ -1,0 +1,184 @@
+"""The backends as the rest of the program sees them: sessions in a confined process that may die and is replaced.
+
+A request that needs more processor time or memory than allowed ends the process. Backends are deterministic, so the
+sessions that were in it are made again by replaying what they were asked, the fatal call left out.
+"""
+
+import contextlib
+import json
+import selectors
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from shiqrun.bfcl.samples import Sample
+from shiqrun.errors import InputError
+
+CPU_SECONDS = 2.0
+"""Processor time of one request: a busy machine does not change what is stopped."""
+WALL_SECONDS = 120.0
+STOPPED = "Error during execution: the call was stopped: it took too much time or memory"
+
+
+class Died(Exception):
+    """The process ended during a request."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of a turn: whether it counts (it has a reference answer), whether it is right, and why not."""
+
+    counted: bool
+    right: bool
+    why: str
+
+
+class Harness:
+    """Opens sessions; a context manager, which ends the process."""
+
+    def __init__(self, cpu_seconds: float = CPU_SECONDS) -> None:
+        self.cpu_seconds = cpu_seconds
+        self.ended = 0  # processes so far: what lived in one of them is gone
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Harness":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self, sample: Sample) -> "Session":
+        """New backends of a sample.
+
+        Raises:
+            InputError: its initial state does not load.
+        """
+        session = Session(self, sample)
+        session.ask({"do": "open", "sample": sample.row})
+        return session
+
+    def official(self, sample: Sample, turns: list[list[list[str]]]) -> bool:
+        """The verdict of the official checker on calls by turn and step, which have run in a session before."""
+        try:
+            return bool(self.request({"do": "official", "sample": sample.row, "turns": turns})["valid"])
+        except Died:
+            return False
+
+    def request(self, what: dict[str, Any]) -> dict[str, Any]:
+        """The process's answer.
+
+        Raises:
+            Died: it has none.
+        """
+        process = self._process or self._start()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(what) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            self.close()
+            raise Died from None
+        return self._answer(process)
+
+    def _start(self) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "shiqrun.bfcl.worker", str(self.cpu_seconds)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
+        )
+        try:
+            self._answer(self._process)
+        except Died:
+            raise InputError(
+                f"the process that runs the functions of BFCL does not start; try: {' '.join(command)}"
+            ) from None
+        return self._process
+
+    def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as ready:
+            ready.register(process.stdout, selectors.EVENT_READ)
+            line = process.stdout.readline() if ready.select(WALL_SECONDS) else ""
+        if not line:
+            self.close()
+            raise Died
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        """Ends the process; the next request starts another."""
+        if self._process is not None:
+            self._process.kill()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    assert pipe is not None
+                    pipe.close()
+            self._process.wait()
+            self._process = None
+            self.ended += 1
+
+
+@dataclass
+class Session:
+    """One episode's backends.
+
+    Attributes:
+        stopped: calls that were ended by a limit.
+    """
+
+    harness: Harness
+    sample: Sample
+    stopped: int = 0
+    _name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _asked: list[dict[str, Any]] = field(default_factory=list)
+    _lives_in: int = 0
+    _broken: bool = False
+
+    def run(self, call: str) -> str:
+        """The result of a call that has passed `bfcl.calls`; an error where a limit ended it."""
+        try:
+            return str(self.ask({"do": "run", "call": call})["result"])
+        except Died:
+            self.stopped += 1
+            return STOPPED
+
+    def end_turn(self) -> Verdict:
+        """The verdict on the turn that the calls so far belong to."""
+        if not self._broken:
+            try:
+                return Verdict(**self.ask({"do": "end_turn"}))
+            except Died:
+                self._broken = True  # comparing what these calls have made takes too much: no later turn is better
+        return Verdict(True, False, "stopped")
+
+    def close(self) -> None:
+        """Forgets the backends."""
+        if self._asked and self._lives_in == self.harness.ended:
+            with contextlib.suppress(Died):
+                self.harness.request({"do": "close", "session": self._name})
+        self._asked.clear()
+
+    def ask(self, what: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request, in the state that the former ones have made.
+
+        Raises:
+            Died: the request ended the process.
+            InputError: the sample's initial state does not load.
+        """
+        if self._lives_in != self.harness.ended:
+            for former in self._asked:
+                self._request(former)
+        answer = self._request(what)
+        self._asked.append(what)
+        return answer
+
+    def _request(self, what: dict[str, Any]) -> dict[str, Any]:
+        answer = self.harness.request({**what, "session": self._name})
+        self._lives_in = self.harness.ended
+        if "error" in answer:
+            raise InputError(
+                f"{self.sample.source}: the initial state of {self.sample.id} does not load into "
+                f"{', '.join(self.sample.classes)}: {answer['error']}"
+            )
+        return answer

@@ -1,0 +1,57 @@
+"""How a dialogue is written for the policy: the system message with the functions, calls, and results."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from shiqrun.types import Message
+
+Functions = Literal["official", "signatures", "names", "none"]
+DONE = "Done."
+"""What a logged trajectory says where it has no more calls: any message that is no call ends a turn."""
+_FORMAT = "Call functions as [f(a=1), g()], nothing else in the message. Without calls the turn ends."
+
+
+def system_messages(documents: Sequence[dict[str, Any]], functions: Functions) -> list[Message]:
+    """The message that shows the functions, or none.
+
+    official      the prompt of `bfcl-eval`: instructions and each function's document as JSON
+    signatures    the format of calls, and one line a function: `cp(source: string, destination: string)`
+    names         their names alone
+    none          nothing, for policies that learn the functions from the dialogues
+    """
+    match functions:
+        case "official":
+            from bfcl_eval.constants.default_prompts import DEFAULT_SYSTEM_PROMPT
+
+            text = str(DEFAULT_SYSTEM_PROMPT).format(functions=json.dumps(list(documents)))
+        case "signatures":
+            text = "\n".join([_FORMAT, *map(signature, documents)])
+        case "names":
+            text = ", ".join(d["name"] for d in documents)
+        case "none":
+            return []
+    return [{"role": "system", "content": text}]
+
+
+def signature(document: dict[str, Any]) -> str:
+    """`name(argument: type, optional: type = ...)`."""
+    parameters = document["parameters"]
+    required = set(parameters.get("required", []))
+    parts = [
+        f"{name}: {about.get('type', 'any')}{'' if name in required else ' = ...'}"
+        for name, about in parameters.get("properties", {}).items()
+    ]
+    return f"{document['name']}({', '.join(parts)})"
+
+
+def shortened(result: str, characters: int | None) -> str:
+    """A result, cut off behind so many characters with a mark that says how many are missing."""
+    if characters is None or len(result) <= characters:
+        return result
+    return f"{result[:characters]}... ({len(result) - characters} more characters)"
+
+
+def message_of(calls: Sequence[str]) -> str:
+    """The message that makes these calls; without any, the one that ends a turn."""
+    return f"[{', '.join(calls)}]" if calls else DONE

@@ -1,0 +1,1 @@
+"""Episodes: a policy, or a script, says what comes next in dialogues that answer."""
