@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo hh test test-all check format clean \
+.PHONY: help install demo hh bfcl test test-all check format clean \
 	bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth
 
 help: ## this list
@@ -19,7 +19,8 @@ install: $(STAMP) ## make .venv with shiqrun and all that the tests use
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peft,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,peft,ray]' mpmath
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps bfcl-eval
 	touch $(STAMP)
 
 DEMO_OUT ?= outputs/demo
@@ -61,6 +62,28 @@ hh: install ## the text experiment: sft, reward model, scores, every method over
 	$(call hh-sweep,methods,algo=$(HH_ALGOS))
 	$(call hh-sweep,anchored,algo=shiq$(comma)copg $(HH_ANCHOR))
 	$(BIN)/shiqrun report $(HH_OUT)/methods $(HH_OUT)/anchored
+
+BFCL_OUT   ?= outputs/bfcl
+BFCL_BETAS ?= 0.03,0.1,0.3
+BFCL_SEEDS ?= 1,2,3
+BFCL_JOBS  ?= 2
+BFCL_LOGGER ?= none
+BFCL_GRID   = experiment=bfcl_small algo.beta=$(BFCL_BETAS) seed=$(BFCL_SEEDS) model.path=$(BFCL_OUT)/sft/policy \
+	sweep.parallel=$(BFCL_JOBS) logger=$(BFCL_LOGGER)
+bfcl-sweep = if test -e $(BFCL_OUT)/$(1)/sweep.json; \
+	then $(BIN)/shiqrun sweep sweep.resume=$(BFCL_OUT)/$(1) sweep.parallel=$(BFCL_JOBS) || test $$? -eq 1; \
+	else $(BIN)/shiqrun sweep $(BFCL_GRID) algo=$(2) run_dir=$(BFCL_OUT)/$(1) || test $$? -eq 1; fi
+
+bfcl: export OMP_NUM_THREADS ?= 1 # the runs are small and two go side by side
+bfcl: install ## function calling over several turns, on a shortened BFCL: warm start, methods and ablations, two reports
+	$(BIN)/shiqrun eval data=bfcl data.split=all eval.policy=ground_truth run_dir=$(BFCL_OUT)/ground_truth
+	test -e $(BFCL_OUT)/sft/summary.json || $(BIN)/shiqrun train experiment=bfcl_small_sft logger=$(BFCL_LOGGER) \
+		run_dir=$(BFCL_OUT)/sft
+	$(call bfcl-sweep,shiq,shiq)
+	$(call bfcl-sweep,others,copg$(comma)dpo)
+	$(call bfcl-sweep,ablations,shiq_init$(comma)shiq_ms$(comma)shiq_tk)
+	$(BIN)/shiqrun report $(BFCL_OUT)/shiq $(BFCL_OUT)/others --out $(BFCL_OUT)/methods.html
+	$(BIN)/shiqrun report $(BFCL_OUT)/shiq $(BFCL_OUT)/ablations --out $(BFCL_OUT)/ablations.html
 
 test: install ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal

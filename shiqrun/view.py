@@ -26,6 +26,7 @@ SHOWN = {
 SHOWN_VAL = {
     "val loss": "val/loss",
     "val reward": "val/reward",
+    "a turn": "val/reward_per_turn",
     "win rate": "val/win_rate",
     "val return": "val/regularised_return",
     "val regret": "val/regret",

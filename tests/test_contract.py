@@ -31,6 +31,8 @@ OPEN = {
     "experiment=hh_small": "data.path=FILE model.path=DIR eval.reward.path=DIR",
     "experiment=hh_small_reward": "model.path=DIR",
     "experiment=hh_small_sft": "model.path=DIR",
+    "experiment=bfcl_small": "model.path=DIR",
+    "experiment=paper_bfcl": "model.path=DIR",
     "experiment=paper_hh": "data.path=FILE model.path=DIR eval.reward.path=DIR",
     "experiment=paper_uf": "model.path=DIR eval.reward.path=DIR",
 }

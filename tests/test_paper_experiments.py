@@ -40,3 +40,21 @@ def test_every_value_says_whether_it_is_the_papers_or_ours(name):
     papers = [line.split(":")[0].strip() for line in values if "the paper's" in line]
     assert papers == ["max_epochs", "every", "max_prompts"]
     assert all(re.search(r"\bours\b", line) for line in values if "the paper's" not in line)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_multi_turn_experiment_is_the_papers_as_far_as_it_is_known(method):
+    config = composed("train", ["experiment=paper_bfcl", "model.path=MODEL", f"algo={method}"])
+    check(config, SCHEMA)
+    assert (config.data.name, config.data.split, config.data.rewards) == ("bfcl", "test", "independent")
+    assert (config.data.arguments, config.data.functions, config.data.path) == ("said", "official", None)
+    text = Path(str(files("shiqrun.conf")), "experiment", "paper_bfcl.yaml").read_text(encoding="utf-8")
+    values = [line for line in text.splitlines() if re.match(r"  \w+: \S", line)]
+    assert len(values) > 15
+    assert all(re.search(r"\bours\b", line) for line in values)
+    assert [
+        line.split(":")[0].strip() for line in values if "the paper's numbers" in line or "turn: the paper's" in line
+    ] == [
+        "split",
+        "rewards",
+    ]

@@ -5,6 +5,7 @@ name is documented and whose arguments are literals; each of the others is answe
 """
 
 import ast
+import warnings
 from collections.abc import Set
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ def calls_in(text: str, documented: Set[str]) -> list[Call | Refusal] | None:
         why = f"the message has {len(text)} characters, the limit is {LONGEST_MESSAGE}"
         return [Refusal(text[:40] + "...", why)] if text.lstrip()[:1] == "[" or "(" in text[:200] else None
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # of odd literals, in text that nobody here has written
+            tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
@@ -56,8 +58,8 @@ def calls_in(text: str, documented: Set[str]) -> list[Call | Refusal] | None:
 def _admitted(node: ast.Call, documented: Set[str]) -> Call | Refusal:
     try:
         text = ast.unparse(node)
-    except RecursionError:
-        return Refusal("...", "the call is nested too deeply")
+    except (RecursionError, ValueError):  # Python writes no integer of more than 4300 digits
+        return Refusal("...", "the call is nested too deeply, or a number in it is too long")
     if not isinstance(node.func, ast.Name):
         return Refusal(text, "only a plain function name can be called")
     if node.func.id not in documented:

@@ -48,7 +48,8 @@ def corrupted(
         case "repeated":
             made.insert(at, made[at])
         case "reordered":
-            at = int(rng.integers(len(calls) - 1))
+            places = _differing(calls)
+            at = places[int(rng.integers(len(places)))]
             made[at], made[at + 1] = made[at + 1], made[at]
         case "extra":
             made.insert(int(rng.integers(len(calls) + 1)), others[int(rng.integers(len(others)))])
@@ -63,8 +64,14 @@ def corrupted(
 def _possible(kind: Kind, calls: Sequence[str], others: Sequence[str]) -> bool:
     if kind == "wrong_argument":
         return any(_arguments(call) for call in calls)
-    least = {"reordered": 2}.get(kind, 1)
-    return len(calls) >= least and (kind != "extra" or len(others) > 0)
+    if kind == "reordered":
+        return len(_differing(calls)) > 0
+    return len(calls) > 0 and (kind != "extra" or len(others) > 0)
+
+
+def _differing(calls: Sequence[str]) -> list[int]:
+    """Where a call and the next one differ."""
+    return [n for n in range(len(calls) - 1) if calls[n] != calls[n + 1]]
 
 
 def _arguments(call: str) -> list[ast.expr]:

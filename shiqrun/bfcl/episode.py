@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shiqrun.bfcl.calls import Call, Refusal, calls_in
+from shiqrun.bfcl.filling import Filler
 from shiqrun.bfcl.harness import Harness, Verdict
 from shiqrun.bfcl.samples import Sample
 from shiqrun.bfcl.shown import Functions, shortened, system_messages
 from shiqrun.types import Message
 
 Rewards = Literal["independent", "official_prefix"]
+Arguments = Literal["said", "reference"]
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,17 @@ class Rules:
 
     Attributes:
         rewards: independent (1 for every right turn), or official_prefix (1 until the first wrong turn, then 0).
-        max_steps: messages of the policy in a turn; one more ends the episode, as in the official runner.
+        max_steps: messages with calls in a turn; one more ends the episode, as in the official runner.
         functions: how they are shown, see `system_messages`.
         result_chars: characters of a result that the policy sees, None for all; the checker sees all.
+        arguments: of calls: those that the policy said, or the reference answer's (see `Filler`).
     """
 
     rewards: Rewards
     max_steps: int
     functions: Functions
     result_chars: int | None
+    arguments: Arguments = "said"
 
 
 class Episode:
@@ -53,6 +57,7 @@ class Episode:
         self.ended = ""
         self._harness, self._session = harness, harness.open(sample)
         self._calls: list[list[list[str]]] = [[]]  # turn, step, call: what has run
+        self._filler = Filler(sample.truth) if rules.arguments == "reference" else None
         self._turn_of: list[int] = []  # of each of the policy's messages
         self._steps = 0
 
@@ -76,17 +81,18 @@ class Episode:
             self.messages.append({"role": "tool", "content": self._answer(call, ran)})
         if ran:
             self._calls[-1].append(ran)
-        if self._steps == self.rules.max_steps:
+        if self._steps > self.rules.max_steps:
             self.give_up("too many steps")
 
     def _answer(self, call: Call | Refusal, ran: list[str]) -> str:
         if isinstance(call, Refusal):
             self.refused.append(call.text)
             return call.answer
+        text = self._filler.filled(call.name, len(self.verdicts)) if self._filler else call.text
         stopped = self._session.stopped
-        result = self._session.run(call.text)
+        result = self._session.run(text)
         if self._session.stopped == stopped:
-            ran.append(call.text)
+            ran.append(text)
         return shortened(result, self.rules.result_chars)
 
     def _end_turn(self) -> None:
@@ -97,8 +103,9 @@ class Episode:
             self._calls.append([])
 
     def give_up(self, why: str) -> None:
-        """Ends the episode in the middle of a turn: this turn and those after it are wrong."""
+        """Ends the episode in the middle of a turn, which is judged by its calls so far; those after it are wrong."""
         self.ended = why
+        self._end_turn()
         while len(self.verdicts) < len(self.sample.questions):
             counted = bool(self.sample.truth[len(self.verdicts)])
             self.verdicts.append(Verdict(counted, False, why))
@@ -133,12 +140,14 @@ class Episode:
 
     @property
     def right(self) -> bool:
-        """Whether every counted turn is right: what the official checker calls valid."""
-        return not self.ended and all(v.right for v in self.verdicts if v.counted)
+        """Whether every turn was begun and every counted one is right: what the official checker calls valid."""
+        begun = len(self._calls) == len(self.sample.questions)
+        return begun and all(v.right for v in self.verdicts if v.counted)
 
     def official(self) -> bool:
         """The official checker's verdict on the calls that have run."""
-        return not self.ended and self._harness.official(self.sample, self._calls)
+        begun = len(self._calls) == len(self.sample.questions)
+        return begun and self._harness.official(self.sample, self._calls)
 
     def record(self) -> dict[str, Any]:
         """As a line of a file that `data=bfcl data.path=FILE` reads again."""

@@ -56,18 +56,23 @@ class Harness:
             InputError: its initial state does not load.
         """
         session = Session(self, sample)
-        session.ask({"do": "open", "sample": sample.row})
+        try:
+            session.ask({"do": "open", "sample": sample.row})
+        except Died:
+            raise session.unloaded("it takes too much time or memory") from None
         return session
 
     def official(self, sample: Sample, turns: list[list[list[str]]]) -> bool:
         """The verdict of the official checker on calls by turn and step, which have run in a session before."""
+        times = 1 + sum(len(step) for turn in turns for step in turn)  # each took less than one request may
         try:
-            return bool(self.request({"do": "official", "sample": sample.row, "turns": turns})["valid"])
+            asked = {"do": "official", "sample": sample.row, "turns": turns, "times": times}
+            return bool(self.request(asked)["valid"])
         except Died:
             return False
 
     def request(self, what: dict[str, Any]) -> dict[str, Any]:
-        """The process's answer.
+        """The process's answer; `times` in what is asked says that it may take as long as so many requests, else one.
 
         Raises:
             Died: it has none.
@@ -80,7 +85,7 @@ class Harness:
         except BrokenPipeError:
             self.close()
             raise Died from None
-        return self._answer(process)
+        return self._answer(process, WALL_SECONDS * what.get("times", 1))
 
     def _start(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "shiqrun.bfcl.worker", str(self.cpu_seconds)]
@@ -89,18 +94,18 @@ class Harness:
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
         )
         try:
-            self._answer(self._process)
+            self._answer(self._process, WALL_SECONDS)
         except Died:
             raise InputError(
                 f"the process that runs the functions of BFCL does not start; try: {' '.join(command)}"
             ) from None
         return self._process
 
-    def _answer(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
+    def _answer(self, process: "subprocess.Popen[str]", seconds: float) -> dict[str, Any]:
         assert process.stdout is not None
         with selectors.DefaultSelector() as ready:
             ready.register(process.stdout, selectors.EVENT_READ)
-            line = process.stdout.readline() if ready.select(WALL_SECONDS) else ""
+            line = process.stdout.readline() if ready.select(seconds) else ""
         if not line:
             self.close()
             raise Died
@@ -134,6 +139,7 @@ class Session:
     _asked: list[dict[str, Any]] = field(default_factory=list)
     _lives_in: int = 0
     _broken: bool = False
+    _turn: int = 0
 
     def run(self, call: str) -> str:
         """The result of a call that has passed `bfcl.calls`; an error where a limit ended it."""
@@ -145,12 +151,14 @@ class Session:
 
     def end_turn(self) -> Verdict:
         """The verdict on the turn that the calls so far belong to."""
+        counted = bool(self.sample.truth[self._turn])
+        self._turn += 1
         if not self._broken:
             try:
                 return Verdict(**self.ask({"do": "end_turn"}))
             except Died:
                 self._broken = True  # comparing what these calls have made takes too much: no later turn is better
-        return Verdict(True, False, "stopped")
+        return Verdict(counted, False, "stopped")
 
     def close(self) -> None:
         """Forgets the backends."""
@@ -177,8 +185,12 @@ class Session:
         answer = self.harness.request({**what, "session": self._name})
         self._lives_in = self.harness.ended
         if "error" in answer:
-            raise InputError(
-                f"{self.sample.source}: the initial state of {self.sample.id} does not load into "
-                f"{', '.join(self.sample.classes)}: {answer['error']}"
-            )
+            raise self.unloaded(answer["error"])
         return answer
+
+    def unloaded(self, why: str) -> InputError:
+        """What to raise for a sample whose backends cannot be made."""
+        return InputError(
+            f"{self.sample.source}: the initial state of {self.sample.id} does not load into "
+            f"{', '.join(self.sample.classes)}: {why}"
+        )

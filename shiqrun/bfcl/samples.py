@@ -8,6 +8,7 @@ import gzip
 import importlib.metadata
 import importlib.util
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -139,16 +140,22 @@ def _file(folder: Path, pattern: str) -> Path:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{place}: no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{place}: expected an object")
-            yield place, row
+    try:
+        with opened(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                yield f"{path}:{number}", _row(line, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from None
+
+
+def _row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected an object")
+    return row
 
 
 @lru_cache(maxsize=64)

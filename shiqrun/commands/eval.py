@@ -49,6 +49,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
 
     from shiqrun.commands.reference_answers import played_by_reference, write_result
     from shiqrun.console import console
+    from shiqrun.data.bfcl import Bfcl
     from shiqrun.rewards.labels import in_one_unit
     from shiqrun.settings import AnswerSettings
 
@@ -74,6 +75,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
     if evaluator is not None:
         metrics = _answered(evaluator, subject, config, run_dir)
     about = {"exact": exact is not None, "beta": beta, **subject.about()}
+    if isinstance(subject.source, Bfcl):
+        about["data/split"] = subject.source.split
     about |= {f"reward/{key}": value for key, value in (reward.about() if reward else {}).items()}
     write_result(run_dir, metrics, about, asked, seconds=time.perf_counter() - began, title=subject.title)
 
@@ -116,13 +119,13 @@ def _evaluator(
     subject: "Subject", asked: "AnswerSettings", reward: "Reward | None", beta: float | None
 ) -> "Evaluator | EpisodeEvaluator":
     """What samples and scores, or plays."""
+    from shiqrun.commands.reference_answers import refuse_beside_episodes
     from shiqrun.data.bfcl import Bfcl
     from shiqrun.evaluation.evaluator import Evaluator
     from shiqrun.rollout.evaluator import EpisodeEvaluator, chosen_dialogues
 
     if isinstance(subject.source, Bfcl):
-        if reward is not None:
-            raise InputError("reward: data=bfcl judges every turn by its functions; leave it out")
+        refuse_beside_episodes(reward, asked)
         return EpisodeEvaluator(
             chosen_dialogues(subject.source.evaluated(), asked.max_prompts, subject.data.limit),
             subject.source.rules,

@@ -22,6 +22,7 @@ from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.commands import grid, rundir
+from shiqrun.commands.beside import with_data_of_run
 from shiqrun.commands.compose import CONFIG_MODULE, composed, explained, jobs, search_path, spelled
 from shiqrun.commands.process import close_log, environment, leave_process_group
 from shiqrun.commands.validate import check
@@ -148,7 +149,7 @@ class _Work:
 
 def _dispatch(argv: Sequence[str], work: _Work) -> int:
     args = get_args_parser().parse_intermixed_args(list(argv))
-    args.overrides = spelled(args.overrides)
+    args.overrides = with_data_of_run(spelled(args.overrides))
     shows = args.help or args.hydra_help or args.shell_completion
     runs = not (shows or args.cfg or args.info)
     _refuse(args)

@@ -18,7 +18,7 @@ def played_by_reference(config: DictConfig, run_dir: Path, asked: "AnswerSetting
     """Plays the reference answers of data=bfcl through the runner that plays policies.
 
     Raises:
-        InputError: a run is given, or data that has no episodes.
+        InputError: a run, a reference or a reward is given, or data that has no episodes.
     """
     from shiqrun.console import console
     from shiqrun.data.bfcl import Bfcl
@@ -27,11 +27,13 @@ def played_by_reference(config: DictConfig, run_dir: Path, asked: "AnswerSetting
     from shiqrun.rollout.files import write_answers
 
     began = time.perf_counter()
-    if config.run:
-        raise InputError(f"eval.policy=ground_truth plays no model; leave out run={config.run}")
+    for key in ("run", "reference"):
+        if config[key]:
+            raise InputError(f"eval.policy=ground_truth plays no model; leave out {key}={config[key]}")
     source, data = build(config.data, DataSettings)
     if not isinstance(source, Bfcl):
         raise InputError(f"eval.policy=ground_truth is for data=bfcl; data={config.data.name} has no reference answers")
+    refuse_beside_episodes(config.get("reward"), asked)
     dialogues = chosen_dialogues(source.evaluated(), asked.max_prompts, data.limit)
     if config.dry_run:
         console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
@@ -39,9 +41,22 @@ def played_by_reference(config: DictConfig, run_dir: Path, asked: "AnswerSetting
         return
     evaluation = reference_answers(dialogues, source.rules)
     write_answers(run_dir, evaluation)
-    about = {"exact": False, "beta": None, "policy": "ground_truth", "data": config.data.name}
+    about = {"exact": False, "beta": None, "policy": "ground_truth"}
+    about |= {"data": config.data.name, "data/split": source.split}
     title = f"reference answers of {config.data.name}, data.split={source.split}"
     write_result(run_dir, evaluation.metrics, about, asked, seconds=time.perf_counter() - began, title=title)
+
+
+def refuse_beside_episodes(reward: Any, asked: "AnswerSettings") -> None:
+    """Refuses settings of answers to prompts, which say nothing about episodes.
+
+    Raises:
+        InputError: a reward, or `eval.split`.
+    """
+    if reward:
+        raise InputError("reward: data=bfcl judges every turn by its functions; leave it out")
+    if asked.split != "val":
+        raise InputError(f"eval.split={asked.split}: which samples of data=bfcl are played is said by data.split")
 
 
 def write_result(

@@ -10,6 +10,7 @@ logged    reference answers and copies of them with mistakes, or any file of dia
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,12 @@ import numpy as np
 from annotated_types import Ge
 
 from shiqrun.bfcl.corruptions import Together, corrupted, said
-from shiqrun.bfcl.episode import Episode, Rewards, Rules
+from shiqrun.bfcl.episode import Arguments, Episode, Rewards, Rules
+from shiqrun.bfcl.filling import bare
 from shiqrun.bfcl.harness import Harness
 from shiqrun.bfcl.samples import RELEASE, Sample, installed_data, load_samples, release
 from shiqrun.bfcl.shown import Functions
-from shiqrun.data.chats import as_messages
+from shiqrun.data.chats import as_messages, calls_of
 from shiqrun.data.files import read_rows
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message, UnitInterval
@@ -39,7 +41,7 @@ class Bfcl:
             `rewards`; None makes trajectories from the reference answers.
         samples: directory with the data files of `bfcl-eval`, None for those of the installed package.
         split: which samples are evaluated: test (the 40), train (the 160) or all.
-        rewards, max_steps, functions, result_chars: see `Rules`.
+        rewards, max_steps, functions, result_chars, arguments: see `Rules`.
         together: calls of a message in made trajectories: one, or all of a turn.
         per_sample: made trajectories of a sample; the first is the reference answer.
         corrupt: share of the turns of the others that get a mistake.
@@ -59,6 +61,7 @@ class Bfcl:
         max_steps: Annotated[int, Ge(1)],
         functions: Functions,
         result_chars: Annotated[int, Ge(1)] | None,
+        arguments: Arguments,
         together: Together,
         per_sample: Annotated[int, Ge(1)],
         corrupt: UnitInterval,
@@ -68,12 +71,12 @@ class Bfcl:
         if release() != RELEASE:
             log.warning("bfcl-eval %s is installed, figures of BFCL-V3 are of release %s", release(), RELEASE)
         self.samples = load_samples(Path(samples) if samples else folder)
-        self.rules = Rules(rewards, max_steps, functions, result_chars)
+        self.rules = Rules(rewards, max_steps, functions, result_chars, arguments)
         self.splits: tuple[str, ...] = ("train", "val")
         self.dropped: Counter[str] = Counter()
         self.split, self.path = split, path
         self._made = (together, per_sample, corrupt, data_seed)
-        self._kept: dict[str, list[Example]] = {}
+        self._kept: dict[str, tuple[list[Example], Counter[str]]] = {}
 
     def evaluated(self) -> list[Sample]:
         """The samples that a policy is evaluated on."""
@@ -86,27 +89,34 @@ class Bfcl:
             InputError: a row of `path` that is no dialogue of its sample.
         """
         if split not in self._kept:
+            self.dropped.clear()
             chosen = [s for s in self.samples if not s.is_test]
             if split == "val":
                 chosen = [s for s in self.evaluated() if s.is_test]
             with Harness() as harness:
-                self._kept[split] = [*(self._logged(chosen, harness) if self.path else self._play(chosen, harness))]
-        yield from self._kept[split]
+                made = [*(self._logged(chosen, harness) if self.path else self._play(chosen, harness))]
+            self._kept[split] = made, self.dropped.copy()
+        examples, dropped = self._kept[split]
+        self.dropped = dropped.copy()
+        yield from examples
 
     def _play(self, chosen: Sequence[Sample], harness: Harness) -> Iterator[Example]:
         for sample in chosen:
             played = [self._episode(sample, messages, harness) for messages in self._dialogues(sample)]
-            yield _example(sample, [(e.messages[e.prompt :], e.message_rewards()) for e in played], played[0])
+            dialogues = [(e.messages[e.prompt :], e.message_rewards()) for e in played]
+            yield _example(sample, dialogues, played[0].messages[: played[0].prompt], sample.source)
 
     def _dialogues(self, sample: Sample) -> Iterator[list[str]]:
         """What the policy says, turn after turn."""
         together, per_sample, share, seed = self._made
-        rng = np.random.default_rng([seed, sample.index])
-        yield [text for calls in sample.truth for text in said(calls, together)]
+        rng, truth = np.random.default_rng([seed, sample.index]), sample.truth
+        if self.rules.arguments == "reference":
+            truth = [[bare(call) for call in calls] for calls in truth]
+        yield [text for calls in truth for text in said(calls, together)]
         for _ in range(per_sample - 1):
             texts: list[str] = []
-            for n, calls in enumerate(sample.truth):
-                others = [call for m, turn in enumerate(sample.truth) if m != n for call in turn]
+            for n, calls in enumerate(truth):
+                others = [call for m, turn in enumerate(truth) if m != n for call in turn]
                 wrong = rng.random() < share
                 texts += corrupted(calls, others, together, rng)[0] if wrong else said(calls, together)
             yield texts
@@ -124,7 +134,7 @@ class Bfcl:
         """The dialogues of `path` that belong to these samples, those of one sample together."""
         known, wanted = {s.id for s in self.samples}, {s.id: s for s in chosen}
         found: dict[str, list[tuple[list[Message], list[float]]]] = {}
-        prompts: dict[str, list[Message]] = {}
+        prompts: dict[str, tuple[list[Message], str]] = {}
         for place, row in read_rows(str(self.path)):
             name = row.get("id")
             if name not in known:
@@ -136,68 +146,90 @@ class Bfcl:
             if start == len(messages):
                 self.dropped["no actions"] += 1
                 continue
-            if messages[:start] != prompts.setdefault(name, messages[:start]):
-                raise InputError(f"{place}: another prompt than that of an earlier row of {name}")
-            rewards = row.get("rewards")
+            prompt, first = prompts.setdefault(name, (messages[:start], place))
+            if messages[:start] != prompt:
+                raise InputError(f"{place}: another prompt than that of {first}, which is of {name} too")
+            rewards = _numbers(row.get("rewards"), messages, place)
             if rewards is None:
                 rewards = replayed(wanted[name], messages, place, harness, self.rules).message_rewards()
-            spoken = sum(m["role"] == "assistant" for m in messages)
-            if len(rewards) != spoken:
-                raise InputError(f"{place}: {len(rewards)} rewards for {spoken} assistant messages")
-            found.setdefault(name, []).append((messages[start:], [float(r) for r in rewards]))
+            found.setdefault(name, []).append((messages[start:], rewards))
         for name, dialogues in found.items():
-            yield _example(wanted[name], dialogues, prompts[name])
+            prompt, first = prompts[name]
+            yield _example(wanted[name], dialogues, prompt, first)
+
+
+def _numbers(rewards: Any, messages: Sequence[Message], place: str) -> list[float] | None:
+    """One for each assistant message, or None where the row has none."""
+    if rewards is None:
+        return None
+    spoken = sum(m["role"] == "assistant" for m in messages)
+    if not isinstance(rewards, list) or not all(isinstance(r, int | float) and math.isfinite(r) for r in rewards):
+        raise InputError(f"{place}: rewards must be a list of {spoken} finite numbers, one an assistant message")
+    if len(rewards) != spoken:
+        raise InputError(f"{place}: {len(rewards)} rewards for {spoken} assistant messages")
+    return [float(r) for r in rewards]
 
 
 def replayed(sample: Sample, messages: Sequence[Message], place: str, harness: Harness, rules: Rules) -> Episode:
     """An episode in which the policy says what the dialogue's assistant says.
 
-    A dialogue that stops early, be it in the middle of a call, leaves the turns that it does not finish wrong.
+    A dialogue that stops early, be it in the middle of a call, is judged like an episode that is given up there: the
+    turn that it does not finish by its calls so far, those that it does not begin are wrong.
 
     Raises:
-        InputError: its user says something else than the sample's, or not when a turn has ended.
+        InputError: its user says something else than the sample's, or not when a turn has ended; tool calls whose
+            arguments are no object.
     """
     episode = Episode(sample, harness, rules)
     start = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
-    first = messages[start - 1]["content"] if start else None
-    if first != sample.questions[0]:
-        raise InputError(f"{place}, message {start - 1}: not what the user of {sample.id} says first")
+    if start == 0 or messages[start - 1]["content"] != sample.questions[0]:
+        raise InputError(f"{place}, message {max(start - 1, 0)}: not what the user of {sample.id} says first")
+    awaited: Message | None = None  # what the user says next, once a turn has ended
     for n, message in enumerate(messages[start:], start):
+        here = f"{place}, message {n}"
         if message["role"] == "assistant":
             if episode.done:
-                raise InputError(
-                    f"{place}, message {n}: {sample.id} is over before it ({episode.ended or 'all turns'})"
-                )
-            episode.say(spoken_text(message))
-        elif message["role"] == "user" and episode.messages[-1] != {"role": "user", "content": message["content"]}:
-            expected = "no turn has ended" if episode.messages[-1]["role"] != "user" else "other words are expected"
-            raise InputError(f"{place}, message {n}: not what the user of {sample.id} says here: {expected}")
+                raise InputError(f"{here}: {sample.id} is over before it ({episode.ended or 'all turns'})")
+            if awaited:
+                raise InputError(f"{here}: the user of {sample.id} says something before it: {awaited['content']!r}")
+            episode.say(spoken_text(message, here))
+            awaited = episode.messages[-1] if episode.messages[-1]["role"] == "user" else None
+        elif message["role"] == "user":
+            if awaited is None or awaited["content"] != message["content"]:
+                expected = "other words are expected" if awaited else "no turn has ended"
+                raise InputError(f"{here}: not what the user of {sample.id} says here: {expected}")
+            awaited = None
     if not episode.done:
         episode.give_up("the dialogue ends here")
     episode.close()
     return episode
 
 
-def spoken_text(message: Message) -> str:
-    """What a message says as the gate reads it: its tool calls in the format of calls, else its content."""
-    if not message.get("tool_calls"):
-        return str(message["content"])
+def spoken_text(message: Message, place: str) -> str:
+    """What a message says as the gate reads it: its tool calls in the format of calls, else its content.
+
+    Raises:
+        InputError: a tool call whose arguments are neither an object nor the JSON of one.
+    """
     calls = []
-    for call in message["tool_calls"]:
-        function = call.get("function", call)
-        given: Any = function.get("arguments") or {}
-        arguments = json.loads(given) if isinstance(given, str) else given
-        calls.append(f"{function['name']}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})")
-    return f"[{', '.join(calls)}]"
+    for name, given in calls_of(message):
+        try:
+            arguments = json.loads(given) if isinstance(given, str) else given or {}
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise InputError(f"{place}: the arguments of {name} are {str(given)[:60]!r}; expected a JSON object")
+        calls.append(f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})")
+    return f"[{', '.join(calls)}]" if calls else str(message["content"])
 
 
 def _example(
-    sample: Sample, dialogues: Sequence[tuple[list[Message], list[float]]], prompt: Episode | list[Message]
+    sample: Sample, dialogues: Sequence[tuple[list[Message], list[float]]], prompt: list[Message], source: str
 ) -> Example:
     return Example(
-        messages=prompt.messages[: prompt.prompt] if isinstance(prompt, Episode) else prompt,
+        messages=prompt,
         completions=[messages for messages, _ in dialogues],
         rewards=[rewards for _, rewards in dialogues],
         prompt_id=sample.id,
-        source=sample.source,
+        source=source,
     )

@@ -20,7 +20,8 @@ def as_messages(value: Any, role: str, place: str) -> list[Message]:
         place: file, line and column, for messages.
 
     Raises:
-        InputError: neither a string nor a chat list; a role that is none of ROLES; a content that is not text.
+        InputError: neither a string nor a chat list; a role that is none of ROLES; a content that is not text;
+            tool calls that name no function.
     """
     if isinstance(value, str):
         return [_checked({"role": role, "content": value}, place)]
@@ -37,6 +38,10 @@ def _checked(message: Any, place: str) -> Message:
         raise InputError(f"{place}: no 'role'; it has {', '.join(message) or 'nothing'}; expected role and content")
     if kept["role"] not in ROLES:
         raise InputError(f"{place}: role {_brief(kept['role'])}; expected one of {', '.join(ROLES)}")
+    calls = kept.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(_names_function(call) for call in calls):
+        form = 'a list of {"function": {"name": ..., "arguments": ...}}'
+        raise InputError(f"{place}: tool_calls must be {form}, found {_brief(calls)}")
     content = kept.setdefault("content", "" if kept.get("tool_calls") else None)
     if not isinstance(content, str):
         raise InputError(f"{place}: content must be a string, found {_brief(content)}")
@@ -45,6 +50,40 @@ def _checked(message: Any, place: str) -> Message:
     except UnicodeEncodeError:
         raise InputError(f"{place}: content holds half a surrogate pair, which is no text") from None
     return kept
+
+
+def _names_function(call: Any) -> bool:
+    return isinstance(call, dict) and isinstance(_function(call), dict) and isinstance(_function(call).get("name"), str)
+
+
+def _function(call: dict[str, Any]) -> Any:
+    return call.get("function", call)
+
+
+def calls_of(message: Message) -> list[tuple[str, Any]]:
+    """(name, arguments) of each of a message's tool calls; the arguments as they stand, an object or its JSON."""
+    functions = [_function(call) for call in message.get("tool_calls") or []]
+    return [(function["name"], function.get("arguments")) for function in functions]
+
+
+def expect_calls(message: Message, shown: str, source: str) -> None:
+    """Nothing where `shown`, the tokens of the message in text, names all functions that it calls.
+
+    Raises:
+        InputError: one is missing: a policy trained on it would learn to say nothing instead.
+    """
+    names = [name for name, _ in calls_of(message)]
+    if not all(name in shown for name in names):
+        raise InputError(
+            f"{source}: the chat template leaves out tool calls of {', '.join(names)}; use a template that shows "
+            "tool_calls, or write the calls into content"
+        )
+
+
+def wording(message: Message) -> str:
+    """All text of a message: its content, and its tool calls as JSON."""
+    calls = message.get("tool_calls")
+    return f"{message['content']}{json.dumps(calls, ensure_ascii=False, default=str) if calls else ''}"
 
 
 def _brief(value: Any) -> str:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.data.chats import drop_reason
+from shiqrun.data.chats import drop_reason, expect_calls, wording
 from shiqrun.data.rendering import Talk, begins, prefixes_of, render, unstable
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -101,8 +101,8 @@ def encode(
             the check, which takes most of the time of short turns, is left out.
 
     Raises:
-        InputError: a template that is not prefix-stable, or rewards whose number fits neither the turns nor the
-            actions; the message names the row.
+        InputError: a template that is not prefix-stable or leaves out tool calls, or rewards whose number fits neither
+            the turns nor the actions; the message names the row.
     """
     flat = ((n, k, e) for n, e in enumerate(examples) for k in range(len(e.completions)))
     trusted = _template(tokenizer) == stable
@@ -114,11 +114,12 @@ def encode(
         kept = [row for row, why in zip(chunk, reasons, strict=True) if not why]
         talks = [Talk([*e.messages, *e.completions[k]], len(e.messages), e.source) for _, k, e in kept]
         spans = spans_of(talks, tokenizer)
-        for (n, k, e), span in zip(kept, spans, strict=True):
+        for (n, k, e), talk, span in zip(kept, talks, spans, strict=True):
             if span is None:
                 dropped[MERGED] += 1
                 continue
             ids, found = span
+            _expect_calls(talk, ids, found, tokenizer)
             turns = [(max(start, 1), end) for start, end in found if end > max(start, 1)]
             positions = _positions(turns, len(ids), train_on)
             if not len(positions):
@@ -139,9 +140,15 @@ def special_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def _special_text(example: Example, completion: int, specials: list[str]) -> str | None:
     """Why a row is left out if its text spells a special token: the tokenizer would take it for one."""
-    texts = [str(m["content"]) for m in (*example.messages, *example.completions[completion])]
+    texts = [wording(m) for m in (*example.messages, *example.completions[completion])]
     found = next((token for token in specials if any(token in text for text in texts)), None)
     return found and f"the text holds the special token {found}"
+
+
+def _expect_calls(talk: Talk, ids: list[int], turns: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase) -> None:
+    for i, (start, end) in zip(talk.turns(), turns, strict=True):
+        if talk.messages[i].get("tool_calls"):
+            expect_calls(talk.messages[i], str(tokenizer.decode(ids[start:end])), talk.source)
 
 
 def _spans_by(template: str, trusted: bool) -> "Callable[[list[Talk], PreTrainedTokenizerBase], Iterator[Any]]":

@@ -4,8 +4,12 @@ prompt    start r0 c1 goal r2 c3 treasure r1 c1
 turn      the policy says one word, N E S or W; the environment answers with the cell reached, `r1 c1`
 reward    a step costs, a treasure pays when first entered, the goal pays and ends the episode; a move off the
           map stays put; any other word is illegal, ends the episode and earns 0
+
+With `rewards="last"` the logged trajectories are the same and so are their returns, but a trajectory's return falls on
+its last turn. The optimum is the same too: what a prefix has earned is a function of the prefix, and moves no choice.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -39,6 +43,8 @@ class Treasure:
         epsilon: share of the good player's moves that are random.
         illegal: share of random moves that are an illegal word instead.
         fillers: words in the vocabulary that no text uses but illegal moves.
+        rewards: where a trajectory's return is written down: "turns", each reward at the turn that earned it, or
+            "last", their sum at the last turn and 0 before.
         data_seed: everything above is a function of it.
 
     Raises:
@@ -61,6 +67,7 @@ class Treasure:
         epsilon: UnitInterval,
         illegal: UnitInterval,
         fillers: Annotated[int, Ge(0)],
+        rewards: Literal["turns", "last"],
         data_seed: Annotated[int, Ge(0)],
     ):
         if treasures + 2 > size**2:
@@ -75,6 +82,7 @@ class Treasure:
         self.vocabulary += [f"x{i}" for i in range(fillers)]
         self.chat_template = _TEMPLATE
         self._per_map, self._epsilon, self._illegal, self._seed = per_map, epsilon, illegal, data_seed
+        self._rewards = rewards
         self._good = {"mixed": per_map // 2, "random": 0, "good": per_map}[play]
         rules = (size, horizon, step_cost, treasure_reward, goal_reward)
         drawn = numbers(size, horizon, treasures, maps, val_maps, data_seed)
@@ -98,7 +106,7 @@ class Treasure:
             yield Example(
                 messages=[{"role": "user", "content": prompt}],
                 completions=[_completion(maps, episode) for episode in played],
-                rewards=[episode.rewards for episode in played],
+                rewards=[_written(episode.rewards, self._rewards) for episode in played],
                 prompt_id=prompt,
                 source=f"treasure:{split}:{index}",
             )
@@ -132,6 +140,11 @@ class Treasure:
 def _episode(index: int, said: list[str], cells: list[int], rewards: list[float], moved: list[bool]) -> Episode:
     turns, legal = sum(word != "" for word in said), sum(moved)
     return Episode(index, said[:turns], cells[:legal], rewards[:turns])
+
+
+def _written(rewards: list[float], where: str) -> list[float]:
+    """One number a turn: the rewards of the turns, or their sum at the "last" and 0 before."""
+    return rewards if where == "turns" else [0.0] * (len(rewards) - 1) + [math.fsum(rewards)]
 
 
 def _completion(maps: Maps, episode: Episode) -> list[Message]:

@@ -92,7 +92,7 @@ def sample_completions(
         temperature: of the softmax; 0 takes the most likely token.
         top_p: the smallest set of tokens with at least this probability is sampled from.
         batch_size: rows sampled together.
-        description: shown while it lasts.
+        description: shown while it lasts; empty for nothing.
     """
     found: list[Completion | None] = [None] * len(prompts)
     whole = [np.ascontiguousarray(prompt, np.int64) for prompt in prompts]
@@ -100,7 +100,8 @@ def sample_completions(
     sampling = Sampling(stop, max_new_tokens, temperature, top_p)
     with _sampling(policy) as model, attending_by_spans(model):
         batch = _loop_for(policy, model, pad) if order else None
-        for start in track(range(0, len(order), batch_size), f"{description}, batches"):
+        starts = range(0, len(order), batch_size)
+        for start in track(starts, f"{description}, batches") if description else starts:
             assert batch is not None
             rows = order[start : start + batch_size]
             numbers = np.stack([np.random.default_rng(keys[i]).random(max_new_tokens) for i in rows])

@@ -16,6 +16,8 @@ COLUMNS = {
     REWARD: "reward",
     KL: "KL, nats",
     RETURN: "regularised return",
+    "val/reward_per_turn": "reward of a turn",
+    "val/official_score": "official score",
     "val/regret": "regret",
     "val/win_rate": "win rate",
     "val/pass@1": "pass@1",

@@ -37,6 +37,8 @@ CURVES = {
     REWARD: "reward of the policy's answers",
     KL: "KL to the reference, nats a sequence",
     RETURN: "regularised return",
+    "val/reward_per_turn": "reward of a turn",
+    "val/official_score": "official score",
     "val/regret": "regret",
     "val/win_rate": "win rate against the reference",
     "val/completions/mean_length": "length of the answers, tokens",

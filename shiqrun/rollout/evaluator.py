@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.bfcl.episode import Episode, Rules
 from shiqrun.bfcl.harness import Harness
 from shiqrun.bfcl.samples import Sample as Dialogue
+from shiqrun.errors import InputError
 from shiqrun.evaluation.sampling import Sample, Sampler
 from shiqrun.intervals import interval
 from shiqrun.models.policy import Policy
@@ -33,7 +34,7 @@ class Played:
         rewards: of every counted turn.
         right: whether every counted turn is right.
         official: the official checker's verdict on the calls that ran.
-        log_ratio: sum of log pi / pi_ref over the policy's tokens, nats; None without a reference.
+        log_ratio: sum of log pi / pi_ref over the policy's tokens, nats; None without a reference, or a token.
         record: the line of `episodes.jsonl`.
         samples: the policy's messages.
         stopped: calls that a limit ended.
@@ -132,7 +133,11 @@ class EpisodeEvaluator:
             reference.to(device)
 
     def run(self, policy: Policy) -> Episodes:
-        """Plays and measures; all ranks together, with the same result on each."""
+        """Plays and measures; all ranks together, with the same result on each.
+
+        Raises:
+            InputError: no dialogue has room for a message.
+        """
         voice = PolicyVoice(policy, self.tokenizer, self.settings, tokens=self.tokens, context=self.context)
         measure = lambda samples: self.sampler.measured(samples, policy, self.reference)  # noqa: E731
         played = played_by(voice, self.mine, self.rules, self.settings.samples_per_prompt, measure)
@@ -141,13 +146,25 @@ class EpisodeEvaluator:
             torch.distributed.all_gather_object(shares, played)
             place = {d.id: n for n, d in enumerate(self.dialogues)}
             played = sorted((p for share in shares for p in share), key=lambda p: place[p.sample])
+        if not any(p.samples for p in played):
+            raise InputError(
+                f"no sample leaves room for a message of eval.max_new_tokens={self.settings.max_new_tokens} in the "
+                f"policy's context of {self.context} tokens; show less (data.functions) or take a model that reads more"
+            )
         on_policy = self.settings.temperature == 1 and self.settings.top_p == 1
         return Episodes(episode_figures(played, beta=self.beta, on_policy=on_policy), played, on_policy)
 
 
 def chosen_dialogues(dialogues: Sequence[Dialogue], number: int, limit: int | None) -> list[Dialogue]:
-    """At most `number` and `limit` of them, by a hash of their names: the same ones in every run. Said if not all."""
+    """At most `number` and `limit` of them, by a hash of their names: the same ones in every run. Said if not all.
+
+    Raises:
+        InputError: there is none.
+    """
     most = number if limit is None else min(number, limit)
+    if not dialogues or not most:
+        why = "eval.max_prompts=0" if dialogues else "data.split: there are no samples on this side of data.samples"
+        raise InputError(f"{why}; no episode would be played")
     if len(dialogues) <= most:
         return list(dialogues)
     log.warning("%d of %d samples are played (eval.max_prompts=%d, data.limit=%s)", most, len(dialogues), number, limit)
@@ -220,7 +237,7 @@ def episode_figures(played: Sequence[Played], *, beta: float | None, on_policy: 
     averaged("reward_per_turn", lambda p: sum(p.rewards) / len(p.rewards))
     averaged("official_score", lambda p: p.official)
     averaged("official_agreement", lambda p: p.official == p.right)
-    if all(p.log_ratio is not None for p in played):
+    if all(p.log_ratio is not None for p in played if p.samples) and any(p.samples for p in played):
         averaged("kl" if on_policy else "logratio_sum", lambda p: p.log_ratio or 0.0)
         if on_policy and beta is not None:
             averaged("regularised_return", lambda p: sum(p.rewards) - beta * (p.log_ratio or 0.0))

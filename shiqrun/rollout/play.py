@@ -1,7 +1,6 @@
 """Plays episodes side by side: in every round each that goes on gets its next message."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Protocol
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shiqrun.bfcl.corruptions import said
 from shiqrun.bfcl.episode import Episode
+from shiqrun.console import track
 from shiqrun.data.rendering import Talk, render
 from shiqrun.evaluation.prompts import Prompt
 from shiqrun.evaluation.sampling import Sample, Sampler
@@ -26,7 +26,6 @@ class Playing:
         episode: its state.
         index: number of the episode among those of its sample.
         samples: the policy's messages, as sampled.
-        room_lost: the dialogue outgrew the policy's context.
     """
 
     episode: Episode
@@ -43,8 +42,13 @@ class Voice(Protocol):
 
 def play(playing: Sequence[Playing], voice: Voice) -> None:
     """Plays all to their ends; each ends after turns times steps messages at the latest."""
-    while going := [p for p in playing if not p.episode.done]:
+    for going in track(_rounds(playing), "playing episodes, rounds"):
         voice.speak(going)
+
+
+def _rounds(playing: Sequence[Playing]) -> Iterator[list[Playing]]:
+    while going := [p for p in playing if not p.episode.done]:
+        yield going
 
 
 class Script:
@@ -97,7 +101,7 @@ class PolicyVoice:
             else:
                 asked.append((p, _prompt(p, head)))
         sampler = Sampler([prompt for _, prompt in asked], self.tokenizer, self._one_each(), self.tokens)
-        for (p, _), sample in zip(asked, sampler.answers(self.policy), strict=True):
+        for (p, _), sample in zip(asked, sampler.answers(self.policy, description=""), strict=True):
             p.samples.append(sample)
             p.episode.say(sample.text)
 
@@ -112,11 +116,3 @@ def _prompt(p: Playing, head: Sequence[int]) -> Prompt:
     name = blake2b(f"{episode.sample.id}/{p.index}/{len(p.samples)}".encode(), digest_size=8).hexdigest()
     tokens = np.array(head, np.int64)
     return Prompt(name, episode.sample.id, list(episode.messages), tokens, None, episode.sample.source)
-
-
-def by_sample(playing: Sequence[Playing]) -> list[list[Playing]]:
-    """The episodes of each sample."""
-    groups: dict[str, list[Playing]] = defaultdict(list)
-    for p in playing:
-        groups[p.episode.sample.id].append(p)
-    return list(groups.values())

@@ -180,6 +180,21 @@ def test_without_illegal_moves_only_moves_are_said():
     assert {w for _, words, *_ in turns(treasure(illegal=0.0)) for w in words} == set(MOVES)
 
 
+def test_last_writes_the_same_return_at_the_last_turn_of_the_same_trajectories():
+    by_turn, at_end = (turns(treasure(maps=300, rewards=where)) for where in ("turns", "last"))
+    illegal = 0
+    for (*played, rewards), (*same, moved) in zip(by_turn, at_end, strict=True):
+        assert played == same
+        assert moved == pytest.approx([0.0] * (len(rewards) - 1) + [sum(rewards)])
+        illegal += len(rewards) > 1 and played[1][-1] not in MOVES
+    assert illegal > 0  # an illegal last word, which earns nothing itself, is given the return too
+
+
+def test_equal_returns_are_equal_numbers_when_written_last():
+    returns = {r[-1] for *_, r in turns(treasure(rewards="last"))}
+    assert len(returns) == len({round(r, 6) for r in returns})
+
+
 def test_fillers_enlarge_the_vocabulary_and_nothing_else():
     plain, filled = treasure(illegal=0.0, maps=50), treasure(illegal=0.0, maps=50, fillers=7)
     assert filled.vocabulary == [*plain.vocabulary, *(f"x{i}" for i in range(7))]
