@@ -64,7 +64,7 @@ hh: install ## the text experiment: sft, reward model, scores, every method over
 	$(BIN)/shiqrun report $(HH_OUT)/methods $(HH_OUT)/anchored
 
 BFCL_OUT   ?= outputs/bfcl
-BFCL_BETAS ?= 0.03,0.1,0.3
+BFCL_BETAS ?= 0.1,0.3,1
 BFCL_SEEDS ?= 1,2,3
 BFCL_JOBS  ?= 2
 BFCL_LOGGER ?= none

@@ -76,6 +76,11 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
 def _episodes(plan: "Plan", source: Bfcl, tokenizer: PreTrainedTokenizerBase) -> EpisodeEvaluator:
     if plan.reward is not None:
         raise InputError("eval.reward: data=bfcl judges every turn by its functions; leave it out")
+    if source.split != "test":
+        raise InputError(
+            f"data.split={source.split}: a run is evaluated on the test samples while it trains; leave it out, and ask "
+            f"`shiqrun eval run=RUN_DIR data.split={source.split}` afterwards"
+        )
     return EpisodeEvaluator(
         chosen_dialogues(source.evaluated(), plan.eval.max_prompts, plan.data.limit),
         source.rules,

@@ -166,7 +166,7 @@ def _write_credit(run: Run, method: Method, validation: Validation | None) -> No
     known = cached if rows.reference is not None else reference
     found = view(known, rows, picked=range(min(SHOWN_TRAJECTORIES, len(rows))))
     if run.evaluator is not None and validation is not None and validation.last is not None:
-        answers = run.evaluator.sampler.rows(validation.last.samples[:SHOWN_TRAJECTORIES])
+        answers = run.evaluator.trajectories(validation.last, SHOWN_TRAJECTORIES)
         if run.plan.algo.reward_offset != "group_mean":  # which an answer has none of
             answers.offset[:] = run.offset
         found += view(reference, answers, kind="sample")

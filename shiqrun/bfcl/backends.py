@@ -15,6 +15,8 @@ from typing import Any
 
 from shiqrun.bfcl.calls import arguments
 
+LONGEST_RESULT = 16_384
+"""Characters of a result, the model's or the reference's: what is longer is no reference's, and ends there."""
 EMPTY = "no call"
 NO_GROUND_TRUTH = "no reference answer"
 
@@ -83,15 +85,18 @@ def _executed(instances: dict[str, Any], call: str) -> str:
     # Where two classes have a function of one name, the later class has it, as in the official executor.
     owner = next(instance for instance in reversed([*instances.values()]) if callable(getattr(instance, name, None)))
     try:
-        result = getattr(owner, name)(*positional, **keywords)
-        if isinstance(result, str):
-            return result
-        if isinstance(result, dict):
-            with contextlib.suppress(TypeError, ValueError):
-                return json.dumps(result)
-        return str(result)
-    except Exception as error:  # whatever a backend raises is its answer
+        return _written(getattr(owner, name)(*positional, **keywords))[:LONGEST_RESULT]
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever else a backend raises is its answer
         return f"Error during execution: {error}"
+
+
+def _written(result: Any) -> str:
+    if isinstance(result, dict):
+        with contextlib.suppress(TypeError, ValueError):
+            return json.dumps(result)
+    return str(result)
 
 
 def official(sample: dict[str, Any], turns: Sequence[Sequence[Sequence[str]]]) -> bool:

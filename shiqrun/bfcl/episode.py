@@ -22,7 +22,8 @@ class Rules:
     """How episodes are played and paid.
 
     Attributes:
-        rewards: independent (1 for every right turn), or official_prefix (1 until the first wrong turn, then 0).
+        rewards: independent (1 for every right turn), or official_prefix (1 for right turns until a counted one is
+            wrong, then 0).
         max_steps: messages with calls in a turn; one more ends the episode, as in the official runner.
         functions: how they are shown, see `system_messages`.
         result_chars: characters of a result that the policy sees, None for all; the checker sees all.
@@ -33,7 +34,7 @@ class Rules:
     max_steps: int
     functions: Functions
     result_chars: int | None
-    arguments: Arguments = "said"
+    arguments: Arguments
 
 
 class Episode:
@@ -44,7 +45,8 @@ class Episode:
         prompt: how many of them stand before the policy's first.
         verdicts: of the turns that have ended.
         refused: calls that the gate turned away, as written.
-        ended: how it ended: "", "too many steps", "no room" (the dialogue outgrew the policy's context).
+        ended: why it did not reach its end: "", "too many steps", "too much time or memory", "no room" (the dialogue
+            outgrew the policy's context), "special token" (it holds the text of one).
     """
 
     def __init__(self, sample: Sample, harness: Harness, rules: Rules) -> None:
@@ -79,9 +81,13 @@ class Episode:
         ran: list[str] = []
         for call in calls:
             self.messages.append({"role": "tool", "content": self._answer(call, ran)})
+            if self._session.exhausted:
+                break
         if ran:
             self._calls[-1].append(ran)
-        if self._steps > self.rules.max_steps:
+        if self._session.exhausted:
+            self.give_up("too much time or memory")
+        elif self._steps > self.rules.max_steps:
             self.give_up("too many steps")
 
     def _answer(self, call: Call | Refusal, ran: list[str]) -> str:

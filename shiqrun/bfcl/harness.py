@@ -7,6 +7,7 @@ sessions that were in it are made again by replaying what they were asked, the f
 import contextlib
 import json
 import selectors
+import signal
 import subprocess
 import sys
 import uuid
@@ -14,16 +15,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shiqrun.bfcl.samples import Sample
-from shiqrun.errors import InputError
+from shiqrun.bfcl.worker import OUT_OF_MEMORY
+from shiqrun.errors import InputError, TrainingError
 
 CPU_SECONDS = 2.0
 """Processor time of one request: a busy machine does not change what is stopped."""
 WALL_SECONDS = 120.0
+REPLAY = 10
+"""Times as long as a request may take when it is made again: what has passed once is to pass then."""
+MOST_STOPPED, MOST_SECONDS = 3, 20.0
+"""Calls that were stopped, and processor time of all calls, at which an episode's session is exhausted."""
 STOPPED = "Error during execution: the call was stopped: it took too much time or memory"
 
 
 class Died(Exception):
-    """The process ended during a request."""
+    """The process ended during a request, by a limit."""
+
+
+class Killed(Exception):
+    """The process ended during a request, by something else."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +73,26 @@ class Harness:
         return session
 
     def official(self, sample: Sample, turns: list[list[list[str]]]) -> bool:
-        """The verdict of the official checker on calls by turn and step, which have run in a session before."""
+        """The verdict of the official checker on calls by turn and step, which have run in a session before.
+
+        Raises:
+            TrainingError: the process was killed.
+        """
         times = 1 + sum(len(step) for turn in turns for step in turn)  # each took less than one request may
         try:
             asked = {"do": "official", "sample": sample.row, "turns": turns, "times": times}
             return bool(self.request(asked)["valid"])
         except Died:
             return False
+        except Killed as killed:
+            raise TrainingError(f"{killed}, at {sample.id}; is the machine out of memory?") from None
 
     def request(self, what: dict[str, Any]) -> dict[str, Any]:
         """The process's answer; `times` in what is asked says that it may take as long as so many requests, else one.
 
         Raises:
-            Died: it has none.
+            Died: it has none, because a limit was reached.
+            Killed: it has none for another reason.
         """
         process = self._process or self._start()
         assert process.stdin is not None
@@ -83,19 +100,24 @@ class Harness:
             process.stdin.write(json.dumps(what) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
-            self.close()
-            raise Died from None
+            raise self._ended(process) from None
         return self._answer(process, WALL_SECONDS * what.get("times", 1))
 
     def _start(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "shiqrun.bfcl.worker", str(self.cpu_seconds)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,  # a Ctrl-C is for this process, which may still want the answer
         )
         try:
             self._answer(self._process, WALL_SECONDS)
-        except Died:
+        except (Died, Killed):
             raise InputError(
                 f"the process that runs the functions of BFCL does not start; try: {' '.join(command)}"
             ) from None
@@ -105,11 +127,21 @@ class Harness:
         assert process.stdout is not None
         with selectors.DefaultSelector() as ready:
             ready.register(process.stdout, selectors.EVENT_READ)
-            line = process.stdout.readline() if ready.select(seconds) else ""
+            if not ready.select(seconds):
+                self.close()
+                raise Died
+            line = process.stdout.readline()
         if not line:
-            self.close()
-            raise Died
+            raise self._ended(process)
         return dict(json.loads(line))
+
+    def _ended(self, process: "subprocess.Popen[str]") -> Died | Killed:
+        """What a process that has ended by itself died of."""
+        code = process.wait()
+        self.close()
+        if code in (-signal.SIGPROF, OUT_OF_MEMORY):
+            return Died()
+        return Killed(f"the process that runs the functions of BFCL ended with exit code {code}")
 
     def close(self) -> None:
         """Ends the process; the next request starts another."""
@@ -130,24 +162,35 @@ class Session:
 
     Attributes:
         stopped: calls that were ended by a limit.
+        seconds: processor time that calls have taken.
     """
 
     harness: Harness
     sample: Sample
     stopped: int = 0
+    seconds: float = 0.0
     _name: str = field(default_factory=lambda: uuid.uuid4().hex)
     _asked: list[dict[str, Any]] = field(default_factory=list)
     _lives_in: int = 0
     _broken: bool = False
     _turn: int = 0
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the episode has had what time and memory it gets."""
+        return self._broken or self.stopped >= MOST_STOPPED or self.seconds > MOST_SECONDS
+
     def run(self, call: str) -> str:
         """The result of a call that has passed `bfcl.calls`; an error where a limit ended it."""
-        try:
-            return str(self.ask({"do": "run", "call": call})["result"])
-        except Died:
-            self.stopped += 1
-            return STOPPED
+        if not self._broken:
+            try:
+                answer = self.ask({"do": "run", "call": call})
+                self.seconds += answer["seconds"]
+                return str(answer["result"])
+            except Died:
+                self.seconds += self.harness.cpu_seconds
+        self.stopped += 1
+        return STOPPED
 
     def end_turn(self) -> Verdict:
         """The verdict on the turn that the calls so far belong to."""
@@ -155,7 +198,8 @@ class Session:
         self._turn += 1
         if not self._broken:
             try:
-                return Verdict(**self.ask({"do": "end_turn"}))
+                found = self.ask({"do": "end_turn"})
+                return Verdict(found["counted"], found["right"], found["why"])
             except Died:
                 self._broken = True  # comparing what these calls have made takes too much: no later turn is better
         return Verdict(counted, False, "stopped")
@@ -163,7 +207,7 @@ class Session:
     def close(self) -> None:
         """Forgets the backends."""
         if self._asked and self._lives_in == self.harness.ended:
-            with contextlib.suppress(Died):
+            with contextlib.suppress(Died, Killed):
                 self.harness.request({"do": "close", "session": self._name})
         self._asked.clear()
 
@@ -171,15 +215,29 @@ class Session:
         """The answer to a request, in the state that the former ones have made.
 
         Raises:
-            Died: the request ended the process.
+            Died: a limit was reached, by this request or by the former ones together.
             InputError: the sample's initial state does not load.
+            TrainingError: the process was killed, and once more when all was made again.
         """
-        if self._lives_in != self.harness.ended:
-            for former in self._asked:
-                self._request(former)
-        answer = self._request(what)
+        try:
+            answer = self._after_former(what)
+        except Killed:
+            try:
+                answer = self._after_former(what)
+            except Killed as twice:
+                raise TrainingError(f"{twice}, twice, at {self.sample.id}; is the machine out of memory?") from None
         self._asked.append(what)
         return answer
+
+    def _after_former(self, what: dict[str, Any]) -> dict[str, Any]:
+        if self._lives_in != self.harness.ended:
+            try:
+                for former in self._asked:
+                    self._request({**former, "times": REPLAY})
+            except Died:
+                self._broken = True  # never replayed again: it would end the process of all others each time
+                raise
+        return self._request(what)
 
     def _request(self, what: dict[str, Any]) -> dict[str, Any]:
         answer = self.harness.request({**what, "session": self._name})

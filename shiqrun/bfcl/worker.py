@@ -9,14 +9,19 @@ import os
 import resource
 import signal
 import sys
+import time
 from typing import Any
 
 MEMORY = 1 << 30  # bytes of address space
 FILES = 64
+OUT_OF_MEMORY = 77
+"""The exit code where a request needs more memory."""
 
 
 def main() -> None:
     """Answers requests until the input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the run, which may still want an answer
+        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a backend prints is no answer
     seconds = float(sys.argv[1])
@@ -33,7 +38,12 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds * request.get("times", 1))
-        answer = answered(request, sessions)
+        began = time.process_time()
+        try:
+            answer = answered(request, sessions)
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)
+        answer["seconds"] = time.process_time() - began
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -48,6 +58,8 @@ def answered(request: dict[str, Any], sessions: dict[str, Any]) -> dict[str, Any
         case "open":
             try:
                 sessions[session] = Session(request["sample"])
+            except MemoryError:
+                raise
             except Exception as error:
                 return {"error": f"{type(error).__name__}: {error}"}
             return {}

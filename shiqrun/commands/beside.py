@@ -46,7 +46,7 @@ def with_data_of_run(overrides: Sequence[str]) -> list[str]:
     settings = OmegaConf.to_container(rundir.load(folder).data, resolve=True)
     if choice is None or not isinstance(settings, dict):
         return list(overrides)
-    own = {f"data.{key}": value for key, value in settings.items() if key not in ("_target_", "name")}
+    own = {f"data.{key!s}": value for key, value in settings.items() if key not in ("_target_", "name")}
     return [f"data={choice}", *(f"{k}={_value(v)}" for k, v in own.items() if k not in keys), *overrides]
 
 

@@ -37,8 +37,8 @@ class Bfcl:
     """Samples of BFCL multi-turn and logged trajectories of them.
 
     Args:
-        path: `.jsonl[.gz]` or Parquet file of dialogues with `id` and `messages`, scored here where a row has no
-            `rewards`; None makes trajectories from the reference answers.
+        path: `.jsonl[.gz]` or Parquet file of dialogues with `id` and `messages`, which are replayed and paid by the
+            checker; None makes trajectories from the reference answers.
         samples: directory with the data files of `bfcl-eval`, None for those of the installed package.
         split: which samples are evaluated: test (the 40), train (the 160) or all.
         rewards, max_steps, functions, result_chars, arguments: see `Rules`.
@@ -76,7 +76,8 @@ class Bfcl:
         self.dropped: Counter[str] = Counter()
         self.split, self.path = split, path
         self._made = (together, per_sample, corrupt, data_seed)
-        self._kept: dict[str, tuple[list[Example], Counter[str]]] = {}
+        self._played: dict[str, list[Example]] = {}
+        self._read: dict[str, tuple[list[Example], Counter[str]]] = {}
 
     def evaluated(self) -> list[Sample]:
         """The samples that a policy is evaluated on."""
@@ -88,23 +89,33 @@ class Bfcl:
         Raises:
             InputError: a row of `path` that is no dialogue of its sample.
         """
-        if split not in self._kept:
-            self.dropped.clear()
-            chosen = [s for s in self.samples if not s.is_test]
-            if split == "val":
-                chosen = [s for s in self.evaluated() if s.is_test]
-            with Harness() as harness:
-                made = [*(self._logged(chosen, harness) if self.path else self._play(chosen, harness))]
-            self._kept[split] = made, self.dropped.copy()
-        examples, dropped = self._kept[split]
-        self.dropped = dropped.copy()
-        yield from examples
+        chosen = [s for s in self.samples if not s.is_test]
+        if split == "val":
+            chosen = [s for s in self.evaluated() if s.is_test]
+        if self.path:
+            yield from self._file(split, chosen)
+            return
+        played = self._played.setdefault(split, [])
+        with Harness() as harness:
+            for n, sample in enumerate(chosen):
+                if n == len(played):
+                    played.append(self._play(sample, harness))
+                yield played[n]
 
-    def _play(self, chosen: Sequence[Sample], harness: Harness) -> Iterator[Example]:
-        for sample in chosen:
-            played = [self._episode(sample, messages, harness) for messages in self._dialogues(sample)]
-            dialogues = [(e.messages[e.prompt :], e.message_rewards()) for e in played]
-            yield _example(sample, dialogues, played[0].messages[: played[0].prompt], sample.source)
+    def _file(self, split: str, chosen: Sequence[Sample]) -> list[Example]:
+        """The examples of `path`, read once."""
+        if split not in self._read:
+            self.dropped.clear()
+            with Harness() as harness:
+                self._read[split] = [*self._logged(chosen, harness)], self.dropped.copy()
+        examples, dropped = self._read[split]
+        self.dropped = dropped.copy()
+        return examples
+
+    def _play(self, sample: Sample, harness: Harness) -> Example:
+        played = [self._episode(sample, messages, harness) for messages in self._dialogues(sample)]
+        dialogues = [(e.messages[e.prompt :], e.message_rewards()) for e in played]
+        return _example(sample, dialogues, played[0].messages[: played[0].prompt], sample.source)
 
     def _dialogues(self, sample: Sample) -> Iterator[list[str]]:
         """What the policy says, turn after turn."""
@@ -135,6 +146,7 @@ class Bfcl:
         known, wanted = {s.id for s in self.samples}, {s.id: s for s in chosen}
         found: dict[str, list[tuple[list[Message], list[float]]]] = {}
         prompts: dict[str, tuple[list[Message], str]] = {}
+        odd: dict[str, str] = {}
         for place, row in read_rows(str(self.path)):
             name = row.get("id")
             if name not in known:
@@ -149,25 +161,43 @@ class Bfcl:
             prompt, first = prompts.setdefault(name, (messages[:start], place))
             if messages[:start] != prompt:
                 raise InputError(f"{place}: another prompt than that of {first}, which is of {name} too")
-            rewards = _numbers(row.get("rewards"), messages, place)
-            if rewards is None:
-                rewards = replayed(wanted[name], messages, place, harness, self.rules).message_rewards()
-            found.setdefault(name, []).append((messages[start:], rewards))
+            episode = replayed(wanted[name], messages, place, harness, self.rules)
+            for kind in _differences(row, messages, episode, place):
+                odd.setdefault(kind, place)
+            found.setdefault(name, []).append((messages[start:], episode.message_rewards()))
+        for kind, place in odd.items():
+            log.warning(f"{kind}, first in {place}")
         for name, dialogues in found.items():
             prompt, first = prompts[name]
             yield _example(wanted[name], dialogues, prompt, first)
 
 
-def _numbers(rewards: Any, messages: Sequence[Message], place: str) -> list[float] | None:
-    """One for each assistant message, or None where the row has none."""
-    if rewards is None:
-        return None
+OTHER_REWARDS = "rewards of the file differ from those of the checker under data.rewards, which are used"
+OTHER_STATES = (
+    "functions or results are shown otherwise than data.functions, data.result_chars and data.arguments have it: the "
+    "policy will be evaluated in other states than it is trained in"
+)
+
+
+def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Episode, place: str) -> Iterator[str]:
+    """What a logged dialogue has otherwise than the same dialogue played here.
+
+    Raises:
+        InputError: `rewards` that are not one finite number for each assistant message.
+    """
+    rewards = row.get("rewards")
     spoken = sum(m["role"] == "assistant" for m in messages)
-    if not isinstance(rewards, list) or not all(isinstance(r, int | float) and math.isfinite(r) for r in rewards):
-        raise InputError(f"{place}: rewards must be a list of {spoken} finite numbers, one an assistant message")
-    if len(rewards) != spoken:
-        raise InputError(f"{place}: {len(rewards)} rewards for {spoken} assistant messages")
-    return [float(r) for r in rewards]
+    if rewards is not None:
+        if not isinstance(rewards, list) or not all(isinstance(r, int | float) and math.isfinite(r) for r in rewards):
+            raise InputError(f"{place}: rewards must be a list of {spoken} finite numbers, one an assistant message")
+        if len(rewards) != spoken:
+            raise InputError(f"{place}: {len(rewards)} rewards for {spoken} assistant messages")
+        if rewards != episode.message_rewards():
+            yield OTHER_REWARDS
+    shown = [m["content"] for m in messages if m["role"] in ("system", "tool")]
+    here = [m["content"] for m in episode.messages if m["role"] in ("system", "tool")]
+    if shown != here[: len(shown)]:
+        yield OTHER_STATES
 
 
 def replayed(sample: Sample, messages: Sequence[Message], place: str, harness: Harness, rules: Rules) -> Episode:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from shiqrun.data.batches import Rows
 from shiqrun.evaluation.figures import figures
 from shiqrun.evaluation.prompts import Prompt
 from shiqrun.evaluation.sampling import Sample, Sampler, rewarded
@@ -37,13 +38,14 @@ class Answers(Protocol):
 class Answering(Protocol):
     """What lets a policy answer: prompts (`Evaluator`), or in dialogues (`rollout.EpisodeEvaluator`)."""
 
-    sampler: Sampler
-
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Before the first evaluation, on every rank."""
 
     def run(self, policy: Policy) -> Answers:
         """One evaluation; all ranks together, with the same result on each."""
+
+    def trajectories(self, answers: Answers, most: int) -> Rows:
+        """The first few answers as trajectories with their rewards, for the token view."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,10 @@ class Evaluator:
         right = None if self.reward is None else self.reward.right
         metrics = figures(samples, reference, beta=self.beta, on_policy=on_policy, right=right)
         return Evaluation(metrics, samples, reference, on_policy)
+
+    def trajectories(self, answers: Answers, most: int) -> Rows:
+        """The first few answers, in the tokens that were sampled."""
+        return self.sampler.rows(answers.samples[:most])
 
     def _scored(self, samples: list[Sample]) -> list[Sample]:
         return samples if self.reward is None or not samples else rewarded(samples, self.reward)

@@ -1,6 +1,7 @@
 """One evaluation of a policy by the episodes that it plays, inside training and in `shiqrun eval`."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -12,13 +13,18 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.bfcl.episode import Episode, Rules
 from shiqrun.bfcl.harness import Harness
 from shiqrun.bfcl.samples import Sample as Dialogue
+from shiqrun.data.batches import Rows
+from shiqrun.data.encode import encode
 from shiqrun.errors import InputError
+from shiqrun.evaluation.evaluator import Answers
+from shiqrun.evaluation.prompts import padding
 from shiqrun.evaluation.sampling import Sample, Sampler
 from shiqrun.intervals import interval
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Live
 from shiqrun.rollout.play import Playing, PolicyVoice, Script, Voice, play
 from shiqrun.settings import SamplingSettings
+from shiqrun.types import Example
 
 log = logging.getLogger("shiqrun")
 
@@ -118,7 +124,6 @@ class EpisodeEvaluator:
     ) -> None:
         self.dialogues, self.rules, self.tokenizer, self.settings = dialogues, rules, tokenizer, settings
         self.tokens, self.context, self.beta = tokens, context, beta
-        self.sampler = Sampler([], tokenizer, settings, tokens)
         self.reference: Live | None = None
         self.mine, self.world = list(dialogues), 1
 
@@ -139,13 +144,19 @@ class EpisodeEvaluator:
             InputError: no dialogue has room for a message.
         """
         voice = PolicyVoice(policy, self.tokenizer, self.settings, tokens=self.tokens, context=self.context)
-        measure = lambda samples: self.sampler.measured(samples, policy, self.reference)  # noqa: E731
-        played = played_by(voice, self.mine, self.rules, self.settings.samples_per_prompt, measure)
+        played, error = list[Played](), None
+        try:
+            played = played_by(voice, self.mine, self.rules, self.settings.samples_per_prompt, self._measuring(policy))
+        except InputError as found:
+            error = found
         if self.world > 1:
             shares: list[Any] = [None] * self.world
-            torch.distributed.all_gather_object(shares, played)
+            torch.distributed.all_gather_object(shares, (played, error))
             place = {d.id: n for n, d in enumerate(self.dialogues)}
-            played = sorted((p for share in shares for p in share), key=lambda p: place[p.sample])
+            played = sorted((p for share, _ in shares for p in share), key=lambda p: place[p.sample])
+            error = next((found for _, found in shares if found), None)
+        if error:
+            raise error
         if not any(p.samples for p in played):
             raise InputError(
                 f"no sample leaves room for a message of eval.max_new_tokens={self.settings.max_new_tokens} in the "
@@ -154,21 +165,38 @@ class EpisodeEvaluator:
         on_policy = self.settings.temperature == 1 and self.settings.top_p == 1
         return Episodes(episode_figures(played, beta=self.beta, on_policy=on_policy), played, on_policy)
 
+    def _measuring(self, policy: Policy) -> Callable[[Sequence[Sample]], list[Sample]]:
+        sampler = Sampler([], self.tokenizer, self.settings, self.tokens)
+        return lambda samples: sampler.measured(samples, policy, self.reference)
+
+    def trajectories(self, answers: Answers, most: int) -> Rows:
+        """The first few episodes as trajectories, written anew by the chat template."""
+        assert isinstance(answers, Episodes)
+        examples = []
+        for p in answers.played[:most]:
+            messages, rewards = p.record["messages"], p.record["rewards"]
+            start = (
+                len(messages) if not rewards else next(i for i, m in enumerate(messages) if m["role"] == "assistant")
+            )
+            said = [messages[start:]] if rewards else []
+            examples.append(Example(messages[:start], said, [rewards] if rewards else [], p.sample))
+        return Rows([*encode(examples, self.tokenizer, Counter(), max_length=self.context)], padding(self.tokenizer))
+
 
 def chosen_dialogues(dialogues: Sequence[Dialogue], number: int, limit: int | None) -> list[Dialogue]:
-    """At most `number` and `limit` of them, by a hash of their names: the same ones in every run. Said if not all.
+    """At most `number` of the first `limit`, by a hash of their names: the same ones in every run. Said if not all.
 
     Raises:
         InputError: there is none.
     """
-    most = number if limit is None else min(number, limit)
-    if not dialogues or not most:
-        why = "eval.max_prompts=0" if dialogues else "data.split: there are no samples on this side of data.samples"
+    there = list(dialogues)[:limit]
+    if not there or not number:
+        why = "eval.max_prompts=0" if there else "data.split: there are no samples on this side of data.samples"
         raise InputError(f"{why}; no episode would be played")
-    if len(dialogues) <= most:
-        return list(dialogues)
-    log.warning("%d of %d samples are played (eval.max_prompts=%d, data.limit=%s)", most, len(dialogues), number, limit)
-    ranked = sorted(dialogues, key=lambda d: blake2b(d.id.encode(), digest_size=8).digest())[:most]
+    ranked = sorted(there, key=lambda d: blake2b(d.id.encode(), digest_size=8).digest())[:number]
+    if len(ranked) < len(dialogues):
+        limits = f"eval.max_prompts={number}, data.limit={'null' if limit is None else limit}"
+        log.warning("%d of %d samples are played (%s)", len(ranked), len(dialogues), limits)
     return sorted(ranked, key=lambda d: d.index)
 
 

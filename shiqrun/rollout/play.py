@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.bfcl.corruptions import said
 from shiqrun.bfcl.episode import Episode
 from shiqrun.console import track
+from shiqrun.data.encode import special_words
 from shiqrun.data.rendering import Talk, render
 from shiqrun.evaluation.prompts import Prompt
 from shiqrun.evaluation.sampling import Sample, Sampler
@@ -41,7 +42,7 @@ class Voice(Protocol):
 
 
 def play(playing: Sequence[Playing], voice: Voice) -> None:
-    """Plays all to their ends; each ends after turns times steps messages at the latest."""
+    """Plays all to their ends; each ends after `max_steps` + 1 messages a turn at the latest."""
     for going in track(_rounds(playing), "playing episodes, rounds"):
         voice.speak(going)
 
@@ -68,7 +69,8 @@ class PolicyVoice:
     """Samples the next messages from a policy.
 
     The dialogue is written anew by the chat template for every message, so that the policy always sees what training
-    would show it. A dialogue without room for another message is given up.
+    would show it. A dialogue without room for another message is given up, and one whose text spells a special
+    token.
 
     Args:
         policy: on its device.
@@ -88,6 +90,7 @@ class PolicyVoice:
         context: int | None,
     ) -> None:
         self.policy, self.tokenizer, self.settings, self.tokens = policy, tokenizer, settings, tokens
+        self.specials = special_words(tokenizer)
         self.room = None if context is None else context - settings.max_new_tokens
 
     def speak(self, playing: Sequence[Playing]) -> None:
@@ -98,6 +101,8 @@ class PolicyVoice:
         for p, head in zip(playing, heads, strict=True):
             if self.room is not None and len(head) > self.room:
                 p.episode.give_up("no room")
+            elif any(word in str(m["content"]) for m in p.episode.messages for word in self.specials):
+                p.episode.give_up("special token")  # the tokenizer would take it for one, and training drops such rows
             else:
                 asked.append((p, _prompt(p, head)))
         sampler = Sampler([prompt for _, prompt in asked], self.tokenizer, self._one_each(), self.tokens)

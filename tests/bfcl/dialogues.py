@@ -7,7 +7,7 @@ from shiqrun.bfcl.corruptions import corrupted, said
 from shiqrun.bfcl.episode import Episode, Rules
 from shiqrun.bfcl.samples import Sample, installed_data, load_samples
 
-RULES = Rules(rewards="independent", max_steps=20, functions="names", result_chars=None)
+RULES = Rules(rewards="independent", max_steps=20, functions="names", result_chars=None, arguments="said")
 
 
 @lru_cache(maxsize=1)

@@ -180,9 +180,18 @@ def test_a_model_that_reads_too_little_for_any_sample_is_an_error(home, capsys):
     assert "no sample leaves room for a message of eval.max_new_tokens=128" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_run_in_training_is_evaluated_on_test_samples_alone(home, shiq, capsys):
+    words = (*DATA, *SIZE, "data.split=train", f"run_dir={home / 'train_side'}", "algo=sft")
+    assert main(["train", *words]) == 2
+    assert "shiqrun eval run=RUN_DIR data.split=train" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_run_can_be_looked_into_and_reported(home, shiq, capsys):
-    credit = lines(shiq / "credit.jsonl")
-    assert credit
+    credit = [row for row in lines(shiq / "credit.jsonl") if row["kind"] == "sample"]
+    last = lines(shiq / "samples.jsonl")[-len(credit) :]
+    assert credit  # whole episodes
+    assert [row["prompt_id"] for row in credit] == [row["prompt_id"] for row in last]
+    assert [row["return"] for row in credit] == [row["reward"] for row in last]
     assert main(["inspect", *DATA, *SIZE, "limit=1"]) == 0
     shown = capsys.readouterr().out
     assert "multi_turn_base_" in shown

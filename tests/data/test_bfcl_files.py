@@ -195,3 +195,22 @@ def test_a_result_that_the_dialogue_reports_otherwise_changes_no_reward(talk, tm
     rows = [{"id": "multi_turn_base_133", "messages": messages} for messages in (talk, lied)]
     (example,) = train(bfcl(path=written(tmp_path, *rows))).values()
     assert example.rewards[0] == example.rewards[1]
+
+
+def test_rewards_are_the_checkers_and_it_is_said_where_the_files_differ(episodes, tmp_path, caplog):
+    wrong = train(bfcl(only=[0], corrupt=1.0))["multi_turn_base_0"]
+    rows = [{"id": wrong.prompt_id, "messages": [*wrong.messages, *c]} for c in wrong.completions]
+    paid = [row | {"rewards": r} for row, r in zip(rows, wrong.rewards, strict=True)]
+    alike = train(bfcl(path=written(tmp_path, *paid)))["multi_turn_base_0"]
+    assert alike.rewards == wrong.rewards
+    assert not caplog.records
+    other = [row | {"rewards": [5.0] * len(row["rewards"])} for row in paid]
+    assert train(bfcl(path=written(tmp_path, *other)))["multi_turn_base_0"].rewards == wrong.rewards
+    (record,) = caplog.records
+    assert "rewards of the file differ" in record.getMessage()
+    assert "dialogues.jsonl:1" in record.getMessage()
+
+
+def test_results_that_are_shown_otherwise_than_in_episodes_are_said(episodes, caplog):
+    assert train(bfcl(path=str(episodes[0]), result_chars=5))
+    assert "will be evaluated in other states" in caplog.text

@@ -32,7 +32,7 @@ def tiny(**options):
 
 def treasure(**options):
     size = {"size": 3, "horizon": 3, "treasures": 1, "maps": 4, "val_maps": 2, "per_map": 2}
-    pay = {"step_cost": 0.1, "treasure_reward": 1.0, "goal_reward": 2.0}
+    pay = {"step_cost": 0.1, "treasure_reward": 1.0, "goal_reward": 2.0, "rewards": "turns"}
     play = {"play": "mixed", "epsilon": 0.2, "illegal": 0.05, "fillers": 3, "data_seed": 0}
     return Treasure(**(size | pay | play | options))
 

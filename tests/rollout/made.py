@@ -31,8 +31,11 @@ def short(count=3):
     return sorted(three, key=lambda d: sum(map(len, d.questions)))[:count]
 
 
+BASIC = {"rewards": "independent", "max_steps": 20, "functions": "none", "result_chars": None, "arguments": "said"}
+
+
 def rules(**options):
-    return Rules(**({"rewards": "independent", "max_steps": 20, "functions": "none", "result_chars": None} | options))
+    return Rules(**(BASIC | options))
 
 
 def policy(seed=0, **options):

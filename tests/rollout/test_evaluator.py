@@ -45,7 +45,7 @@ def log_ratio(of, reference, samples):
 def test_the_kl_is_the_mean_over_samples_of_the_log_ratio_of_all_that_the_policy_said(budget):
     of, reference, beta = policy(), policy(seed=1), 0.25
     made = evaluator(short(), reference=Frozen(reference), beta=beta, samples_per_prompt=2)
-    made.sampler.tokens = budget
+    made.tokens = budget
     found = made.run(of)
     ratios = [log_ratio(of, reference, p.samples) for p in agreed(found.played)]
     assert [p.log_ratio for p in found.played] == pytest.approx(ratios)
@@ -92,27 +92,41 @@ def test_two_ranks_find_what_one_finds(monkeypatch):
     def exchange(rank):
         def gather(found, mine):
             shares[rank] = pickle.dumps(mine)
-            found[:] = [pickle.loads(shares[r]) if r in shares else [] for r in (0, 1)]
+            found[:] = [pickle.loads(shares[r]) if r in shares else ([], None) for r in (0, 1)]
 
         return gather
 
     for rank in (1, 0):
         monkeypatch.setattr(torch.distributed, "all_gather_object", exchange(rank))
         both = evaluator(asked, rank=rank, world=2, **options).run(policy())
-    assert [len(pickle.loads(share)) for share in (shares[0], shares[1])] == [6, 4]
+    assert [len(pickle.loads(share)[0]) for share in (shares[0], shares[1])] == [6, 4]
     assert [p.record for p in both.played] == [p.record for p in agreed(one.played)]
     assert both.metrics == pytest.approx(one.metrics, nan_ok=True)  # of one sample there is no interval
     assert both.rows(7) == one.rows(7)
 
 
+def test_a_rank_that_cannot_play_ends_all(monkeypatch):
+    """The others would wait for its share."""
+    broken = InputError("the initial state does not load")
+    share = (spoken(Lines(with_mistakes(0)), short(1)), None)
+    monkeypatch.setattr(
+        torch.distributed,
+        "all_gather_object",
+        lambda found, mine: found.__setitem__(slice(None), [share, ([], broken)]),
+    )
+    with pytest.raises(InputError, match="does not load"):
+        evaluator(short(2), rank=0, world=2, reference=Frozen(policy(seed=1))).run(policy())
+
+
 def test_the_same_few_samples_are_played_whatever_order_they_come_in_and_it_is_said(caplog):
     test = [d for d in dialogues() if d.is_test]
     with caplog.at_level(logging.WARNING, "shiqrun"):
-        five = chosen_dialogues(test, 200, 5)
-    assert caplog.messages == ["5 of 40 samples are played (eval.max_prompts=200, data.limit=5)"]
+        five = chosen_dialogues(test, 5, None)
+    assert caplog.messages == ["5 of 40 samples are played (eval.max_prompts=5, data.limit=null)"]
     assert chosen_dialogues(test[::-1], 5, None) == five == sorted(five, key=lambda d: d.index)
-    assert {d.id for d in five} < {d.id for d in chosen_dialogues(test, 9, 30)}, "more are these and others"
+    assert {d.id for d in five} < {d.id for d in chosen_dialogues(test, 9, None)}, "more are these and others"
     assert {d.id for d in five} != {d.id for d in test[:5]}
+    assert chosen_dialogues(test, 200, 5) == test[:5], "as many as are trained on, and the same ones"
     caplog.clear()
     assert chosen_dialogues(test, 40, 40) == test
     assert not caplog.messages

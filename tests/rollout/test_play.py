@@ -5,9 +5,11 @@ import torch
 
 pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the README says how to install")
 
+from shiqrun.bfcl.episode import Episode
+from shiqrun.bfcl.harness import Harness
 from shiqrun.bfcl.shown import DONE
 from shiqrun.errors import InputError
-from shiqrun.rollout.play import PolicyVoice
+from shiqrun.rollout.play import Playing, PolicyVoice
 from tests.evaluation.made import sampling
 from tests.rollout.made import (
     PROSE,
@@ -139,3 +141,16 @@ def test_sampling_through_generate_of_transformers_plays_the_same_episode(monkey
     fast = evaluator([dialogue]).run(of)
     monkeypatch.setattr("shiqrun.models.generate.refusal", lambda model: "asked for by a test")
     assert texts(evaluator([dialogue]).run(of)) == texts(fast)
+
+
+def test_a_dialogue_that_spells_a_special_token_is_given_up():
+    """Training drops such rows: the tokenizer would take the text for the token."""
+    (d,) = short(1)
+    speaks = voice(policy())
+    word = speaks.specials[0]
+    with Harness() as harness:
+        p = Playing(Episode(d, harness, rules(max_steps=2)), 0)
+        p.episode.say(f"[echo(content={word!r})]")
+        said = len(p.episode.messages)
+        speaks.speak([p])
+        assert (p.episode.ended, len(p.episode.messages), p.samples) == ("special token", said, [])
