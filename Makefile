@@ -68,20 +68,21 @@ BFCL_BETAS ?= 0.1,0.3,1
 BFCL_SEEDS ?= 1,2,3
 BFCL_JOBS  ?= 2
 BFCL_LOGGER ?= none
-BFCL_GRID   = experiment=bfcl_small algo.beta=$(BFCL_BETAS) seed=$(BFCL_SEEDS) model.path=$(BFCL_OUT)/sft/policy \
+BFCL_GRID   = experiment=bfcl_small seed=$(BFCL_SEEDS) model.path=$(BFCL_OUT)/sft/policy \
 	sweep.parallel=$(BFCL_JOBS) logger=$(BFCL_LOGGER)
 bfcl-sweep = if test -e $(BFCL_OUT)/$(1)/sweep.json; \
 	then $(BIN)/shiqrun sweep sweep.resume=$(BFCL_OUT)/$(1) sweep.parallel=$(BFCL_JOBS) || test $$? -eq 1; \
-	else $(BIN)/shiqrun sweep $(BFCL_GRID) algo=$(2) run_dir=$(BFCL_OUT)/$(1) || test $$? -eq 1; fi
+	else $(BIN)/shiqrun sweep $(BFCL_GRID) $(2) run_dir=$(BFCL_OUT)/$(1) || test $$? -eq 1; fi
 
 bfcl: export OMP_NUM_THREADS ?= 1 # the runs are small and two go side by side
-bfcl: install ## function calling over several turns, on a shortened BFCL: warm start, methods and ablations, two reports
+bfcl: install ## function calling over several turns, on a shortened BFCL: warm start, methods, ablations, two reports (an hour)
 	$(BIN)/shiqrun eval data=bfcl data.split=all eval.policy=ground_truth run_dir=$(BFCL_OUT)/ground_truth
 	test -e $(BFCL_OUT)/sft/summary.json || $(BIN)/shiqrun train experiment=bfcl_small_sft logger=$(BFCL_LOGGER) \
 		run_dir=$(BFCL_OUT)/sft
-	$(call bfcl-sweep,shiq,shiq)
-	$(call bfcl-sweep,others,copg$(comma)dpo)
-	$(call bfcl-sweep,ablations,shiq_init$(comma)shiq_ms$(comma)shiq_tk)
+	$(call bfcl-sweep,others,algo=copg$(comma)dpo algo.beta=$(BFCL_BETAS))
+	$(call bfcl-sweep,shiq,algo=shiq algo.beta=$(BFCL_BETAS))
+	$(call bfcl-sweep,ablations,algo=shiq_init$(comma)shiq_ms$(comma)shiq_tk algo.beta=0.3)
+	$(call bfcl-sweep,slower,algo=shiq$(comma)copg$(comma)dpo algo.beta=0.3 trainer.learning_rate=1e-4)
 	$(BIN)/shiqrun report $(BFCL_OUT)/shiq $(BFCL_OUT)/others --out $(BFCL_OUT)/methods.html
 	$(BIN)/shiqrun report $(BFCL_OUT)/shiq $(BFCL_OUT)/ablations --out $(BFCL_OUT)/ablations.html
 

@@ -202,3 +202,4 @@ def test_a_run_can_be_looked_into_and_reported(home, shiq, capsys):
     assert main(["report", str(shiq), "--out", str(home / "page.html")]) == 0
     page = (home / "page.html").read_text(encoding="utf-8")
     assert "multi_turn_base_" in page
+    assert "reward of a turn" in page
