@@ -84,7 +84,8 @@ bfcl: install ## function calling over several turns, on a shortened BFCL: warm 
 	$(call bfcl-sweep,ablations,algo=shiq_init$(comma)shiq_ms$(comma)shiq_tk algo.beta=0.3)
 	$(call bfcl-sweep,slower,algo=shiq$(comma)copg$(comma)dpo algo.beta=0.3 trainer.learning_rate=1e-4)
 	$(BIN)/shiqrun report $(BFCL_OUT)/shiq $(BFCL_OUT)/others --out $(BFCL_OUT)/methods.html
-	$(BIN)/shiqrun report $(BFCL_OUT)/shiq/*_algo.beta=0.3_* $(BFCL_OUT)/ablations --out $(BFCL_OUT)/ablations.html
+	$(BIN)/shiqrun report $$(ls -d $(BFCL_OUT)/shiq/*_algo.beta=0.3_* 2>/dev/null || echo $(BFCL_OUT)/shiq) \
+		$(BFCL_OUT)/ablations --out $(BFCL_OUT)/ablations.html
 
 test: install ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
