@@ -158,3 +158,14 @@ samples.installed_data()
     assert f"InputError: data=bfcl plays against the functions of bfcl-eval, which is not installed: {INSTALL}" in (
         ended.stderr
     )
+
+
+def test_what_test_samples_share_with_training_samples():
+    """docs/bfcl.md says it: no question, and one reference answer."""
+    pytest.importorskip("bfcl_eval", reason="reads the installed samples")
+    samples = load_samples(installed_data())
+    trained, held_out = ([s for s in samples if s.is_test == side] for side in (False, True))
+    said = "\n".join(question.strip().lower() for s in trained for question in s.questions)
+    assert not [s.id for s in held_out if any(question.strip().lower() in said for question in s.questions)]
+    alike = [(s.id, t.id) for s in held_out for t in trained if s.truth == t.truth]
+    assert alike == [("multi_turn_base_124", "multi_turn_base_120")]
