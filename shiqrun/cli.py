@@ -32,9 +32,11 @@ COMMANDS = {
     "train": Command("shiqrun.commands.train", "train a policy from logged data", writes=True),
     "eval": Command("shiqrun.commands.eval", "sample from a policy, score, measure its KL", writes=True),
     "score": Command("shiqrun.commands.score", "label the completions of a data set with a reward", writes=True),
+    "values": Command("shiqrun.commands.values", "what the reference earns on every prompt", writes=True),
     "sweep": Command("shiqrun.commands.sweep", "train a grid of settings, a process each", writes=True),
     "report": Command("shiqrun.commands.report", "one HTML page of runs and sweeps", writes=False, plain=True),
     "inspect": Command("shiqrun.commands.inspect", "show the trajectories as the losses see them", writes=False),
+    "doctor": Command("shiqrun.commands.doctor", "what this machine offers, its sandbox", writes=False, plain=True),
     "toy": Command("shiqrun.commands.toy", "run a tabular study against its exact optimum", writes=True, word="study"),
 }
 

@@ -26,6 +26,7 @@ from shiqrun.losses.requirements import compares_completions, needs_of
 from shiqrun.models.policy import ModelSettings, Policy, ValueHead, cannot_pack, check_head, prepare
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards.reward import Reward
+from shiqrun.rollout.values import ValueSettings
 from shiqrun.settings import AlgoSettings, EvalSettings, Hardware, TrainerSettings
 
 log = logging.getLogger("shiqrun")
@@ -58,6 +59,7 @@ class Plan:
     algo: AlgoSettings
     trainer: TrainerSettings
     eval: EvalSettings
+    values: ValueSettings
     reward: Reward | None  # scores the policy's own answers
     hardware: Hardware
     cache_dir: Path
@@ -225,6 +227,8 @@ def _check_settings(plan: Plan) -> None:
     quantize = getattr(plan.choice, "quantize", None)
     if quantize and plan.hardware.device().type != "cuda":
         raise InputError(f"model.quantize={quantize} needs a CUDA GPU; set hardware=gpu")
+    if "prompt_value" in wanted:
+        _expect_values(plan)
     if algo.reference == "none" and wanted and "score" not in wanted:
         raise InputError(f"algo.reference=none is for algo=sft; {name} needs cached, frozen or adapter")
     if "value" not in wanted and (algo.value or algo.value_lr_ratio):
@@ -235,6 +239,17 @@ def _check_settings(plan: Plan) -> None:
         raise InputError(
             "algo.anchor_from=policy draws new tokens at each step, which no cache has; set algo.reference=frozen "
             "(or adapter), or algo.anchor_from=uniform"
+        )
+
+
+def _expect_values(plan: Plan) -> None:
+    """Prompt values are of the rewards as they are, and need a reward to be made."""
+    if plan.algo.reward_offset != "none":
+        raise InputError(f"algo.reward_offset={plan.algo.reward_offset}: prompt values are of the rewards as they are")
+    if plan.algo.values is None and plan.reward is None:
+        raise InputError(
+            f"algo={plan.names['algo']} needs the value of every prompt: give algo.values=FILE, made by `shiqrun "
+            "values`, or eval.reward=NAME to have the reference's completions scored first"
         )
 
 

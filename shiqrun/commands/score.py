@@ -73,6 +73,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
     seen = _warn_of_seen(reward, labelled)
     files = _write(run_dir, labelled, own_val="val" in source.splits)
     found = statistics(labelled)
+    verdicts = Counter(word for x in labelled for word in x.verdicts or ())
+    found |= {f"verdict/{word}": number for word, number in verdicts.most_common()}
     about = {
         "val/prompts_seen_by_reward": seen,
         **{f"reward/{key}": value for key, value in reward.about().items()},
@@ -139,8 +141,18 @@ def _written(path: Path, labelled: Sequence["Labelled"], form: "Form") -> Path:
 
     with replacing(path) as file:
         for x in labelled:
-            print(json.dumps(row_of(x.example, x.scores, form), ensure_ascii=False, default=str), file=file)
+            row = row_of(x.example, x.scores, form) | _verdicts(x.verdicts, form)
+            print(json.dumps(row, ensure_ascii=False, default=str), file=file)
     return path
+
+
+def _verdicts(words: Sequence[str] | None, form: "Form") -> dict[str, Any]:
+    """The columns that say how each completion fared, where the reward says it."""
+    if words is None:
+        return {}
+    if form == "pair":
+        return {"verdict_chosen": words[0], "verdict_rejected": words[1]}
+    return {"verdict": words[0]} if form == "single" else {"verdicts": [*words]}
 
 
 def _tell(
@@ -162,6 +174,9 @@ def _tell(
             cells[-1] += f" ± {number(found[f'{split}/accuracy_ci95'])}"
         table.add_row(split, *cells)
     console.print(table)
+    verdicts = {key.removeprefix("verdict/"): n for key, n in found.items() if key.startswith("verdict/")}
+    if verdicts:
+        console.print(", ".join(f"{word} {n:,}" for word, n in verdicts.items()))
     if pairs:
         console.print("accuracy: share of pairs whose chosen answer has the higher score, with its 95 % interval")
     for why, count in dropped.most_common():

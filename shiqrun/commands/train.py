@@ -24,6 +24,7 @@ SCHEMA = Schema(
         "logger": None,
         "trainer": "shiqrun.settings.TrainerSettings",
         "eval": "shiqrun.settings.EvalSettings",
+        "values": "shiqrun.rollout.values.ValueSettings",
     },
 )
 
@@ -67,6 +68,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
     from shiqrun.data.module import DataSettings
     from shiqrun.models.policy import ModelSettings
     from shiqrun.plan import Plan
+    from shiqrun.rollout.values import ValueSettings
     from shiqrun.settings import AlgoSettings, EvalSettings, TrainerSettings
 
     loss, algo = build(config.algo, AlgoSettings)
@@ -91,6 +93,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
         algo=algo,
         trainer=settings(config.trainer, TrainerSettings),
         eval=settings(config.eval, EvalSettings),
+        values=settings(config["values"], ValueSettings),
         reward=target(config.eval.reward) if config.eval.reward else None,
         hardware=hardware,
         cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache_dir(),

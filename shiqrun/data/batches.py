@@ -35,6 +35,7 @@ class Rows:
     Attributes:
         packed: batches are read without padding, and what rows of a prompt share once (`data/packing.py`).
         device: where they are read.
+        prompt_value: `[rows]` float32, Q0 of each row's prompt, reward units, for losses that read it.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Rows:
         self.units = self._units()
         self.offset = np.zeros(len(trajectories), np.float32)
         self.packed, self.device = False, "cpu"
+        self.prompt_value: np.ndarray | None = None
         self.reference: Scores | None = None
         self.anchor: tuple[int, int, int] | None = None  # tokens a state, vocabulary, seed
 
@@ -155,6 +157,7 @@ class Rows:
             rewards=rewards.masked_fill(~mask, 0),
             group=torch.from_numpy(self.group[rows]),
             reference=self._reference(rows),
+            prompt_value=None if self.prompt_value is None else torch.from_numpy(self.prompt_value[rows]),
             offset=torch.from_numpy(self.offset[rows]),
             anchor_tokens=self._anchor(rows),
         )

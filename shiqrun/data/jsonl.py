@@ -7,8 +7,9 @@ A row is one of
     [prompt,] chosen, rejected [, score_chosen, score_rejected]
     messages, reward | rewards                   a chat; its prompt ends before the first assistant turn
 
-and may hold `answer` (for verifiers) and `prompt_id` (else a hash of the prompt). A string prompt is one user message,
-a string completion one assistant message; a completion that repeats the prompt is cut behind it.
+and may hold `answer` or `tests` (for verifiers; with both it is `tests`) and `prompt_id` (else a hash of the prompt).
+A string prompt is one user message, a string completion one assistant message; a completion that repeats the prompt is
+cut behind it.
 """
 
 import logging
@@ -97,15 +98,16 @@ class Jsonl:
         kept = [i for i, reason in enumerate(reasons) if reason is None]
         if not kept:
             return None
+        tested = row.has("tests")  # then `answer` is a column like any other
         return Example(
             messages=parts.prompt,
             completions=[parts.completions[i] for i in kept],
             rewards=None if parts.rewards is None else [parts.rewards[i] for i in kept],
             prompt_id=row.prompt_id(parts.prompt),
-            answer=row.columns.get("answer"),
+            answer=row.columns.get("tests" if tested else "answer"),
             source=row.place,
             alone=row.has("chosen"),
-            columns={name: value for name, value in row.columns.items() if name not in READ},
+            columns={k: v for k, v in row.columns.items() if k not in READ or (tested and k == "answer")},
         )
 
 

@@ -36,5 +36,5 @@ def row_of(example: Example, rewards: Sequence[float], form: Form) -> dict[str, 
         answers = {"completion": chats[0], "reward": rewards[0]}
     else:
         answers = {"completions": chats, "rewards": list(rewards)}
-    answer = {} if example.answer is None else {"answer": example.answer}
+    answer = {} if example.answer is None or "tests" in example.columns else {"answer": example.answer}
     return {"prompt": prompt, **answers, "prompt_id": example.prompt_id, **answer, **example.columns}

@@ -88,7 +88,7 @@ def choose_prompts(
     for name in sorted(first, key=lambda n: hashlib.blake2b(n.encode(), digest_size=8).digest()):
         if len(chosen) == number:
             break
-        prompt = _prompt(name, first[name], tokenizer)
+        prompt = prompt_of(first[name], tokenizer)
         why = _misfit(prompt, specials, room, fits)
         if why is None:
             chosen.append(prompt)
@@ -97,10 +97,13 @@ def choose_prompts(
     return chosen, left_out
 
 
-def _prompt(name: str, example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def prompt_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """The example's prompt with what opens the assistant's turn."""
     talk = Talk(list(example.messages), len(example.messages), example.source)
     tokens = np.array(render([talk], tokenizer, add_generation_prompt=True)["input_ids"][0], np.int64)
-    return Prompt(name, example.prompt_id, talk.messages, tokens, example.answer, example.source)
+    return Prompt(
+        prompt_name(example.messages), example.prompt_id, talk.messages, tokens, example.answer, example.source
+    )
 
 
 def _misfit(prompt: Prompt, specials: Sequence[str], room: int | None, fits: Callable[[Prompt], bool]) -> str | None:
@@ -150,9 +153,10 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> l
     """Tokens that end an answer: EOS, what the model's own settings say, and what closes a turn in the template."""
     own: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    word = _some_word(tokenizer)
     example = Example(
-        messages=[{"role": "user", "content": "hello"}],
-        completions=[[{"role": "assistant", "content": "hello"}]],
+        messages=[{"role": "user", "content": word}],
+        completions=[[{"role": "assistant", "content": word}]],
         rewards=None,
         prompt_id="",
     )
@@ -162,6 +166,14 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> l
         last = int(turn.input_ids[turn.action_index[-1]])
         ends |= {last} & special
     return sorted(int(i) for i in ends if i is not None)
+
+
+def _some_word(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A word that the tokenizer can read: a list of words knows no other, and may have no unknown token either."""
+    if type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
+        return "hello"
+    special = set(tokenizer.all_special_ids)
+    return min(word for word, number in tokenizer.get_vocab().items() if number not in special)
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -5,6 +5,7 @@ from shiqrun.losses.derivation import direct, soft_q
 from shiqrun.losses.preference import dpo, reward_model
 from shiqrun.losses.regression import dro, dro_v
 from shiqrun.losses.shifted_q import shiq, shiq_init, shiq_ms, shiq_tk
+from shiqrun.losses.soft_policy import spo, spo_advantage, spo_nonterminal
 from shiqrun.losses.supervised import sft
 
 __all__ = [
@@ -20,4 +21,7 @@ __all__ = [
     "shiq_ms",
     "shiq_tk",
     "soft_q",
+    "spo",
+    "spo_advantage",
+    "spo_nonterminal",
 ]

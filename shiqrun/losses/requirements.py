@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-Need = Literal["rewards", "pairs", "order", "group", "value", "score"]
+Need = Literal["rewards", "pairs", "order", "group", "value", "score", "prompt_value"]
 """rewards; completions of one prompt compared in pairs, with one of them better, or with their mean; policy.value at
-each action's state, or the score behind each action."""
+each action's state, or the score behind each action; Q0 of each prompt."""
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 

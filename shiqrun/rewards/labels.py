@@ -16,7 +16,7 @@ from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.files import replace as write_whole
 from shiqrun.intervals import interval
-from shiqrun.rewards.reward import Answered, Bounded, Progress, Reward
+from shiqrun.rewards.reward import Answered, Bounded, Judging, Progress, Reward
 from shiqrun.types import Example
 
 log = logging.getLogger("shiqrun")
@@ -26,10 +26,13 @@ CHUNK = 256
 
 
 class Known(NamedTuple):
-    """What is known of an item: its tokens (0 where the reward reads none), and its score unless it is too long."""
+    """What is known of an item: its tokens (0 where the reward reads none), its score unless it is too long, and its
+    verdict where the reward gives one.
+    """
 
     tokens: int
     score: float | None
+    verdict: str | None = None
 
 
 class KeptScores:
@@ -58,21 +61,21 @@ class KeptScores:
         self._known = dict(self._read())
         self._old = frozenset(self._known)
 
-    def of(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float | None]:
-        """The score of every item, None for one that is too long."""
+    def of(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[Known]:
+        """What is known of every item, without a score for one that is too long."""
         chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-        scores: list[float | None] = []
+        everything: list[Known] = []
         for chunk in progress(chunks, f"scoring, chunks of {CHUNK} completions"):
             keys = [_key(item) for item in chunk]
             wanted = {key: item for key, item in zip(keys, chunk, strict=True) if not self._has(key)}
             if wanted:
                 self._keep(self._scored(wanted))
-            new = [None if self._too_long(self._known[key]) else self._known[key].score for key in keys]
-            scores += new
+            new = [k._replace(score=None) if self._too_long(k) else k for k in (self._known[key] for key in keys)]
+            everything += new
             old = [key in self._old and key not in wanted for key in keys]
-            self.found += sum(there for there, score in zip(old, new, strict=True) if score is not None)
-            self.computed += sum(not there for there, score in zip(old, new, strict=True) if score is not None)
-        return scores
+            self.found += sum(there for there, known in zip(old, new, strict=True) if known.score is not None)
+            self.computed += sum(not there for there, known in zip(old, new, strict=True) if known.score is not None)
+        return everything
 
     def _has(self, key: str) -> bool:
         known = self._known.get(key)
@@ -86,8 +89,15 @@ class KeptScores:
         lengths = self.reward.lengths(given) if isinstance(self.reward, Bounded) else [0] * len(given)
         known = {key: Known(length, None) for key, length in zip(items, lengths, strict=True)}
         short = [key for key in items if not self._too_long(known[key])]
-        scores = self.reward.score([items[key] for key in short])
-        return known | {key: Known(known[key].tokens, s) for key, s in zip(short, scores, strict=True)}
+        given = [items[key] for key in short]
+        verdicts: Sequence[str | None] = [None] * len(given)
+        if isinstance(self.reward, Judging):
+            verdicts = words = self.reward.verdicts(given)
+            scores = [self.reward.worth(word) for word in words]
+        else:
+            scores = self.reward.score(given)
+        new = zip(short, scores, verdicts, strict=True)
+        return known | {key: Known(known[key].tokens, score, verdict) for key, score, verdict in new}
 
     def _keep(self, new: dict[str, Known]) -> None:
         self._known |= new
@@ -97,8 +107,8 @@ class KeptScores:
         for file in sorted(self.folder.glob("*.json")):
             try:
                 yield from [
-                    (key, Known(int(tokens), None if score is None else float(score)))
-                    for key, (tokens, score) in json.loads(file.read_text(encoding="utf-8")).items()
+                    (key, Known(int(tokens), None if score is None else float(score), *verdict))
+                    for key, (tokens, score, *verdict) in json.loads(file.read_text(encoding="utf-8")).items()
                 ]
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 log.warning(f"{file}: cannot be read ({error}); its scores are computed again")
@@ -129,11 +139,12 @@ def _key(item: Answered) -> str:
 
 @dataclass(frozen=True)
 class Labelled:
-    """An example with a score a completion, and its split."""
+    """An example with a score a completion, and its split; with a verdict a completion where the reward gives some."""
 
     split: Split
     example: Example
     scores: list[float]
+    verdicts: list[str] | None = None
 
 
 def label(
@@ -152,17 +163,19 @@ def label(
         for _, e in given
         for k, completion in enumerate(e.completions, 1)
     ]
-    scores = iter(kept.of(items, progress))
+    known = iter(kept.of(items, progress))
     labelled = []
     for split, example in given:
-        own = [next(scores) for _ in example.completions]
-        fits = [i for i, score in enumerate(own) if score is not None]
+        own = [next(known) for _ in example.completions]
+        fits = [i for i, k in enumerate(own) if k.score is not None]
         if len(fits) < len(own):
             fits = [] if example.alone else fits
             dropped[f"longer than {kept.limit} tokens of the reward model (data.max_length)"] += len(own) - len(fits)
         if fits:
             example = replace(example, completions=[example.completions[i] for i in fits], rewards=None)
-            labelled.append(Labelled(split, example, [s for i in fits if (s := own[i]) is not None]))
+            scores = [s for i in fits if (s := own[i].score) is not None]
+            verdicts = [word for i in fits if (word := own[i].verdict) is not None]
+            labelled.append(Labelled(split, example, scores, verdicts or None))
     return labelled
 
 

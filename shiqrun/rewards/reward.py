@@ -79,3 +79,20 @@ class Bounded(Protocol):
     def lengths(self, items: Sequence[Answered]) -> list[int]:
         """Tokens of each item."""
         ...
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """A reward that says of each item how it fared, in a word that decides the number."""
+
+    def verdicts(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[str]:
+        """One word an item.
+
+        Raises:
+            InputError: as `score`.
+        """
+        ...
+
+    def worth(self, word: str) -> float:
+        """The reward of a verdict."""
+        ...

@@ -1,0 +1,91 @@
+"""Programs a second in each sandbox that works here: `python -m bench.sandbox [--workers N] [--programs N] [--json]`.
+
+The program reads a line and prints a sum of 1000 squares; the rounds of the backends alternate, after one that starts
+the workers. Beside them, what a fresh interpreter takes for each program without any limit. Wall time: every program
+is a process, and what counts is how many end; the spread says how busy the machine was.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from statistics import median
+from typing import Any, get_args
+
+from rich.table import Table
+
+from shiqrun.console import console
+from shiqrun.sandbox.backends import Backend, Name
+from shiqrun.sandbox.choice import trial
+from shiqrun.sandbox.pool import Pool
+from shiqrun.sandbox.worker import Limits, Program
+
+CODE = "n = int(input())\nprint(sum(i * i for i in range(n)))"
+GIVEN, RIGHT = b"1000\n", b"332833500\n"
+LIMITS = Limits(cpu=10, wall=60.0, memory=512 << 20, output=1 << 20)
+FRESH = "fresh interpreter, unconfined"
+
+
+def in_pool(pool: Pool, programs: int) -> list[float]:
+    """Wall seconds of each program."""
+    outcomes = [*pool.map(lambda run, _: run(Program(CODE, GIVEN), LIMITS), range(programs))]
+    assert all(outcome.output == RIGHT for outcome in outcomes), outcomes[0]
+    return [outcome.wall for outcome in outcomes]
+
+
+def fresh(workers: int, programs: int) -> list[float]:
+    """The same without a sandbox."""
+
+    def run(_: int) -> float:
+        began = time.monotonic()
+        command = [Backend("rlimits").interpreter, "-I", "-S", "-c", CODE]
+        assert subprocess.run(command, input=GIVEN, capture_output=True).stdout == RIGHT
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(workers) as threads:
+        return [*threads.map(run, range(programs))]
+
+
+def measured(workers: int, programs: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """Of every backend: programs a second by round, and the median wall time of one, milliseconds."""
+    found: dict[str, dict[str, Any]] = {}
+    with ExitStack() as open_:
+        working = [name for name in get_args(Name) if trial(name) is None]
+        pools = {name: open_.enter_context(Pool(Backend(name), workers)) for name in working}
+        for pool in pools.values():
+            in_pool(pool, 2 * workers)
+        for _ in range(repeats):
+            for name in (*pools, FRESH):
+                began = time.perf_counter()
+                each = in_pool(pools[name], programs) if name in pools else fresh(workers, programs)
+                row = found.setdefault(name, {"rates": [], "milliseconds": []})
+                row["rates"].append(programs / (time.perf_counter() - began))
+                row["milliseconds"].append(1000 * median(each))
+    return found
+
+
+def main() -> None:
+    """Prints a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--programs", type=int, default=500, help="in one round")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args()
+    found = measured(given.workers, given.programs, given.repeats)
+    if given.json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table(title=f"programs a second, {given.workers} workers", title_justify="left")
+    for column in ("", "median", "least", "most", "one takes, ms"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, row in found.items():
+        numbers = (median(row["rates"]), min(row["rates"]), max(row["rates"]), median(row["milliseconds"]))
+        table.add_row(name, *(f"{number:.0f}" for number in numbers[:3]), f"{numbers[3]:.1f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

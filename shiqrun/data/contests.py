@@ -1,0 +1,154 @@
+"""What data=code_contests and data=taco share: one example a problem, each problem once, Python 3 alone."""
+
+import ast
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Len
+
+from shiqrun.data.files import Row, read_rows
+from shiqrun.data.problem_rows import Hub, Rows, checked_rewards, example, readable
+from shiqrun.errors import InputError
+from shiqrun.types import Example
+
+STORY = 40
+"""Letters that must stand before the heading `Input` for the heading to cut a statement there."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem of a contest.
+
+    Attributes:
+        statement: the text that is asked.
+        tests: as `reward=unit_tests` reads them.
+        right, wrong: Python 3 programs that solve it, and that do not.
+        columns: what else is known of it.
+    """
+
+    statement: str
+    tests: Any
+    right: Sequence[str]
+    wrong: Sequence[str] = ()
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+class Contest:
+    """Problems of programming contests with logged programs.
+
+    Args:
+        path: a file, or a directory of files named after the Hub's splits; None reads the Hub.
+        without: a file or directory of the other data set, whose problems are left out; None leaves out none.
+        per_problem: right programs of a problem at most, and as many wrong ones: the first of the file.
+        max_tests: tests of a problem at most, the first of the file.
+        unsolved: what becomes of problems without a right program: left out, or kept for sampling from a policy.
+        rewards: of a right and of a wrong program.
+    """
+
+    name: ClassVar[str]
+    hub: ClassVar[Hub]
+
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        without: str | None,
+        per_problem: Annotated[int, Ge(1)],
+        max_tests: Annotated[int, Ge(1)],
+        unsolved: Literal["drop", "keep"],
+        rewards: Annotated[list[float], Len(2, 2)],
+    ) -> None:
+        self._right, self._wrong = checked_rewards(rewards)
+        self._without, self._most, self.max_tests, self._unsolved = without, per_problem, max_tests, unsolved
+        self._rows = Rows(path, self.hub)
+        self.splits = self._rows.splits
+        self.dropped: Counter[str] = Counter()
+
+    def load(self, split: str) -> Iterator[Example]:
+        """The examples of a split, in file order; what is left out is counted in `dropped`.
+
+        Raises:
+            InputError: no network, an unreadable file or a row of another form.
+        """
+        self.dropped.clear()
+        elsewhere = frozenset() if self._without is None else frozenset(_names_in(self._without))
+        seen: set[str] = set()
+        for place, row in self._rows.of(split):
+            made = self.read(row, place)
+            if isinstance(made, str):
+                self.dropped[made] += 1
+                continue
+            name = statement_name(made.statement)
+            if name in elsewhere or name in seen:
+                self.dropped["also in data.without" if name in elsewhere else "a problem that was there before"] += 1
+                continue
+            seen.add(name)
+            right, wrong = self._programs(made.right), self._programs(made.wrong)
+            if not right and self._unsolved == "drop":
+                self.dropped["no Python 3 solution"] += 1
+                continue
+            said = [(program, self._right) for program in right] + [(program, self._wrong) for program in wrong]
+            yield example(made.statement, said, made.tests, place, made.columns)
+
+    def read(self, row: Row, place: str) -> Problem | str:
+        """The problem of a row, or why it is left out.
+
+        Raises:
+            InputError: a row of another form.
+        """
+        raise NotImplementedError
+
+    def _programs(self, given: Sequence[str]) -> list[str]:
+        """The first different ones that are text."""
+        kept: dict[str, None] = {}
+        for program in given:
+            if len(kept) == self._most:
+                break
+            if readable(program):
+                kept.setdefault(program)
+            else:
+                self.dropped["a program that is empty or not UTF-8"] += 1
+        return list(kept)
+
+
+def statement_name(statement: str) -> str:
+    """A hash that two prints of one problem share: of the letters and digits of its story, case aside.
+
+    The story ends at the first line that says `Input` alone: what follows is laid out otherwise in each collection.
+    """
+    story = re.split(r"(?mi)^\W*input\W*$", statement, maxsplit=1)[0]
+    plain = _plain(story)
+    return blake2b((plain if len(plain) >= STORY else _plain(statement)).encode(), digest_size=8).hexdigest()
+
+
+def _plain(said: str) -> str:
+    composed = unicodedata.normalize("NFKC", said.encode("utf-8", "replace").decode()).casefold()
+    return re.sub(r"[\W_]+", "", composed)
+
+
+def _names_in(path: str) -> Iterator[str]:
+    for place, row in read_rows(path):
+        statement = row.get("description", row.get("question"))
+        if not isinstance(statement, str):
+            raise InputError(
+                f"{place}: no text in column 'description' or 'question', found {', '.join(row) or 'nothing'}; "
+                "data.without names a file of data=code_contests or data=taco"
+            )
+        yield statement_name(statement)
+
+
+def is_python3(program: str) -> bool:
+    """Whether a text is a program of Python 3 by its grammar; it is not run."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes
+            ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the parser raises all of these
+        return False
+    return True

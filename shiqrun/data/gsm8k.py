@@ -1,0 +1,46 @@
+"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): school problems in words, solved step by step to one whole number.
+
+A solution ends in `#### 42`; the answer of an example is that number without its commas, for `reward=math_answer`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated
+
+from annotated_types import Len
+
+from shiqrun.data.problem_rows import Hub, Rows, checked_rewards, example, text
+from shiqrun.errors import InputError
+from shiqrun.types import Example
+
+HUB = Hub("openai/gsm8k", "main", {"train": "train", "val": "test"})
+FINAL = re.compile(r"####\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?)\s*$")
+
+
+class GSM8K:
+    """The problems with their worked solutions; the test problems are the validation split.
+
+    Args:
+        path: a file with `question` and `answer`, or a directory of files named train and test; None reads the Hub.
+        rewards: of a right and of a wrong answer; the solutions are right.
+    """
+
+    def __init__(self, *, path: str | None, rewards: Annotated[list[float], Len(2, 2)]) -> None:
+        self._right, _ = checked_rewards(rewards)
+        self._rows = Rows(path, HUB)
+        self.splits = self._rows.splits
+        self.dropped: Counter[str] = Counter()
+
+    def load(self, split: str) -> Iterator[Example]:
+        """The examples of a split, in file order.
+
+        Raises:
+            InputError: no network, an unreadable file, or a solution that does not end in `#### number`.
+        """
+        for place, row in self._rows.of(split):
+            question, solution = (text(row, column, place, "gsm8k") for column in ("question", "answer"))
+            final = FINAL.search(solution)
+            if final is None:
+                raise InputError(f"{place}: column 'answer' ends in {solution[-40:]!r}; expected '#### number'")
+            yield example(question, [(solution, self._right)], final[1].replace(",", ""), place)

@@ -1,0 +1,151 @@
+"""What the data sets of problems share: where their splits lie, rows of files or of the Hub, checked columns."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shiqrun.data.chats import prompt_name
+from shiqrun.data.files import SUFFIXES, Row, read_rows
+from shiqrun.errors import InputError
+from shiqrun.hub import reachable
+from shiqrun.types import Example, Message
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A data set on the Hub.
+
+    Attributes:
+        name: its id.
+        config: of `load_dataset`, None for the only one.
+        splits: our name of a split -> the Hub's.
+        arrow: it came with a loading script, which `datasets` no longer runs: its Arrow or Parquet files are read, of
+            which there is a directory a split.
+    """
+
+    name: str
+    config: str | None
+    splits: Mapping[str, str]
+    arrow: bool = False
+
+
+class Rows:
+    """The rows of a data set of problems, by split.
+
+    Args:
+        path: a file, or a directory whose files are named after the Hub's splits (`train.jsonl`, `x_test.parquet`,
+            `data/train-00000-of-00001.parquet`; others all count as train); None reads the Hub.
+        hub: where it lies.
+
+    Attributes:
+        splits: those there are.
+    """
+
+    def __init__(self, path: str | None, hub: Hub) -> None:
+        self._path, self._hub = None if path is None else Path(path).expanduser(), hub
+        self._files = {} if self._path is None else _files(self._path, hub.splits)
+        own = hub.splits if path is None else self._files
+        self.splits: tuple[str, ...] = ("train", "val") if "val" in own else ("train",)
+
+    def of(self, split: str) -> Iterator[tuple[str, Row]]:
+        """(place, row) of each row of a split, in order.
+
+        Raises:
+            InputError: no network, an unreadable file, or a row that is no object.
+        """
+        if self._path is None:
+            yield from _hub_rows(self._hub, self._hub.splits[split])
+            return
+        for file in self._files.get(split, [self._path]):
+            yield from read_rows(file)
+
+
+def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
+    """Split -> files of a directory that are named after it; nothing where there is none for train."""
+    if not path.is_dir():
+        return {}
+    folder = path / "data" if (path / "data").is_dir() else path
+    there = sorted(f for f in folder.iterdir() if f.name.endswith(SUFFIXES) and f.name[0] != ".")
+    named = {
+        ours: [f for f in there if re.search(rf"(?:^|[-_.]){theirs}(?=[-_.])", f.name)]
+        for ours, theirs in names.items()
+    }
+    return {ours: files for ours, files in named.items() if files} if named.get("train") else {}
+
+
+def _hub_rows(hub: Hub, split: str) -> Iterator[tuple[str, Row]]:
+    import datasets  # late: it takes a second, and local files do without
+
+    reachable(hub.name, "data.path")
+    try:
+        load = _downloaded if hub.arrow else datasets.load_dataset
+        rows = load(hub.name, hub.config, split=split)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{hub.name}, split {split}: {error}; without a network pass data.path=FILE_OR_DIRECTORY"
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{hub.name}/{split} row {number}", row
+
+
+def _downloaded(name: str, _: str | None, *, split: str) -> Any:
+    """The rows of a split's directory of Arrow or Parquet files."""
+    import datasets
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=[f"{split}/*"]))
+    for kind in ("arrow", "parquet"):
+        if files := sorted(map(str, (folder / split).glob(f"*.{kind}"))):
+            return datasets.load_dataset(kind, data_files=files, split="train")
+    raise InputError(f"{name}: no Arrow or Parquet file in its directory {split}; pass data.path=FILE_OR_DIRECTORY")
+
+
+def text(row: Row, column: str, place: str, dataset: str) -> str:
+    """The text in a column.
+
+    Raises:
+        InputError: none there.
+    """
+    value = row.get(column)
+    if not isinstance(value, str):
+        found = f"a {type(value).__name__}" if column in row else f"columns {', '.join(row) or '(none)'}"
+        raise InputError(f"{place}: expected a text in column '{column}', found {found}; data={dataset} reads its rows")
+    return value
+
+
+def readable(said: str) -> bool:
+    """Whether a text can be written as UTF-8 and is not empty."""
+    try:
+        return bool(said.strip().encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def checked_rewards(rewards: Sequence[float]) -> tuple[float, float]:
+    """(right, wrong).
+
+    Raises:
+        InputError: right is not above wrong.
+    """
+    right, wrong = rewards
+    if not right > wrong:
+        raise InputError(f"data.rewards={list(rewards)}: expected [right, wrong] with right above wrong, as [0, -1]")
+    return float(right), float(wrong)
+
+
+def example(
+    question: str, said: Sequence[tuple[str, float]], answer: Any, place: str, columns: Mapping[str, Any] | None = None
+) -> Example:
+    """A problem with its logged answers, (text, reward) each."""
+    messages: list[Message] = [{"role": "user", "content": question}]
+    return Example(
+        messages=messages,
+        completions=[[{"role": "assistant", "content": solution}] for solution, _ in said],
+        rewards=[reward for _, reward in said],
+        prompt_id=prompt_name(messages),
+        answer=answer,
+        source=place,
+        columns=columns or {},
+    )

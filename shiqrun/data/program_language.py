@@ -1,0 +1,126 @@
+"""The language of data=programs: short pipelines of list primitives, read, run and compared by code of ours.
+
+    program     step | step | ...
+    step        reverse, sort, rotate (the first element goes to the end), unique (first occurrences), sums (running),
+                evens, odds (what is kept), or a word and a digit: add k, times k, take k, drop k
+
+Lists hold digits below `base`, and arithmetic is modulo `base`, so that every value is one word. Nothing in the
+language can choose by its input, so no program holds a table of answers, and each ends after its few steps.
+"""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import accumulate, combinations, cycle
+
+import numpy as np
+
+Digits = tuple[int, ...]
+Step = tuple[str, int | None]
+"""A primitive and its digit, None where it has none."""
+Program = tuple[Step, ...]
+
+PLAIN: dict[str, Callable[[Digits, int], Digits]] = {
+    "reverse": lambda xs, base: xs[::-1],
+    "sort": lambda xs, base: tuple(sorted(xs)),
+    "rotate": lambda xs, base: xs[1:] + xs[:1],
+    "unique": lambda xs, base: tuple(dict.fromkeys(xs)),
+    "sums": lambda xs, base: tuple(total % base for total in accumulate(xs)),
+    "evens": lambda xs, base: tuple(x for x in xs if x % 2 == 0),
+    "odds": lambda xs, base: tuple(x for x in xs if x % 2 == 1),
+}
+WITH_DIGIT: dict[str, Callable[[Digits, int, int], Digits]] = {
+    "add": lambda xs, k, base: tuple((x + k) % base for x in xs),
+    "times": lambda xs, k, base: tuple(x * k % base for x in xs),
+    "take": lambda xs, k, base: xs[:k],
+    "drop": lambda xs, k, base: xs[k:],
+}
+PRIMITIVES = (*PLAIN, *WITH_DIGIT)
+
+LONGEST_PROGRAM = 8
+"""Steps; a longer text is no program, so that checking one takes bounded time."""
+SHORTEST_LIST, LONGEST_LIST = 3, 6
+"""Digits of an input."""
+PROBES = 256
+
+
+def steps_of(name: str, base: int) -> list[Step]:
+    """The steps of a primitive: add 1 to base - 1, times 2 and 3, take and drop 1 to 3."""
+    if name in PLAIN:
+        return [(name, None)]
+    digits = {"add": range(1, base), "times": range(2, 4)}.get(name, range(1, 4))
+    return [(name, k) for k in digits]
+
+
+def parse(text: str) -> Program | None:
+    """The program a text spells, whatever its white space; None where it spells none."""
+    parts = [part.split() for part in text.split("|")]
+    if len(parts) > LONGEST_PROGRAM:
+        return None
+    steps: list[Step] = []
+    for words in parts:
+        match words:
+            case [name] if name in PLAIN:
+                steps.append((name, None))
+            case [name, digit] if name in WITH_DIGIT and re.fullmatch("[0-9]", digit):
+                steps.append((name, int(digit)))
+            case _:
+                return None
+    return tuple(steps)
+
+
+def spell(program: Program) -> str:
+    """The text of a program, one space between words."""
+    return " | ".join(name if digit is None else f"{name} {digit}" for name, digit in program)
+
+
+def apply(step: Step, xs: Digits, base: int) -> Digits:
+    """What a step makes of a list."""
+    name, digit = step
+    return PLAIN[name](xs, base) if digit is None else WITH_DIGIT[name](xs, digit, base)
+
+
+def run(program: Program, xs: Digits, base: int) -> Digits:
+    """What a program makes of a list of digits below `base`."""
+    for step in program:
+        xs = apply(step, xs, base)
+    return xs
+
+
+@lru_cache(maxsize=8)
+def probes(base: int) -> tuple[Digits, ...]:
+    """The PROBES different lists, always the same, on which two programs of one function must agree.
+
+    They have SHORTEST_LIST to LONGEST_LIST digits, half of them the most. The digits are in turn any, few, even but for
+    one or two, odd but for one or two, and all different, so that filters and cuts show what they do. Shorter lists are
+    no input: a few examples could not say what becomes of them.
+    """
+    rng = np.random.default_rng(base)
+    kinds = [np.arange(base), np.arange(3), np.array([*range(0, base, 2), 1]), np.array([*range(1, base, 2), 0])]
+    found: dict[Digits, None] = {}
+    for turn in cycle(range(5)):
+        if len(found) == PROBES:
+            break
+        length = LONGEST_LIST if rng.random() < 0.5 else rng.integers(SHORTEST_LIST, LONGEST_LIST)
+        digits = rng.permutation(base)[:length] if turn == 4 else rng.choice(kinds[turn], length)
+        found[tuple(digits.tolist())] = None
+    return tuple(found)
+
+
+def signature(program: Program, base: int) -> tuple[Digits, ...]:
+    """The outputs on the probes: equal for programs of one function."""
+    return tuple(run(program, xs, base) for xs in probes(base))
+
+
+def canonical(program: Program, base: int) -> Program:
+    """The program without idle steps: the shortest of its subsequences with its signature, the first of several.
+
+    Two correct solutions count as different where their canonical forms are: `sort | reverse | reverse` is `sort`, but
+    `add 1 | reverse` and `reverse | add 1` are two ways. A program that changes nothing is `()`.
+    """
+    whole = signature(program, base)
+    for length in range(len(program)):
+        for kept in combinations(program, length):
+            if signature(kept, base) == whole:
+                return kept
+    return program

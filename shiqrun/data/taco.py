@@ -1,0 +1,108 @@
+"""TACO (Li et al. 2023, arXiv 2312.14852): problems of contests and of sites where a function is to be written.
+
+Programs and tests are JSON in a text. `input_output` is {"inputs": [...], "outputs": [...]}, of a function with its
+`fn_name`: then an input is the list of its arguments. TACO logs right programs alone, some of them of Python 2: those
+are left out by their grammar. Methods of a class are left out, since the grader calls functions.
+"""
+
+import json
+from typing import Any
+
+from shiqrun.data.contests import Contest, Problem, is_python3
+from shiqrun.data.files import Row
+from shiqrun.data.problem_rows import Hub, text
+from shiqrun.errors import InputError
+
+
+class Taco(Contest):
+    """The problems that are solved by reading and printing, or by a function."""
+
+    name = "taco"
+    hub = Hub("BAAI/TACO", None, {"train": "train", "val": "test"}, arrow=True)
+
+    def read(self, row: Row, place: str) -> Problem | str:
+        """The problem of a row, or why it is left out."""
+        question = text(row, "question", place, self.name)
+        if not question.strip():
+            return "no statement"
+        try:
+            cases = _json(row, "input_output", {}, place)
+            programs = _json(row, "solutions", [], place)
+        except OverflowError:
+            return "a test with a number too long to be read"
+        inputs, outputs = cases.get("inputs") or [], cases.get("outputs") or []
+        if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
+            raise InputError(f"{place}: column 'input_output' needs lists `inputs` and `outputs` of equal length")
+        if not inputs:
+            return "no tests"
+        name, starter = cases.get("fn_name"), row.get("starter_code") or ""
+        if name and (not str(name).isidentifier() or "class Solution" in starter):
+            return "a method of a class"
+        tests = _calls(name, inputs, outputs) if name else _streams(inputs, outputs)
+        if isinstance(tests, str):
+            return tests
+        if isinstance(tests, dict):
+            tests["calls"] = tests["calls"][: self.max_tests]
+        else:
+            tests = tests[: self.max_tests]
+        if not all(isinstance(program, str) for program in programs):
+            raise InputError(f"{place}: column 'solutions' must be a list of texts")
+        right = [program for program in programs if is_python3(program)]
+        self.dropped["a program that is not Python 3"] += len(programs) - len(right)
+        kept = {key: row[key] for key in ("name", "source", "difficulty") if row.get(key) is not None}
+        return Problem(_statement(question, starter, name), tests, right, columns=kept)
+
+
+def _statement(question: str, starter: str, name: str | None) -> str:
+    parts = [question.strip(), starter.rstrip()]
+    if name and name not in starter:
+        parts.append(f"Name the function `{name}`.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _json(row: Row, column: str, empty: Any, place: str) -> Any:
+    """What a column's JSON says, of the kind of `empty`; `empty` where there is nothing.
+
+    Raises:
+        InputError: broken JSON, or of another kind.
+        OverflowError: an integer of more digits than Python reads.
+    """
+    said = row.get(column)
+    if said is None or said == "":
+        return empty
+    try:
+        value = json.loads(said) if isinstance(said, str) else said
+    except (ValueError, RecursionError) as error:
+        if "integer string conversion" in str(error):
+            raise OverflowError from None
+        raise InputError(f"{place}: column '{column}' holds broken JSON ({error})") from None
+    if not isinstance(value, type(empty)):
+        kind = "an object" if isinstance(empty, dict) else "a list"
+        raise InputError(f"{place}: column '{column}' is {value!r:.40}; expected the JSON of {kind}")
+    return value
+
+
+def _streams(inputs: list[Any], outputs: list[Any]) -> list[dict[str, str]] | str:
+    """Tests of a program; lists are lines."""
+    texts = [[_lines(value) for value in pair] for pair in zip(inputs, outputs, strict=True)]
+    if any(value is None for pair in texts for value in pair):
+        return "tests that are neither texts nor lists of lines"
+    return [{"input": str(given), "output": str(expected)} for given, expected in texts]
+
+
+def _lines(value: Any) -> str | None:
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return "\n".join(value)
+    return value if isinstance(value, str) else None
+
+
+def _calls(name: str, inputs: list[Any], outputs: list[Any]) -> dict[str, Any] | str:
+    """Tests of a function. Where every output is a list of one value, that value is what is returned: so it is written
+    for most sites, and a list of one element cannot be told from it.
+    """
+    if not all(isinstance(arguments, list) for arguments in inputs):
+        return "calls whose arguments are no list"
+    wrapped = all(isinstance(value, list) and len(value) == 1 for value in outputs)
+    returned = [value[0] for value in outputs] if wrapped else outputs
+    calls = [{"args": given, "output": value} for given, value in zip(inputs, returned, strict=True)]
+    return {"entry_point": name, "calls": calls}

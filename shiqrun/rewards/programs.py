@@ -1,0 +1,71 @@
+"""`reward=programs`: whether a completion is a program that is right on the hidden examples of `data=programs`."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from shiqrun.data.program_language import Digits, parse, run
+from shiqrun.errors import InputError
+from shiqrun.rewards.reward import Answered, Progress
+from shiqrun.types import Message
+
+NEEDED = 'reward=programs needs `answer`: {"base": ..., "tests": [{"input": [...], "output": [...]}, ...]}'
+
+
+class Programs:
+    """Runs programs of the language of `shiqrun.data.program_language`; a text that spells none is wrong.
+
+    Args:
+        right, wrong: reward units.
+
+    Raises:
+        InputError: `right` is not above `wrong`.
+    """
+
+    def __init__(self, *, right: float, wrong: float) -> None:
+        if right <= wrong:
+            raise InputError(f"reward.right={right:g}, reward.wrong={wrong:g}: a right answer must get more")
+        self.right: float | None = right
+        self._wrong = wrong
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to move."""
+
+    def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
+        """`right` or `wrong` an item.
+
+        Raises:
+            InputError: an item without hidden examples.
+        """
+        assert self.right is not None
+        return [self.right if _solves(item) else self._wrong for item in progress(items, "running programs")]
+
+    def fingerprint(self) -> str:
+        """The settings."""
+        return f"programs right={self.right} wrong={self._wrong}"
+
+    def refuse_seen(self, prompts: Iterable[Sequence[Message]]) -> None:
+        """Nothing: it was not trained."""
+
+    def about(self) -> dict[str, Any]:
+        """Its name and both rewards."""
+        return {"name": "programs", "right": self.right, "wrong": self._wrong}
+
+
+def _solves(item: Answered) -> bool:
+    base, tests = _examples(item)
+    program = parse(item.text)
+    return program is not None and all(run(program, xs, base) == ys for xs, ys in tests)
+
+
+def _examples(item: Answered) -> tuple[int, list[tuple[Digits, Digits]]]:
+    """(base, hidden examples) of an item."""
+    answer = item.answer if isinstance(item.answer, dict) else {}
+    base, tests = answer.get("base"), answer.get("tests")
+    if not isinstance(base, int) or not isinstance(tests, list) or not tests:
+        raise InputError(f"{item.source}: no hidden examples, found {item.answer!r:.60}; {NEEDED}")
+    try:
+        return base, [(tuple(test["input"]), tuple(test["output"])) for test in tests]
+    except (TypeError, KeyError):
+        raise InputError(f"{item.source}: a hidden example is none, in {tests!r:.60}; {NEEDED}") from None

@@ -1,0 +1,93 @@
+"""Workers in threads: programs run side by side, and a lost worker costs only its own program."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from shiqrun.errors import TrainingError
+from shiqrun.sandbox.backends import Backend
+from shiqrun.sandbox.worker import Limits, Lost, Outcome, Program, Worker
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+ATTEMPTS = 3
+"""How often a program is tried for which the machine, not the program, is to blame; one that takes its worker along
+is tried twice."""
+
+Run = Callable[[Program, Limits], Outcome]
+
+
+class Pool:
+    """Runs programs in `workers` zygotes; a context manager.
+
+    Args:
+        backend: how they are confined.
+        workers: programs at once.
+    """
+
+    def __init__(self, backend: Backend, workers: int) -> None:
+        self._backend = backend
+        self._workers: list[Worker] = []
+        self._mine = threading.local()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._threads = ThreadPoolExecutor(workers, "sandbox")
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def lost(self) -> int:
+        """Workers that had to be replaced so far."""
+        return sum(worker.lost for worker in self._workers)
+
+    def map(self, task: Callable[[Run, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`task(run, item)` of each item, in order; `run(program, limits)` runs one program and may be called often."""
+        futures = [self._threads.submit(task, self._run, item) for item in items]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _run(self, program: Program, limits: Limits) -> Outcome:
+        """What became of a program.
+
+        Raises:
+            TrainingError: programs cannot be started any more.
+        """
+        outcome = Outcome("sandbox_error")
+        for attempt in range(ATTEMPTS):
+            if self._closed:
+                raise TrainingError("the sandbox was closed")
+            try:
+                outcome = self._worker().run(program, limits)
+            except Lost as error:
+                outcome = Outcome("sandbox_error", errors=str(error))
+                continue
+            if outcome.verdict == "sandbox_lost" and attempt:
+                return outcome
+            if outcome.verdict not in ("sandbox_lost", "sandbox_error"):
+                return outcome
+        raise TrainingError(f"the sandbox {self._backend.name} starts no program any more: {outcome.errors.strip()}")
+
+    def _worker(self) -> Worker:
+        """Of this thread."""
+        if not hasattr(self._mine, "worker"):
+            self._mine.worker = Worker(self._backend)
+            with self._lock:
+                self._workers.append(self._mine.worker)
+        worker: Worker = self._mine.worker
+        return worker
+
+    def close(self) -> None:
+        """Ends the threads, after the programs that run now, and the workers."""
+        self._closed = True
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.close()

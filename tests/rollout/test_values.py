@@ -1,0 +1,144 @@
+"""Prompt values against a reference that can be enumerated, and what a file of them is good for."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from shiqrun.data.batches import Rows
+from shiqrun.data.encode import EncodedTrajectory
+from shiqrun.errors import InputError
+from shiqrun.evaluation.prompts import prompt_of
+from shiqrun.losses.soft_value import soft_value
+from shiqrun.models.policy import Policy
+from shiqrun.models.tiny import Tiny
+from shiqrun.rewards.exact_match import ExactMatch
+from shiqrun.rollout.value_file import ValueFile, read_values
+from shiqrun.rollout.values import ValueSettings, estimate, set_prompt_values
+from shiqrun.types import Example
+
+BETA = 0.4
+ASKED = ValueSettings(samples=3000, max_new_tokens=2, batch_size=1000, seed=0)
+
+
+class Words:
+    splits, dropped = ("train",), Counter()
+    vocabulary = ("<pad>", "<bos>", "<eos>", "a", "b", "c", "d")
+    chat_template = (
+        "<bos>{% for message in messages %}{{ ' ' }}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
+        "{% endfor %}"
+    )
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64}
+MODEL = Tiny(**SIZES, initializer_range=0.4, vocab_size=300)
+TOKENIZER = MODEL.tokenizer(Words(), [])
+POLICY = Policy(MODEL.build(TOKENIZER, 3)).eval()
+EXAMPLES = [
+    Example([{"role": "user", "content": f"{x} {y}"}], [[{"role": "assistant", "content": z}]], [1.0], f"{x}{y}", z)
+    for x, y, z in [("a", "b", "c"), ("c", "c", "a b"), ("d", "a", "d")]
+]
+PROMPTS = [prompt_of(e, TOKENIZER) for e in EXAMPLES]
+REWARD = ExactMatch(ignore_case=False)
+
+
+def chances(prompt):
+    """The probability of every completion of at most two tokens, by multiplication; a stop token ends it."""
+    stop, found = TOKENIZER.eos_token_id, {}
+
+    def following(ids):
+        with torch.no_grad():
+            logits = POLICY.causal_lm(input_ids=torch.tensor([ids])).logits[0, -1]
+        return logits.double().softmax(-1).tolist()
+
+    for first, p in enumerate(following(prompt)):
+        if first == stop:
+            found[(first,)] = p
+            continue
+        for second, q in enumerate(following([*prompt, first])):
+            found[(first, second)] = p * q
+    return found
+
+
+def exact(prompt):
+    """(success rate, Q0) of the reference."""
+    right = 0.0
+    for tokens, p in chances(prompt.tokens.tolist()).items():
+        text = TOKENIZER.decode(tokens, skip_special_tokens=True).strip()
+        right += p * (text == prompt.answer)
+    return right, BETA * math.log(right * math.exp(1 / BETA) + 1 - right)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    made = ValueFile(tmp_path_factory.mktemp("values") / "values.jsonl", ASKED.made_with("me", REWARD))
+    assert estimate(POLICY, PROMPTS, TOKENIZER, REWARD, ASKED, made) == 3
+    return made
+
+
+def test_values_are_the_references_own_within_their_standard_error(file):
+    rates = []
+    for prompt in PROMPTS:
+        rate, q0 = exact(prompt)
+        found = soft_value(file.rewards[prompt.prompt_id], BETA)
+        assert abs(found.value - q0) < 4 * found.error
+        assert found.error < 0.05
+        rates.append(rate)
+    assert max(rates) > 0.02
+
+
+def test_a_file_goes_on_where_it_was_torn(file, tmp_path):
+    lines = file.path.read_bytes().splitlines(keepends=True)
+    torn = tmp_path / "values.jsonl"
+    torn.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
+    again = ValueFile(torn, file.made_with)
+    assert [*again.rewards] == [p.prompt_id for p in PROMPTS[:2]]
+    assert estimate(POLICY, PROMPTS, TOKENIZER, REWARD, ASKED, again) == 1
+    assert torn.read_bytes() == file.path.read_bytes()
+    assert estimate(POLICY, PROMPTS, TOKENIZER, REWARD, ASKED, again) == 0
+
+
+def test_the_completions_are_kept_with_their_rewards(file):
+    _, rows, _ = read_values(file.path)
+    for row, prompt in zip(rows, PROMPTS, strict=True):
+        assert (row["prompt"], row["answer"], row["prompt_id"]) == (prompt.messages, prompt.answer, prompt.prompt_id)
+        said = [c[0]["content"] for c in row["completions"]]
+        assert [float(text == prompt.answer) for text in said] == row["rewards"]
+
+
+@pytest.mark.parametrize("key", ["reference", "reward", "samples", "max_new_tokens", "seed"])
+def test_values_of_something_else_are_refused(file, key):
+    other = file.made_with | {key: "other"}
+    with pytest.raises(InputError, match=f"{key} .* there, other here"):
+        ValueFile(file.path, other)
+
+
+def test_another_beta_reads_the_same_file(file):
+    row = EncodedTrajectory(np.arange(3, dtype=np.int32), np.array([2], np.int32), None, "ab", 0, 0, "here", "ab")
+    rows = Rows([row, row], 0)
+    for beta in (0.1, 2.0):
+        set_prompt_values(rows, file.rewards, beta)
+        assert rows.prompt_value == pytest.approx(soft_value(file.rewards["ab"], beta).value, rel=1e-6)
+        assert rows.collate([1]).prompt_value.tolist() == pytest.approx([rows.prompt_value[1]])
+
+
+def test_a_prompt_without_value_is_named():
+    row = EncodedTrajectory(np.arange(3, dtype=np.int32), np.array([2], np.int32), None, "zz", 0, 0, "f.jsonl:7", "zz")
+    with pytest.raises(InputError, match=r"1 of 1 trajectories .* f\.jsonl:7 \(prompt zz\)"):
+        set_prompt_values(Rows([row], 0), {"ab": np.zeros(3)}, 1.0)
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", "no json\n", json.dumps({"prompt": "x"}) + "\n"])
+def test_what_is_no_file_of_values_is_refused(tmp_path, text):
+    path = tmp_path / "other.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match="no file of prompt values"):
+        read_values(path)
+
+
+def test_the_enumeration_is_whole():
+    assert sum(chances(PROMPTS[0].tokens.tolist()).values()) == pytest.approx(1)
