@@ -8,8 +8,9 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo hh bfcl test test-all check format clean \
-	bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth
+.PHONY: help install demo hh bfcl spo-offline test test-all check format clean \
+	bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth \
+	bench-sandbox
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,6 +88,43 @@ bfcl: install ## function calling over several turns, on a shortened BFCL: warm 
 	$(BIN)/shiqrun report $$(ls -d $(BFCL_OUT)/shiq/*_algo.beta=0.3_* 2>/dev/null || echo $(BFCL_OUT)/shiq) \
 		$(BFCL_OUT)/ablations --out $(BFCL_OUT)/ablations.html
 
+SPO_OUT   ?= outputs/spo-offline
+SPO_SEEDS ?= 1,2,3
+SPO_JOBS  ?= 2
+SPO_LOGGER ?= none
+SPO_REF    = model=hf model.path=$(SPO_OUT)/sft/policy
+SPO_GRID   = experiment=spo_offline seed=$(SPO_SEEDS) model.path=$(SPO_OUT)/sft/policy \
+	algo.values=$(SPO_OUT)/values/values.jsonl sweep.parallel=$(SPO_JOBS) logger=$(SPO_LOGGER)
+SPO_MC     = algo.targets=$(SPO_OUT)/pivotal/pivotal.jsonl algo.monte_carlo
+SPO_ROLLS  = data=jsonl data.path=$(SPO_OUT)/pivotal/rollouts.jsonl data.val_path=$(SPO_OUT)/values/trajectories_val.jsonl \
+	data.distinct=true
+# Around 0 the warped loss has an eighth of the squared one's curvature.
+SPO_EIGHTH = algo.anchor=12.5
+SPO_LINKS  = algo.link=square$(comma)cross_entropy
+spo-sweep = if test -e $(SPO_OUT)/$(1)/sweep.json; \
+	then $(BIN)/shiqrun sweep sweep.resume=$(SPO_OUT)/$(1) sweep.parallel=$(SPO_JOBS) || test $$? -eq 1; \
+	else $(BIN)/shiqrun sweep $(SPO_GRID) $(2) run_dir=$(SPO_OUT)/$(1) || test $$? -eq 1; fi
+
+spo-offline: export OMP_NUM_THREADS ?= 1 # the runs are small and two go side by side
+spo-offline: install ## SPO on logged programs: reference, prompt values, pivotal tokens, the ablations, a picture (an hour)
+	test -e $(SPO_OUT)/sft/summary.json || $(BIN)/shiqrun train experiment=programs_sft logger=$(SPO_LOGGER) \
+		run_dir=$(SPO_OUT)/sft
+	test -e $(SPO_OUT)/values/summary.json || $(BIN)/shiqrun values data=programs reward=programs $(SPO_REF) \
+		values.max_new_tokens=12 values.batch_size=2560 run_dir=$(SPO_OUT)/values
+	test -e $(SPO_OUT)/pivotal/summary.json || $(BIN)/shiqrun pivotal data=programs reward=programs $(SPO_REF) \
+		pivotal.max_new_tokens=12 pivotal.batch_size=2560 pivotal.max_trajectories=4000 run_dir=$(SPO_OUT)/pivotal
+	$(call spo-sweep,losses,algo=spo$(comma)spo_nonterminal $(SPO_LINKS))
+	$(call spo-sweep,advantage,algo=spo_advantage $(SPO_EIGHTH))
+	$(call spo-sweep,targets,algo=spo$(comma)spo_nonterminal algo.link=cross_entropy $(SPO_MC)=1)
+	$(call spo-sweep,targets_square,algo=spo$(comma)spo_nonterminal algo.link=square $(SPO_MC)=0.1)
+	$(call spo-sweep,targets_advantage,algo=spo_advantage $(SPO_EIGHTH) $(SPO_MC)=0.1)
+	$(call spo-sweep,rollouts,algo=spo $(SPO_LINKS) $(SPO_ROLLS))
+	$(call spo-sweep,free,algo=spo $(SPO_LINKS) algo.anchor=0)
+	$(call spo-sweep,free_advantage,algo=spo_advantage algo.anchor=0)
+	$(BIN)/python -m bench.programs $(SPO_OUT)
+	$(BIN)/shiqrun report $(SPO_OUT)/losses $(SPO_OUT)/advantage $(SPO_OUT)/targets $(SPO_OUT)/targets_square \
+		$(SPO_OUT)/targets_advantage $(SPO_OUT)/rollouts $(SPO_OUT)/free $(SPO_OUT)/free_advantage --out $(SPO_OUT)/report.html
+
 test: install ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
 
@@ -130,6 +168,9 @@ bench-loop: install ## what the training loop costs beside its products, and wha
 
 bench-growth: install ## time and memory over tokens, vocabulary, completions, rows and sweep length
 	$(BIN)/python -m bench.growth --out $(BENCH_OUT) $(QUICK)
+
+bench-sandbox: install ## programs a second in each sandbox that works here
+	$(BIN)/python -m bench.sandbox
 
 clean: ## remove the environment and every run
 	rm -rf $(VENV) outputs/*

@@ -1,4 +1,4 @@
-"""Programs a second in each sandbox that works here: `python -m bench.sandbox [--workers N] [--programs N] [--json]`.
+"""Programs a second in each sandbox that works here: `python -m bench.sandbox [--workers N] [--tests N]`.
 
 The program reads a line and prints a sum of 1000 squares; the rounds of the backends alternate, after one that starts
 the workers. Beside them, what a fresh interpreter takes for each program without any limit. Wall time: every program
@@ -28,9 +28,10 @@ LIMITS = Limits(cpu=10, wall=60.0, memory=512 << 20, output=1 << 20)
 FRESH = "fresh interpreter, unconfined"
 
 
-def in_pool(pool: Pool, programs: int) -> list[float]:
-    """Wall seconds of each program."""
-    outcomes = [*pool.map(lambda run, _: run(Program(CODE, GIVEN), LIMITS), range(programs))]
+def in_pool(pool: Pool, programs: int, tests: int) -> list[float]:
+    """Wall seconds of each run."""
+    each = (Program(f"{CODE} # {i // tests}", GIVEN) for i in range(programs))
+    outcomes = [*pool.map(lambda run, program: run(program, LIMITS), each)]
     assert all(outcome.output == RIGHT for outcome in outcomes), outcomes[0]
     return [outcome.wall for outcome in outcomes]
 
@@ -48,18 +49,18 @@ def fresh(workers: int, programs: int) -> list[float]:
         return [*threads.map(run, range(programs))]
 
 
-def measured(workers: int, programs: int, repeats: int) -> dict[str, dict[str, Any]]:
+def measured(workers: int, programs: int, repeats: int, tests: int) -> dict[str, dict[str, Any]]:
     """Of every backend: programs a second by round, and the median wall time of one, milliseconds."""
     found: dict[str, dict[str, Any]] = {}
     with ExitStack() as open_:
         working = [name for name in get_args(Name) if trial(name) is None]
         pools = {name: open_.enter_context(Pool(Backend(name), workers)) for name in working}
         for pool in pools.values():
-            in_pool(pool, 2 * workers)
+            in_pool(pool, 2 * workers, 1)
         for _ in range(repeats):
             for name in (*pools, FRESH):
                 began = time.perf_counter()
-                each = in_pool(pools[name], programs) if name in pools else fresh(workers, programs)
+                each = in_pool(pools[name], programs, tests) if name in pools else fresh(workers, programs)
                 row = found.setdefault(name, {"rates": [], "milliseconds": []})
                 row["rates"].append(programs / (time.perf_counter() - began))
                 row["milliseconds"].append(1000 * median(each))
@@ -70,15 +71,16 @@ def main() -> None:
     """Prints a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--programs", type=int, default=500, help="in one round")
+    parser.add_argument("--programs", type=int, default=500, help="runs in one round")
+    parser.add_argument("--tests", type=int, default=1, help="runs of a program, one after the other, as on its tests")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
-    found = measured(given.workers, given.programs, given.repeats)
+    found = measured(given.workers, given.programs, given.repeats, given.tests)
     if given.json:
         print(json.dumps(found, indent=2))
         return
-    table = Table(title=f"programs a second, {given.workers} workers", title_justify="left")
+    table = Table(title=f"programs a second, {given.workers} workers, {given.tests} runs of each", title_justify="left")
     for column in ("", "median", "least", "most", "one takes, ms"):
         table.add_column(column, justify="left" if not column else "right")
     for name, row in found.items():

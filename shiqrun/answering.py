@@ -32,7 +32,8 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
         InputError: no prompt to answer, or a reward model that was trained on one.
     """
     settings, answers = plan.eval, not {"score"} & needs_of(plan.loss) and not isinstance(plan.source, Treasure)
-    if plan.reward is not None and not (answers and settings.every and settings.max_prompts):
+    valued = "prompt_value" in needs_of(plan.loss)  # by this reward
+    if plan.reward is not None and not (valued or (answers and settings.every and settings.max_prompts)):
         raise InputError(
             f"eval.reward: nothing would be scored with data={plan.names['data']}, algo={plan.names['algo']}, "
             f"eval.every={settings.every}, eval.max_prompts={settings.max_prompts}; leave it out"

@@ -33,6 +33,7 @@ COMMANDS = {
     "eval": Command("shiqrun.commands.eval", "sample from a policy, score, measure its KL", writes=True),
     "score": Command("shiqrun.commands.score", "label the completions of a data set with a reward", writes=True),
     "values": Command("shiqrun.commands.values", "what the reference earns on every prompt", writes=True),
+    "pivotal": Command("shiqrun.commands.pivotal", "where the chance of success jumps, by token", writes=True),
     "sweep": Command("shiqrun.commands.sweep", "train a grid of settings, a process each", writes=True),
     "report": Command("shiqrun.commands.report", "one HTML page of runs and sweeps", writes=False, plain=True),
     "inspect": Command("shiqrun.commands.inspect", "show the trajectories as the losses see them", writes=False),

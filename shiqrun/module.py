@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from shiqrun.additions import Additions, Weights
 from shiqrun.data.module import LoggedData
 from shiqrun.errors import TrainingError
-from shiqrun.losses.anchor import anchor
 from shiqrun.losses.residual import log_ratios, partition_shifts
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
@@ -41,8 +40,8 @@ class Method(LightningModule):
         settings: optimiser and schedule.
         max_steps: where the schedule ends.
         seed: every step's randomness is a function of (seed, step, rank), so that a resumed run repeats it.
-        algo: the anchor, and the value function's learning rate.
-        beta: KL temperature, for the anchor.
+        algo: the anchor, the Monte-Carlo term, and the value function's learning rate.
+        beta: KL temperature, for these terms.
         stamp: kept in every checkpoint: fingerprints of data and model, the reward offset.
         reads_late: the device is asked whether losses and norms were finite at logged steps, checkpoints and
             evaluations only, and no other step waits for it; until it is asked, a step that was not finite and all
@@ -68,6 +67,7 @@ class Method(LightningModule):
         self.policy, self.loss, self.settings = policy, loss, settings
         self.reference, self.max_steps, self.seed = reference, max_steps, seed
         self.stamp, self.algo, self.beta = stamp or {}, algo, beta
+        self.additions = Additions(loss, algo, beta)
         self.latest: dict[str, float] = {}
         self.seconds, self.num_tokens = 0.0, 0  # of all steps, over all sessions of a resumed run
         self._since, self._tokens = 0.0, 0  # where both stood at the last logged step
@@ -101,20 +101,19 @@ class Method(LightningModule):
         self,
         batch: Trajectories,
         *,
-        units_per_action: Tensor | None = None,
+        weights: Weights | None = None,
         measure: bool = True,
         describe: bool = False,
     ) -> tuple[LossTerms, Tally]:
-        """What to minimise on a batch, and its metrics as (sum, count); `loss` is the method's, without the anchor.
+        """What to minimise on a batch, and its metrics as (sum, count); `loss` is the method's, without additions.
 
         Args:
             batch: trajectories.
-            units_per_action: `[]`, weight of the anchor's sum beside the loss's, so that dividing both by the loss's
-                units divides the anchor's by actions; None leaves it out.
+            weights: of the anchor's and the Monte-Carlo term's sums beside the loss's; None leaves them out.
             measure: all metrics, else the loss alone.
             describe: also entropy and the share of actions that are the most likely token.
         """
-        drawn = self.algo.anchor_tokens * (units_per_action is not None and self.algo.anchor_from == "policy")
+        drawn = self.additions.drawn(weights)
         policy = self.policy(batch, sample=drawn, describe=describe)
         if drawn:
             batch = replace(batch, anchor_tokens=policy.further_tokens).laid_out(batch.layout)
@@ -123,10 +122,9 @@ class Method(LightningModule):
         tally: Tally = {"loss": (terms.total.detach(), terms.count)}
         if measure:
             tally |= terms.metrics | self._measured(batch, policy, reference)
-        if units_per_action is not None and reference is not None:
-            held = anchor(batch, policy, reference, kappa=self.algo.anchor, beta=self.beta)
-            terms = replace(terms, total=terms.total + units_per_action.to(held.total.dtype) * held.total)
-            tally |= held.metrics if measure else {}
+        if weights is not None and reference is not None:
+            terms, more = self.additions.added(terms, batch, policy, reference, weights)
+            tally |= more if measure else {}
         return terms, tally
 
     @torch.no_grad()
@@ -154,11 +152,11 @@ class Method(LightningModule):
         """
         optimizer, step, began = self.optimizers(), self.global_step + 1, time.perf_counter()
         self._draw_anew(step)
-        logged, weight = self.logs_now(step), self._units_per_action(batches)
+        logged, weights = self.logs_now(step), self._weights(batches)
         tallies: list[Tally] = []
         for k, batch in enumerate(batches):
             with self._exchange(last=k == len(batches) - 1):
-                terms, tally = self.terms(batch, units_per_action=weight, measure=logged, describe=logged)
+                terms, tally = self.terms(batch, weights=weights, measure=logged, describe=logged)
                 self.manual_backward(terms.total)
             tallies.append({**tally, READ: (batch.attention_mask.sum(), terms.total.detach())})
         summed = self._summed(tallies)
@@ -206,17 +204,11 @@ class Method(LightningModule):
         if bad is not None:
             self._refuse(bad)
 
-    def _units_per_action(self, batches: list[Trajectories]) -> Tensor | None:
-        """`[]`, the loss's units per action in the step, known before any score is: losses count without looking."""
-        if not self.algo.anchor:
+    def _weights(self, batches: list[Trajectories]) -> Weights | None:
+        """Of the additions in this step, None without any."""
+        if not self.additions:
             return None
-        counts: list[Tally] = []
-        for batch in batches:
-            zero = torch.zeros_like(batch.rewards)
-            blank = ActionScores(zero, zero, value=zero)
-            counts.append({"units": (self.loss(batch, blank, blank).count, batch.action_mask.sum())})
-        units, actions = self._summed(counts)["units"]
-        return units / actions.clamp(min=1)
+        return self.additions.weights(self._summed([self.additions.counts(batch) for batch in batches]))
 
     def logs_now(self, step: int) -> bool:
         """Whether this step (counted from 1) has a row in the logs."""

@@ -1,6 +1,7 @@
 """What a run is, as objects, and everything that can be found wrong with it before training."""
 
 import copy
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable
@@ -84,7 +85,22 @@ class Run:
 
     def made_of(self) -> dict[str, str | None]:
         """Fingerprints of what a checkpoint of this run is only good with."""
-        return {"data": self.encoded.fingerprint, "model": self.weights, "reward": self.scored_by}
+        found = {"data": self.encoded.fingerprint, "model": self.weights, "reward": self.scored_by}
+        files = {"values": self.plan.algo.values, "targets": self.plan.algo.targets}
+        return found | {name: _digest(Path(path)) for name, path in files.items() if path}
+
+
+def _digest(path: Path) -> str:
+    """Of a file's contents.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def ready(plan: Plan) -> Run:
@@ -229,6 +245,10 @@ def _check_settings(plan: Plan) -> None:
         raise InputError(f"model.quantize={quantize} needs a CUDA GPU; set hardware=gpu")
     if "prompt_value" in wanted:
         _expect_values(plan)
+    elif algo.monte_carlo or algo.targets or algo.values:
+        raise InputError(
+            f"algo.values, algo.targets and algo.monte_carlo are for methods with prompt values, not {name}"
+        )
     if algo.reference == "none" and wanted and "score" not in wanted:
         raise InputError(f"algo.reference=none is for algo=sft; {name} needs cached, frozen or adapter")
     if "value" not in wanted and (algo.value or algo.value_lr_ratio):
@@ -245,11 +265,18 @@ def _check_settings(plan: Plan) -> None:
 def _expect_values(plan: Plan) -> None:
     """Prompt values are of the rewards as they are, and need a reward to be made."""
     if plan.algo.reward_offset != "none":
-        raise InputError(f"algo.reward_offset={plan.algo.reward_offset}: prompt values are of the rewards as they are")
+        raise InputError(
+            f"algo.reward_offset={plan.algo.reward_offset}: prompt values are of rewards as they are; set it to none"
+        )
     if plan.algo.values is None and plan.reward is None:
         raise InputError(
             f"algo={plan.names['algo']} needs the value of every prompt: give algo.values=FILE, made by `shiqrun "
             "values`, or eval.reward=NAME to have the reference's completions scored first"
+        )
+    if bool(plan.algo.monte_carlo) != (plan.algo.targets is not None):
+        raise InputError(
+            f"algo.monte_carlo={plan.algo.monte_carlo:g}, algo.targets={plan.algo.targets}: the Monte-Carlo term needs "
+            "both a weight and a file of estimates, which `shiqrun pivotal` makes"
         )
 
 

@@ -29,6 +29,8 @@ class AlgoSettings:
         anchor_from: where they come from: uniform (fixed by the seed, cached with the reference) or policy (drawn anew
             at each step, where drift goes; needs a live reference).
         values: for methods that read prompt values: a file of `shiqrun values`, None to make them first.
+        monte_carlo: for the same methods: weight of `losses.soft_policy.monte_carlo`, 0 for none.
+        targets: the estimates that this term reads, a file of `shiqrun pivotal`.
         value: for methods with a value function: a head on the policy's features, or a network of its own.
         value_lr_ratio: its learning rate over the policy's.
     """
@@ -39,6 +41,8 @@ class AlgoSettings:
     anchor_tokens: Annotated[int, Gt(0)] = 4
     anchor_from: Literal["uniform", "policy"] = "uniform"
     values: str | None = None
+    monte_carlo: Annotated[float, Ge(0)] = 0.0
+    targets: str | None = None
     value: Literal["head", "network"] | None = None
     value_lr_ratio: Annotated[float, Gt(0)] | None = None
 

@@ -1,5 +1,6 @@
 """The tables a person sees before and after a run."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from rich.table import Table
 from shiqrun.artifacts import append_samples
 from shiqrun.console import console, number
 from shiqrun.data.treasure_maps import draw
+from shiqrun.evaluation.files import spread
 from shiqrun.exact import ExactTreasure
+from shiqrun.intervals import is_bound
 from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ def estimated_bytes(run: "Run") -> float:
 
 
 def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
-    """The table before/after, and where everything is."""
+    """The table before/after, with 95 % intervals where they are known, and where everything is."""
     names = [name for name in after if name.startswith("val/")] or [n for n in after if n.startswith("train/")]
     table = Table(title=f"after {seconds:.0f} s", title_justify="left")
     optimum = after.get("val/optimum")
@@ -74,8 +77,13 @@ def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float],
     for column in columns:
         table.add_column(column, justify="left" if column == "metric" else "right")
     best = {"val/regularised_return": optimum, "val/regret": 0.0}
-    for name in sorted(set(names) - {"val/optimum", "val/reference_illegal"}, key=_rank):
-        row = [name, number(before[name]) if name in before else "", number(after[name])]
+    shown = {name for name in names if not is_bound(name)} - {"val/optimum", "val/reference_illegal"}
+    for name in sorted(shown, key=_rank):
+        row = [
+            name,
+            number(before[name]) if name in before else "",
+            f"{number(after[name])} {spread(after, name)}".strip(),
+        ]
         if optimum is not None:
             row.append(number(best[name]) if name in best else "")
         table.add_row(*row)
@@ -90,7 +98,8 @@ def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float],
 
 def _rank(name: str) -> tuple[int, str]:
     """What a reader looks for first comes first; the rest by name."""
-    return FIRST.index(name) if name in FIRST else len(FIRST), name
+    padded = re.sub(r"\d+", lambda digits: digits[0].zfill(4), name)  # pass@2 before pass@10
+    return FIRST.index(name) if name in FIRST else len(FIRST), padded
 
 
 def episodes(run: "Run", exact: ExactTreasure) -> None:

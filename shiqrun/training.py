@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
+from shiqrun.annotation import annotate
 from shiqrun.artifacts import append_samples, keep_samples, provenance, save_policy, save_reward_model, write_json
 from shiqrun.callbacks import AtomicCheckpointIO, Checkpoints, Signals, Stopped, Validation
 from shiqrun.console import is_main_process, track
@@ -27,7 +28,6 @@ from shiqrun.models.cache import cache_key, cached_scores
 from shiqrun.models.reference import AdapterOff, Frozen, Live, Reference, cached, weights_fingerprint
 from shiqrun.module import Method
 from shiqrun.plan import Run
-from shiqrun.rollout.valued import given, made, prompts_of, put
 from shiqrun.settings import STAMP
 from shiqrun.tables import end_of_run, episodes, plan_table
 from shiqrun.tracking import log_samples
@@ -73,31 +73,6 @@ def _reference(run: Run) -> tuple[Reference | None, dict[str, Any]]:
     return cached, cost
 
 
-def _prompt_values(run: Run) -> dict[str, Any]:
-    """Gives every row its prompt's value, where the method reads one; for the summary what that took."""
-    plan = run.plan
-    if "prompt_value" not in needs_of(plan.loss):
-        return {}
-    began = time.perf_counter()
-    if plan.algo.values is not None:
-        rewards = given(Path(plan.algo.values), run.weights, plan.reward)
-    else:
-        assert plan.reward is not None
-        prompts = prompts_of(plan.source, plan.data, run.tokenizer, plan.values.max_new_tokens, plan.choice.context())
-        rewards = made(
-            run.policy,
-            prompts,
-            run.tokenizer,
-            plan.reward,
-            plan.values,
-            reference=run.weights,
-            cache_dir=plan.cache_dir,
-            device=plan.hardware.device(),
-        )
-    put(run.encoded, rewards, plan.loss.keywords["beta"])
-    return {"seconds/values": time.perf_counter() - began, "values/prompts": len(rewards)}
-
-
 def _exact(run: Run) -> ExactTreasure | None:
     """Exact evaluation, where the problem has an optimum that can be enumerated and the method a temperature."""
     beta = run.plan.loss.keywords.get("beta")
@@ -129,8 +104,9 @@ def execute(run: Run, resume: bool) -> None:
     checkpoint = checkpoints.last if resume and checkpoints.last.is_file() else None
     step = _stand(run, checkpoint) if checkpoint else -1
     describe(run)
+    annotated = annotate(run)  # first: a file that does not fit this run is found before anything is computed
     (reference, cost), exact = _reference(run), _exact(run)
-    cost |= _prompt_values(run)
+    cost |= annotated
     method = Method(
         run.policy,
         reference,

@@ -34,6 +34,7 @@ OPEN = {
     "experiment=bfcl_small": "model.path=DIR",
     "experiment=paper_bfcl": "model.path=DIR",
     "experiment=paper_hh": "data.path=FILE model.path=DIR eval.reward.path=DIR",
+    "experiment=spo_offline": "model.path=DIR",
     "experiment=paper_uf": "model.path=DIR eval.reward.path=DIR",
 }
 """Choices that ask the user for values, and these."""

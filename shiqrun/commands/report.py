@@ -10,8 +10,8 @@ from shiqrun.errors import InputError
 DESCRIPTION = """\
 Writes one HTML page about every run in and below the directories: what was run, the reward/KL frontier, methods with
 their intervals over seeds, learning curves, the completions beside the reference's, and, token by token, what was
-learned. The page opens from disk and needs no network. A folder beside it, named like the page, gets the figures as
-PNG and SVG and the numbers as CSV.
+learned. Directories of `shiqrun pivotal` show the chance of success along solutions. The page opens from disk and needs
+no network. A folder beside it, named like the page, gets the figures as PNG and SVG and the numbers as CSV.
 """
 EXAMPLES = """\
 examples:

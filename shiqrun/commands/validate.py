@@ -51,6 +51,13 @@ class UnusedEval:
     max_prompts: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnusedValues:
+    """The keys of `values:` that a data set may bring along."""
+
+    samples: int | None
+
+
 WITHOUT_TRAINING = {
     "data": "shiqrun.data.module.DataSettings",
     "model": "shiqrun.models.policy.ModelSettings",
@@ -58,6 +65,7 @@ WITHOUT_TRAINING = {
     "logger": None,
     "trainer": "shiqrun.commands.validate.Unused",
     "eval": "shiqrun.commands.validate.UnusedEval",
+    "values": "shiqrun.commands.validate.UnusedValues",
 }
 """The nodes that every command understands, for those that train nothing."""
 

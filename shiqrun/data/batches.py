@@ -36,6 +36,7 @@ class Rows:
         packed: batches are read without padding, and what rows of a prompt share once (`data/packing.py`).
         device: where they are read.
         prompt_value: `[rows]` float32, Q0 of each row's prompt, reward units, for losses that read it.
+        value_target: of each row `[A]` float32, reward units, NaN where an action is not annotated; or None.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Rows:
         self.offset = np.zeros(len(trajectories), np.float32)
         self.packed, self.device = False, "cpu"
         self.prompt_value: np.ndarray | None = None
+        self.value_target: Sequence[np.ndarray] | None = None
         self.reference: Scores | None = None
         self.anchor: tuple[int, int, int] | None = None  # tokens a state, vocabulary, seed
 
@@ -158,6 +160,7 @@ class Rows:
             group=torch.from_numpy(self.group[rows]),
             reference=self._reference(rows),
             prompt_value=None if self.prompt_value is None else torch.from_numpy(self.prompt_value[rows]),
+            value_target=self._value_target(rows),
             offset=torch.from_numpy(self.offset[rows]),
             anchor_tokens=self._anchor(rows),
         )
@@ -172,6 +175,11 @@ class Rows:
         k, vocabulary, seed = self.anchor
         drawn = [np.random.default_rng([seed, int(i)]).integers(vocabulary, size=(self.actions[i], k)) for i in rows]
         return pad_sequence([torch.from_numpy(x) for x in drawn], True)
+
+    def _value_target(self, rows: Sequence[int]) -> torch.Tensor | None:
+        if self.value_target is None:
+            return None
+        return pad_sequence([torch.from_numpy(self.value_target[i]) for i in rows], True, float("nan"))
 
     def _reference(self, rows: Sequence[int]) -> ActionScores | None:
         if self.reference is None:

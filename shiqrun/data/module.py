@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from shiqrun.data.batches import Batches, Rows, Steps
 from shiqrun.data.chats import prompt_name
-from shiqrun.data.encode import EncodedTrajectory, TrainOn, encode
+from shiqrun.data.encode import TrainOn, encode
 from shiqrun.data.prefetch import Ahead
+from shiqrun.data.selection import compared, distinct
 from shiqrun.data.source import ClosedVocabulary, Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Trajectories
@@ -39,6 +40,7 @@ class DataSettings:
         val_fraction: share of the prompts held out where the data set has no validation split.
         completions: "all", or "best": of each example only the completion with the largest return (for `algo=sft`).
         train_on: "assistant", or "response" (every token after the prompt; for `algo=sft`).
+        distinct: of completions that are equal, token by token and with their prompt, only the first is kept.
     """
 
     limit: Annotated[int, Gt(0)] | None
@@ -46,6 +48,7 @@ class DataSettings:
     val_fraction: Annotated[float, Ge(0), Lt(1)]
     completions: Literal["all", "best"]
     train_on: TrainOn
+    distinct: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,12 @@ def examples_of(source: Source, split: Split, settings: DataSettings) -> Iterato
 
 
 def _best(example: Example) -> Example:
-    """The example with its best completion alone, the first of those with the largest return."""
+    """The example with its best completion alone, the first of those with the largest return.
+
+    One without completions, a problem that nobody solved, stays as it is.
+    """
+    if not example.completions:
+        return example
     if example.rewards is None:
         raise InputError(
             f"{example.source}: no rewards to choose by; data.completions=best needs them (for pairs data.pair_rewards)"
@@ -171,10 +179,10 @@ def load(
     for split in SPLITS:
         examples = progress(examples_of(source, split, settings), f"encoding {split}")
         new = _named(examples, names) if split == "train" else unseen(examples, prompts, dropped)
-        kept = _compared(list(encoder(new, tokenizer, dropped)), dropped, compared_by)
+        encoded = list(encoder(new, tokenizer, dropped))
+        kept = compared(distinct(encoded, dropped) if settings.distinct else encoded, dropped, compared_by)
         splits.append(Rows(kept, pad, together=together or bool(compared_by), compared=bool(compared_by)))
-        if split == "train":
-            prompts = frozenset(names)
+        prompts = frozenset(names)  # the training split's; the other names none
         if split in source.splits:  # a held-out split reads the same rows again
             dropped.update(source.dropped)
     train, val = splits
@@ -185,17 +193,6 @@ def load(
         advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
         raise InputError(f"no training trajectory is left: {reasons}; {advice}")
     return Encoded(train, val, dropped, fingerprint(train, val), prompts)
-
-
-def _compared(rows: list[EncodedTrajectory], dropped: Counter[str], method: str | None) -> list[EncodedTrajectory]:
-    """The rows that share their prompt with another, or all where no method compares them."""
-    if method is None:
-        return rows
-    sizes = Counter(t.group for t in rows)
-    kept = [t for t in rows if sizes[t.group] > 1]
-    if len(kept) < len(rows):
-        dropped[f"alone with its prompt (algo={method} compares completions of one prompt)"] += len(rows) - len(kept)
-    return kept
 
 
 def fingerprint(*splits: Rows) -> str:

@@ -2,7 +2,8 @@
 
     program     step | step | ...
     step        reverse, sort, rotate (the first element goes to the end), unique (first occurrences), sums (running),
-                evens, odds (what is kept), or a word and a digit: add k, times k, take k, drop k
+                evens, odds (what is kept), or a word and a digit: add k, times k, cap k (the smaller of both), above k,
+                below k (what is kept), take k, drop k
 
 Lists hold digits below `base`, and arithmetic is modulo `base`, so that every value is one word. Nothing in the
 language can choose by its input, so no program holds a table of answers, and each ends after its few steps.
@@ -32,6 +33,9 @@ PLAIN: dict[str, Callable[[Digits, int], Digits]] = {
 WITH_DIGIT: dict[str, Callable[[Digits, int, int], Digits]] = {
     "add": lambda xs, k, base: tuple((x + k) % base for x in xs),
     "times": lambda xs, k, base: tuple(x * k % base for x in xs),
+    "cap": lambda xs, k, base: tuple(min(x, k) for x in xs),
+    "above": lambda xs, k, base: tuple(x for x in xs if x > k),
+    "below": lambda xs, k, base: tuple(x for x in xs if x < k),
     "take": lambda xs, k, base: xs[:k],
     "drop": lambda xs, k, base: xs[k:],
 }
@@ -45,11 +49,20 @@ PROBES = 256
 
 
 def steps_of(name: str, base: int) -> list[Step]:
-    """The steps of a primitive: add 1 to base - 1, times 2 and 3, take and drop 1 to 3."""
+    """The steps of a primitive, for every digit below `base` that changes much and leaves much.
+
+    Many steps give many pairs of steps: with a few hundred functions a model learns them by heart and solves no other.
+    """
     if name in PLAIN:
         return [(name, None)]
-    digits = {"add": range(1, base), "times": range(2, 4)}.get(name, range(1, 4))
-    return [(name, k) for k in digits]
+    digits = {
+        "add": range(1, base),
+        "times": range(2, base),
+        "cap": range(1, base - 1),
+        "above": range(base // 2),
+        "below": range(base - base // 2, base),
+    }
+    return [(name, k) for k in digits.get(name, range(1, min(base, LONGEST_LIST - 1)))]
 
 
 def parse(text: str) -> Program | None:
@@ -104,6 +117,26 @@ def probes(base: int) -> tuple[Digits, ...]:
         length = LONGEST_LIST if rng.random() < 0.5 else rng.integers(SHORTEST_LIST, LONGEST_LIST)
         digits = rng.permutation(base)[:length] if turn == 4 else rng.choice(kinds[turn], length)
         found[tuple(digits.tolist())] = None
+    return tuple(found)
+
+
+@lru_cache(maxsize=8)
+def fixed_lists(base: int, count: int) -> tuple[Digits, ...]:
+    """`count` lists that prompts may share, always the same, and no probes.
+
+    They have LONGEST_LIST digits, one of them twice, and together all digits in turn; the seed is one with which two of
+    them tell every step from every other.
+    """
+    rng = np.random.default_rng([base, 3])
+    digits: list[int] = []
+    found: list[Digits] = []
+    while len(found) < count:
+        while len(digits) < LONGEST_LIST - 1:
+            digits += rng.permutation(base).tolist()
+        several, digits = digits[: LONGEST_LIST - 1], digits[LONGEST_LIST - 1 :]
+        xs = tuple(rng.permutation([*several, several[0]]).tolist())
+        if xs not in found and xs not in probes(base):
+            found.append(xs)
     return tuple(found)
 
 

@@ -18,12 +18,35 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Len, Lt
 
 from shiqrun.data.program_functions import functions, split_of
-from shiqrun.data.program_language import LONGEST_LIST, PRIMITIVES, SHORTEST_LIST, Digits, Program, run, spell, steps_of
+from shiqrun.data.program_language import (
+    LONGEST_LIST,
+    PRIMITIVES,
+    SHORTEST_LIST,
+    Digits,
+    Program,
+    fixed_lists,
+    run,
+    spell,
+    steps_of,
+)
 from shiqrun.errors import InputError
 from shiqrun.types import Example, UnitInterval
 
 Primitive = Literal[
-    "reverse", "sort", "rotate", "unique", "sums", "evens", "odds", "add", "times", "take", "drop"
+    "reverse",
+    "sort",
+    "rotate",
+    "unique",
+    "sums",
+    "evens",
+    "odds",
+    "add",
+    "times",
+    "cap",
+    "above",
+    "below",
+    "take",
+    "drop",
 ]  # as PRIMITIVES, spelled out for the check of the settings
 SIDES = ("train", "val", "test")
 TRIES = 50
@@ -62,7 +85,9 @@ class Programs:
         primitives: which words programs are made of.
         steps: most steps of the function that is asked for.
         shown: examples of a prompt.
-        longest: elements of a shown list at most; SHORTEST_LIST at least.
+        fixed: examples, of those shown, whose lists are the same in every prompt, `fixed_lists`. They are learnt from
+            far sooner, since nothing has to be found in them: each place means the same each time.
+        longest: elements of the other shown lists at most; SHORTEST_LIST at least.
         hidden: examples that decide at least; more where that many fit another function.
         problems, val_problems: number of problems of train, and of each of val and test.
         val_fraction: share of the functions of two steps or more that is held out for val, and as much for test.
@@ -73,7 +98,8 @@ class Programs:
         data_seed: everything above is a function of it.
 
     Raises:
-        InputError: a primitive named twice, too few functions for the splits, or rewards in the wrong order.
+        InputError: a primitive named twice, more fixed than shown, too few functions for the splits, or rewards in the
+            wrong order.
     """
 
     def __init__(
@@ -83,6 +109,7 @@ class Programs:
         primitives: Annotated[list[Primitive], Len(1)],
         steps: Annotated[int, Ge(2), Le(3)],
         shown: Annotated[int, Ge(1), Le(8)],
+        fixed: Annotated[int, Ge(0), Le(8)],
         longest: Annotated[int, Ge(SHORTEST_LIST), Le(LONGEST_LIST)],
         hidden: Annotated[int, Ge(1), Le(32)],
         problems: Annotated[int, Ge(1)],
@@ -96,6 +123,10 @@ class Programs:
     ):
         if len(set(primitives)) < len(primitives):
             raise InputError(f"data.primitives={primitives}: a word is named twice; name each of them once")
+        if fixed >= shown:
+            raise InputError(
+                f"data.fixed={fixed}: at least one of the data.shown={shown} examples must differ by prompt"
+            )
         if rewards[0] <= rewards[1]:
             raise InputError(f"data.rewards={rewards}: expected [right, wrong] with right above wrong, as [0, -1]")
         self.splits: tuple[str, ...] = ("train", "val")
@@ -106,6 +137,7 @@ class Programs:
         self.side = split_of(self.functions, val_fraction, data_seed)
         self._sizes = {"train": problems, "val": val_problems, "test": val_problems}
         self._shown, self._longest, self._hidden, self._validated = shown, longest, hidden, split
+        self._fixed = fixed_lists(base, fixed)
         self._per_problem, self._right = per_problem, round(right * per_problem)
         self._rewards, self._seed = rewards, data_seed
         self._single = [(step,) for name in primitives for step in steps_of(name, base)]
@@ -149,15 +181,17 @@ class Programs:
     def problems(self, side: str) -> Iterator[Problem]:
         """The problems of train, val or test; how many train has changes nothing in the others.
 
-        The number of steps is drawn first, then one of the functions that need so many.
+        The number of steps is drawn first, n as often as n squared says, then one of the functions that need so many:
+        there are few functions of one step, soon learnt.
         """
         number = SIDES.index(side)
         rng = np.random.default_rng([self._seed, number])
         least = self.functions.least
         by_steps = [np.flatnonzero((self.side == number) & (least == n)) for n in np.unique(least)]
         by_steps = [several for several in by_steps if len(several)]
+        weights = np.array([least[several[0]] ** 2 for several in by_steps], np.float64)
         for _ in range(self._sizes[side]):
-            function = int(rng.choice(by_steps[rng.integers(len(by_steps))]))
+            function = int(rng.choice(by_steps[int(rng.choice(len(by_steps), p=weights / weights.sum()))]))
             probes = self.functions.telling(function, self._hidden, rng)
             lists = [self.functions.output(0, i) for i in probes]
             hidden = [(xs, self.functions.output(function, i)) for xs, i in zip(lists, probes, strict=True)]
@@ -168,7 +202,7 @@ class Programs:
         program, base = self.functions.programs[function][0], self.functions.base
         rivals = [p for p in ((), *self._single) if self.functions.number[p] != function]
         for _ in range(TRIES):
-            lists: list[Digits] = []
+            lists = list(self._fixed)
             while len(lists) < self._shown:
                 xs = tuple(rng.integers(0, base, rng.integers(SHORTEST_LIST, self._longest + 1)).tolist())
                 if xs not in hidden and xs not in lists:

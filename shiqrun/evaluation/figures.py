@@ -4,8 +4,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from shiqrun.evaluation.sampling import Sample
-from shiqrun.intervals import interval
+from shiqrun.intervals import HIGH, LOW, bootstrap, interval
 
 TIE = 1e-5  # float32 scores of one text in batches of other shapes differ by less
 PASS_AT = (1, 2, 5, 10, 20, 50, 100)
@@ -29,11 +31,12 @@ def figures(
         beta: KL temperature, reward units per nat; None leaves the regularised return out.
         on_policy: sampled at temperature 1 from the whole distribution. Only then is the mean log-ratio E_pi[log pi /
             pi_ref], a KL; else it is called `logratio_sum`, and there is no regularised return.
-        right: reward of a right answer, for pass@k.
+        right: reward of a right answer, for pass@k and solutions_distinct.
 
     Returns:
-        reward, kl, regularised_return, reference_reward and win_rate with `_ci95` (half width); entropy (nats a token),
-        lengths in tokens, shares, distinct-n, pass@k; see the code for each.
+        reward, kl, regularised_return, reference_reward, win_rate and solutions_distinct with `_ci95` (half width);
+        pass@k with `_ci95_low` and `_ci95_high`; entropy (nats a token), lengths in tokens, shares, distinct-n; see the
+        code for each.
     """
     found = {"prompts": float(len({s.prompt.name for s in samples})), **_lengths(samples), **_variety(samples)}
     if all(s.entropy is not None for s in samples):
@@ -53,7 +56,7 @@ def figures(
         by_prompt = _by_prompt(samples, wins)
         found |= _averaged("reference_reward", reference, lambda s: s.reward)
         found["win_rate"], found["win_rate_ci95"] = interval([sum(w) / len(w) for w in by_prompt])
-    return found | (_pass_at(samples, right) if right is not None else {})
+    return found if right is None else found | _pass_at(samples, right) | _solutions(samples, right)
 
 
 def _averaged(name: str, samples: Sequence[Sample], value: Callable[[Sample], float | None]) -> dict[str, float]:
@@ -115,13 +118,25 @@ def _variety(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def _pass_at(samples: Sequence[Sample], right: float) -> dict[str, float]:
+    """pass@k for every k that each prompt has samples for, with an interval by bootstrap over prompts."""
     groups = _by_prompt(samples, [float(s.reward == right) for s in samples])
-    sizes = {len(group) for group in groups}
-    return {
-        f"pass@{k}": sum(pass_at_k(len(g), round(sum(g)), k) for g in groups) / len(groups)
-        for k in PASS_AT
-        if k <= min(sizes)
-    }
+    ks = [k for k in PASS_AT if k <= min(map(len, groups))]
+    rates = np.array([[pass_at_k(len(g), round(sum(g)), k) for k in ks] for g in groups])  # [P, K]
+    found: dict[str, float] = {}
+    for k, mean, low, high in zip(ks, rates.mean(axis=0), *bootstrap(rates), strict=True):
+        name = f"pass@{k}"
+        found |= {name: float(mean), name + LOW: float(low), name + HIGH: float(high)}
+    return found
+
+
+def _solutions(samples: Sequence[Sample], right: float) -> dict[str, float]:
+    """Mean number of different right answers to a prompt; texts that differ in white space alone are one."""
+    found: dict[str, set[str]] = {s.prompt.name: set() for s in samples}
+    for s in samples:
+        if s.reward == right:
+            found[s.prompt.name].add(" ".join(s.text.split()))
+    mean, half = interval([float(len(texts)) for texts in found.values()])
+    return {"solutions_distinct": mean, "solutions_distinct_ci95": half}
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

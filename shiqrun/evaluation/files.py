@@ -1,6 +1,7 @@
 """What an evaluation leaves: completions as Parquet and as readable text, and its table."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from shiqrun.console import number
 from shiqrun.evaluation.evaluator import Evaluation
 from shiqrun.evaluation.sampling import Sample
+from shiqrun.intervals import HALF, bounds, is_bound
 
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 COLUMNS = pa.schema(
@@ -83,10 +85,17 @@ def _quoted(text: str) -> str:
 def result_table(metrics: dict[str, float], title: str) -> Table:
     """Each figure with its 95 % interval."""
     table = Table(title=title, title_justify="left")
-    for column in ("metric", "value", "± 95 %"):
+    for column in ("metric", "value", "95 % interval"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, value in metrics.items():
-        if not name.endswith("_ci95"):
-            half = metrics.get(f"{name}_ci95")
-            table.add_row(name, number(value), "" if half is None else number(half))
+        if not is_bound(name):
+            table.add_row(name, number(value), spread(metrics, name))
     return table
+
+
+def spread(metrics: Mapping[str, float], name: str) -> str:
+    """A figure's 95 % interval, `± 0.1`, or `[0.2, 0.5]` where it is lopsided; empty where it has none."""
+    half, ends = metrics.get(name + HALF, math.nan), bounds(metrics, name)
+    if math.isfinite(half):
+        return f"± {half:.2g}"
+    return "" if ends is None else f"[{', '.join(map(number, ends))}]"

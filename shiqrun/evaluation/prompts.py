@@ -54,6 +54,11 @@ class Prompt:
         return int(self.name, 16)
 
 
+def tokens_key(tokens: np.ndarray) -> str:
+    """32 hexadecimal digits, equal for equal tokens."""
+    return hashlib.blake2b(np.ascontiguousarray(tokens, np.int64).tobytes(), digest_size=16).hexdigest()
+
+
 def choose_prompts(
     examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,

@@ -92,14 +92,21 @@ def monte_carlo(
 
     A target is beta log E_ref[exp(R / beta) | prefix up to the action]; the cross-entropy is unbiased in exp(Q / beta).
     """
-    quality = cumulated(batch, policy, reference, beta)
-    target = quality.new_full((), torch.nan) if batch.value_target is None else batch.value_target.to(quality.dtype)
-    there = batch.action_mask & ~target.isnan()
-    target = target.expand_as(quality).masked_fill(~there, 0)
-    loss = linked(quality, target, "cross_entropy", beta=beta, top=top, eps=eps)
-    picked, count = loss.masked_fill(~there, 0), there.sum()
-    gap = (quality - target).detach().abs().masked_fill(~there, 0)
-    return LossTerms(picked.sum(), count, {"monte_carlo": (picked.detach().sum(), count), "q_gap": (gap.sum(), count)})
+    quality, there = cumulated(batch, policy, reference, beta), annotated(batch)
+    target = torch.zeros_like(quality)
+    if batch.value_target is not None:
+        target = batch.value_target.to(quality.dtype).masked_fill(~there, 0)
+    loss = linked(quality, target, "cross_entropy", beta=beta, top=top, eps=eps).masked_fill(~there, 0)
+    count, gap = there.sum(), (quality - target).detach().abs().masked_fill(~there, 0)
+    metrics = {"monte_carlo": (loss.detach().sum(), count), "target_gap_abs": (gap.sum(), count)}
+    return LossTerms(loss.sum(), count, metrics)
+
+
+def annotated(batch: Trajectories) -> Tensor:
+    """Where an action has a `value_target`, `[B, A]` bool."""
+    if batch.value_target is None:
+        return torch.zeros_like(batch.action_mask)
+    return batch.action_mask & ~batch.value_target.isnan()
 
 
 def prompt_values(batch: Trajectories) -> Tensor:

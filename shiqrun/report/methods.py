@@ -21,6 +21,8 @@ ORDER = ("shiq", "shiq_init", "shiq_ms", "shiq_tk", "copg", "dpo", "dro", "dro_v
 
 PLACES = ("seed", "run_dir", "resume", "dry_run", "cache_dir", "algo.reference", "logger.", "hydra.", "sweep.")
 """Keys, and beginnings of keys, that change where things are written or read and nothing that is measured."""
+ESTIMATES = ("algo.targets", "algo.values")
+"""Files that runs read if another setting says so; a name has them only where the runs read different ones."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def method_names(runs: Sequence[Run]) -> list[str]:
     for algo in {run.algo for run in runs}:
         same = [run for run in runs if run.algo == algo]
         found = [k for k in differing(same) if k not in ("algo.beta", "data.name") and not k.endswith("_target_")]
-        keys[algo] = found
+        keys[algo] = [k for k in found if k not in ESTIMATES or _several(k, same)]
     names = []
     for run in runs:
         words = [run.algo] + ([f"on {run.data}"] if many_data else [])
@@ -103,6 +105,11 @@ def method_names(runs: Sequence[Run]) -> list[str]:
                 words.append(f"{key.rpartition('.')[2]}={shown(run.config.get(key))}")
         names.append(" ".join(words))
     return names
+
+
+def _several(key: str, runs: Sequence[Run]) -> bool:
+    """Whether the setting has several values where it has one."""
+    return len({str(run.config[key]) for run in runs if run.config.get(key) is not None}) > 1
 
 
 def _idle(key: str, run: Run) -> bool:

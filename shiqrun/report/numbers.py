@@ -27,8 +27,21 @@ def plus_minus(mean: float, half: float) -> tuple[str, str]:
         return number(mean), ""
     if half == 0:
         return number(mean), "0"
-    places = min(6, max(0, 1 - math.floor(math.log10(abs(half)))))
+    places = _places(half)
     return f"{mean:,.{places}f}", f"{half:,.{places}f}"
+
+
+def between(mean: float, low: float, high: float) -> tuple[str, str]:
+    """The mean, and `[low, high]`, all to two significant figures of half the interval."""
+    half = (high - low) / 2
+    if half <= 0:
+        return number(mean), f"[{number(low)}, {number(high)}]"
+    places = _places(half)
+    return f"{mean:,.{places}f}", f"[{low:,.{places}f}, {high:,.{places}f}]"
+
+
+def _places(half: float) -> int:
+    return min(6, max(0, 1 - math.floor(math.log10(abs(half)))))
 
 
 def duration(seconds: float) -> str:

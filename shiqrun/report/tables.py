@@ -6,10 +6,11 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shiqrun.intervals import HALF, bounds, is_bound
 from shiqrun.report.completions import evaluations
 from shiqrun.report.files import read_json
 from shiqrun.report.methods import KL, RETURN, REWARD, Estimate, Group, differing, shown
-from shiqrun.report.numbers import NOTHING, number, plus_minus, write_table
+from shiqrun.report.numbers import NOTHING, between, number, plus_minus, write_table
 from shiqrun.report.runs import ENDED_BADLY, Run
 
 COLUMNS = {
@@ -21,6 +22,9 @@ COLUMNS = {
     "val/regret": "regret",
     "val/win_rate": "win rate",
     "val/pass@1": "pass@1",
+    "val/pass@10": "pass@10",
+    "val/pass@100": "pass@100",
+    "val/solutions_distinct": "different right answers",
     "val/completions/mean_length": "length, tokens",
     "val/completions/eos_rate": "ended with EOS",
     "val/entropy": "entropy, nats a token",
@@ -61,7 +65,11 @@ def estimate(value: Estimate | None) -> Cell:
     if value is None:
         return numeric(None)
     mean, half = plus_minus(value.mean, value.half)
-    return Cell(mean + (f' <span class="half">± {half}</span>' if half else ""), value.mean)
+    return _spread(mean, f"± {half}" if half else "", value.mean)
+
+
+def _spread(mean: str, interval: str, value: float) -> Cell:
+    return Cell(mean + (f' <span class="half">{interval}</span>' if interval else ""), value)
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[Cell]], bold: Sequence[bool] = ()) -> str:
@@ -139,13 +147,16 @@ def evaluations_table(runs: Sequence[Run]) -> str:
     header = ["run", "evaluation", *(COLUMNS[name.replace("eval/", "val/")] for name in names)]
     rows = []
     for run, path, values in results:
-        cells = []
-        for name in names:
-            half = values.get(f"{name}_ci95")
-            there = values.get(name) is not None
-            cells.append(estimate(Estimate(values[name], float("nan") if half is None else half, 1) if there else None))
-        rows.append([named(run.name), text(path.name), *cells])
+        rows.append([named(run.name), text(path.name), *(_evaluated(values, name) for name in names)])
     return html_table(header, rows)
+
+
+def _evaluated(values: Mapping[str, Any], name: str) -> Cell:
+    """A cell of a figure of `eval.json` with its interval over prompts."""
+    mean, half, ends = values.get(name), values.get(name + HALF), bounds(values, name)
+    if mean is not None and ends is not None:
+        return _spread(*between(mean, *ends), mean)
+    return estimate(None if mean is None else Estimate(mean, float("nan") if half is None else half, 1))
 
 
 def config_table(config: Mapping[str, Any]) -> str:
@@ -158,7 +169,7 @@ def config_table(config: Mapping[str, Any]) -> str:
 
 def write_csv(folder: Path, groups: Sequence[Group], runs: Sequence[Run], best: Mapping[str, Group]) -> list[Path]:
     """`methods.csv`, `runs.csv` and `curves.csv`: every number of the tables and figures, and those left out there."""
-    finals = sorted({name for run in runs for name in run.final if "/" in name and not name.endswith("_ci95")})
+    finals = sorted({name for run in runs for name in run.final if "/" in name and not is_bound(name)})
     measured = metrics_of(groups, [name for name in finals if name.startswith(("val/", "train/"))])
     header = ["method", "beta", "seeds", "best", *(c for m in measured for c in (m, f"{m}_ci95_over_seeds"))]
     rows = []

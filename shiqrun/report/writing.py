@@ -29,7 +29,9 @@ from shiqrun.report.methods import (
     trained_on,
 )
 from shiqrun.report.page import COMPLETIONS, TOKENS, Section, folded, note, page
-from shiqrun.report.runs import Run, collect
+from shiqrun.report.pivotal import FILE as PIVOTAL
+from shiqrun.report.pivotal import pivotal_section
+from shiqrun.report.runs import Collection, Run, collect
 from shiqrun.report.summary import failures, summary, title
 from shiqrun.report.tokens import credited
 
@@ -40,6 +42,8 @@ CURVES = {
     "val/reward_per_turn": "reward of a turn",
     "val/official_score": "official score",
     "val/regret": "regret",
+    "val/pass@1": "solved by one try",
+    "val/pass@10": "solved by one of ten tries",
     "val/win_rate": "win rate against the reference",
     "val/completions/mean_length": "length of the answers, tokens",
     "val/entropy": "entropy, nats a token",
@@ -62,7 +66,7 @@ def write(directories: Sequence[Path], out: Path | None = None) -> Path:
     """Writes the page about all runs in and below the directories, its figures and its numbers.
 
     Args:
-        directories: run directories, sweep directories, or folders of them.
+        directories: run directories, sweep directories, folders of them, or searches of `shiqrun pivotal`.
         out: the page, by default `report.html` in the first directory. Beside it a folder with the page's name less its
             ending gets `figures/*.png`, `figures/*.svg` and the numbers as `*.csv`.
 
@@ -72,7 +76,9 @@ def write(directories: Sequence[Path], out: Path | None = None) -> Path:
     Raises:
         InputError: there is nothing to report on, a file is broken, or the page cannot be written.
     """
-    collection = collect(directories)
+    searches = [section for directory in directories if (section := pivotal_section(directory))]
+    runs = [directory for directory in directories if not (directory / PIVOTAL).is_file()]
+    collection = collect(runs) if runs or not searches else Collection([], [])
     out = directories[0] / "report.html" if out is None else out
     beside = out.with_suffix("")
     if out.is_dir() or not out.suffix:
@@ -82,7 +88,12 @@ def write(directories: Sequence[Path], out: Path | None = None) -> Path:
         for old in (*(beside / "figures").glob("frontier*"), *(beside / "figures").glob("curve_*")):
             old.unlink()
         report = Report(collection.runs, grouped(collection.runs), beside)
-        html = report.html([sweep.about for sweep in collection.sweeps])
+        about = [sweep.about for sweep in collection.sweeps]
+        html = (
+            report.html(about, searches)
+            if collection.runs
+            else page("Pivotal tokens", str(directories[0]), searches, {})
+        )
         partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
         partial.write_text(html, encoding="utf-8", errors="replace")
         os.replace(partial, out)
@@ -115,8 +126,8 @@ class Report:
         """Each method's colour, marker and dashes."""
         return figures.styles(list(self.best))
 
-    def html(self, sweeps: Sequence[dict[str, Any]]) -> str:
-        """The whole page; draws and writes the figures and tables on the way."""
+    def html(self, sweeps: Sequence[dict[str, Any]], further: Sequence[Section] = ()) -> str:
+        """The whole page with further sections; draws and writes the figures and tables on the way."""
         csv = tables.write_csv(self.folder, self.groups, self.runs, self.best)
         shown = [run for group in self.best.values() for run in group.drawn]
         labels = [self._label(run, group) for group in self.best.values() for run in group.drawn]
@@ -128,6 +139,7 @@ class Report:
             Section("methods", "Methods", self._methods()),
             Section("curves", "Learning curves", self._curves() + self._curves_by_beta()),
             Section("tokens", "Credit, token by token", self._tokens(tokens, trajectories)),
+            *further,
             Section("completions", "Completions", self._completions(completions.found, len(completions.rows))),
             Section("runs", "Runs and configs", self._runs()),
             Section("files", "Files", self._files(csv)),

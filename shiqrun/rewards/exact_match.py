@@ -41,8 +41,8 @@ class ExactMatch:
         """Nothing: it was not trained."""
 
     def about(self) -> dict[str, Any]:
-        """Its name and setting."""
-        return {"name": "exact_match", "ignore_case": self.ignore_case}
+        """Its name, both rewards and its setting."""
+        return {"name": "exact_match", "right": 1.0, "wrong": 0.0, "ignore_case": self.ignore_case}
 
     def _answer(self, item: Answered) -> str:
         if item.answer is None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.rewards.problems import Calls, Check, Problem, Streams, whole
+from shiqrun.rewards.problems import LARGEST, Calls, Check, Problem, Streams, whole
 from shiqrun.sandbox.worker import Limits, Outcome, Program
 
 Run = Callable[[Program, Limits], Outcome]
@@ -20,8 +20,13 @@ TOLERANCE = 1e-5
 OUTPUT = 1 << 20
 WALL = 5.0
 """Wall time in units of processor time: what a busy machine does not give changes no verdict."""
-INTEGER, NUMBER = re.compile(rb"[+-]?[0-9]+"), re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?")
+INTEGER = re.compile(rb"([+-]?[0-9]+)(?:\.0*)?")
+NUMBER = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?")  # each fails in linear time
+EXACT = 15
+"""Decimal digits that a float always holds."""
+DEEP = "import sys; sys.setrecursionlimit(1 << 16)  # values as deep as came through are judged\n"
 COMPARE = f"""
+{DEEP}
 import json
 from shiqrun.sandbox.values import decode, same
 def judge(expected, found):
@@ -43,15 +48,18 @@ def record(name):
 """
 REPLAY = f"""
 def judge(found):
-    import json
+    import builtins, json
     from shiqrun.sandbox.values import decode
+    {DEEP}
     found = json.loads(found)
     values = iter(found)
     def replay(*args, **kwargs):
-        went, value = next(values)
-        if not went:
-            raise RuntimeError(value)
-        return decode(value)
+        went, value = next(values, (False, ""))
+        if went:
+            return decode(value)
+        kind = getattr(builtins, value, None)  # check may expect an exception, but not one that ends its loops
+        fit = isinstance(kind, type) and issubclass(kind, Exception) and kind not in (StopIteration, StopAsyncIteration)
+        raise kind() if fit else RuntimeError(value)
     try:
         check(replay)
     except Exception:
@@ -69,14 +77,17 @@ def recorded(problem: Check, run: Run, bounds: Limits, source: str) -> Calls:
     """The calls that a problem's `check` makes when its own solution is tested, without expected values.
 
     Raises:
-        InputError: the solution does not pass.
+        InputError: the solution does not pass, or `check` does not call it.
     """
-    outcome = run(_call(f"{_tested(problem)}\n{RECORD}", "record", problem.entry_point), bounds)
+    wide = replace(bounds, output=LARGEST)
+    outcome = run(_call(f"{_tested(problem)}\n{RECORD}", "record", problem.entry_point), wide)
     try:
         [[went, form]] = json.loads(outcome.values)
         if not went:
             raise ValueError(form)
         calls = [(["list", *args[1:]], kwargs) for _, args, kwargs in form[1:]]
+        if not calls:
+            raise ValueError("they call it never, so that every program would pass")
     except (ValueError, TypeError) as error:
         words = outcome.errors.strip().splitlines()
         raise InputError(
@@ -101,7 +112,8 @@ def verdict(problem: Problem, code: str, run: Run, bounds: Limits, calls: Calls 
     asked = problem if isinstance(problem, Calls) else calls
     assert asked is not None
     program = whole(problem.prefix, problem.entry_point, code)
-    outcome = run(Program(program, b"", asked.entry_point, asked.calls), bounds)
+    room = max(bounds.output, 2 * len(json.dumps([asked.calls, asked.expected])))
+    outcome = run(Program(program, b"", asked.entry_point, asked.calls), replace(bounds, output=room))
     if outcome.verdict != "ok":
         return outcome.verdict
     found = outcome.values.decode("utf-8", "replace")
@@ -140,12 +152,15 @@ def alike(expected: bytes, found: bytes) -> bool:
     return len(wanted) == len(there) and all(a == b or _near(a, b) for a, b in zip(wanted, there, strict=True))
 
 
-def _near(one: bytes, other: bytes) -> bool:
-    if INTEGER.fullmatch(one) and INTEGER.fullmatch(other):
-        return _digits(one) == _digits(other)
-    if not (NUMBER.fullmatch(one) and NUMBER.fullmatch(other)):
+def _near(wanted: bytes, there: bytes) -> bool:
+    one, other = INTEGER.fullmatch(wanted), INTEGER.fullmatch(there)
+    if one and other:
+        return _digits(one[1]) == _digits(other[1])
+    if one and len(one[1]) > EXACT:
+        return False  # 1e30 is not the number of 31 digits that was asked for
+    if not (NUMBER.fullmatch(wanted) and NUMBER.fullmatch(there)):
         return False
-    return abs(float(one) - float(other)) < TOLERANCE
+    return abs(float(wanted) - float(there)) < TOLERANCE
 
 
 def _digits(number: bytes) -> tuple[bool, bytes]:

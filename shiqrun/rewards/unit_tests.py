@@ -21,7 +21,7 @@ from shiqrun.sandbox.pool import Pool
 from shiqrun.types import Message
 
 log = logging.getLogger("shiqrun")
-GRADER = 1
+GRADER = 2
 """Goes up when a program may get another verdict than before."""
 
 

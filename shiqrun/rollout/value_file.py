@@ -1,106 +1,71 @@
-"""Rewards of the reference's completions by prompt, a line a prompt, appended as they are known."""
+"""Rewards of the reference's completions by prompt."""
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shiqrun.errors import InputError
+from shiqrun.rollout.kept import KeptFile, Kind, expect_made_with, read_lines
 
-FORMAT = 1
+KIND = Kind("values", "prompt values", column="rewards", key="asked")
 
 
-class ValueFile:
-    """`values.jsonl`: what the values are good with, then a row a prompt.
+class ValueFile(KeptFile):
+    """What is kept of prompts that were valued.
 
-    A row has the columns of `data=jsonl` (`prompt`, `completions`, `rewards`, `prompt_id`, `answer`), so that the file
-    without its first line is a data set of logged trajectories; `trajectories.jsonl` beside a finished file is that.
+    A row has `asked`, which names the prompt and whatever its reward depends on, and the columns of `data=jsonl`.
 
     Args:
         path: of the file; it need not be there.
         made_with: what equal values need: fingerprints of reference and reward, and how was sampled.
 
     Attributes:
-        rewards: `[K]` float64 of each prompt id.
+        rewards: `[K]` float64 by what was asked.
 
     Raises:
         InputError: the file was made with something else, or is no such file; the message names what differs.
     """
 
     def __init__(self, path: Path, made_with: Mapping[str, Any]) -> None:
-        self.path, self.made_with = path, dict(made_with)
         self.rewards: dict[str, np.ndarray] = {}
-        if path.exists() and path.stat().st_size:
-            self._open()
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"shiqrun_values": FORMAT, **self.made_with}) + "\n", encoding="utf-8")
+        super().__init__(path, KIND, made_with)
 
-    def _open(self) -> None:
-        header, rows, whole = read_values(self.path)
-        differing = [key for key, now in self.made_with.items() if header.get(key) != now]
-        if differing:
-            told = "; ".join(f"{key} {header.get(key)} there, {self.made_with[key]} here" for key in differing)
-            raise InputError(
-                f"{self.path}: these values were made otherwise: {told}. Values are only good with the reference and "
-                "the reward that they were made with; make new ones with `shiqrun values`"
-            )
-        with self.path.open("r+b") as file:
-            file.truncate(whole)  # a line that a kill has torn
-        self.rewards = {row["prompt_id"]: np.array(row["rewards"], np.float64) for row in rows}
-
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds prompts, on disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-                self.rewards[row["prompt_id"]] = np.array(row["rewards"], np.float64)
-            file.flush()
-            os.fsync(file.fileno())
+    def _know(self, row: Mapping[str, Any], start: int) -> None:
+        super()._know(row, start)
+        self.rewards[row["asked"]] = np.array(row["rewards"], np.float64)
 
 
-def read_values(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-    """(header, rows, bytes up to the end of the last whole row) of a file of values.
+class Valued(NamedTuple):
+    """What is known of a prompt: rewards `[K]` float64 of the reference's completions, and the `tokens_key` of it."""
+
+    rewards: np.ndarray
+    tokens: str
+
+
+def read_values(path: Path, wanted: Mapping[str, Any]) -> dict[str, Valued]:
+    """What is known of each prompt id; the file is not changed.
+
+    Args:
+        path: `values.jsonl` of `shiqrun values`.
+        wanted: what its header must say.
 
     Raises:
-        InputError: it cannot be read, is no file of values, or has a row that is broken in the middle.
+        InputError: as `read_lines`; or it was made with something else, or has rewards that are no finite numbers.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); make values with `shiqrun values`") from error
-    lines = [*_lines(data)]
-    first = _parsed(lines[0][0]) if lines else None
-    if first is None or first.get("shiqrun_values") != FORMAT:
-        raise InputError(f"{path}: no file of prompt values; `shiqrun values` makes one, values.jsonl")
-    rows, whole = [], lines[0][1]
-    for number, (line, end) in enumerate(lines[1:], 2):
-        row = _parsed(line)
-        if row is None:
-            if number < len(lines):
-                raise InputError(f"{path}:{number}: a broken row; take it out, its prompt is valued again")
-            break
-        rows.append(row)
-        whole = end
-    return first, rows, whole
-
-
-def _lines(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Each line and where it ends; the last one may lack its end."""
-    end = 0
-    for line in data.splitlines(keepends=True):
-        end += len(line)
-        yield line, end
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+    lines = read_lines(path, KIND)
+    expect_made_with(path, next(lines).row, wanted, KIND)
+    found = {}
+    for number, (row, _, _) in enumerate(lines, 2):
+        try:
+            rewards = np.array(row["rewards"], np.float64)
+        except (TypeError, ValueError):
+            rewards = np.zeros(0)
+        named = isinstance(row.get("prompt_id"), str) and isinstance(row.get("prompt_tokens"), str)
+        if not named or rewards.ndim != 1 or not rewards.size or not np.isfinite(rewards).all():
+            raise InputError(
+                f"{path}:{number}: expected a prompt_id, prompt_tokens and a list of rewards; {KIND.advice}"
+            )
+        found[row["prompt_id"]] = Valued(rewards, row["prompt_tokens"])
+    return found

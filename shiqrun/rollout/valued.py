@@ -1,61 +1,94 @@
 """Which prompts are valued, and the values of a run: given as a file, or made first and kept."""
 
+import logging
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.console import track
+from shiqrun.data.bfcl import Bfcl
 from shiqrun.data.encode import special_words
-from shiqrun.data.module import DataSettings, Encoded, both_splits
+from shiqrun.data.module import DataSettings, Encoded, Split, both_splits
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.evaluation.prompts import Prompt, prompt_of
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
-from shiqrun.rollout.value_file import ValueFile, read_values
-from shiqrun.rollout.values import ValueSettings, estimate, key_of, set_prompt_values
+from shiqrun.rollout.kept import locked
+from shiqrun.rollout.value_file import Valued, ValueFile, read_values
+from shiqrun.rollout.values import ValueSettings, by_prompt, estimate, key_of, set_prompt_values
+from shiqrun.types import Example
+
+log = logging.getLogger("shiqrun")
 
 
 def prompts_of(
     source: Source, data: DataSettings, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, context: int | None
-) -> list[Prompt]:
-    """The prompts of both splits, one a prompt id, in file order.
+) -> dict[Split, list[Prompt]]:
+    """The prompts of each split, one a prompt id, in file order.
+
+    Prompts of which training keeps no trajectory are left out, and counted: longer than `data.max_length` or the
+    context, or with the text of a special token.
 
     Raises:
-        InputError: a prompt that leaves no room for a completion, or whose text spells a special token.
+        InputError: no prompt is left, one leaves no room for a completion, or the data are dialogues with functions.
     """
-    from collections import Counter
-
-    first: dict[str, Any] = {}
-    for _, example in track(both_splits(source, data, Counter()), "reading prompts"):
-        first.setdefault(example.prompt_id, example)
-    room = None if context is None else context - max_new_tokens
-    prompts = [prompt_of(example, tokenizer) for example in first.values()]
-    specials = special_words(tokenizer)
-    for prompt in prompts:
-        if room is not None and len(prompt.tokens) > room:
-            raise InputError(
-                f"{prompt.source}: the prompt has {len(prompt.tokens)} tokens, which leaves no room for "
-                f"values.max_new_tokens={max_new_tokens} in the model's context of {context}"
-            )
+    if isinstance(source, Bfcl):
+        raise InputError(
+            "data=bfcl: what an episode earns is no completion's reward, so its prompts have no values here"
+        )
+    limit, what = data.max_length or context, "data.max_length" if data.max_length else "the model's context"
+    first: dict[str, tuple[Split, Example]] = {}
+    for split, example in track(both_splits(source, data, Counter()), "reading prompts"):
+        first.setdefault(example.prompt_id, (split, example))
+    specials, left_out, number = special_words(tokenizer), Counter[str](), 0
+    prompts: dict[Split, list[Prompt]] = {"train": [], "val": []}
+    for split, prompt in ((split, prompt_of(example, tokenizer)) for split, example in first.values()):
         spelled = next((w for w in specials if any(w in str(m["content"]) for m in prompt.messages)), None)
         if spelled is not None:
-            raise InputError(f"{prompt.source}: the prompt spells the special token {spelled}; take the row out")
+            left_out[f"the text holds the special token {spelled}"] += 1
+        elif limit is not None and len(prompt.tokens) >= limit:
+            left_out[f"longer than {what}={limit}"] += 1
+        else:
+            _expect_room(prompt, max_new_tokens, context)
+            prompts[split].append(prompt)
+            number += 1
+    reasons = ", ".join(f"{n} {why}" for why, n in left_out.most_common())
+    if not number:
+        raise InputError(f"no prompt to value: {reasons or 'the data set is empty'}; look at the data")
+    if left_out:
+        log.warning("%d prompts are valued; left out: %s", number, reasons)
     return prompts
 
 
-def given(path: Path, reference: str, reward: Reward | None) -> dict[str, Any]:
-    """The rewards of a file made by `shiqrun values`, by prompt id.
+def _expect_room(prompt: Prompt, max_new_tokens: int, context: int | None) -> None:
+    if context is not None and len(prompt.tokens) + max_new_tokens > context:
+        raise InputError(
+            f"{prompt.source}: the prompt has {len(prompt.tokens)} tokens, which leaves no room for "
+            f"values.max_new_tokens={max_new_tokens} in the model's context of {context}; lower it, or "
+            "data.max_length, above which trajectories and their prompts are left out"
+        )
+
+
+def given(path: Path, reference: str, reward: Reward | None) -> dict[str, Valued]:
+    """What a file made by `shiqrun values` knows of each prompt id.
 
     Raises:
         InputError: it was made with another reference, or another reward than that of the run's evaluation.
     """
-    header, _, _ = read_values(path)
-    wanted = {"reference": reference} | ({} if reward is None else {"reward": reward.fingerprint()})
-    return dict(ValueFile(path, wanted).rewards) if header else {}
+    return read_values(path, {"reference": reference} | ({} if reward is None else {"reward": reward.fingerprint()}))
+
+
+class Values(NamedTuple):
+    """What is known of each prompt id, the file that has it and the completions, prompts sampled just now."""
+
+    known: dict[str, Valued]
+    file: ValueFile
+    new: int
 
 
 def made(
@@ -68,21 +101,31 @@ def made(
     reference: str,
     cache_dir: Path,
     device: torch.device,
-) -> dict[str, Any]:
-    """The rewards of the reference's completions, read from the cache or sampled now; ranks and jobs sample once."""
+) -> Values:
+    """What the reference's completions earn, read from the cache or sampled now; ranks and jobs sample once.
+
+    Args:
+        policy: the reference; it is back where it was at the end.
+        prompts: to value.
+        tokenizer: of the policy.
+        reward: of a completion.
+        settings: see `ValueSettings`.
+        reference: fingerprint of the policy's weights.
+        cache_dir: where the file is.
+        device: where to sample and to score.
+    """
     made_with = settings.made_with(reference, reward)
     path = cache_dir / "values" / f"{key_of(made_with)}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with locked(path, "values prompts"):
         file = ValueFile(path, made_with)
         home = next(policy.parameters()).device
         reward.to(device)
-        estimate(policy.to(device), prompts, tokenizer, reward, settings, file, progress=track)
+        new = estimate(policy.to(device), prompts, tokenizer, reward, settings, file, progress=track)
         policy.to(home)
-    return dict(file.rewards)
+    return Values(by_prompt(file, prompts), file, new)
 
 
-def put(encoded: Encoded, rewards: dict[str, Any], beta: float) -> None:
+def put(encoded: Encoded, known: Mapping[str, Valued], beta: float) -> None:
     """Sets every row's Q0 at beta."""
     for rows in (encoded.train, encoded.val):
-        set_prompt_values(rows, rewards, beta)
+        set_prompt_values(rows, known, beta)

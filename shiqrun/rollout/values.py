@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from shiqrun.data.batches import Rows
 from shiqrun.errors import InputError
-from shiqrun.evaluation.prompts import Prompt
+from shiqrun.evaluation.prompts import Prompt, tokens_key
 from shiqrun.evaluation.sampling import Sample, Sampler, rewarded
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
-from shiqrun.rollout.value_file import ValueFile
+from shiqrun.rollout.value_file import Valued, ValueFile
 from shiqrun.settings import SamplingSettings
 
 STREAM = 2
@@ -59,6 +59,13 @@ def key_of(made_with: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(made_with, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+def asked(prompt: Prompt) -> str:
+    """A name for a prompt and what its completions' rewards depend on: prompt ids of two data sets may be the same."""
+    digest = hashlib.blake2b(prompt.tokens.tobytes(), digest_size=16)
+    digest.update(json.dumps([prompt.name, prompt.answer], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
 def estimate(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -80,7 +87,7 @@ def estimate(
         file: where rewards are kept.
         progress: wraps the portions.
     """
-    missing = [p for p in prompts if p.prompt_id not in file.rewards]
+    missing = [p for p in prompts if asked(p) not in file.rewards]
     each = max(1, SAMPLES_AT_ONCE // settings.samples)
     portions = [missing[start : start + each] for start in range(0, len(missing), each)]
     sampling = SamplingSettings(
@@ -101,25 +108,39 @@ def estimate(
 
 def _row(prompt: Prompt, samples: Sequence[Sample]) -> dict[str, Any]:
     return {
+        "asked": asked(prompt),
         "prompt": prompt.messages,
         "completions": [[{"role": "assistant", "content": s.text}] for s in samples],
         "rewards": [s.reward for s in samples],
-        "prompt_id": prompt.prompt_id,
+        "cut_off": sum(not s.ended for s in samples),
         **({} if prompt.answer is None else {"answer": prompt.answer}),
     }
 
 
-def set_prompt_values(rows: Rows, rewards: dict[str, np.ndarray], beta: float) -> None:
+def by_prompt(file: ValueFile, prompts: Sequence[Prompt]) -> dict[str, Valued]:
+    """What is known of each prompt id."""
+    return {p.prompt_id: Valued(file.rewards[asked(p)], tokens_key(p.tokens)) for p in prompts}
+
+
+def set_prompt_values(rows: Rows, known: Mapping[str, Valued], beta: float) -> None:
     """Gives every row its prompt's Q0 at beta.
 
     Raises:
-        InputError: a prompt without value; the message counts them and names the first.
+        InputError: a prompt without value, or the value is of another prompt with its id; the message counts them and
+            names the first.
     """
-    lacking = [t for t in rows.trajectories if t.prompt_id not in rewards]
+    lacking = [t for t in rows.trajectories if t.prompt_id not in known]
     if lacking:
         raise InputError(
             f"algo.values: {len(lacking)} of {len(rows)} trajectories have a prompt without value, first "
             f"{lacking[0].source} (prompt {lacking[0].prompt_id}); make values of the same data with `shiqrun values`"
         )
-    values = {name: soft_value(found, beta).value for name, found in rewards.items()}
+    other = [t for t in rows.trajectories if tokens_key(t.input_ids[: t.action_index[0]]) != known[t.prompt_id].tokens]
+    if other:
+        raise InputError(
+            f"algo.values: {len(other)} of {len(rows)} trajectories have another prompt than the one that was valued "
+            f"under its prompt_id, first {other[0].source} (prompt {other[0].prompt_id}); make values of the same "
+            "data, and give each prompt an id of its own"
+        )
+    values = {name: soft_value(found.rewards, beta).value for name, found in known.items()}
     rows.prompt_value = np.array([values[t.prompt_id] for t in rows.trajectories], np.float32)

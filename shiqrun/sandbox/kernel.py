@@ -62,7 +62,7 @@ def ruleset(readable: Sequence[str], devices: Sequence[str]) -> int:
     files = FIRST_RIGHTS | (REFER if abi >= 2 else 0) | (TRUNCATE if abi >= 3 else 0) | (IOCTL if abi >= 5 else 0)
     handled = [files, *([TCP] if abi >= 4 else []), *([BEYOND] if abi >= 6 else [])]
     attributes = struct.pack(f"{len(handled)}Q", *handled)
-    rules = _call(LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
+    rules = call(LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
     for paths, rights in ((readable, READ_FILE | READ_DIRECTORY), (devices, READ_FILE | WRITE_FILE)):
         for path in filter(os.path.exists, paths):
             _permit(rules, path, rights)
@@ -74,7 +74,7 @@ def _permit(rules: int, path: str, rights: int) -> None:
     try:
         if not stat.S_ISDIR(os.fstat(place).st_mode):
             rights &= ~READ_DIRECTORY
-        _call(LANDLOCK_ADD, rules, RULE_PATH_BENEATH, struct.pack("=Qi", rights, place), 0)
+        call(LANDLOCK_ADD, rules, RULE_PATH_BENEATH, struct.pack("=Qi", rights, place), 0)
     finally:
         os.close(place)
 
@@ -105,13 +105,22 @@ def confine(how: Confinement, *, cpu: int, memory: int) -> None:
     if sys.platform != "linux":
         return
     _control(PR_SET_DUMPABLE, 0)
-    _control(PR_SET_NO_NEW_PRIVS, 1)
+    no_new_privileges()
     if how.ruleset is not None:
-        _call(LANDLOCK_RESTRICT, how.ruleset, 0)
+        call(LANDLOCK_RESTRICT, how.ruleset, 0)
     if syscalls.known():
-        _call(CAPSET[os.uname().machine], struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
+        call(CAPSET[os.uname().machine], struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24))
     if how.filter is not None:
         install(how.filter)
+
+
+def no_new_privileges() -> None:
+    """No program that this process starts gets more rights than it has, which filters need.
+
+    Raises:
+        OSError: the kernel refuses it.
+    """
+    _control(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def install(code: bytes) -> None:
@@ -135,7 +144,12 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _call(number: int, *arguments: object) -> int:
+def call(number: int, *arguments: object) -> int:
+    """What a system call gives.
+
+    Raises:
+        OSError: it is refused.
+    """
     found = int(_libc().syscall(ctypes.c_long(number), *arguments))
     if found < 0:
         raise OSError(ctypes.get_errno(), f"system call {number}: {os.strerror(ctypes.get_errno())}")

@@ -1,6 +1,7 @@
 """Workers in threads: programs run side by side, and a lost worker costs only its own program."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,6 +15,8 @@ Result = TypeVar("Result")
 ATTEMPTS = 3
 """How often a program is tried for which the machine, not the program, is to blame; one that takes its worker along
 is tried twice."""
+PAUSE = 0.3
+"""Seconds before it is tried again, times the attempts so far: the machine may be short of processes or memory."""
 
 Run = Callable[[Program, Limits], Outcome]
 
@@ -65,6 +68,7 @@ class Pool:
         for attempt in range(ATTEMPTS):
             if self._closed:
                 raise TrainingError("the sandbox was closed")
+            time.sleep(PAUSE * attempt)
             try:
                 outcome = self._worker().run(program, limits)
             except Lost as error:

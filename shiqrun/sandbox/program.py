@@ -24,17 +24,24 @@ FAILED, NO_PROGRAM, OUT_OF_MEMORY = 1, 96, 98
 def run(request: dict[str, Any]) -> NoReturn:
     """Runs the program of a request and ends the process."""
     random.seed(0)  # a score depends on the program alone
+    code = FAILED
+    try:
+        code = _ran(request)
+    finally:  # also where telling of an error fails
+        os._exit(code)
+
+
+def _ran(request: dict[str, Any]) -> int:
     try:
         code = _run(request)
-        code = _end() or code
+        return _end() or code
     except SystemExit as left:
-        code = _end() or _code(left.code)
+        return _end() or _code(left.code)
     except MemoryError:
-        code = OUT_OF_MEMORY
+        return OUT_OF_MEMORY
     except BaseException:
         traceback.print_exc(limit=-3)
-        code = _end() or FAILED
-    os._exit(code)
+        return _end() or FAILED
 
 
 def _run(request: dict[str, Any]) -> int:
@@ -89,4 +96,4 @@ def _end() -> int:
 def _code(code: Any) -> int:
     if code is None:
         return 0
-    return code & 0xFF if isinstance(code, int) else FAILED
+    return int.__and__(code, 0xFF) if isinstance(code, int) else FAILED

@@ -70,7 +70,8 @@ def same(expected: Any, found: Any, tolerance: float) -> bool:
         return expected.keys() == found.keys() and all(same(e, found[k], tolerance) for k, e in expected.items())
     if float in (type(expected), type(found)) and isinstance(expected, int | float) and isinstance(found, int | float):
         try:
-            return bool(expected == found or abs(expected - found) < tolerance)
+            neither = expected != expected and found != found  # a number: then they are the same, as nothing else is
+            return bool(expected == found or neither or abs(expected - found) < tolerance)
         except OverflowError:  # an int beyond all floats
             return False
     return bool(expected == found)

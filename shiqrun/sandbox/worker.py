@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shiqrun.sandbox.backends import Backend
-from shiqrun.sandbox.zygote import LENGTHS
+from shiqrun.sandbox.zygote import ANOTHER, LENGTHS, SAME
 
 START_SECONDS, GRACE = 60.0, 10.0
 """Wall time that a zygote may take to start, and to answer beyond a program's own limit: the machine may be busy."""
@@ -92,6 +92,7 @@ class Worker:
     def __init__(self, backend: Backend) -> None:
         self.backend, self.lost = backend, 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._last: str | None = None
 
     def __enter__(self) -> "Worker":
         return self
@@ -107,9 +108,11 @@ class Worker:
             Lost: its zygote does not start.
         """
         process = self._process or self._start()
+        same = program.calls is None and program.code == self._last  # what judges is called, and always another
+        self._last = program.code if program.calls is None else None
         header = {**asdict(limits), "code": program.code, "entry_point": program.entry_point, "calls": program.calls}
         try:
-            self._send(process, header, program.given, time.monotonic() + START_SECONDS)
+            self._send(process, SAME if same else ANOTHER, header, program.given, time.monotonic() + START_SECONDS)
             return _outcome(*self._receive(process, time.monotonic() + limits.wall + GRACE, 2 * limits.output))
         except (Lost, OSError, ValueError, KeyError, TypeError) as error:
             self.close()
@@ -148,11 +151,13 @@ class Worker:
         self.close()
         return words
 
-    def _send(self, process: "subprocess.Popen[bytes]", header: Mapping[str, Any], body: bytes, end: float) -> None:
+    def _send(
+        self, process: "subprocess.Popen[bytes]", which: bytes, header: Mapping[str, Any], body: bytes, end: float
+    ) -> None:
         assert process.stdin is not None
         text = json.dumps(header).encode()
         target = process.stdin.fileno()
-        for part in (LENGTHS.pack(len(text), len(body)) + text, body):
+        for part in (which + LENGTHS.pack(len(text), len(body)) + text, body):
             left = memoryview(part)
             while left:
                 _expect(target, select.POLLOUT, end, "read")
@@ -170,7 +175,7 @@ class Worker:
 
     def close(self) -> None:
         """Ends the zygote and what runs in it; the next program starts another."""
-        process, self._process = self._process, None
+        process, self._process, self._last = self._process, None, None
         if process is None:
             return
         with contextlib.suppress(OSError):

@@ -1,8 +1,10 @@
-"""The process in the sandbox: forks once per program and keeps the limits that the kernel does not keep.
+"""The process in the sandbox: a small interpreter that is ready, and forks a supervisor for every request.
 
 Frames on descriptors 0 and 1: the lengths of a JSON header and of a body, 4 bytes each, then both. A request's body is
-the program's input; an answer's is the program's output and behind it the values of its calls. It is a small
-interpreter without a secret, so that the copy of it that every program gets is worth nothing.
+the program's input; an answer's is the program's output and behind it the values of its calls. Before a request goes a
+byte, `ANOTHER` or `SAME`: whether it runs another program than the last. Supervisors alone read and write all this, and
+one ends when the byte says `ANOTHER`: programs are copies of copies of this process, and what another program printed,
+or what its values are compared with, must never have been in its memory.
 """
 
 import fcntl
@@ -13,22 +15,21 @@ import select
 import signal
 import struct
 import time
-from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from shiqrun.sandbox import kernel, program
+from shiqrun.sandbox import kernel
+from shiqrun.sandbox.supervisor import OWN, Supervisor
+from shiqrun.sandbox.threads import Threads
 
 PRELOADED = """array ast atexit bisect collections copy datetime decimal fractions functools hashlib heapq io itertools
 math operator queue random re statistics string textwrap threading traceback typing"""
 """What programs often import: loaded once, before the forks."""
 LENGTHS = struct.Struct("<II")
-OWN = 10
-"""Descriptors from here on are the zygote's; those below belong to programs."""
-PIECE = 1 << 16
-TAIL = 2000
-"""Bytes of what a program writes to its errors that are kept."""
-PAUSE = 0.0005
+ANOTHER, SAME = b"a", b"s"
+WAITING, ENDED, ASKED = 0, 1, 2
+PATIENCE, PAUSE = 200, 0.05
+"""How often a fork is tried again that the machine refuses, and the time between, seconds."""
 
 
 def main(words: str) -> None:
@@ -52,10 +53,42 @@ def main(words: str) -> None:
     write(answers, {"landlock": kernel.landlock() if confinement.ruleset is not None else 0}, b"")
     gc.collect()
     gc.freeze()
-    while (asked := read(requests)) is not None:
-        header, body = asked
-        found, output, values = _Run(header, body, confinement, requests).answer()
-        write(answers, {**found, "values": len(values)}, output + values)
+    state = WAITING
+    while state in (WAITING, ASKED):
+        state = _supervised(state, requests, answers, confinement)
+
+
+def _supervised(state: int, requests: int, answers: int, confinement: kernel.Confinement) -> int:
+    """How a supervisor ended: `ASKED`, where it has read that another program is asked for; `ENDED` or a failure."""
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    poll.poll()
+    for _ in range(PATIENCE):
+        try:
+            pid = os.fork()
+        except OSError:  # no process is left on this machine for now
+            time.sleep(PAUSE)
+            continue
+        if pid == 0:
+            _supervise(state, requests, answers, confinement)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return ENDED
+
+
+def _supervise(state: int, requests: int, answers: int, confinement: kernel.Confinement) -> NoReturn:
+    code = ENDED
+    try:
+        kernel.die_with_parent(signal.SIGKILL)
+        threads = Threads()
+        if state == ASKED or os.read(requests, 1):
+            while (asked := read(requests)) is not None:
+                found, output, values = Supervisor(*asked, confinement, requests, threads).answer()
+                write(answers, {**found, "values": len(values)}, output + values)
+                if (next_ := os.read(requests, 1)) != SAME:
+                    code = ASKED if next_ else ENDED
+                    break
+    finally:
+        os._exit(code)
 
 
 def _own(number: int) -> int:
@@ -108,139 +141,3 @@ def write(target: int, header: dict[str, Any], body: bytes) -> None:
     left = memoryview(LENGTHS.pack(len(text), len(body)) + text + body)
     while left:
         left = left[os.write(target, left) :]
-
-
-class _Run:
-    """One program: a fork, its pipes, its end."""
-
-    def __init__(self, request: dict[str, Any], given: bytes, confinement: kernel.Confinement, trainer: int) -> None:
-        self.request, self.confinement, self.trainer = request, confinement, trainer
-        self.given = memoryview(given)
-        self.began = time.monotonic()
-        self.deadline = self.began + request["wall"]
-        self.stopped: str | None = None
-
-    def answer(self) -> tuple[dict[str, Any], bytes, bytes]:
-        """What is known of it, its output and the values it gave."""
-        self.input, self.sink = (ends := os.pipe())[1], ends[0]
-        pipes = [os.pipe() for _ in range(4)]  # output, errors, values, ready
-        self.texts = {reading: bytearray() for reading, _ in pipes}
-        try:
-            self.pid = os.fork()
-        except OSError as error:
-            self.pid = 0
-            found = {"verdict": "sandbox_error", "errors": f"fork: {error}", "cpu": 0.0, "wall": 0.0}
-        else:
-            if self.pid == 0:
-                _child(self.request, self.sink, [writing for _, writing in pipes], self.confinement)
-        os.close(self.sink)
-        for _, writing in pipes:
-            os.close(writing)
-        output, errors, values, ready = self.texts.values()
-        if self.pid:
-            self._watch([reading for reading, _ in pipes][:2])
-            status, used = self._end()
-            found = {
-                "verdict": self.stopped or self._verdict(status, bool(ready), used),
-                "errors": bytes(errors[-TAIL:]).decode("utf-8", "replace"),
-                "cpu": used,
-                "wall": time.monotonic() - self.began,
-            }
-        for number in [self.input, *self.texts]:
-            if number >= 0:
-                os.close(number)
-        return found, bytes(output), bytes(values)
-
-    def _watch(self, told: list[int]) -> None:
-        """Feeds the program and reads what it writes until it closes everything, or has to be stopped."""
-        poll = select.poll()
-        for number in self.texts:
-            poll.register(number, select.POLLIN)
-        poll.register(self.trainer, select.POLLIN)
-        os.set_blocking(self.input, False)
-        poll.register(self.input, select.POLLOUT)
-        open_ = set(self.texts)
-        while open_ and self.stopped is None:
-            left = self.deadline - time.monotonic()
-            if left <= 0:
-                self.stopped = "timeout"
-            for number, _ in poll.poll(max(left, 0) * 1000):
-                if number == self.trainer:
-                    self.stopped = "sandbox_lost"  # who asked has ended
-                elif number == self.input:
-                    self._feed(poll)
-                elif not self._take(number, keep_tail=number == told[1]):
-                    poll.unregister(number)
-                    open_.discard(number)
-
-    def _feed(self, poll: select.poll) -> None:
-        try:
-            self.given = self.given[os.write(self.input, self.given[:PIECE]) :]
-        except BlockingIOError:
-            return
-        except OSError:  # it does not read on
-            self.given = memoryview(b"")
-        if not self.given:
-            poll.unregister(self.input)
-            os.close(self.input)
-            self.input = -1
-
-    def _take(self, number: int, *, keep_tail: bool) -> bool:
-        piece, text = os.read(number, PIECE), self.texts[number]
-        text += piece
-        if keep_tail:
-            del text[: -2 * TAIL]
-        elif len(text) > self.request["output"]:
-            del text[self.request["output"] :]
-            self.stopped = "output_limit"
-        return bool(piece)
-
-    def _end(self) -> tuple[int, float]:
-        """Wait status and processor time, seconds, once it is gone."""
-        pid = 0
-        while self.stopped is None:
-            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > self.deadline:
-                self.stopped = "timeout"
-            time.sleep(PAUSE)
-        with suppress(OSError):
-            os.killpg(self.pid, signal.SIGKILL)  # where only limits confine, it may have left others behind
-        if pid == 0:
-            with suppress(OSError):
-                os.kill(self.pid, signal.SIGKILL)  # it may not have a group of its own yet
-            _, status, usage = os.wait4(self.pid, 0)
-        return status, usage.ru_utime + usage.ru_stime
-
-    def _verdict(self, status: int, ready: bool, used: float) -> str:
-        if not ready:
-            return "sandbox_error"
-        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        if number == signal.SIGXCPU or (number == signal.SIGKILL and used >= self.request["cpu"]):
-            return "cpu_limit"
-        if number == signal.SIGXFSZ:
-            return "file_limit"
-        words = {0: "ok", program.NO_PROGRAM: "syntax_error", program.OUT_OF_MEMORY: "memory_limit"}
-        return "runtime_error" if number else words.get(os.WEXITSTATUS(status), "runtime_error")
-
-
-def _child(request: dict[str, Any], sink: int, pipes: list[int], how: kernel.Confinement) -> NoReturn:
-    try:
-        os.setsid()
-        kernel.die_with_parent(signal.SIGKILL)
-        for target, number in enumerate([sink, *pipes]):
-            os.dup2(number, target)
-        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        if how.ruleset is not None:
-            os.dup2(how.ruleset, OWN)
-            how = kernel.Confinement(OWN, how.filter)
-        os.closerange(OWN + (how.ruleset is not None), 256)
-        kernel.confine(how, cpu=request["cpu"], memory=request["memory"])
-        os.write(len(pipes), b"1")
-        os.closerange(len(pipes), 256)
-    except BaseException as error:
-        os.write(2, repr(error).encode())
-        os._exit(program.FAILED)
-    program.run(request)

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -281,7 +282,33 @@ def test_the_best_of_completions_without_rewards_is_refused_with_its_row():
         best(example("a", "b", source="file:9"))
 
 
+def test_an_example_without_completions_has_no_best_and_gives_no_row():
+    unsolved = [example(prompt_id="hard", rewards=rewards) for rewards in (None, [])]
+    assert best(*unsolved) == [([], None), ([], [])]
+    assert len(read(Listed([*unsolved, *prompts(2)]), completions="best", val_fraction=0.0).train) == 2
+
+
 def test_the_best_halves_the_trajectories_of_pairs():
     every, some = (read(Listed(prompts(8)), completions=c, val_fraction=0.0) for c in ("all", "best"))
     assert (len(every.train), len(some.train)) == (16, 8)
     assert set(some.train.returns) == {3.0}
+
+
+def test_of_equal_completions_the_first_is_kept_and_the_others_are_counted():
+    def once(*said, name, rewards):
+        return example(*said, prompt=("how",), prompt_id=name, rewards=rewards, source=name)
+
+    given = [once("fine", "bad", "fine", name="a", rewards=(1.0, 2.0, 3.0)), once("fine", name="a", rewards=(4.0,))]
+    given += prompts(1)
+    every = read(Listed(given), val_fraction=0)
+    kept = read(Listed(given), val_fraction=0, distinct=True)
+    assert len(every.train) == 6
+    assert [float(r) for r in kept.train.returns] == [1.0, 2.0, 1.0, 3.0]
+    assert kept.dropped["the same as another completion of its prompt"] == 2
+    assert not every.dropped
+
+
+def test_equal_answers_to_other_prompts_and_in_other_pairs_are_not_the_same():
+    pairs = [replace(e, alone=True) for e in (prompts(1) + prompts(1))]
+    assert len(read(Listed(pairs), val_fraction=0, distinct=True).train) == 4
+    assert len(read(Listed(prompts(3)), val_fraction=0, distinct=True).train) == 6

@@ -8,7 +8,17 @@ import yaml
 from shiqrun.data.encode import encode
 from shiqrun.data.module import DataSettings, load
 from shiqrun.data.program_functions import functions
-from shiqrun.data.program_language import LONGEST_PROGRAM, PRIMITIVES, canonical, parse, probes, run, spell, steps_of
+from shiqrun.data.program_language import (
+    LONGEST_PROGRAM,
+    PRIMITIVES,
+    canonical,
+    fixed_lists,
+    parse,
+    probes,
+    run,
+    spell,
+    steps_of,
+)
 from shiqrun.data.programs import SIDES, Programs
 from shiqrun.data.source import ClosedVocabulary
 from shiqrun.errors import InputError
@@ -17,12 +27,13 @@ from tests.test_contract import CONF
 
 SETTINGS = DataSettings(limit=None, max_length=None, val_fraction=0.1, completions="all", train_on="assistant")
 SIZES = {"problems": 300, "val_problems": 120}
+FEWER = ["reverse", "sort", "unique", "sums", "odds", "add", "above", "drop"]  # for three steps: all take a while
 
 
 def programs(**options):
     """The source of conf/data/programs.yaml, with fewer problems."""
-    given = yaml.safe_load((CONF / "data" / "programs.yaml").read_text(encoding="utf-8"))
-    others = {"_target_", "name", "limit", "max_length", "completions", "train_on"}
+    given = yaml.safe_load((CONF / "data" / "programs.yaml").read_text(encoding="utf-8"))["data"]
+    others = {"_target_", "name", "limit", "max_length", "completions", "train_on", "distinct"}
     return Programs(**({key: value for key, value in given.items() if key not in others} | SIZES | options))
 
 
@@ -54,6 +65,10 @@ def by_hand(text, xs, base):
             xs = [x for x in xs if x % 2 == (word == "odds")]
         elif word in ("add", "times"):
             xs = [(x + k if word == "add" else x * k) % base for x in xs]
+        elif word == "cap":
+            xs = [k if x > k else x for x in xs]
+        elif word in ("above", "below"):
+            xs = [x for x in xs if x != k and (x > k) == (word == "above")]
         else:
             xs = [x for i, x in enumerate(xs) if (i < k) == (word == "take")]
     return xs
@@ -71,6 +86,9 @@ def by_hand(text, xs, base):
         ("odds", [3, 3, 9]),
         ("add 3", [1, 6, 3, 6, 2]),
         ("times 2", [6, 6, 0, 6, 8]),
+        ("cap 3", [3, 3, 0, 3, 3]),
+        ("above 3", [8, 9]),
+        ("below 3", [0]),
         ("take 2", [8, 3]),
         ("drop 3", [3, 9]),
         ("drop 9", []),
@@ -86,6 +104,17 @@ def test_all_steps_take_lists_of_any_length():
     for step in (step for name in PRIMITIVES for step in steps_of(name, 7)):
         for xs in [(), (3,), (1, 1, 2, 6, 5, 0)]:
             assert list(run((step,), xs, 7)) == by_hand(spell((step,)), xs, 7)
+
+
+def test_digits_of_steps_are_those_that_change_something_and_leave_something():
+    assert [k for _, k in steps_of("add", 5)] == [1, 2, 3, 4]
+    assert [k for _, k in steps_of("times", 5)] == [2, 3, 4]
+    assert [k for _, k in steps_of("cap", 5)] == [1, 2, 3]
+    assert [k for _, k in steps_of("above", 5)] == [0, 1]
+    assert [k for _, k in steps_of("below", 5)] == [3, 4]
+    assert [k for _, k in steps_of("take", 10)] == [k for _, k in steps_of("drop", 10)] == [1, 2, 3, 4]
+    assert [k for _, k in steps_of("drop", 4)] == [1, 2, 3]
+    assert steps_of("sums", 5) == [("sums", None)]
 
 
 @pytest.mark.parametrize("text", ["sort|add 1", " sort  |\n add 1 ", "sort | add 1"])
@@ -153,11 +182,14 @@ def test_the_programs_of_a_function_are_all_that_compute_it_without_idle_steps()
 @pytest.mark.parametrize("steps", [2, 3])
 def test_no_held_out_function_is_logged_in_training_under_any_spelling(steps):
     """Told apart on random lists, not on the probes by which functions were split."""
-    source = programs(steps=steps, problems=300, val_problems=100)
+    words = {"steps": steps, "primitives": FEWER if steps == 3 else list(PRIMITIVES)}
+    source = programs(**words, problems=300, val_problems=100)
     rng = np.random.default_rng(3)
     lists = [tuple(rng.integers(0, 10, rng.integers(3, 7)).tolist()) for _ in range(100)]
     lists += [tuple(rng.permutation(10)[:6].tolist()) for _ in range(100)]
     lists += [tuple(rng.choice([0, 2, 4, 6, 8, 1, 3][i % 2 :: 1 + i % 2], 6).tolist()) for i in range(100)]
+    lists += [tuple((rng.permutation(5) * 2 + i % 2).tolist()) for i in range(40)]
+    lists += [tuple((rng.integers(0, 5, 6) * 2 + i % 2).tolist()) for i in range(40)]
     meaning = {}
 
     def outputs(text):
@@ -168,7 +200,7 @@ def test_no_held_out_function_is_logged_in_training_under_any_spelling(steps):
     training = list(source.load("train"))
     trained = {outputs(text) for example in training for text in said(example)}
     for side in ("val", "test"):
-        asked = list(programs(steps=steps, split=side, val_problems=100).load("val"))
+        asked = list(programs(**words, split=side, val_problems=100).load("val"))
         right = {outputs(t) for e in asked for t, r in zip(said(e), e.rewards, strict=True) if r == 0}
         assert len(right) > 10
         assert not right & trained
@@ -176,7 +208,7 @@ def test_no_held_out_function_is_logged_in_training_under_any_spelling(steps):
 
 
 def test_the_share_of_held_out_functions_is_the_setting():
-    side = programs(steps=3, val_fraction=0.2).side
+    side = programs(steps=3, primitives=FEWER, val_fraction=0.2).side
     share, error = np.bincount(side[side >= 0]) / (side >= 0).sum(), 4 * np.sqrt(0.2 * 0.8 / (side >= 0).sum())
     assert share[0] == pytest.approx(0.6, abs=error)
     assert share[1] == pytest.approx(0.2, abs=error)
@@ -207,7 +239,7 @@ def test_the_answer_is_what_the_shown_examples_began():
 
 def test_hidden_examples_are_not_shown():
     """Base 4 has 64 lists of three digits, so that it would happen by chance."""
-    for problem in programs(base=4, longest=3, shown=8, hidden=32).problems("val"):
+    for problem in programs(base=4, longest=3, shown=8, fixed=0, hidden=32).problems("val"):
         shown, hidden = ({xs for xs, _ in part} for part in (problem.shown, problem.hidden))
         assert len(shown) == 8
         assert len(hidden) >= 32
@@ -226,8 +258,32 @@ def test_of_all_programs_only_those_of_the_function_pass_the_hidden_examples(hid
         assert example.columns["steps"] == min(map(len, passing))
 
 
+@pytest.mark.parametrize("base", [4, 5, 6, 7, 8, 9, 10])
+def test_fixed_lists_are_no_hidden_ones_and_two_of_them_tell_the_steps_apart(base):
+    assert len(set(fixed_lists(base, 256))) == 256
+    assert not set(fixed_lists(base, 256)) & set(probes(base))
+    lists = fixed_lists(base, 2)
+    steps = [step for name in PRIMITIVES for step in steps_of(name, base)]
+    assert len({tuple(run((step,), xs, base) for xs in lists) for step in steps}) == len(steps)
+
+
+@pytest.mark.parametrize("fixed", [0, 1, 2])
+def test_the_fixed_lists_open_every_prompt_and_the_others_differ(fixed):
+    source = programs(fixed=fixed, shown=3, longest=5)
+    lists = [[xs for xs, _ in problem.shown] for side in SIDES for problem in source.problems(side)]
+    assert {tuple(shown[:fixed]) for shown in lists} == {fixed_lists(10, fixed)}
+    assert len({shown[fixed] for shown in lists}) > len(lists) / 2
+    assert max(len(xs) for shown in lists for xs in shown[fixed:]) == 5
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(2, [1 / 5, 4 / 5]), (3, [1 / 14, 4 / 14, 9 / 14])])
+def test_a_number_of_steps_is_asked_for_as_often_as_its_square_says(steps, expected):
+    made = [e.columns["steps"] for e in programs(steps=steps, primitives=FEWER, problems=1500).load("train")]
+    assert np.bincount(made)[1:] / 1500 == pytest.approx(expected, abs=4 * np.sqrt(0.25 / 1500))
+
+
 def test_what_fits_the_shown_examples_alone_is_often_wrong_on_the_hidden_ones():
-    source = programs(shown=1)
+    source = programs(shown=1, fixed=0)
     fooled = 0
     for problem in itertools.islice(source.problems("val"), 30):
         fitting = [p for p in source.functions.number if all(run(p, xs, 10) == ys for xs, ys in problem.shown)]
@@ -286,7 +342,7 @@ def test_held_out_problems_do_not_depend_on_the_number_of_training_problems():
 
 
 def test_functions_keep_their_side_when_longer_ones_are_asked_for():
-    two, three = programs(), programs(steps=3)
+    two, three = (programs(steps=steps, primitives=FEWER) for steps in (2, 3))
     for program, number in two.functions.number.items():
         assert two.side[number] == three.side[three.functions.number[program]]
 
@@ -319,6 +375,7 @@ def test_the_primitives_are_those_that_are_asked_for():
     [
         ({"primitives": ["sort", "sort"]}, "named twice"),
         ({"primitives": ["reverse"]}, "too few functions: 1 of train"),
+        ({"fixed": 3, "shown": 3}, "data.fixed=3: at least one of the data.shown=3"),
         ({"rewards": [-1, 0]}, "right above wrong"),
         ({"rewards": [0, 0]}, "right above wrong"),
     ],

@@ -142,7 +142,30 @@ def test_pass_at_more_than_there_are_is_refused():
 def test_pass_at_k_is_the_mean_over_prompts_for_every_k_that_the_samples_allow():
     made = [sample("a", k, reward=2.0 * (k < 3)) for k in range(10)] + [sample("b", k, reward=0.0) for k in range(10)]
     found = of(made, right=2.0)
-    assert {k: v for k, v in found.items() if k.startswith("pass@")} == pytest.approx(
+    assert {k: v for k, v in found.items() if k.startswith("pass@") and "ci95" not in k} == pytest.approx(
         {"pass@1": 0.15, "pass@2": (1 - 21 / 45) / 2, "pass@5": 0.916667 / 2, "pass@10": 0.5}, abs=5e-7
     )
-    assert not [k for k in of(made) if k.startswith("pass@")], "only where answers are right or wrong"
+    assert not [k for k in of(made) if k.startswith(("pass@", "solutions"))], "only where answers are right or wrong"
+
+
+def test_the_interval_of_pass_at_k_is_over_prompts_and_not_over_samples():
+    """Of two prompts, one always right and one never, a resample has both, or one twice: 1/4, 1/2, 1/4."""
+    made = [sample(name, k, reward=float(name == "a")) for name in "ab" for k in range(50)]
+    found = of(made, right=1.0)
+    for k in (1, 10, 50):
+        assert [found[f"pass@{k}{end}"] for end in ("", "_ci95_low", "_ci95_high")] == [0.5, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_where_all_answers_are_alike_the_interval_of_pass_at_k_is_a_point(reward):
+    found = of([sample(name, k, reward=reward) for name in "abc" for k in range(2)], right=1.0)
+    assert {v for k, v in found.items() if k.startswith("pass@")} == {reward}
+    assert math.isnan(of([sample("a", reward=1.0)], right=1.0)["pass@1_ci95_low"])
+
+
+def test_different_right_answers_are_counted_by_prompt_whatever_their_white_space():
+    said = {"a": [("x | y", 1), ("x  |\ny ", 1), ("z", 1), ("w", 0)], "b": [("x | y", 0), ("q", 0)], "c": [("q", 1)]}
+    made = [sample(n, k, text=t, reward=float(r)) for n, texts in said.items() for k, (t, r) in enumerate(texts)]
+    found = of(made, right=1.0)
+    assert found["solutions_distinct"] == pytest.approx(1)  # of 2, 0 and 1
+    assert found["solutions_distinct_ci95"] == pytest.approx(T2 / math.sqrt(3), rel=1e-6)

@@ -53,6 +53,15 @@ def test_a_setting_that_differs_within_a_method_names_it(tmp_path):
     assert method_names(collect([tmp_path]).runs) == ["shiq", "shiq anchor=0.5", "dpo"]
 
 
+def test_where_estimates_are_read_names_a_method_only_where_they_are_read_from_several_places(tmp_path):
+    made.finished_run(tmp_path / "0", seed=1, algo__monte_carlo=0.0, algo__targets=None)
+    made.finished_run(tmp_path / "1", seed=1, algo__monte_carlo=1.0, algo__targets="a.jsonl")
+    assert method_names(collect([tmp_path]).runs) == ["shiq", "shiq monte_carlo=1"]
+    made.finished_run(tmp_path / "2", seed=1, algo__monte_carlo=1.0, algo__targets="b.jsonl")
+    two = [name for name in method_names(collect([tmp_path]).runs) if "targets" in name]
+    assert two == ["shiq monte_carlo=1 targets=a.jsonl", "shiq monte_carlo=1 targets=b.jsonl"]
+
+
 ANCHORED = {"algo__anchor": 10.0, "algo__anchor_from": "policy", "algo__reference": "frozen"}
 PLAIN = {"algo__anchor": 0.0, "algo__anchor_from": "uniform", "algo__reference": "cached"}
 

@@ -309,6 +309,7 @@ def evaluated(run, **columns):
     folder = run / "eval" / "2026-01-31_12-00-00"
     folder.mkdir(parents=True)
     found = {"eval/reward": 0.75, "eval/reward_ci95": 0.05, "eval/win_rate": 0.5}
+    found |= {"eval/pass@1": 0.4, "eval/pass@1_ci95_low": 0.3125, "eval/pass@1_ci95_high": 0.55}
     (folder / "eval.json").write_text(json.dumps(found))
     row = {"prompt": "why?", "completion": "so", "token_ids": [4, 5], "ended": True, "reward": 1.0, "log_ratio": 2.0}
     row |= {"ref_completion": "because", "ref_reward": 0.5}
@@ -320,7 +321,7 @@ def test_evaluations_of_a_run_are_shown(tmp_path):
     run = made.finished_run(tmp_path / "r")
     evaluated(run)
     page = Reader(write([run]).read_text(encoding="utf-8"))
-    assert ["r", "2026-01-31_12-00-00", "0.750 ± 0.050", "0.5"] in page.rows
+    assert ["r", "2026-01-31_12-00-00", "0.750 ± 0.050", "0.5", "0.40 [0.31, 0.55]"] in page.rows
     carried = page.data["completions-data"]
     row = next(row for row in carried["rows"] if row[1] == "eval 2026-01-31_12-00-00")
     assert [carried["texts"][i] for i in row[2:5]] == ["why?", "so", "because"]

@@ -28,7 +28,7 @@ def test_an_item_without_an_answer_names_the_row():
 
 def test_its_setting_is_its_fingerprint():
     assert ExactMatch(ignore_case=True).fingerprint() != ExactMatch(ignore_case=False).fingerprint()
-    assert ExactMatch(ignore_case=True).about() == {"name": "exact_match", "ignore_case": True}
+    assert ExactMatch(ignore_case=True).about() == {"name": "exact_match", "right": 1, "wrong": 0, "ignore_case": True}
 
 
 def test_it_was_trained_on_nothing_and_reads_any_length():

@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -16,6 +18,7 @@ from shiqrun.sandbox.choice import AUTOMATIC
 from tests.command_line import summary
 from tests.helpers import DATA, assistant, user
 from tests.sandbox.here import usable
+from tests.sandbox.test_backends import WITHOUT
 
 ADD = "print(sum(map(int, input().split())))"
 SUMS = [{"input": "1 2\n", "output": "3\n"}, {"input": "5 5\n", "output": "10"}]
@@ -99,16 +102,35 @@ def test_outputs_are_compared_by_words_and_numbers(expected, found, same):
 
 @pytest.mark.parametrize(
     ("expected", "found"),
-    [(b"100000000000000000001", b"100000000000000000002"), (b"inf", b"infinity"), (b"1_000", b"1000"), (b"nan", b"0")],
+    [
+        (b"100000000000000000001", b"100000000000000000002"),
+        (b"100000000000000000001", b"100000000000000000000.0"),
+        (b"inf", b"infinity"),
+        (b"1_000", b"1000"),
+        (b"nan", b"0"),
+        (b"5", "\uff15".encode()),
+        (b"5", b"0x5"),
+        (b"0", b"--0"),
+        (b"0.5", b"0.5.0"),
+    ],
 )
 def test_what_floats_would_mix_up_is_told_apart(expected, found):
     assert not alike(expected, found)
     assert not alike(found, expected)
 
 
+def test_no_output_keeps_the_trainer_busy():
+    """It would be for hours: the comparison runs in the trainer, and nothing limits it."""
+    code = "from shiqrun.rewards.grading import alike\nprint(alike(b'5.5', b'1' * (1 << 20) + b'x'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n"
+
+
 def test_long_integers_are_compared_digit_by_digit():
     assert alike(b"9" * 9000, b"+" + b"9" * 9000)
     assert not alike(b"9" * 9000, b"9" * 8999 + b"8")
+    assert not alike(b"1000000000000000000000000000001", b"1e30")
+    assert alike(b"1e30", b"1000000000000000000000000000001")  # who asks for a rounded number gets one
 
 
 @pytest.mark.parametrize("printed", ["'\\xff'", "'\\u00fc'"])
@@ -187,6 +209,69 @@ def test_code_of_the_data_set_can_be_what_judges(reward):
 def test_an_exception_is_no_value(reward):
     none = {"entry_point": "f", "check": "def check(g): assert g() is None", "solution": "def f(): pass"}
     assert verdicts(reward, none, "def f(): pass", "def f(): 1 / 0") == ["passed", "runtime_error"]
+
+
+LOOP = {
+    "entry_point": "f",
+    "check": "def check(g):\n  for x in map(g, [1, 2]): assert x == 7",
+    "solution": "def f(x): return 7",
+}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(x): raise StopIteration",
+        "import os; os.write(3, b'[]'); os._exit(0)",
+        "import os; os.write(3, b'[[false, \"StopIteration\"]]'); os._exit(0)",
+        "import os; os.write(3, b'[[false, \"SystemExit\"]]'); os._exit(0)",
+        "import os; os.write(3, b'[[false, 5]]'); os._exit(0)",
+    ],
+)
+def test_nothing_ends_the_loop_of_a_check(reward, code):
+    found = verdicts(reward, LOOP, code, "def f(x): return 7")
+    assert found[0] != "passed"
+    assert found[1] == "passed"
+
+
+def test_a_check_may_expect_an_exception(reward):
+    tests = {
+        "entry_point": "f",
+        "check": "def check(g):\n  try: g(-1)\n  except ValueError: return\n  assert False",
+        "solution": "def f(x):\n  if x < 0: raise ValueError",
+    }
+    found = verdicts(reward, tests, "def f(x): raise ValueError('no')", "def f(x): pass", "def f(x): return [][0]")
+    assert found == ["passed", "wrong_answer", "runtime_error"]
+
+
+def test_a_check_that_calls_nothing_is_no_test(reward):
+    tests = {"entry_point": "f", "check": "def check(g): pass", "solution": "def f(): pass"}
+    with pytest.raises(InputError, match=r"file:7: the problem's own solution .* every program would pass"):
+        verdicts(reward, tests, "def f(): 1 / 0")
+
+
+def nested(depth):
+    found = 1
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        ("def f(x): return x", nested(450)),
+        ("def f(x): return x", "ab " * (10 << 20 >> 2)),
+        ("def f(x): return x", float("nan")),
+        ("def f(x): return x", -0.0),
+        ("def f(x): return x", float("-inf")),
+        ("def f(x): return x", 10**5000),
+    ],
+    ids=["deep", "10 MB", "nan", "minus zero", "infinite", "long"],
+)
+def test_values_out_of_the_common_are_judged(reward, code, value):
+    tests = {"entry_point": "f", "calls": [{"args": [value], "output": value}]}
+    assert verdicts(reward, tests, code, "def f(x): return [x]") == ["passed", "wrong_answer"]
 
 
 def test_a_problem_whose_own_solution_fails_names_the_row(reward):
@@ -385,8 +470,90 @@ def test_pairs_get_a_verdict_each(workplace):
         ({"completion": ADD}, r"in.jsonl:1, completion 1: no tests to run"),
         ({"completion": ADD, "tests": []}, r"in.jsonl:1, completion 1: the problem has no tests"),
         ({"completion": "\ud800", "tests": SUMS}, r"in.jsonl:1: column 'completion': .* half a surrogate pair"),
+        ({"completion": ADD, "tests": SUMS[:1] * 10_000}, r"10,000 tests, more than reward.max_tests=1,000; raise it"),
     ],
 )
 def test_rows_that_cannot_be_graded_end_with_2(workplace, capfd, row, message):
     assert score(workplace, [{"prompt": "add", **row}]) == (2, [])
     assert re.search(message, capfd.readouterr().err)
+
+
+def test_a_file_that_is_not_utf8_ends_with_2(workplace, capfd):
+    line = json.dumps({"prompt": "say it", "completion": "print('?')", "tests": SUMS}).encode()
+    (workplace / "in.jsonl").write_bytes(line.replace(b"?", b"\xff") + b"\n")
+    assert main(["score", "data=jsonl", "data.path=in.jsonl", "reward=unit_tests", "run_dir=out"]) == 2
+    assert "in.jsonl:1: not UTF-8" in capfd.readouterr().err
+
+
+def test_the_command_grades_tests_of_10_mb(workplace):
+    text = " ".join(["7"] * (5 << 20))
+    rows = [
+        {"prompt": "say it", "completion": "print(input())", "tests": [{"input": text, "output": text}]},
+        {"prompt": "add it", "completion": ADD, "tests": [{"input": text, "output": str(7 * (5 << 20) + 1)}]},
+    ]
+    code, scored = score(workplace, rows)
+    assert code == 0
+    assert [row["verdict"] for row in scored] == ["passed", "wrong_answer"]
+
+
+UNCONFINED = WITHOUT.partition("for choice")[0] + "from shiqrun.cli import main\nsys.exit(main(sys.argv[1:]))"
+
+
+def test_without_a_sandbox_the_command_ends_with_2_unless_the_user_insists(workplace):
+    """In a process in which the kernel answers as one without Landlock does, and no bubblewrap."""
+    rows = [{"prompt": "add", "completion": ADD, "tests": SUMS}]
+    (workplace / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["score", "data=jsonl", "data.path=in.jsonl", "reward=unit_tests", "run_dir=out"]
+    command = [sys.executable, "-c", UNCONFINED, *words]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 2
+    for said in ("no sandbox for programs that a model wrote", "apt install bubblewrap", "reward.sandbox=rlimits"):
+        assert said in refused.stderr
+    assert not (workplace / "out" / "scored.jsonl").exists()
+    done = subprocess.run([*command, "reward.sandbox=rlimits"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert "programs run with limits" in done.stdout + done.stderr
+    assert summary(workplace / "out")["verdict/passed"] == 1
+
+
+# ------------------------------------------------------------------ the data sets
+def real(name):
+    if not (DATA / name).exists():
+        pytest.skip(f"SHIQRUN_TEST_DATA has no {name}")
+    return DATA / name
+
+
+def test_all_reference_solutions_of_human_eval_pass_and_spoilt_ones_fail(workplace):
+    file = real("HumanEval.jsonl.gz")
+    words = ["reward=unit_tests", "reward.right=0", "reward.wrong=-1", "reward.timeout=20", "data.val_fraction=0"]
+    assert main(["score", "data=humaneval", f"data.path={file}", *words, "run_dir=out"]) == 0
+    found = summary(workplace / "out")
+    assert (found["verdict/passed"], found["train/score_mean"]) == (164, 0)
+
+    spoilt = workplace / "spoilt.jsonl"
+    with gzip.open(file, "rt", encoding="utf-8") as lines, spoilt.open("w") as out:
+        rows = [json.loads(line) for line in lines]
+        for row in rows:
+            body = row["prompt"] + row["canonical_solution"]
+            broken = f"{body}\n{row['entry_point']} = lambda *a, f={row['entry_point']}: [f(*a)]\n"
+            tests = {"entry_point": row["entry_point"], "prefix": row["prompt"], "check": row["test"]}
+            tests["solution"] = row["canonical_solution"]
+            print(json.dumps({"prompt": row["prompt"], "completion": broken, "tests": tests}), file=out)
+    assert main(["score", "data=jsonl", f"data.path={spoilt}", *words, "run_dir=spoilt"]) == 0
+    assert "verdict/passed" not in summary(workplace / "spoilt")
+
+
+def test_all_solutions_of_gsm8k_are_right_and_spoilt_ones_wrong(workplace):
+    file = real("gsm8k_test.jsonl.gz")
+    words = ["reward=math_answer", "data.val_fraction=0"]
+    assert main(["score", "data=gsm8k", f"data.path={file}", *words, "run_dir=out"]) == 0
+    found = summary(workplace / "out")
+    assert (found["train/completions"], found["train/score_min"]) == (1319, 1)
+
+    with gzip.open(file, "rt", encoding="utf-8") as lines, (workplace / "spoilt.jsonl").open("w") as out:
+        for row in map(json.loads, lines):
+            said = {"prompt": row["question"], "completion": row["answer"] + "1", "answer": row["answer"]}
+            print(json.dumps(said), file=out)
+    assert main(["score", "data=jsonl", "data.path=spoilt.jsonl", *words, "run_dir=spoilt"]) == 0
+    found = summary(workplace / "spoilt")
+    assert (found["train/completions"], found["train/score_max"]) == (1319, 0)

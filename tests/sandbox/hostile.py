@@ -1,7 +1,8 @@
 """Programs that try to do harm or to earn a reward without solving the problem, and what became of each.
 
-`python -m tests.sandbox.hostile BACKEND` prints it as JSON; it needs only the standard library, so that another user
-can run it. In the programs FOLDER, PORT and PID stand for what they are after.
+`python -m tests.sandbox.hostile BACKEND [WORKERS]` prints it as JSON; it needs only the standard library, so that
+another user can run it. In the programs FOLDER, PORT and PID stand for what they are after, WON for the secret itself:
+there it says that something was granted that must not be.
 """
 
 import json
@@ -13,6 +14,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Lock
 
 from shiqrun.rewards.grading import verdict
 from shiqrun.rewards.problems import problem
@@ -66,7 +68,7 @@ class Targets:
 
     def aimed(self, code: str) -> str:
         """A program at these targets and at this process."""
-        places = {"FOLDER": self.folder, "PORT": self.server.getsockname()[1], "PID": os.getpid()}
+        places = {"FOLDER": self.folder, "PORT": self.server.getsockname()[1], "PID": os.getpid(), "WON": SECRET}
         for word, place in places.items():
             code = code.replace(word, str(place))
         return code
@@ -82,6 +84,7 @@ class Targets:
         seen = [
             f"{name} is not as before" for name in now.keys() | self.before if now.get(name) != self.before.get(name)
         ]
+        self.before = now
         try:
             self.server.accept()[0].close()
         except BlockingIOError:
@@ -89,17 +92,29 @@ class Targets:
         return "; ".join([*sorted(seen), "it connected"])
 
 
-def attempt(backend: str) -> dict[str, list]:
-    """Name: [verdict, harm seen after it] of every program, then how good programs fare in the same workers."""
+def attempt(backend: str, workers: int = 2) -> dict[str, list]:
+    """Name: [verdict, harm seen after it] of every program, then how good programs fare in the same workers.
+
+    With two workers the harm may be that of the program beside it.
+    """
     cases = {name: (READS, code) for name, code in PRINTING.items()} | {n: (ADDS, code) for n, code in CALLED.items()}
     found: dict[str, list] = {}
-    with Targets() as targets, Pool(Backend(backend), 2) as pool:
+    looking = Lock()
+    with Targets() as targets, Pool(Backend(backend), workers) as pool:
 
         def judged(run, case):
-            return verdict(problem(case[0], "here", 99), targets.aimed(case[1]), run, LIMITS)
+            outputs = []
 
-        for name, word in zip(cases, pool.map(judged, cases.values()), strict=True):
-            found[name] = [word, targets.harm()]
+            def noted(program, limits):
+                outputs.append(run(program, limits))
+                return outputs[-1]
+
+            word = verdict(problem(case[0], "here", 99), targets.aimed(case[1]), noted, LIMITS)
+            told = "it has the secret" * any(SECRET.encode() in x.output for x in outputs)
+            with looking:
+                return [word, "; ".join(filter(None, (told, targets.harm())))]
+
+        found |= zip(cases, pool.map(judged, cases.values()), strict=True)
         time.sleep(1)  # what a daemon would still do
         found["later"] = ["", targets.harm()]
         good = [("print(sum(map(int, input().split())))", [{"input": "2 3\n", "output": "5"}])] * 4
@@ -110,4 +125,4 @@ def attempt(backend: str) -> dict[str, list]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(attempt(sys.argv[1])))
+    print(json.dumps(attempt(sys.argv[1], *map(int, sys.argv[2:]))))

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from shiqrun.sandbox import kernel
 from tests.sandbox.here import as_ordinary_user, usable
 from tests.sandbox.hostile import CALLED, PRINTING, SECRET, Targets, attempt
 
@@ -18,7 +19,20 @@ EXPECTED = {
     "raise its limits": "runtime_error",
     "no program at all": "syntax_error",
     "sleep": "timeout",
+    "small threads without end": "wrong_answer",
+    "call of another instruction set": "runtime_error",
+    "give a slow set": "wrong_answer",
+    "take the errors' place": "runtime_error",
 }
+FILES = {
+    "huge file": "huge is not as before",
+    "overwrite": "victim is not as before",
+    "read a secret": "it has the secret",
+    "ways around to a file": "it has the secret",
+    "what the kernel says of it": "it has the secret",
+    "write to a device": "it has the secret",
+}
+"""What limits alone do not prevent, where the system calls are filtered."""
 
 
 def check(found):
@@ -35,6 +49,33 @@ def check(found):
 def test_no_hostile_program_earns_a_reward_or_does_harm(backend):
     usable(backend)
     check(attempt(backend))
+
+
+def check_limits(found):
+    """The files are open to them, nothing else is."""
+    tried = {name: found[name] for name in (*PRINTING, *CALLED, "later")}
+    harmful = {name: what for name, what in tried.items() if what[0] == "passed" or what[1]}
+    assert harmful.keys() <= FILES.keys()
+    assert {"huge file", "overwrite", "read a secret"} <= harmful.keys()  # the others depend on the user
+    assert {name: harm.split(";")[0] for name, (_, harm) in harmful.items()} == {name: FILES[name] for name in harmful}
+    assert harmful["huge file"][0] in ("file_limit", "timeout")
+    assert (found["good"], found["lost"]) == (["passed"] * 5, [0])
+
+
+@pytest.mark.slow
+def test_limits_alone_leave_files_open_and_nothing_else():
+    usable("rlimits")
+    if not kernel.filters():
+        pytest.skip("no filter of system calls here: much else is open too")
+    check_limits(attempt("rlimits", 1))
+
+
+@pytest.mark.slow
+def test_limits_alone_leave_an_ordinary_users_files_open_and_nothing_else():
+    usable("rlimits")
+    if not kernel.filters():
+        pytest.skip("no filter of system calls here: much else is open too")
+    check_limits(json.loads(as_ordinary_user("tests.sandbox.hostile", "rlimits", "1")))
 
 
 @pytest.mark.slow

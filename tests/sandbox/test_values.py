@@ -79,6 +79,10 @@ def test_what_is_no_form_is_an_error(form):
         ([], {}, False),
         (None, None, True),
         (float("nan"), 1.0, False),
+        (float("nan"), float("nan"), True),
+        (1.0, float("nan"), False),
+        (float("inf"), 1e308, False),
+        (0.0, -0.0, True),
     ],
 )
 def test_values_are_compared_with_a_tolerance_for_floats_only(expected, found, equal):

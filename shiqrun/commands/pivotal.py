@@ -1,0 +1,185 @@
+"""`shiqrun pivotal`: at which tokens of logged trajectories the reference's chance of success jumps."""
+
+import heapq
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, MinLen
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+from rich.text import Text
+
+from shiqrun.commands.rundir import default_cache_dir
+from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, settings, target
+from shiqrun.errors import InputError
+from shiqrun.files import replacing
+
+if TYPE_CHECKING:
+    from shiqrun.rollout.kept import KeptFile
+    from shiqrun.rollout.pivotal import Estimates, PivotalSettings, Walk
+
+SCHEMA = Schema(
+    root="shiqrun.commands.pivotal.Root",
+    nodes={**WITHOUT_TRAINING, "pivotal": "shiqrun.rollout.pivotal.PivotalSettings"},
+)
+FILE, ROLLOUTS = "pivotal.jsonl", "rollouts.jsonl"
+SHOWN = 3
+"""Trajectories on the terminal."""
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """Keys of `conf/pivotal.yaml` that are no nodes."""
+
+    seed: Annotated[int, Ge(0)]
+    run_dir: Annotated[str, MinLen(1)]
+    resume: Annotated[str, MinLen(1)] | None
+    dry_run: bool
+    cache_dir: Annotated[str, MinLen(1)] | None
+    reward: Any = None
+
+
+def run(config: DictConfig, run_dir: Path) -> None:
+    """Searches the trajectories into `run_dir`, or only says how many there are."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    from shiqrun.artifacts import provenance, write_json
+    from shiqrun.console import console, track
+    from shiqrun.data.module import DataSettings, examples_of
+    from shiqrun.models.policy import ModelSettings, Policy
+    from shiqrun.models.reference import weights_fingerprint
+    from shiqrun.report import write
+    from shiqrun.rollout.kept import KeptFile, locked
+    from shiqrun.rollout.pivotal import KIND, Estimates, PivotalSettings, search
+    from shiqrun.rollout.values import key_of
+    from shiqrun.rollout.walks import trajectories_of, walks_of
+
+    disable_progress_bar()
+    set_verbosity_error()
+    began = time.perf_counter()
+    if not config.get("reward"):
+        raise InputError(
+            "reward: not set; success is what a reward calls right: give reward=NAME, as reward=unit_tests"
+        )
+    reward, asked = target(config.reward), settings(config.pivotal, PivotalSettings)
+    source, data = build(config.data, DataSettings)
+    choice, _ = build(config.model, ModelSettings)
+    tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
+    chosen, dropped = trajectories_of(source, data, tokenizer, asked, reward, choice.context())
+    if config.dry_run:
+        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{len(chosen):,} trajectories, {asked.rollouts} rollouts from each position that is visited")
+        return
+    hardware, model = target(config.hardware), choice.build(tokenizer, config.seed)
+    reward.to(hardware.device())
+    policy = Policy(model, autocast=hardware.autocast()).eval().to(hardware.device())
+    walks = walks_of(policy, chosen, tokenizer)
+    made_with = asked.made_with(weights_fingerprint(model), reward)
+    cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+    path, before = cache / "pivotal" / f"{key_of(made_with)}.jsonl", time.perf_counter()
+    with locked(path, "searches"):
+        kept, estimates = KeptFile(path, KIND, made_with), Estimates(policy, tokenizer, reward, asked)
+        new = search(estimates, walks, kept, track)
+    found = _write(run_dir, kept, walks, asked) | _cost(estimates, time.perf_counter() - before, new)
+    about = {**made_with, **{f"dropped/{why}": n for why, n in dropped.items()}}
+    about |= {"seconds": time.perf_counter() - began}
+    write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # the last: the run is finished
+    _tell(run_dir, found, kept, walks, write([run_dir]))
+
+
+def _write(run_dir: Path, kept: "KeptFile", walks: Sequence["Walk"], asked: "PivotalSettings") -> dict[str, Any]:
+    """The searches, and their rollouts as a data set of logged trajectories; the figures over all of them."""
+    count = Counter[str]()
+    with replacing(run_dir / FILE) as searches, replacing(run_dir / ROLLOUTS) as rollouts:
+        searches.write(json.dumps(kept.header) + "\n")
+        given: set[str] = set()
+        for row in kept.rows(dict.fromkeys(walk.name for walk in walks)):
+            said = _rollouts(row, given)
+            if said["completions"]:
+                rollouts.write(json.dumps(said, ensure_ascii=False) + "\n")
+            searches.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count["trajectories"] += 1
+            if row["searched"]:
+                count["searched"] += 1
+                count["positions"] += len(row["visited"])
+                count["positions_there"] += len(row["tokens"]) + 1
+                count["found"] += len(row["pivots"])
+                count["confirmed"] += sum(bool(pivot.get("confirmed")) for pivot in row["pivots"])
+    if not asked.again:
+        del count["confirmed"]
+    return {f"pivotal/{name}": number for name, number in count.items()}
+
+
+def _rollouts(row: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """The rollouts of a search that no search before it has given, taken out of it."""
+    import numpy as np
+
+    from shiqrun.evaluation.prompts import tokens_key
+
+    said: dict[str, Any] = {"completions": [], "rewards": []}
+    for kind in ("visited", "again"):
+        for seen in row[kind]:
+            texts = seen.pop("texts", None)
+            place = f"{kind} {row['prompt_tokens']} {tokens_key(np.array(row['input_ids'][: seen['at']]))}"
+            if texts is not None and place not in given:
+                given.add(place)
+                said["completions"] += [[{"role": "assistant", "content": text}] for text in texts]
+                said["rewards"] += seen["rewards"]
+    about = {name: row[name] for name in ("prompt", "prompt_id", "answer") if name in row}
+    return about | said
+
+
+def _cost(estimates: "Estimates", seconds: float, new: int) -> dict[str, Any]:
+    return {
+        "pivotal/trajectories_computed": new,
+        "pivotal/rollouts": estimates.rollouts,
+        "pivotal/rollouts_per_second": estimates.rollouts / seconds,
+        "seconds/search": seconds,
+    }
+
+
+def _tell(run_dir: Path, found: dict[str, Any], kept: "KeptFile", walks: Sequence["Walk"], page: Path) -> None:
+    from shiqrun.console import console, number
+
+    table = Table(title="pivotal tokens", title_justify="left")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    for name, value in found.items():
+        table.add_row(name, number(value))
+    console.print(table)
+    searched = (row for row in kept.rows(dict.fromkeys(walk.name for walk in walks)) if row["searched"])
+    for row in heapq.nlargest(SHOWN, searched, key=lambda row: len(row["rates"])):
+        console.print(_picture(row), soft_wrap=True)
+    console.print(f"the picture of more of them: {page}", highlight=False, soft_wrap=True)
+    console.print(
+        f"train on the estimates: algo=spo algo.monte_carlo=1 algo.targets={run_dir / FILE}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"the rollouts: data=jsonl data.path={run_dir / ROLLOUTS}", highlight=False, soft_wrap=True)
+
+
+def _picture(row: dict[str, Any]) -> Text:
+    """A trajectory's tokens, each with the chance of success behind it; pivotal tokens are underlined."""
+    from shiqrun.report.pivotal import along
+
+    chances, pivots = along(row), {p["at"]: p for p in row["pivots"]}
+    text = Text(f"\n{row['prompt'][-1]['content'][:200]}\n", style="dim")
+    text.append(f"{chances[0]:.2f} ")
+    for t, token in enumerate(row["tokens"]):
+        style = "green" if chances[t + 1] >= 0.5 else "red"
+        bar = BLOCKS[min(int(chances[t + 1] * len(BLOCKS)), len(BLOCKS) - 1)]
+        text.append(token, style=f"{style} underline bold" if t in pivots else style)
+        text.append(bar, style=style)
+    text.append(f" {chances[-1]:.2f}\n")
+    for t, pivot in pivots.items():
+        told = f"{pivot['before']:.2f} -> {pivot['after']:.2f} on fresh rollouts" if "before" in pivot else ""
+        sure = (", confirmed" if pivot["confirmed"] else ", not confirmed") if "confirmed" in pivot else ""
+        text.append(f"  {pivot['token'].strip()!r} (token {t + 1}): {pivot['first']:+.2f} {told}{sure}\n", style="dim")
+    return text
