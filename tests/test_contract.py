@@ -3,6 +3,8 @@
 import inspect
 import re
 import shlex
+import shutil
+import subprocess
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -140,8 +142,30 @@ def readme_lines():
     return [line for line in lines if re.match(r"(\S+/)?shiqrun\s", line)]
 
 
+def made_lines(target):
+    """Every `shiqrun ...` that `make TARGET` may run, with what the Makefile fills in."""
+    if shutil.which("make") is None or not (README.parent / "Makefile").exists():
+        return []
+    said = subprocess.run(["make", "-n", target], cwd=README.parent, capture_output=True, text=True, check=True).stdout
+    return re.findall(r"bin/(shiqrun .*?)(?: \|\||;|$)", said.replace("\\\n", " "), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("target", ["demo", "bfcl", "spo-offline"])
+def test_every_command_of_a_study_composes_and_passes_the_check(target):
+    lines = made_lines(target)
+    if not lines:
+        pytest.skip("no make here")
+    assert len(lines) > 1
+    for line in lines:
+        expect_composed(line)
+
+
 @pytest.mark.parametrize("line", readme_lines())
 def test_every_command_of_the_readme_composes_and_passes_the_check(line):
+    expect_composed(line)
+
+
+def expect_composed(line):
     command, *words = shlex.split(line, comments=True)[1:]
     if command in ("--help", "--version", "-h"):
         return

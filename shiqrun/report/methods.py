@@ -92,15 +92,17 @@ def differing(runs: Sequence[Run]) -> list[str]:
 def method_names(runs: Sequence[Run]) -> list[str]:
     """Each run's method: its loss, and what else is on that differs among runs of that loss, but beta and seed."""
     many_data = len({run.data for run in runs if run.data != "?"}) > 1
-    keys: dict[str, list[str]] = {}
-    for algo in {run.algo for run in runs}:
+    keys: dict[tuple[str, str], list[str]] = {}
+    for algo, data in {(run.algo, run.data) for run in runs}:
         same = [run for run in runs if run.algo == algo]
-        found = [k for k in differing(same) if k not in ("algo.beta", "data.name") and not k.endswith("_target_")]
-        keys[algo] = [k for k in found if k not in ESTIMATES or _several(k, same)]
+        found = [k for k in differing(same) if not k.startswith("data.")]
+        found += [k for k in differing([run for run in same if run.data == data]) if k.startswith("data.")]
+        found = [k for k in found if k not in ("algo.beta", "data.name") and not k.endswith("_target_")]
+        keys[algo, data] = [k for k in found if k not in ESTIMATES or _several(k, same)]
     names = []
     for run in runs:
         words = [run.algo] + ([f"on {run.data}"] if many_data else [])
-        for key in keys[run.algo]:
+        for key in keys[run.algo, run.data]:
             if (run.configured or key in run.config) and not _idle(key, run) and not _off(key, run, runs):
                 words.append(f"{key.rpartition('.')[2]}={shown(run.config.get(key))}")
         names.append(" ".join(words))
@@ -114,6 +116,8 @@ def _several(key: str, runs: Sequence[Run]) -> bool:
 
 def _idle(key: str, run: Run) -> bool:
     """Whether the setting says how to do something that the run does not do."""
+    if key.startswith("values."):
+        return run.config.get("algo.values", "none are read") is not None
     return key.startswith("algo.anchor_") and _is_off(run.config.get("algo.anchor"))
 
 

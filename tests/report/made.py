@@ -53,7 +53,7 @@ def config(algo="shiq", beta=0.1, seed=1, **more):
     }
     for key, value in more.items():
         group, _, name = key.partition("__")
-        made[group] = made[group] | {name: value} if name else value
+        made[group] = made.get(group, {}) | {name: value} if name else value
     return made
 
 

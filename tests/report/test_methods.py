@@ -62,6 +62,20 @@ def test_where_estimates_are_read_names_a_method_only_where_they_are_read_from_s
     assert two == ["shiq monte_carlo=1 targets=a.jsonl", "shiq monte_carlo=1 targets=b.jsonl"]
 
 
+def test_another_data_set_is_named_without_its_settings(tmp_path):
+    made.finished_run(tmp_path / "0", seed=1, data__name="one", data__steps=2)
+    made.finished_run(tmp_path / "1", seed=1, data__name="two", data__path="a", values__samples=8)
+    assert method_names(collect([tmp_path]).runs) == ["shiq on one", "shiq on two"]
+    made.finished_run(tmp_path / "2", seed=1, data__name="two", data__path="b", values__samples=9)
+    assert method_names(collect([tmp_path]).runs) == ["shiq on one", "shiq on two path=a", "shiq on two path=b"]
+
+
+def test_how_values_are_made_names_a_method_that_makes_them(tmp_path):
+    for place, (file, samples) in enumerate([(None, 8), (None, 32), ("v.jsonl", 32)]):
+        made.finished_run(tmp_path / str(place), seed=1, algo__values=file, values__samples=samples)
+    assert method_names(collect([tmp_path]).runs) == ["shiq samples=8", "shiq samples=32", "shiq"]
+
+
 ANCHORED = {"algo__anchor": 10.0, "algo__anchor_from": "policy", "algo__reference": "frozen"}
 PLAIN = {"algo__anchor": 0.0, "algo__anchor_from": "uniform", "algo__reference": "cached"}
 
