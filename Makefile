@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo hh bfcl spo-offline test test-all check format clean \
+.PHONY: help install demo hh bfcl spo-offline spo test test-all check format clean \
 	bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth \
 	bench-sandbox
 
@@ -124,6 +124,48 @@ spo-offline: install ## SPO on logged programs: reference, prompt values, pivota
 	$(BIN)/python -m bench.programs $(SPO_OUT)
 	$(BIN)/shiqrun report $(SPO_OUT)/losses $(SPO_OUT)/advantage $(SPO_OUT)/targets $(SPO_OUT)/targets_square \
 		$(SPO_OUT)/targets_advantage $(SPO_OUT)/rollouts $(SPO_OUT)/free $(SPO_OUT)/free_advantage --out $(SPO_OUT)/report.html
+
+ONLINE_OUT   ?= outputs/spo
+ONLINE_SEEDS ?= 1,2,3
+ONLINE_JOBS  ?= 2
+ONLINE_LOGGER ?= none
+ONLINE_GRID  = experiment=spo_programs seed=$(ONLINE_SEEDS) model.path=$(ONLINE_OUT)/sft/policy sweep.parallel=$(ONLINE_JOBS) \
+	logger=$(ONLINE_LOGGER)
+ONLINE_SPO   = algo.values=$(ONLINE_OUT)/values/values.jsonl
+ONLINE_CE    = $(ONLINE_SPO) algo.link=cross_entropy algo.anchor=0
+# SPO's behaviour temperatures tell the others little: drawn cold, two completions of a prompt are often the same.
+ONLINE_WARM  = algo.beta=0.0868589 rollout.temperature=[1,1] rollout.top_p=1
+ONLINE_AGAIN = $(ONLINE_WARM) algo.reference=frozen rollout.sources.logged=0 rollout.sources.replay=1
+ONLINE_MC    = algo.targets=$(ONLINE_OUT)/pivotal/pivotal.jsonl rollout.sources.annotated=1 rollout.losses.annotated=monte_carlo
+online-sweep = if test -e $(ONLINE_OUT)/$(1)/sweep.json; \
+	then $(BIN)/shiqrun sweep sweep.resume=$(ONLINE_OUT)/$(1) sweep.parallel=$(ONLINE_JOBS) || test $$? -eq 1; \
+	else $(BIN)/shiqrun sweep $(ONLINE_GRID) $(2) run_dir=$(ONLINE_OUT)/$(1) || test $$? -eq 1; fi
+
+spo: export OMP_NUM_THREADS ?= 1 # the runs are small and two go side by side
+spo: install ## learning while sampling: SPO, PPO, CoPG, ShiQ from one reference, SPO's parts half online, pictures (two hours)
+	test -e $(ONLINE_OUT)/sft/summary.json || $(BIN)/shiqrun train experiment=programs_sft logger=$(ONLINE_LOGGER) \
+		run_dir=$(ONLINE_OUT)/sft
+	test -e $(ONLINE_OUT)/values/summary.json || $(BIN)/shiqrun values data=programs reward=programs model=hf \
+		model.path=$(ONLINE_OUT)/sft/policy values.max_new_tokens=12 values.batch_size=2560 run_dir=$(ONLINE_OUT)/values
+	test -e $(ONLINE_OUT)/pivotal/summary.json || $(BIN)/shiqrun pivotal data=programs reward=programs model=hf \
+		model.path=$(ONLINE_OUT)/sft/policy pivotal.max_new_tokens=12 pivotal.batch_size=2560 \
+		pivotal.max_trajectories=4000 run_dir=$(ONLINE_OUT)/pivotal
+	$(call online-sweep,half,$(ONLINE_CE))
+	$(call online-sweep,online,$(ONLINE_CE) rollout.offline=0)
+	$(call online-sweep,ppo,algo=ppo algo.anchor=0 rollout.offline=0 rollout.model_update_interval=1 $(ONLINE_WARM))
+	$(call online-sweep,copg,algo=copg algo.anchor=0 rollout.samples_per_prompt=2 $(ONLINE_AGAIN))
+	$(call online-sweep,shiq,algo=shiq algo.anchor=10 algo.reward_offset=mean $(ONLINE_AGAIN))
+	$(call online-sweep,updates,$(ONLINE_CE) rollout.model_update_interval=1$(comma)50)
+	$(call online-sweep,square,$(ONLINE_SPO))
+	$(call online-sweep,nonterminal,algo=spo_nonterminal algo.reference=frozen $(ONLINE_CE))
+	$(call online-sweep,advantage,algo=spo_advantage algo.reference=frozen $(SPO_EIGHTH) $(ONLINE_SPO))
+	$(call online-sweep,targets,$(ONLINE_CE) $(ONLINE_MC))
+	$(call online-sweep,targets_square,$(ONLINE_SPO) $(ONLINE_MC))
+	$(call online-sweep,targets_nonterminal,algo=spo_nonterminal algo.reference=frozen $(ONLINE_CE) $(ONLINE_MC))
+	$(call online-sweep,targets_advantage,algo=spo_advantage algo.reference=frozen $(SPO_EIGHTH) $(ONLINE_SPO) $(ONLINE_MC))
+	$(call online-sweep,rollouts,$(ONLINE_CE) rollout.sources.further=1 rollout.path=$(ONLINE_OUT)/pivotal/rollouts.jsonl)
+	$(BIN)/python -m bench.spo $(ONLINE_OUT)
+	$(BIN)/shiqrun report $(addprefix $(ONLINE_OUT)/,half online ppo copg shiq) --out $(ONLINE_OUT)/methods.html
 
 test: install ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal

@@ -4,6 +4,10 @@
 compared first. Then one process a measurement, the ways in turn, `--repeats` times; medians of CPU time (user and
 system) beside wall time and of the memory above the model. Each way is measured with the allocator as it comes and with
 one that keeps large tensors (`tuned`), without which page faults are half the time of `generate` on a CPU.
+
+Beside plain `generate` stand its static cache, that cache with the model compiled (a whole run unmeasured first), and
+the continuous batching of transformers with a cache as large as it must be. Sampled is at temperature 1 on every side
+but `as in rollouts`. A way that cannot run is named with its error.
 """
 
 import argparse
@@ -19,7 +23,14 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LogitsProcessor
+from transformers import (
+    AutoModelForCausalLM,
+    CompileConfig,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LogitsProcessor,
+)
 
 from bench.clock import MIB, environment, forget_peak, resident
 from shiqrun.models.generate import sample_completions
@@ -31,6 +42,8 @@ SHAPES = {
     "B": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376}
     | {"vocab_size": 8192},
 }
+PAGE = 32
+"""Tokens of a page of the cache of continuous batching."""
 SAME = 0.97
 """Share of rows whose greedy tokens must be equal: a tie but for rounding may go either way."""
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -87,34 +100,83 @@ def by_generate(model: Any, prompts: list[np.ndarray], new: int, batch: int, **o
     return found
 
 
-def ours(model: Any, prompts: list[np.ndarray], new: int, temperature: float) -> list[list[int]]:
+def compiled() -> dict[str, Any]:
+    """Options of `generate` for a static cache and a compiled model, on a CPU too."""
+    config = CompileConfig()
+    config._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+def continuous(model: Any, prompts: list[np.ndarray], new: int, **options: Any) -> list[list[int]]:
+    """`generate_batch`, all prompts at once; left to itself its cache takes most of the memory, and long to fill."""
+    pages = sum(-(-(len(p) + new) // PAGE) + 1 for p in prompts)
+    found = model.generate_batch(
+        [p.tolist() for p in prompts],
+        generation_config=GenerationConfig(max_new_tokens=new, pad_token_id=0, eos_token_id=-1, **options),
+        continuous_batching_config=ContinuousBatchingConfig(page_size=PAGE, num_blocks=pages, max_batch_tokens=1024),
+    )
+    assert len(found) == len(prompts)
+    return [found[name].generated_tokens for name in sorted(found, key=lambda name: int(name.rpartition("_")[2]))]
+
+
+def ours(model: Any, prompts: list[np.ndarray], new: int, temperature: Any, **options: Any) -> list[list[int]]:
     """`sample_completions`, all prompts in one batch."""
     keys = [[n] for n in range(len(prompts))]
-    options: dict[str, Any] = {"stop": [], "pad": 0, "max_new_tokens": new, "top_p": 1.0, "batch_size": len(prompts)}
-    found = sample_completions(Policy(model).eval(), prompts, keys, temperature=temperature, **options)
+    plain: dict[str, Any] = {"stop": [], "pad": 0, "max_new_tokens": new, "top_p": 1.0, "batch_size": len(prompts)}
+    found = sample_completions(Policy(model).eval(), prompts, keys, temperature=temperature, **plain, **options)
     return [c.tokens.tolist() for c in found]
 
 
+def as_rollouts(model: Any, prompts: list[np.ndarray], new: int) -> list[list[int]]:
+    """A temperature a row, from 0.1 to 0.8, and the policy's own log-probabilities beside those drawn from."""
+    return ours(model, prompts, new, np.random.default_rng(2).uniform(0.1, 0.8, len(prompts)).tolist(), describe=True)
+
+
 class Way(NamedTuple):
-    """How completions are made."""
+    """How completions are made.
+
+    Attributes:
+        warm: a whole run goes before the measured one, for what is made for each shape.
+    """
 
     label: str
     greedy: bool
     make: Callable[[Any, list[np.ndarray], int], list[list[int]]]
+    warm: bool = False
 
 
 SAMPLED = {"do_sample": True, "top_k": 0}
+STATIC = {"cache_implementation": "static"}
 WAYS = {
     "generate-greedy": Way("generate, greedy", True, lambda m, p, n: by_generate(m, p, n, len(p))),
     "generate-greedy-32": Way("generate, greedy, 32 by length", True, lambda m, p, n: by_generate(m, p, n, 32)),
+    "static-greedy": Way(
+        "generate, static cache, greedy", True, lambda m, p, n: by_generate(m, p, n, len(p), **STATIC)
+    ),
+    "compiled-greedy": Way(
+        "generate, static, compiled, greedy", True, lambda m, p, n: by_generate(m, p, n, len(p), **compiled()), True
+    ),
+    "continuous-greedy": Way("continuous batching, greedy", True, continuous),
     "ours-greedy": Way("shiqrun, greedy", True, lambda m, p, n: ours(m, p, n, 0.0)),
     "generate-sampled": Way("generate, sampled", False, lambda m, p, n: by_generate(m, p, n, len(p), **SAMPLED)),
     "generate-sampled-32": Way(
         "generate, sampled, 32 by length", False, lambda m, p, n: by_generate(m, p, n, 32, **SAMPLED)
     ),
+    "static-sampled": Way(
+        "generate, static cache, sampled", False, lambda m, p, n: by_generate(m, p, n, len(p), **STATIC, **SAMPLED)
+    ),
+    "compiled-sampled": Way(
+        "generate, static, compiled, sampled",
+        False,
+        lambda m, p, n: by_generate(m, p, n, len(p), **compiled(), **SAMPLED),
+        True,
+    ),
+    "continuous-sampled": Way("continuous batching, sampled", False, lambda m, p, n: continuous(m, p, n, **SAMPLED)),
     "former-sampled": Way("shiqrun before, sampled", False, lambda m, p, n: by_generate(m, p, n, len(p), former=True)),
     "ours-sampled": Way("shiqrun, sampled", False, lambda m, p, n: ours(m, p, n, 1.0)),
+    "ours-rollouts": Way("shiqrun, as in rollouts", False, as_rollouts),
 }
+PEERS = ("generate-greedy", "generate-sampled")
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
@@ -122,7 +184,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     model, prompts = built(args)
     way, cuda = WAYS[args.way], args.device == "cuda"
-    way.make(model, prompts[:8], 2)
+    way.make(model, *((prompts, args.new) if way.warm else (prompts[:8], 2)))
     base = torch.cuda.memory_allocated() / MIB if cuda else forget_peak()
     wall, cpu = time.perf_counter(), time.process_time()
     tokens = way.make(model, prompts, args.new)
@@ -135,12 +197,14 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_a_process(args: argparse.Namespace, way: str, tuned: bool) -> dict[str, Any]:
-    """What `measured` gives, from a process of its own."""
+    """What `measured` gives, from a process of its own; `error` alone where that fails."""
     words = [f"--{name}={getattr(args, name)}" for name in ("model", "threads", "device", "prompts", "new", "spread")]
     command = [sys.executable, "-m", "bench.gen", f"--way={way}", *words]
     out = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=environment(args.threads, tuned=tuned)
+        command, check=False, capture_output=True, text=True, env=environment(args.threads, tuned=tuned)
     )
+    if out.returncode:
+        return {"error": (out.stderr.strip().splitlines() or [f"exit status {out.returncode}"])[-1]}
     return json.loads(out.stdout.splitlines()[-1])
 
 
@@ -158,12 +222,24 @@ def check(found: dict[str, list[list[int]]]) -> dict[str, float]:
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
-    """Medians of every way, and tokens a second by them."""
-    same = check({way: in_a_process(args, way, True)["tokens"] for way, made in WAYS.items() if made.greedy})
-    runs: dict[tuple[str, bool], list[dict[str, Any]]] = {(way, tuned): [] for tuned in (False, True) for way in WAYS}
-    for _ in range(args.repeats):
+    """Medians of every way, and tokens a second by them; errors of those that cannot run.
+
+    Raises:
+        SystemExit: `generate` cannot run, or see `check`.
+    """
+    asked = [way for way in WAYS if way in PEERS or way in (args.ways or WAYS)]
+    first = {way: in_a_process(args, way, True) for way in asked}
+    errors = {way: found["error"] for way, found in first.items() if "error" in found}
+    if set(errors) & set(PEERS):
+        raise SystemExit(f"generate cannot run: {errors}")
+    ways = [way for way in asked if way not in errors]
+    same = check({way: first[way]["tokens"] for way in ways if WAYS[way].greedy})
+    allocators = (True,) if args.tuned else (False, True)
+    runs: dict[tuple[str, bool], list[dict[str, Any]]] = {(way, tuned): [] for tuned in allocators for way in ways}
+    for repeat in range(args.repeats):
         for way, tuned in runs:
-            runs[way, tuned].append(in_a_process(args, way, tuned))
+            again = repeat or not tuned
+            runs[way, tuned].append(in_a_process(args, way, tuned) if again else first[way])
     count, rows = args.prompts * args.new, []
     for (way, tuned), several in runs.items():
         row = {key: median(run[key] for run in several) for key in ("wall", "cpu", "memory_mib")}
@@ -171,7 +247,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         rows.append({"way": way, "tuned": tuned, **row, **speed})
     prompt = lengths(args)
     sizes = {"mean": float(prompt.mean()), "most": int(prompt.max())}
-    return {"model": args.model, "threads": args.threads, "prompt_tokens": sizes, "equal_rows": same, "rows": rows}
+    of = {"model": args.model, "threads": args.threads, "prompt_tokens": sizes}
+    return of | {"equal_rows": same, "rows": rows, "errors": errors}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -191,6 +268,8 @@ def show(result: dict[str, Any]) -> None:
         allocator = "tuned" if row["tuned"] else "plain"
         table.add_row(WAYS[row["way"]].label, allocator, *numbers, f"{row['memory_mib']:.0f}")
     console.print(table)
+    for way, error in result["errors"].items():
+        console.print(f"{WAYS[way].label} cannot run here: {error}", markup=False)
 
 
 def main() -> None:
@@ -202,6 +281,8 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=1.0, help="standard deviation of the logarithm of the lengths")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, help="these beside plain generate, not all")
+    parser.add_argument("--tuned", action="store_true", help="with the tuned allocator alone")
     parser.add_argument("--way", choices=WAYS, help="measure this one in this process")
     args = parser.parse_args()
     if args.way:

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from shiqrun.losses.anchor import anchor
 from shiqrun.losses.soft_policy import annotated, monte_carlo
+from shiqrun.mixture import units
 from shiqrun.settings import AlgoSettings
 from shiqrun.tally import Tally
 from shiqrun.types import ActionScores, LossTerms, Trajectories
@@ -41,12 +41,11 @@ class Additions:
     def __bool__(self) -> bool:
         return bool(self.algo.anchor or self.algo.monte_carlo)
 
-    def counts(self, batch: Trajectories) -> Tally:
-        """The loss's units, actions and annotated actions, known before any score is: losses count without looking."""
-        zero = torch.zeros_like(batch.rewards)
-        blank = ActionScores(zero, zero, value=zero)
-        units = self.loss(batch, blank, blank).count
-        return {"actions": (units, batch.action_mask.sum()), "annotated": (units, annotated(batch).sum())}
+    @staticmethod
+    def counts(batch: Trajectories, loss: Callable[..., LossTerms]) -> Tally:
+        """The units of a step's loss, actions and annotated actions, known before any score is."""
+        number = units(loss, batch)
+        return {"actions": (number, batch.action_mask.sum()), "annotated": (number, annotated(batch).sum())}
 
     @staticmethod
     def weights(summed: Tally) -> Weights:

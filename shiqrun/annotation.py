@@ -9,10 +9,12 @@ import numpy as np
 
 from shiqrun.errors import InputError
 from shiqrun.losses.requirements import needs_of
+from shiqrun.losses.soft_value import soft_value
 from shiqrun.plan import Run
 from shiqrun.rollout.targets import expect_targets, read_targets, set_value_targets
 from shiqrun.rollout.value_file import Valued
 from shiqrun.rollout.valued import given, made, prompts_of, put
+from shiqrun.rollout.values import set_prompt_values
 
 log = logging.getLogger("shiqrun")
 
@@ -29,7 +31,11 @@ def annotate(run: Run) -> dict[str, Any]:
         return {}
     began = time.perf_counter()
     known, new = _known(run)
-    put(run.encoded, known, plan.loss.keywords["beta"])
+    beta = plan.loss.keywords["beta"]
+    put(run.encoded, known, beta)
+    if run.further is not None:
+        set_prompt_values(run.further, known, beta)
+    run.prompt_values = {name: soft_value(found.rewards, beta).value for name, found in known.items()}
     _expect_one_unit(run, known)
     told = {
         "seconds/values": time.perf_counter() - began,
@@ -68,7 +74,8 @@ def _expect_one_unit(run: Run, known: dict[str, Valued]) -> None:
             above the largest that the method takes to be possible.
     """
     plan = run.plan
-    logged = {float(r) for rows in (run.encoded.train, run.encoded.val) for r in np.unique(rows.returns)}
+    splits = [rows for rows in (run.encoded.train, run.encoded.val, run.further) if rows is not None]
+    logged = {float(r) for rows in splits for r in np.unique(rows.returns)}
     sampled = {float(r) for found in known.values() for r in np.unique(found.rewards)}
     if plan.reward is not None and plan.reward.right is not None:
         possible = {plan.reward.right, float(plan.reward.about()["wrong"])}

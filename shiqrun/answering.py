@@ -32,7 +32,7 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
         InputError: no prompt to answer, or a reward model that was trained on one.
     """
     settings, answers = plan.eval, not {"score"} & needs_of(plan.loss) and not isinstance(plan.source, Treasure)
-    valued = "prompt_value" in needs_of(plan.loss)  # by this reward
+    valued = "prompt_value" in needs_of(plan.loss) or plan.rollout is not None  # by this reward
     if plan.reward is not None and not (valued or (answers and settings.every and settings.max_prompts)):
         raise InputError(
             f"eval.reward: nothing would be scored with data={plan.names['data']}, algo={plan.names['algo']}, "

@@ -206,6 +206,7 @@ class Validation(Callback):
         self.seconds, self.at = self.seconds + time.perf_counter() - began, trainer.global_step
         if metrics:
             metrics["eval_share"] = self.share()
+            metrics["seconds_training"] = self.wall() - self.seconds
         metrics = {f"val/{name}": value for name, value in metrics.items()}
         module.record(metrics)
         return metrics
@@ -234,7 +235,7 @@ class Validation(Callback):
         """The loss and its metrics on the logged trajectories of the validation split."""
         module.policy.eval()
         tallies = [
-            module.terms(batch.to(module.device))[1]
+            module.shown(batch.to(module.device))
             for _, batch in trainer.datamodule.validation()  # type: ignore[attr-defined]
         ]
         module.policy.train()

@@ -1,7 +1,7 @@
 """The LightningModule: policy, reference, loss, and one optimiser step that does not depend on how it was cut."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,19 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 from shiqrun.additions import Additions, Weights
 from shiqrun.data.module import LoggedData
 from shiqrun.errors import TrainingError
-from shiqrun.losses.residual import log_ratios, partition_shifts
+from shiqrun.losses.requirements import needs_of
+from shiqrun.measures import Scored, expect_equality, measured
+from shiqrun.mixture import Loss, Mixture
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
 from shiqrun.optimiser import adamw, divide_and_clip, set_rates
 from shiqrun.schedule import learning_rate_factor
 from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
 from shiqrun.tally import Tally, Unread, Watch, added, floats
-from shiqrun.types import ActionScores, LossTerms, Trajectories
+from shiqrun.types import LossTerms, Trajectories
 
-Loss = Callable[..., LossTerms]
-STEP_ZERO_TOLERANCE = {None: (1e-5, 1e-4), torch.bfloat16: (5e-3, 5e-2)}
-"""Nats of |mean log-ratio| and mean |log-ratio| that rounding explains while policy and reference are the same model:
-cached scores were computed in batches of other shapes."""
 READ = "read"
 """In a step's tally: (tokens, the sum that is minimised)."""
 
@@ -40,9 +38,11 @@ class Method(LightningModule):
         settings: optimiser and schedule.
         max_steps: where the schedule ends.
         seed: every step's randomness is a function of (seed, step, rank), so that a resumed run repeats it.
-        algo: the anchor, the Monte-Carlo term, and the value function's learning rate.
+        algo: the anchor, the Monte-Carlo term, the value function's learning rate, and updates on each batch.
         beta: KL temperature, for these terms.
         stamp: kept in every checkpoint: fingerprints of data and model, the reward offset.
+        by_source: losses of sources that are not trained by `loss`.
+        sources: of a run that mixes several, whose rewards the logs tell apart.
         reads_late: the device is asked whether losses and norms were finite at logged steps, checkpoints and
             evaluations only, and no other step waits for it; until it is asked, a step that was not finite and all
             later ones change nothing. None: wherever asking means waiting.
@@ -61,6 +61,8 @@ class Method(LightningModule):
         beta: float = 0.0,
         stamp: dict[str, Any] | None = None,
         reads_late: bool | None = None,
+        by_source: Mapping[str, Loss] | None = None,
+        sources: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -68,6 +70,7 @@ class Method(LightningModule):
         self.reference, self.max_steps, self.seed = reference, max_steps, seed
         self.stamp, self.algo, self.beta = stamp or {}, algo, beta
         self.additions = Additions(loss, algo, beta)
+        self.mixture, self.sources = Mixture(loss, by_source or {}), tuple(sources)
         self.latest: dict[str, float] = {}
         self.seconds, self.num_tokens = 0.0, 0  # of all steps, over all sessions of a resumed run
         self._since, self._tokens = 0.0, 0  # where both stood at the last logged step
@@ -113,65 +116,83 @@ class Method(LightningModule):
             measure: all metrics, else the loss alone.
             describe: also entropy and the share of actions that are the most likely token.
         """
+        return self._terms(self._scored(batch, weights, describe), weights, measure, self.loss)
+
+    def shown(self, batch: Trajectories) -> Tally:
+        """All metrics of a batch, without the loss where it is of samples and the batch is not: data for validation."""
+        if "behaviour" in needs_of(self.loss) and batch.behaviour_logp is None:
+            return measured(self._scored(batch), self.beta)
+        return self.terms(batch)[1]
+
+    def _scored(self, batch: Trajectories, weights: Weights | None = None, describe: bool = False) -> Scored:
+        """A batch, with the anchor's tokens, and both models' scores; the reference's stay from update to update."""
         drawn = self.additions.drawn(weights)
         policy = self.policy(batch, sample=drawn, describe=describe)
         if drawn:
             batch = replace(batch, anchor_tokens=policy.further_tokens).laid_out(batch.layout)
-        reference = None if self.reference is None else self.reference(batch)
-        terms = self.loss(batch, policy, reference)
+        if self.reference is None or (batch.proximal is not None and not drawn):
+            return Scored(batch, policy, batch.reference)
+        return Scored(batch, policy, self.reference(batch))
+
+    def _terms(self, scored: Scored, weights: Weights | None, measure: bool, loss: Loss) -> tuple[LossTerms, Tally]:
+        """`terms` of scores; what is of no loss is measured as a step finds the policy, in its first update."""
+        batch, policy, reference = scored
+        terms = loss(batch, policy, reference)
         tally: Tally = {"loss": (terms.total.detach(), terms.count)}
         if measure:
-            tally |= terms.metrics | self._measured(batch, policy, reference)
+            tally |= terms.metrics | (measured(scored, self.beta, self.sources) if batch.proximal is None else {})
         if weights is not None and reference is not None:
             terms, more = self.additions.added(terms, batch, policy, reference, weights)
             tally |= more if measure else {}
         return terms, tally
 
-    @torch.no_grad()
-    def _measured(self, batch: Trajectories, policy: ActionScores, reference: ActionScores | None) -> Tally:
-        """What every method shows of a batch, beside the metrics of its loss."""
-        actions, tally = batch.action_mask.sum(), Tally()
-        if policy.entropy is not None and policy.hits is not None:
-            tally["entropy"] = (policy.entropy.sum(), actions)
-            tally["mean_token_accuracy"] = (policy.hits.sum(), actions)
-        earned = _returns(batch)
-        known = batch.action_mask.any(-1) & ~earned.isnan()  # `sft` takes data without rewards
-        tally["reward"] = (earned.masked_fill(~known, 0).sum(), known.sum())
-        if reference is not None:
-            ratio = log_ratios(batch, policy, reference)
-            tally["logratio_mean"] = (ratio.sum(), actions)
-            tally["logratio_abs"] = (ratio.abs().sum(), actions)
-            shift = (self.beta or 1.0) * partition_shifts(batch, policy, reference)
-            tally["shifted_value"] = (shift.sum(), actions)
-        return tally
-
     def training_step(self, batches: list[Trajectories], index: int) -> None:
         """One optimiser step: sum gradients over micro-batches and ranks, divide once by the units, clip, update.
 
-        Between logged steps nothing asks the device for a number.
+        With `algo.epochs` above 1 all this several times: the scores of the first update are the proximal ones of the
+        others. What the loss measures is logged of the last update. Between logged steps nothing asks the device for
+        a number.
         """
         optimizer, step, began = self.optimizers(), self.global_step + 1, time.perf_counter()
         self._draw_anew(step)
-        logged, weights = self.logs_now(step), self._weights(batches)
-        tallies: list[Tally] = []
-        for k, batch in enumerate(batches):
-            with self._exchange(last=k == len(batches) - 1):
-                terms, tally = self.terms(batch, weights=weights, measure=logged, describe=logged)
-                self.manual_backward(terms.total)
-            tallies.append({**tally, READ: (batch.attention_mask.sum(), terms.total.detach())})
-        summed = self._summed(tallies)
-        scale = self.trainer.world_size / summed["loss"][1].clamp(min=1)  # DDP has divided by the ranks
-        norms = divide_and_clip(optimizer, scale, self.settings.grad_clip)  # type: ignore[arg-type]
-        tokens, total = summed.pop(READ)
-        self._watch.add(Unread(step, [t[READ][1] for t in tallies], total, norms, tokens))
-        if logged or not self.reads_late:
-            self._read()
-        numbers = floats(summed) if logged else {}
-        self._expect_equality(numbers)
-        rate = self._update(optimizer, step)
+        logged, loss = self.logs_now(step), self._loss_of(batches)
+        weights = self._weights(batches, loss)
+        numbers: dict[str, tuple[float, float]] = {}
+        for update in range(1, self.algo.epochs + 1):
+            last = update == self.algo.epochs
+            batches, tallies = self._backward(batches, loss, weights, measure=logged and (update == 1 or last))
+            summed = self._summed(tallies)
+            scale = self.trainer.world_size / summed["loss"][1].clamp(min=1)  # DDP has divided by the ranks
+            norms = divide_and_clip(optimizer, scale, self.settings.grad_clip)  # type: ignore[arg-type]
+            tokens, total = summed.pop(READ)
+            self._watch.add(Unread(step, update, [t[READ][1] for t in tallies], total, norms, tokens * last))
+            if logged or not self.reads_late:
+                self._read()
+            numbers |= floats(summed) if logged else {}
+            if not self.global_step:
+                expect_equality(numbers, self.policy.autocast)
+            rate = self._update(optimizer, step, counted=last)
         self.seconds += time.perf_counter() - began
         if logged:
             self._log(numbers, float(norms[0]), rate)
+
+    def _backward(
+        self, batches: list[Trajectories], loss: Loss, weights: Weights | None, measure: bool
+    ) -> tuple[list[Trajectories], list[Tally]]:
+        """The step's gradient, in the parameters; the batches as the next update reads them; a tally of each."""
+        met, tallies = [], []
+        for k, batch in enumerate(batches):
+            with self._exchange(last=k == len(batches) - 1):
+                first = batch.proximal is None
+                scored = self._scored(batch, weights, describe=measure and first)
+                terms, tally = self._terms(scored, weights, measure, loss)
+                self.manual_backward(terms.total)
+            tallies.append({**tally, READ: (batch.attention_mask.sum(), terms.total.detach())})
+            if first and self.algo.epochs > 1:
+                kept = {"proximal": scored.policy.fixed(), "reference": scored.reference}
+                batch = replace(batch, **kept).laid_out(batch.layout)  # type: ignore[arg-type]
+            met.append(batch)
+        return met, tallies
 
     def _draw_anew(self, step: int) -> None:
         """Makes what the step draws a function of seed, step and rank."""
@@ -179,12 +200,15 @@ class Method(LightningModule):
         begin = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         begin(hash((self.seed, step - 1, self.global_rank)) % 2**63)
 
-    def _update(self, optimizer: Any, step: int) -> float:
-        """The optimiser's step, which does nothing if one of the unread ones is not finite; its learning rate."""
+    def _update(self, optimizer: Any, step: int, counted: bool) -> float:
+        """The optimiser's step, which does nothing if one of the unread ones is not finite; its learning rate.
+
+        Lightning counts what goes through its own wrapper, and with it `global_step`.
+        """
         shape = (self.settings.lr_schedule, self.settings.warmup_steps, self.max_steps)
         rate = set_rates(optimizer, learning_rate_factor(step - 1, *shape))
         optimizer.optimizer.found_inf = self._watch.found_inf
-        optimizer.step()
+        (optimizer if counted else optimizer.optimizer).step()
         optimizer.zero_grad(set_to_none=True)
         return rate
 
@@ -202,13 +226,19 @@ class Method(LightningModule):
         tokens, bad = self._watch.read()
         self.num_tokens += tokens
         if bad is not None:
-            self._refuse(bad)
+            raise TrainingError(bad.complaint(lambda *at: self.trainer.datamodule.sources(*at)))  # type: ignore[attr-defined]
 
-    def _weights(self, batches: list[Trajectories]) -> Weights | None:
+    def _loss_of(self, batches: list[Trajectories]) -> Loss:
+        """What trains each batch of the step, by its source."""
+        if not self.mixture.by_source:
+            return self.loss
+        return self.mixture.weighed(self._summed([self.mixture.counts(batch) for batch in batches]))
+
+    def _weights(self, batches: list[Trajectories], loss: Loss) -> Weights | None:
         """Of the additions in this step, None without any."""
         if not self.additions:
             return None
-        return self.additions.weights(self._summed([self.additions.counts(batch) for batch in batches]))
+        return self.additions.weights(self._summed([self.additions.counts(batch, loss) for batch in batches]))
 
     def logs_now(self, step: int) -> bool:
         """Whether this step (counted from 1) has a row in the logs."""
@@ -232,7 +262,7 @@ class Method(LightningModule):
     def epoch(self) -> float:
         """Passes over the training trajectories so far."""
         data: LoggedData = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.global_step / data.encoded.train.steps_per_epoch(data.batch_size)
+        return data.passes(self.global_step)
 
     def reduced(self, tallies: list[Tally]) -> dict[str, tuple[float, float]]:
         """Sums and counts over micro-batches and ranks, as floats."""
@@ -241,7 +271,7 @@ class Method(LightningModule):
     def _summed(self, tallies: list[Tally]) -> Tally:
         """The same on the device, float64, in one exchange.
 
-        A rank whose micro-batches lack a metric that another has cannot be: every batch yields the same names.
+        A rank whose micro-batches lack a metric that another has cannot be: one rank alone mixes losses.
         """
         names, both = added(tallies)
         if self.trainer.world_size > 1:
@@ -252,41 +282,3 @@ class Method(LightningModule):
         """Gradients cross ranks in the last micro-batch's backward pass only."""
         wrapped = self.trainer.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
-
-    def _refuse(self, step: Unread) -> None:
-        """Says what was not finite.
-
-        Raises:
-            TrainingError: always.
-        """
-        bad = [k for k, loss in enumerate(step.losses) if not loss.isfinite()]
-        if bad:
-            data: LoggedData = self.trainer.datamodule  # type: ignore[attr-defined]
-            rows = data.sources(step.step - 1, bad[0])
-            loss = float(step.losses[bad[0]])
-            raise TrainingError(
-                f"step {step.step}: the loss is {loss} on a micro-batch of {len(rows)} rows, among them "
-                f"{', '.join(rows[:3])}; nothing was updated. Lower trainer.learning_rate or look at these rows"
-            )
-        if not step.total.isfinite():
-            raise TrainingError(f"step {step.step}: the loss is not finite on another rank; nothing was updated")
-        raise TrainingError(f"step {step.step}: the gradient norm is {step.norms.tolist()}; nothing was updated")
-
-    def _expect_equality(self, numbers: dict[str, tuple[float, float]]) -> None:
-        """At step 0 the policy is the reference; a run that starts otherwise would report another problem's KL."""
-        if self.global_step or "logratio_abs" not in numbers:
-            return
-        count = max(numbers["logratio_abs"][1], 1.0)
-        found = [abs(numbers[name][0]) / count for name in ("logratio_mean", "logratio_abs")]
-        if not all(x <= limit for x, limit in zip(found, STEP_ZERO_TOLERANCE[self.policy.autocast], strict=True)):
-            raise TrainingError(
-                f"policy and reference differ before the first step: mean log-ratio {found[0]:.2g}, mean |log-ratio| "
-                f"{found[1]:.2g} nats, more than rounding explains. The cached scores or the model's randomness are "
-                "wrong; try algo.reference=frozen, or another cache_dir"
-            )
-
-
-def _returns(batch: Trajectories) -> torch.Tensor:
-    """`[B]`, each trajectory's return as the data has it, without the reward offset; 0 where it has no action."""
-    total = batch.rewards.masked_fill(~batch.action_mask, 0).sum(-1)
-    return total if batch.offset is None else total + batch.offset.masked_fill(~batch.action_mask.any(-1), 0)

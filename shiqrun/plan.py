@@ -19,7 +19,8 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from shiqrun.answering import evaluator_of
 from shiqrun.console import quiet_other_ranks, track
 from shiqrun.data.batches import Rows
-from shiqrun.data.module import DataSettings, Encoded, examples_of, load, set_offset
+from shiqrun.data.jsonl import Jsonl
+from shiqrun.data.module import DataSettings, Encoded, examples_of, fingerprint, load, set_offset
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.evaluation.evaluator import Answering
@@ -27,6 +28,8 @@ from shiqrun.losses.requirements import compares_completions, needs_of
 from shiqrun.models.policy import ModelSettings, Policy, ValueHead, cannot_pack, check_head, prepare
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards.reward import Reward
+from shiqrun.rollout.checks import expect_fit, expect_values
+from shiqrun.rollout.settings import RolloutSettings
 from shiqrun.rollout.values import ValueSettings
 from shiqrun.settings import AlgoSettings, EvalSettings, Hardware, TrainerSettings
 
@@ -62,6 +65,8 @@ class Plan:
     eval: EvalSettings
     values: ValueSettings
     reward: Reward | None  # scores the policy's own answers
+    reward_again: Callable[[], Reward]  # makes it once more, in another process
+    rollout: RolloutSettings | None  # sampling while learning
     hardware: Hardware
     cache_dir: Path
     run_dir: Path
@@ -82,10 +87,13 @@ class Run:
     max_steps: int
     evaluator: Answering | None
     scored_by: str | None  # fingerprint of what scores the policy's answers
+    further: Rows | None = None  # of the source `further` of rollouts
+    prompt_values: dict[str, float] | None = None  # Q0 of each prompt id, for methods that read it
 
     def made_of(self) -> dict[str, str | None]:
         """Fingerprints of what a checkpoint of this run is only good with."""
         found = {"data": self.encoded.fingerprint, "model": self.weights, "reward": self.scored_by}
+        found |= {} if self.further is None else {"further": fingerprint(self.further)}
         files = {"values": self.plan.algo.values, "targets": self.plan.algo.targets}
         return found | {name: _digest(Path(path)) for name, path in files.items() if path}
 
@@ -142,7 +150,21 @@ def ready(plan: Plan) -> Run:
     _pack(policy, encoded, plan.hardware.device().type)
     evaluator = evaluator_of(plan, tokenizer, encoded)
     scored_by = None if plan.reward is None else plan.reward.fingerprint()
-    return Run(plan, tokenizer, encoded, policy, weights, offset, _steps(plan, encoded), evaluator, scored_by)
+    steps, further = _steps(plan, encoded), _further(plan, tokenizer, encoded.train)
+    return Run(plan, tokenizer, encoded, policy, weights, offset, steps, evaluator, scored_by, further)
+
+
+def _further(plan: Plan, tokenizer: PreTrainedTokenizerBase, logged: Rows) -> Rows | None:
+    """The file that rollouts are mixed with, read and encoded as the data set is."""
+    if plan.rollout is None or plan.rollout.path is None:
+        return None
+    source = Jsonl(path=plan.rollout.path, val_path=None, pair_rewards=None)
+    data = replace(plan.data, val_fraction=0.0, limit=None)
+    rows = load(source, tokenizer, data, context=plan.choice.context(), together=logged.together).train
+    if "rewards" in needs_of(plan.loss):
+        _expect_rewards(rows, plan.names["algo"])
+    rows.packed, rows.device, rows.anchor = logged.packed, logged.device, logged.anchor
+    return rows
 
 
 def _pack(policy: Policy, encoded: Encoded, device: str) -> None:
@@ -157,12 +179,7 @@ def _pack(policy: Policy, encoded: Encoded, device: str) -> None:
 def _check_needs(plan: Plan, encoded: Encoded) -> None:
     wanted, name = needs_of(plan.loss), plan.names["algo"]
     if "rewards" in wanted:
-        bare = [t.source for t in encoded.train.trajectories if t.rewards is None]
-        if bare:
-            raise InputError(
-                f"algo={name} needs rewards, but {len(bare)} of {len(encoded.train)} trajectories have none, first "
-                f"{bare[0]}; add a column `reward` or `rewards`, or set data.pair_rewards=[1,-1] for pairs"
-            )
+        _expect_rewards(encoded.train, name)
         if plan.data.train_on != "assistant":
             raise InputError(
                 f"data.train_on=response is for algo=sft: {name} would take the environment's tokens for actions"
@@ -176,6 +193,15 @@ def _check_needs(plan: Plan, encoded: Encoded) -> None:
         _warn_of_levels(plan, encoded.train)
     if "order" in wanted and not _decided(encoded.train):
         raise InputError(f"algo={name} needs a better and a worse completion, but every pair of the data is a tie")
+
+
+def _expect_rewards(rows: Rows, name: str) -> None:
+    bare = [t.source for t in rows.trajectories if t.rewards is None]
+    if bare:
+        raise InputError(
+            f"algo={name} needs rewards, but {len(bare)} of {len(rows)} trajectories have none, first "
+            f"{bare[0]}; add a column `reward` or `rewards`, or set data.pair_rewards=[1,-1] for pairs"
+        )
 
 
 def _warn_of_levels(plan: Plan, rows: Rows) -> None:
@@ -236,6 +262,7 @@ def _check_settings(plan: Plan) -> None:
         InputError: naming the setting and what to set instead.
     """
     wanted, name, algo = needs_of(plan.loss), plan.names["algo"], plan.algo
+    expect_fit(plan)
     if algo.reference == "adapter" and not plan.model.lora_r:
         raise InputError(
             "algo.reference=adapter needs a LoRA adapter to switch off; set model.lora_r=16, or reference=cached"
@@ -244,7 +271,7 @@ def _check_settings(plan: Plan) -> None:
     if quantize and plan.hardware.device().type != "cuda":
         raise InputError(f"model.quantize={quantize} needs a CUDA GPU; set hardware=gpu")
     if "prompt_value" in wanted:
-        _expect_values(plan)
+        expect_values(plan)
     elif algo.monte_carlo or algo.targets or algo.values:
         raise InputError(
             f"algo.values, algo.targets and algo.monte_carlo are for methods with prompt values, not {name}"
@@ -253,30 +280,14 @@ def _check_settings(plan: Plan) -> None:
         raise InputError(f"algo.reference=none is for algo=sft; {name} needs cached, frozen or adapter")
     if "value" not in wanted and (algo.value or algo.value_lr_ratio):
         raise InputError(f"algo.value and algo.value_lr_ratio are for methods with a value function; {name} has none")
+    if "proximal" not in wanted and algo.epochs > 1:
+        raise InputError(f"algo.epochs={algo.epochs}: several updates on a batch are for ppo, not {name}; leave it out")
     if algo.anchor and (algo.reference == "none" or "beta" not in plan.loss.keywords):
         raise InputError(f"algo.anchor holds logits at a reference's, and {name} has none")
     if algo.anchor and algo.anchor_from == "policy" and algo.reference == "cached":
         raise InputError(
             "algo.anchor_from=policy draws new tokens at each step, which no cache has; set algo.reference=frozen "
             "(or adapter), or algo.anchor_from=uniform"
-        )
-
-
-def _expect_values(plan: Plan) -> None:
-    """Prompt values are of the rewards as they are, and need a reward to be made."""
-    if plan.algo.reward_offset != "none":
-        raise InputError(
-            f"algo.reward_offset={plan.algo.reward_offset}: prompt values are of rewards as they are; set it to none"
-        )
-    if plan.algo.values is None and plan.reward is None:
-        raise InputError(
-            f"algo={plan.names['algo']} needs the value of every prompt: give algo.values=FILE, made by `shiqrun "
-            "values`, or eval.reward=NAME to have the reference's completions scored first"
-        )
-    if bool(plan.algo.monte_carlo) != (plan.algo.targets is not None):
-        raise InputError(
-            f"algo.monte_carlo={plan.algo.monte_carlo:g}, algo.targets={plan.algo.targets}: the Monte-Carlo term needs "
-            "both a weight and a file of estimates, which `shiqrun pivotal` makes"
         )
 
 

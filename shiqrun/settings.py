@@ -33,6 +33,7 @@ class AlgoSettings:
         targets: the estimates that this term reads, a file of `shiqrun pivotal`.
         value: for methods with a value function: a head on the policy's features, or a network of its own.
         value_lr_ratio: its learning rate over the policy's.
+        epochs: updates of the policy on each batch, for methods with a proximal policy; they are one optimiser step.
     """
 
     reference: Kind
@@ -45,6 +46,7 @@ class AlgoSettings:
     targets: str | None = None
     value: Literal["head", "network"] | None = None
     value_lr_ratio: Annotated[float, Gt(0)] | None = None
+    epochs: Annotated[int, Ge(1)] = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,12 +40,29 @@ def plan_table(run: "Run") -> None:
         table.add_row("reward offset", f"{run.plan.algo.reward_offset}: {run.offset:.4g} on average")
     epochs = run.max_steps / train.steps_per_epoch(run.plan.trainer.batch_size)
     table.add_row("steps", f"{run.max_steps:,} of {run.plan.trainer.batch_size} trajectories, {epochs:.3g} epochs")
+    for name, text in _rollouts(run):
+        table.add_row(name, text)
     read = sum(train.tokens_read(unit) for unit in train.units)
     table.add_row("reads", f"{read:,} tokens an epoch" + (", packed" if train.packed else " and padding between them"))
     trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
     table.add_row("parameters", f"{sum(p.numel() for p in run.policy.parameters()):,}, {trained:,} trained")
     table.add_row("memory", f"about {estimated_bytes(run) / 2**30:.2g} GiB for weights, optimiser and one micro-batch")
     console.print(table)
+
+
+def _rollouts(run: "Run") -> list[tuple[str, str]]:
+    """What is sampled while the run learns."""
+    s = run.plan.rollout
+    if s is None:
+        return []
+    of_batch = ", ".join(f"{n:,} {source}" for source, n in s.shares(run.plan.trainer.batch_size).items())
+    low, high = s.temperature
+    how = f"temperature {low:g} to {high:g}, top-p {s.top_p:g}, at most {s.max_new_tokens:,} tokens"
+    asked = f"{run.encoded.train.prompts:,} prompts, {s.samples_per_prompt} of each at a time"
+    return [
+        ("batches", f"{of_batch} trajectories"),
+        ("rollouts", f"{s.engine}: {asked}, {how}; new weights every {s.model_update_interval} steps"),
+    ]
 
 
 def estimated_bytes(run: "Run") -> float:

@@ -1,5 +1,6 @@
 """Sums and counts while they are still on the device: added up, read in one go, and whether a step was finite."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,11 @@ Tally = dict[str, tuple[Tensor, Tensor]]
 def added(tallies: list[Tally]) -> tuple[list[str], Tensor]:
     """The names, and the sums and counts over all tallies, `[names, 2]` float64.
 
-    Every tally has the same names.
+    A name that one tally lacks counts as nothing there: losses of different sources measure different things.
     """
-    names = sorted(tallies[0])
-    flat = torch.stack([x.double() for tally in tallies for name in names for x in tally[name]])
+    names = sorted({name for tally in tallies for name in tally})
+    nothing = (torch.zeros((), device=next(iter(tallies[0].values()))[0].device),) * 2
+    flat = torch.stack([x.double() for tally in tallies for name in names for x in tally.get(name, nothing)])
     return names, flat.view(len(tallies), len(names), 2).sum(0)
 
 
@@ -31,6 +33,7 @@ class Unread:
 
     Attributes:
         step: counted from 1.
+        update: on its batch, counted from 1.
         losses: `[]` each, the sums of this rank's micro-batches.
         total: `[]` float64, their sum over ranks.
         norms: `[groups]` float64, of the gradient.
@@ -38,10 +41,25 @@ class Unread:
     """
 
     step: int
+    update: int
     losses: list[Tensor]
     total: Tensor
     norms: Tensor
     tokens: Tensor
+
+    def complaint(self, sources: Callable[[int, int], list[str]]) -> str:
+        """What of it is not finite; `sources` names this rank's rows of a step, counted from 0, and micro-batch."""
+        name = f"step {self.step}" + (f", update {self.update}" if self.update > 1 else "")
+        bad = [k for k, loss in enumerate(self.losses) if not loss.isfinite()]
+        if bad:
+            rows = sources(self.step - 1, bad[0])
+            return (
+                f"{name}: the loss is {float(self.losses[bad[0]])} on a micro-batch of {len(rows)} rows, among them "
+                f"{', '.join(rows[:3])}; nothing was updated. Lower trainer.learning_rate or look at these rows"
+            )
+        if not self.total.isfinite():
+            return f"{name}: the loss is not finite on another rank; nothing was updated"
+        return f"{name}: the gradient norm is {self.norms.tolist()}; nothing was updated"
 
 
 class Watch:

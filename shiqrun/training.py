@@ -27,7 +27,9 @@ from shiqrun.metrics import MetricsFile
 from shiqrun.models.cache import cache_key, cached_scores
 from shiqrun.models.reference import AdapterOff, Frozen, Live, Reference, cached, weights_fingerprint
 from shiqrun.module import Method
+from shiqrun.online import sampling
 from shiqrun.plan import Run
+from shiqrun.rollout.checks import source_losses
 from shiqrun.settings import STAMP
 from shiqrun.tables import end_of_run, episodes, plan_table
 from shiqrun.tracking import log_samples
@@ -117,26 +119,50 @@ def execute(run: Run, resume: bool) -> None:
         algo=plan.algo,
         beta=plan.loss.keywords.get("beta", 0.0),
         stamp={**run.made_of(), "reward_offset": run.offset},
+        by_source=source_losses(plan.rollout, plan.loss),
+        sources=[] if plan.rollout is None else list(plan.rollout.shares(plan.trainer.batch_size)),
     )
     metrics = MetricsFile(plan.run_dir / "metrics.csv", keep=step)
     method.latest = metrics.latest()
     validation = _validation(run, checkpoints, exact, reference) if plan.eval.every else None
     if is_main_process():
         keep_samples(plan.run_dir / SAMPLES, step)
-    signals = Signals(checkpoints)
-    title = f"{plan.names['algo']} on {plan.names['data']}"
-    callbacks = [*([validation] if validation else []), View(title), checkpoints, signals]
-    trainer = _trainer(run, callbacks, [metrics, *plan.trackers()])
+    with sampling(run, after=max(step, 0)) as (data, rollouts):
+        watching = [*([validation] if validation else []), *([rollouts] if rollouts else [])]
+        trainer = _fit(run, method, data, [*watching, View(_title(run)), checkpoints], metrics, checkpoint)
+        cost |= rollouts.summary() if rollouts else {}
+    if trainer.is_global_zero:
+        _finish(run, method, validation, exact, {"seconds": time.perf_counter() - began, **cost})
+    trainer.strategy.barrier("saved")
+
+
+def _title(run: Run) -> str:
+    return f"{run.plan.names['algo']} on {run.plan.names['data']}"
+
+
+def _fit(
+    run: Run,
+    method: Method,
+    data: LoggedData,
+    callbacks: list[Any],
+    metrics: MetricsFile,
+    checkpoint: Path | None,
+) -> Trainer:
+    """Trains; the last of the callbacks are the checkpoints.
+
+    Raises:
+        Interrupted: a signal arrived; the checkpoint is saved.
+    """
+    signals = Signals(callbacks[-1])
+    trainer = _trainer(run, [*callbacks, signals], [metrics, *run.plan.trackers()])
     signals.install()
     try:
-        trainer.fit(method, datamodule=_batches(run), ckpt_path=checkpoint, weights_only=False)
+        trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=False)
     except Stopped as stopped:
         raise Interrupted(str(stopped)) from None
     finally:
         signals.restore()
-    if trainer.is_global_zero:
-        _finish(run, method, validation, exact, {"seconds": time.perf_counter() - began, **cost})
-    trainer.strategy.barrier("saved")
+    return trainer
 
 
 def _validation(
@@ -177,15 +203,11 @@ def _write_credit(run: Run, method: Method, validation: Validation | None) -> No
     run.policy.cpu()
 
 
-def _batches(run: Run) -> LoggedData:
-    t = run.plan.trainer
-    return LoggedData(run.encoded, batch_size=t.batch_size, micro_batch_tokens=t.micro_batch_tokens, seed=run.plan.seed)
-
-
 def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     hardware = run.plan.hardware
     return Trainer(

@@ -92,6 +92,11 @@ class ActionScores:
         """log pi(a_t | s_t) = logit - log_partition, `[B, A]`, nats."""
         return self.logit - self.log_partition
 
+    def fixed(self) -> "ActionScores":
+        """Logit, log-partition and value without gradient."""
+        value = None if self.value is None else self.value.detach()
+        return ActionScores(self.logit.detach(), self.log_partition.detach(), value)
+
     def to(self, where: "device | str") -> "ActionScores":
         """The same scores on another device."""
         return moved(self, where)
@@ -110,7 +115,10 @@ class Trajectories:
         group: `[B]` int64, rows with equal numbers answer the same prompt.
         reference: the frozen reference's scores, where they are cached.
         prompt_value: `[B]`, reward units.
-        behaviour_logp: `[B, A]`, nats, log-probability under the policy that acted.
+        behaviour_logp: `[B, A]`, nats, log-probability under the distribution that was sampled from.
+        acting_logp: `[B, A]`, nats, under the same weights at temperature 1 without top-p.
+        source: where the trajectories came from: logged, online, replay, annotated, further or val.
+        proximal: the policy's scores, with its value, when the batch came to be trained on; without gradient.
         value_target: `[B, A]`, reward units, NaN where not annotated.
         offset: `[B]`, reward units, what `algo.reward_offset` has taken from the reward of the last action.
         anchor_tokens: `[B, A, K]` int64, tokens whose logits are held at the reference's at each action's state.
@@ -130,9 +138,12 @@ class Trajectories:
     reference: ActionScores | None = None
     prompt_value: Tensor | None = None
     behaviour_logp: Tensor | None = None
+    acting_logp: Tensor | None = None
+    proximal: ActionScores | None = None
     value_target: Tensor | None = None
     offset: Tensor | None = None
     anchor_tokens: Tensor | None = None
+    source: str = "logged"
     layout: Layout | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -140,15 +151,16 @@ class Trajectories:
         if len(tokens) != 2 or len(actions) != 2 or tokens[0] != actions[0]:
             raise ValueError(f"input_ids {list(tokens)} and action_index {list(actions)} must be [B, T] and [B, A]")
         _require("attention_mask", self.attention_mask, tokens)
-        for name in ("action_mask", "rewards", "behaviour_logp", "value_target"):
+        for name in ("action_mask", "rewards", "behaviour_logp", "acting_logp", "value_target"):
             _require(name, getattr(self, name), actions)
         _require("group", self.group, actions[:1])
         _require("prompt_value", self.prompt_value, actions[:1])
         _require("offset", self.offset, actions[:1])
         if self.anchor_tokens is not None:
             _require("anchor_tokens", self.anchor_tokens, (*actions, self.anchor_tokens.shape[-1]))
-        if self.reference is not None:
-            _require("reference", self.reference.logit, actions)
+        for name in ("reference", "proximal"):
+            scores = getattr(self, name)
+            _require(name, scores and scores.logit, actions)
 
     def laid_out(self, layout: Layout | None) -> "Trajectories":
         """The same batch with a layout that was made of its tokens and actions."""

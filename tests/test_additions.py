@@ -58,7 +58,7 @@ def test_each_addition_is_divided_by_units_of_its_own(loss, parts):
     expected = own.total / own.count + held.total / held.count + 1.9 * told.total / told.count
     made = Additions(loss, SETTINGS, BETA)
     batches = [cut(whole, rows) for rows in parts]
-    names, both = added([made.counts(part) for part in batches])
+    names, both = added([made.counts(part, made.loss) for part in batches])
     weights = made.weights({name: (pair[0], pair[1]) for name, pair in zip(names, both, strict=True)})
     total = 0
     for part, rows in zip(batches, parts, strict=True):
@@ -73,7 +73,7 @@ def test_each_addition_is_divided_by_units_of_its_own(loss, parts):
 def test_the_monte_carlo_term_has_the_loss_s_own_top_and_eps():
     whole, policy, reference = batch(), scores(), scores(seed=2)
     made = Additions(partial(spo, beta=BETA, top=2.0, eps=0.1), replace(SETTINGS, anchor=0.0), BETA)
-    names, both = added([made.counts(whole)])
+    names, both = added([made.counts(whole, made.loss)])
     weights = made.weights({name: (pair[0], pair[1]) for name, pair in zip(names, both, strict=True)})
     own = made.loss(whole, policy, reference)
     terms, _ = made.added(own, whole, policy, reference, weights)

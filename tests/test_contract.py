@@ -37,6 +37,8 @@ OPEN = {
     "experiment=paper_bfcl": "model.path=DIR",
     "experiment=paper_hh": "data.path=FILE model.path=DIR eval.reward.path=DIR",
     "experiment=spo_offline": "model.path=DIR",
+    "experiment=spo_programs": "model.path=DIR",
+    "experiment=paper_spo": "model.path=DIR",
     "experiment=paper_uf": "model.path=DIR eval.reward.path=DIR",
 }
 """Choices that ask the user for values, and these."""
@@ -150,7 +152,7 @@ def made_lines(target):
     return re.findall(r"bin/(shiqrun .*?)(?: \|\||;|$)", said.replace("\\\n", " "), flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("target", ["demo", "bfcl", "spo-offline"])
+@pytest.mark.parametrize("target", ["demo", "bfcl", "spo-offline", "spo"])
 def test_every_command_of_a_study_composes_and_passes_the_check(target):
     lines = made_lines(target)
     if not lines:

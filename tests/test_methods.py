@@ -194,7 +194,7 @@ def test_the_anchors_sum_is_weighed_so_that_the_step_divides_it_by_actions(loss,
     method.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     actions = int(given.actions.sum())
     units = {"shiq": actions, "shiq_tk": 12, "copg": 6, "dpo": 6}[loss]  # twelve rows, two of each prompt, no tie
-    assert method._weights(batches).per_action == pytest.approx(units / actions)
+    assert method._weights(batches, method.loss).per_action == pytest.approx(units / actions)
 
 
 @pytest.mark.slow
@@ -268,6 +268,16 @@ def test_an_anchor_on_policy_tokens_needs_a_live_reference(capfd):
 
 def test_a_value_for_a_method_that_has_none(capfd):
     assert "value function" in refused(capfd, "+algo.value=head")
+
+
+def test_several_updates_on_a_batch_for_a_method_that_holds_the_policy_nowhere(capfd):
+    assert "algo.epochs=3" in refused(capfd, "+algo.epochs=3")
+
+
+def test_logged_data_for_a_method_of_samples(capfd):
+    message = refused(capfd, "algo=ppo")
+    assert "algo=ppo learns from the policy's own samples" in message
+    assert "rollout=local" in message
 
 
 def test_pairs_without_rewards_for_a_loss_that_needs_them(capfd):

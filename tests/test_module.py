@@ -5,13 +5,14 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import shiqrun
@@ -22,9 +23,10 @@ from shiqrun.data.batches import Rows
 from shiqrun.data.module import Encoded, LoggedData
 from shiqrun.errors import TrainingError
 from shiqrun.models.attention import pack
-from shiqrun.models.policy import Policy, cannot_pack
+from shiqrun.models.policy import Policy, ValueHead, cannot_pack
 from shiqrun.models.reference import Frozen
 from shiqrun.module import Method
+from shiqrun.schedule import learning_rate_factor
 from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
 from shiqrun.tally import Unread
 from tests import helpers
@@ -47,7 +49,7 @@ def method(loss="shiq", *, steps=7, log_every=4, reads_late=None, wrapped=lambda
         log_every=log_every,
         checkpoint_every=1000,
     )
-    policy = Policy(helpers.llama())
+    policy = Policy(helpers.llama(), value=ValueHead(16, "state") if loss == "ppo" else None)
     return Method(
         policy,
         Frozen(policy),
@@ -62,8 +64,10 @@ def method(loss="shiq", *, steps=7, log_every=4, reads_late=None, wrapped=lambda
 
 
 def given(*, together=False, nonsense=None):
-    """Twelve rows; the reward of row `nonsense` is no number."""
+    """Twelve rows, sampled by nobody in particular; the reward of row `nonsense` is no number."""
     made = Rows(helpers.rows(12).trajectories, pad=0, together=together)
+    made.behaviour_logp = [np.random.default_rng(n).normal(-4, 0.5, k) for n, k in enumerate(made.actions)]
+    made.behaviour_logp = [x.astype(np.float32) for x in made.behaviour_logp]
     if nonsense is not None:
         rewards = np.full_like(made.trajectories[nonsense].rewards, np.nan)
         made.trajectories[nonsense] = replace(made.trajectories[nonsense], rewards=rewards)
@@ -78,13 +82,13 @@ def packed(made, encoded):
     return made, encoded
 
 
-def fit(made, encoded=None, *, callbacks=(), kept=None):
-    data = LoggedData(encoded or given(), batch_size=BATCH, micro_batch_tokens=24, seed=0)
+def fit(made, encoded=None, *, callbacks=(), kept=None, tokens=24, checkpoint=None):
+    data = LoggedData(encoded or given(), batch_size=BATCH, micro_batch_tokens=tokens, seed=0)
     off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     trainer = Trainer(accelerator="cpu", max_steps=made.max_steps, max_epochs=-1, callbacks=list(callbacks), **off)
     if kept is not None:
         made.record = lambda metrics: kept.append((trainer.global_step, metrics))
-    trainer.fit(made, datamodule=data)
+    trainer.fit(made, datamodule=data, ckpt_path=checkpoint, weights_only=False)
     return trainer
 
 
@@ -185,10 +189,10 @@ def test_the_questions_are_seen_where_there_are_any(monkeypatch):
 
 
 def test_metrics_are_computed_at_logged_steps_alone(monkeypatch):
-    from shiqrun import module
+    from shiqrun import measures
 
     calls = []
-    monkeypatch.setattr(module, "log_ratios", lambda *a: calls.append(1) or torch.zeros(()))
+    monkeypatch.setattr(measures, "log_ratios", lambda *a: calls.append(1) or torch.zeros(()))
     made = method(steps=9, log_every=4)
     data = LoggedData(given(), batch_size=BATCH, micro_batch_tokens=24, seed=0)
     data.train_dataloader()
@@ -246,6 +250,129 @@ def test_the_tokens_of_a_checkpoint_between_logged_steps_are_those_of_its_steps(
     saved = torch.load(tmp_path / "a.ckpt", weights_only=False)
     assert saved[STAMP]["num_tokens"] == sum(tokens[:6])
     assert made.num_tokens == sum(tokens)
+
+
+# ------------------------------------------------------------------ several updates on a batch
+def ppo(**options):
+    return method("ppo", **({"epochs": 3, "steps": 5} | options))
+
+
+def test_a_step_of_several_updates_does_not_depend_on_how_it_is_cut():
+    one, many = ppo(), ppo()
+    fit(one, tokens=10**6)
+    fit(many, tokens=24)
+    assert_close(weights(many), weights(one), rtol=0, atol=5e-6)  # float32, sums in another order
+    assert not any(torch.equal(a, b) for a, b in zip(weights(one), weights(ppo()), strict=True))
+
+
+def test_several_updates_are_those_of_a_loop_by_hand():
+    made, twin, encoded = ppo(), ppo(), given()
+    trainer = fit(made, encoded, tokens=10**6)
+    assert trainer.global_step == made.global_step == 5
+    data = LoggedData(encoded, batch_size=BATCH, micro_batch_tokens=10**6, seed=0)
+    data.train_dataloader()
+    head = list(twin.policy.value.parameters())
+    body = list(twin.policy.model.parameters())
+    optimiser = torch.optim.AdamW([{"params": body}, {"params": head}], weight_decay=0.01)
+    for step, (batch,) in zip(range(5), data.steps, strict=False):
+        proximal = None
+        for _ in range(3):
+            scores = twin.policy(batch)
+            proximal = proximal or scores.fixed()
+            terms = twin.loss(replace(batch, proximal=proximal), scores, twin.reference(batch))
+            optimiser.zero_grad()
+            (terms.total / terms.count).backward()
+            for group in optimiser.param_groups:
+                group["lr"] = 1e-2 * learning_rate_factor(step, "linear", 2, 5)
+                torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+            optimiser.step()
+    assert_close(weights(made), weights(twin), rtol=0, atol=5e-6)  # one kernel for all of AdamW, or several
+
+
+def test_the_policy_is_read_once_an_update_and_the_reference_once_a_batch():
+    made, read = ppo(), Counter()
+    made.policy.register_forward_hook(lambda *_: read.update(["policy"]))
+    made.reference.policy.register_forward_hook(lambda *_: read.update(["reference"]))
+    data = LoggedData(given(), batch_size=BATCH, micro_batch_tokens=24, seed=0)
+    data.train_dataloader()
+    batches = sum(len(data.steps.rows_of(step)) for step in range(5))
+    fit(made)
+    assert batches > 5
+    assert read == {"policy": 3 * batches, "reference": batches}
+
+
+def test_an_anchor_on_the_policys_tokens_reads_the_reference_at_every_update():
+    made, read = ppo(anchor=1.0, anchor_from="policy", steps=2), []
+    made.reference.policy.register_forward_pre_hook(lambda _, args: read.append(args[0].anchor_tokens))
+    fit(made, tokens=10**6)
+    assert len(read) == 6
+    assert not any(torch.equal(a, b) for a, b in pairwise(read) if a.shape == b.shape)
+
+
+def test_a_row_shows_what_a_step_found_and_what_its_last_update_measured():
+    kept = []
+    fit(ppo(log_every=1), kept=kept)
+    rows = [row for _, row in kept]
+    assert rows[0]["train/logratio_abs"] < 1e-5
+    assert all(
+        {"train/entropy", "train/reward", "train/value_loss", "train/importance_mean"} <= set(row) for row in rows
+    )
+    assert all(row["train/approx_kl"] > 1e-6 for row in rows)
+    kept = []
+    fit(ppo(log_every=1, epochs=1), kept=kept)
+    assert all(row["train/approx_kl"] == 0 for _, row in kept)
+
+
+def test_tokens_of_a_batch_are_counted_once():
+    made, once = ppo(), ppo(epochs=1)
+    fit(made)
+    fit(once)
+    assert made.num_tokens == once.num_tokens > 0
+
+
+def test_no_step_of_several_updates_waits_for_the_device(monkeypatch):
+    assert not asked(monkeypatch, *packed(ppo(steps=9, reads_late=True), given()))
+
+
+def test_a_resumed_run_of_several_updates_goes_on_to_the_same_bits(tmp_path):
+    whole, stopped, resumed = ppo(steps=6), ppo(steps=6), ppo(steps=6)
+    fit(whole)
+    fit(stopped, callbacks=[SaveAt(tmp_path / "a.ckpt", 3)])
+    fit(resumed, checkpoint=tmp_path / "a.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert resumed.num_tokens == whole.num_tokens
+
+
+def broken(loss):
+    """The loss, no number in the third update that is not the first one on its batch."""
+    calls = []
+
+    def nonsense(batch, *scores):
+        terms = loss(batch, *scores)
+        calls.append(batch.proximal is not None)
+        return replace(terms, total=terms.total * float("nan")) if sum(calls) == 3 else terms
+
+    return nonsense
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_nonsense_in_a_later_update_is_named_with_it(late):
+    made = ppo(wrapped=broken, reads_late=late, steps=7)
+    with pytest.raises(TrainingError, match=r"step 2, update 2: the loss is nan on a micro-batch of 3 rows"):
+        fit(made, tokens=10**6)
+    assert all(torch.isfinite(w).all() for w in weights(made))
+
+
+def test_data_that_nobody_sampled_are_validated_without_the_loss_that_samples_need():
+    made = ppo()
+    batch = given().val.collate([0, 1, 2])
+    assert {"loss", "policy_loss", "reward", "logratio_mean"} <= set(made.shown(batch))
+    assert set(made.shown(replace(batch, behaviour_logp=None))) == {
+        "reward",
+        "logratio_mean",
+        "logratio_abs",
+        "shifted_value",
+    }
 
 
 # ------------------------------------------------------------------ nonsense
@@ -341,8 +468,8 @@ def test_nor_is_it_evaluated(tmp_path):
 
 def test_another_ranks_nonsense_is_called_that():
     nan, one = torch.tensor(float("nan")), torch.ones(())
-    with pytest.raises(TrainingError, match="step 5: the loss is not finite on another rank"):
-        method()._refuse(Unread(5, [one], nan, one.view(1), one))
+    said = Unread(5, 1, [one], nan, one.view(1), one).complaint(sources=None)
+    assert said == "step 5: the loss is not finite on another rank; nothing was updated"
 
 
 def test_a_wrong_start_stops_and_says_why():

@@ -1,5 +1,6 @@
 """`conf/experiment/paper_*.yaml`: what the paper says stands there, and every other value is marked as ours."""
 
+import math
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -58,3 +59,21 @@ def test_the_multi_turn_experiment_is_the_papers_as_far_as_it_is_known(method):
         "split",
         "rewards",
     ]
+
+
+@pytest.mark.parametrize("method", ["spo", "spo_nonterminal", "spo_advantage", "copg", "shiq"])
+def test_the_online_experiment_is_the_papers_as_far_as_it_is_known(method):
+    pairs = ["rollout.samples_per_prompt=2"] * (method == "copg")
+    words = ["experiment=paper_spo", "model.path=MODEL", f"algo={method}", "algo.reference=frozen", *pairs]
+    config = composed("train", words)
+    check(config, SCHEMA)
+    assert (config.trainer.learning_rate, config.trainer.warmup_steps, config.trainer.batch_size) == (6e-8, 200, 128)
+    assert (config.rollout.name, config.rollout.offline, config.rollout.model_update_interval) == ("ray", 0.5, 10)
+    assert (list(config.rollout.temperature), config.rollout.top_p) == ([0.1, 0.8], 0.95)
+    assert (list(config.data.rewards), config.eval.reward.right, config.eval.reward.wrong) == ([0, -1], 0, -1)
+    assert config["values"].samples == 800
+    assert config.algo.beta == pytest.approx(1 / math.log(1e5), rel=1e-6)
+    text = Path(str(files("shiqrun.conf")), "experiment", "paper_spo.yaml").read_text(encoding="utf-8")
+    values = [line for line in text.splitlines() if re.match(r"  \w+: \S", line)]
+    assert len(values) > 25
+    assert all("the paper's" in line or re.search(r"\bours\b", line) for line in values)

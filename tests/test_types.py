@@ -9,7 +9,8 @@ from shiqrun.layout import Attention, Call, Layout
 from shiqrun.types import ActionScores, Example, LossTerms, Trajectories
 
 B, T, A = 2, 5, 3
-OPTIONAL = {"prompt_value": (B,), "behaviour_logp": (B, A), "value_target": (B, A), "offset": (B,)}
+OPTIONAL = dict.fromkeys(("prompt_value", "offset"), (B,))
+OPTIONAL |= dict.fromkeys(("behaviour_logp", "acting_logp", "value_target"), (B, A))
 SHAPES = {
     "input_ids": (B, T),
     "attention_mask": (B, T),
@@ -24,7 +25,7 @@ SHAPES = {
 def trajectories(**changes):
     tensors = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     anchored = {"anchor_tokens": torch.zeros(B, A, 2)}
-    return Trajectories(**{**tensors, **anchored, "reference": scores(), **changes})
+    return Trajectories(**{**tensors, **anchored, "reference": scores(), "proximal": scores(), **changes})
 
 
 def scores(**changes):
@@ -89,6 +90,25 @@ def test_an_example_refuses_rewards_for_another_number_of_completions():
     assert Example(messages=[], completions=[[], []], rewards=None, prompt_id="p").rewards is None
 
 
+@pytest.mark.parametrize("name", ["reference", "proximal"])
+def test_trajectories_refuse_scores_of_another_shape(name):
+    other = ActionScores(torch.zeros(B, A + 1), torch.zeros(B, A + 1))
+    with pytest.raises(ValueError, match=rf"{name} has shape \[2, 4\], expected \[2, 3\]"):
+        trajectories(**{name: other})
+
+
+def test_fixed_scores_are_the_same_numbers_without_gradient():
+    given = scores(value=torch.ones(B, A, requires_grad=True), hits=torch.ones(B, A))
+    given.logit.requires_grad_()
+    given.log_partition.requires_grad_()
+    fixed = given.fixed()
+    assert not any(x.requires_grad for x in (fixed.logit, fixed.log_partition, fixed.value))
+    assert torch.equal(fixed.logit, given.logit)
+    assert torch.equal(fixed.value, given.value)
+    assert fixed.hits is None
+    assert scores().fixed().value is None
+
+
 def test_the_log_probability_is_the_logit_less_the_log_partition():
     both = scores(logit=torch.full((B, A), 2.0), log_partition=torch.full((B, A), 5.0))
     assert both.logp.tolist() == [[-3.0] * A] * B
@@ -96,9 +116,13 @@ def test_the_log_probability_is_the_logit_less_the_log_partition():
 
 def test_everything_moves_to_another_device():
     moved = trajectories().laid_out(layout()).to("meta")
+    inside = dict.fromkeys(("reference", "proximal"), lambda x: x.logit) | {
+        "layout": lambda x: x.attention.calls[0].mask
+    }
     for field in fields(moved):
         value = getattr(moved, field.name)
-        inside = {"reference": lambda x: x.logit, "layout": lambda x: x.attention.calls[0].mask}
+        if field.name == "source":
+            continue
         assert inside.get(field.name, lambda x: x)(value).device.type == "meta", field.name
     assert moved.reference.log_partition.device.type == "meta"
 

@@ -1,6 +1,7 @@
 """`shiqrun train`: turns a checked config into a plan and runs it."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ SCHEMA = Schema(
         "trainer": "shiqrun.settings.TrainerSettings",
         "eval": "shiqrun.settings.EvalSettings",
         "values": "shiqrun.rollout.values.ValueSettings",
+        "rollout": None,
     },
 )
 
@@ -95,6 +97,8 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
         eval=settings(config.eval, EvalSettings),
         values=settings(config["values"], ValueSettings),
         reward=target(config.eval.reward) if config.eval.reward else None,
+        reward_again=partial(target, config.eval.reward),
+        rollout=None if config.rollout.name == "none" else target(config.rollout),
         hardware=hardware,
         cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache_dir(),
         run_dir=run_dir,

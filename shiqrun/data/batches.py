@@ -37,6 +37,8 @@ class Rows:
         device: where they are read.
         prompt_value: `[rows]` float32, Q0 of each row's prompt, reward units, for losses that read it.
         value_target: of each row `[A]` float32, reward units, NaN where an action is not annotated; or None.
+        behaviour_logp, acting_logp: of each row `[A]` float32, nats, where it was sampled; see `Trajectories`.
+        source: of all rows; see `Trajectories`.
     """
 
     def __init__(
@@ -61,6 +63,9 @@ class Rows:
         self.packed, self.device = False, "cpu"
         self.prompt_value: np.ndarray | None = None
         self.value_target: Sequence[np.ndarray] | None = None
+        self.behaviour_logp: Sequence[np.ndarray] | None = None
+        self.acting_logp: Sequence[np.ndarray] | None = None
+        self.source = "logged"
         self.reference: Scores | None = None
         self.anchor: tuple[int, int, int] | None = None  # tokens a state, vocabulary, seed
 
@@ -160,7 +165,10 @@ class Rows:
             group=torch.from_numpy(self.group[rows]),
             reference=self._reference(rows),
             prompt_value=None if self.prompt_value is None else torch.from_numpy(self.prompt_value[rows]),
-            value_target=self._value_target(rows),
+            behaviour_logp=_of_actions(self.behaviour_logp, rows, 0.0),
+            acting_logp=_of_actions(self.acting_logp, rows, 0.0),
+            value_target=_of_actions(self.value_target, rows, float("nan")),
+            source=self.source,
             offset=torch.from_numpy(self.offset[rows]),
             anchor_tokens=self._anchor(rows),
         )
@@ -176,11 +184,6 @@ class Rows:
         drawn = [np.random.default_rng([seed, int(i)]).integers(vocabulary, size=(self.actions[i], k)) for i in rows]
         return pad_sequence([torch.from_numpy(x) for x in drawn], True)
 
-    def _value_target(self, rows: Sequence[int]) -> torch.Tensor | None:
-        if self.value_target is None:
-            return None
-        return pad_sequence([torch.from_numpy(self.value_target[i]) for i in rows], True, float("nan"))
-
     def _reference(self, rows: Sequence[int]) -> ActionScores | None:
         if self.reference is None:
             return None
@@ -189,6 +192,11 @@ class Rows:
             pad_sequence([torch.from_numpy(x) for x in part], True) for part in zip(*kept, strict=True)
         )
         return ActionScores(logit, partition, further=further[0] if further else None)
+
+
+def _of_actions(known: Sequence[np.ndarray] | None, rows: Sequence[int], padding: float) -> torch.Tensor | None:
+    """`[B, A]` of numbers that are known of each row's actions."""
+    return None if known is None else pad_sequence([torch.from_numpy(known[i]) for i in rows], True, padding)
 
 
 Units = Sequence[Sequence[int]]

@@ -7,11 +7,13 @@ A row is one of
     [prompt,] chosen, rejected [, score_chosen, score_rejected]
     messages, reward | rewards                   a chat; its prompt ends before the first assistant turn
 
-and may hold `answer` or `tests` (for verifiers; with both it is `tests`) and `prompt_id` (else a hash of the prompt).
+and may hold `answer` or `tests` (for verifiers; with both it is `tests`), or `answer_json`, the same as JSON text, for
+Parquet, where all rows have one type; and `prompt_id` (else a hash of the prompt).
 A string prompt is one user message, a string completion one assistant message; a completion that repeats the prompt is
 cut behind it.
 """
 
+import json
 import logging
 import math
 from collections import Counter
@@ -30,7 +32,7 @@ Reward = float | list[float]
 
 LARGEST_REWARD = 1e15
 READ = {"prompt", "completion", "completions", "chosen", "rejected", "messages", "reward", "rewards", "score_chosen"}
-READ |= {"score_rejected", "answer", "prompt_id"}
+READ |= {"score_rejected", "answer", "answer_json", "prompt_id"}
 """The columns that have a meaning here; others come along in `Example.columns`."""
 
 
@@ -104,7 +106,7 @@ class Jsonl:
             completions=[parts.completions[i] for i in kept],
             rewards=None if parts.rewards is None else [parts.rewards[i] for i in kept],
             prompt_id=row.prompt_id(parts.prompt),
-            answer=row.columns.get("tests" if tested else "answer"),
+            answer=row.columns["tests"] if tested else row.answer(),
             source=row.place,
             alone=row.has("chosen"),
             columns={k: v for k, v in row.columns.items() if k not in READ or (tested and k == "answer")},
@@ -178,6 +180,14 @@ class _Row:
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise self._wrong("prompt_id", "a string or a whole number", value)
         return str(value)
+
+    def answer(self) -> Any:
+        if self.has("answer") or not self.has("answer_json"):
+            return self.columns.get("answer")
+        try:
+            return json.loads(self.columns["answer_json"])
+        except (TypeError, ValueError, RecursionError):
+            raise self._wrong("answer_json", "JSON as a text", self.columns["answer_json"]) from None
 
     def _pair(self) -> _Parts:
         chosen, rejected = (self._messages(c, "assistant") for c in ("chosen", "rejected"))

@@ -214,12 +214,16 @@ def set_offset(encoded: Encoded, how: Offset) -> float:
     """
     center = encoded.train.returns.mean() if how == "mean" else 0.0 if isinstance(how, str) else how
     for rows in (encoded.train, encoded.val):
-        if how == "group_mean" and len(rows):
-            sums = np.bincount(rows.group, rows.returns.astype(np.float64))
-            rows.offset = (sums / np.bincount(rows.group))[rows.group].astype(np.float32)
-        else:
-            rows.offset = np.full(len(rows), center, np.float32)
+        rows.offset = offsets(rows, how, center)
     return float(encoded.train.offset.mean())
+
+
+def offsets(rows: Rows, how: Offset, center: float) -> np.ndarray:
+    """`[rows]` float32, what is taken from each last reward: `center`, or with "group_mean" the group's mean return."""
+    if how != "group_mean" or not len(rows):
+        return np.full(len(rows), center, np.float32)
+    sums = np.bincount(rows.group, rows.returns.astype(np.float64))
+    return (sums / np.bincount(rows.group))[rows.group].astype(np.float32)
 
 
 class LoggedData(LightningDataModule):
@@ -278,6 +282,10 @@ class LoggedData(LightningDataModule):
         """This rank's share of the validation split."""
         rank, world = self._ranks()
         return Batches(self.encoded.val, tokens=self.tokens, rank=rank, world=world)
+
+    def passes(self, step: int) -> float:
+        """Over the logged training trajectories, after so many optimiser steps."""
+        return step / self.encoded.train.steps_per_epoch(self.batch_size)
 
     def sources(self, step: int, micro_batch: int) -> list[str]:
         """Where the rows of a micro-batch of this rank came from, for messages."""

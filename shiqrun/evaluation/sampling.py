@@ -83,13 +83,9 @@ class Sampler:
             description=description,
         )
         return [
-            Sample(prompt, k, self._text(c), c.tokens, c.ended)
+            Sample(prompt, k, text_of(c, self.tokenizer), c.tokens, c.ended)
             for (prompt, k), c in zip(asked, completions, strict=True)
         ]
-
-    def _text(self, completion: Completion) -> str:
-        tokens = completion.tokens[:-1] if completion.ended else completion.tokens
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     @torch.no_grad()
     def measured(self, samples: Sequence[Sample], policy: Policy, reference: Reference | None) -> list[Sample]:
@@ -129,6 +125,12 @@ class Sampler:
             name = s.prompt.prompt_id
             made.append(EncodedTrajectory(ids, index, rewards, name, n, s.index, s.prompt.source, name))
         return Rows(made, padding(self.tokenizer))
+
+
+def text_of(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Without stop token and special tokens, white space at both ends cut."""
+    tokens = completion.tokens[:-1] if completion.ended else completion.tokens
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
 def rewarded(samples: Sequence[Sample], reward: Reward) -> list[Sample]:

@@ -2,6 +2,7 @@
 
 from shiqrun.losses.contrastive import copg
 from shiqrun.losses.derivation import direct, soft_q
+from shiqrun.losses.policy_gradient import ppo
 from shiqrun.losses.preference import dpo, reward_model
 from shiqrun.losses.regression import dro, dro_v
 from shiqrun.losses.shifted_q import shiq, shiq_init, shiq_ms, shiq_tk
@@ -14,6 +15,7 @@ __all__ = [
     "dpo",
     "dro",
     "dro_v",
+    "ppo",
     "reward_model",
     "sft",
     "shiq",

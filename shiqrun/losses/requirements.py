@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-Need = Literal["rewards", "pairs", "order", "group", "value", "score", "prompt_value"]
+Need = Literal["rewards", "pairs", "order", "group", "value", "score", "prompt_value", "behaviour", "proximal"]
 """rewards; completions of one prompt compared in pairs, with one of them better, or with their mean; policy.value at
-each action's state, or the score behind each action; Q0 of each prompt."""
+each action's state, or the score behind each action; Q0 of each prompt; log-probabilities of the actions under the
+distribution that was sampled from; the policy's scores when the batch came, where it is trained on more than once."""
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 

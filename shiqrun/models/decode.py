@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,18 +115,37 @@ def _starts(copies: list[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn and when they end; see `sample_completions`."""
+    """How completions are drawn and when they end; see `sample_completions`.
+
+    Attributes:
+        temperature: of all rows, or `[R]` float64.
+    """
 
     stop: Sequence[int]
     max_new_tokens: int
-    temperature: float
+    temperature: float | np.ndarray
     top_p: float
+    describe: bool = False
+
+
+class Decoded(NamedTuple):
+    """Rows of tokens; what follows a stop token is of no meaning.
+
+    Attributes:
+        tokens: `[R, at most max_new_tokens]` int64.
+        logp: of the same shape, float32, nats, under the distribution they were drawn from.
+        policy_logp: the same at temperature 1 and top_p 1; None where it was not asked for.
+    """
+
+    tokens: np.ndarray
+    logp: np.ndarray
+    policy_logp: np.ndarray | None
 
 
 def decode(
     model: PreTrainedModel, head: Head, prompts: Sequence[np.ndarray], uniforms: np.ndarray, sampling: Sampling
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens `[R, at most max_new_tokens]` and their log-probabilities; what follows a stop token is of no meaning.
+) -> Decoded:
+    """A completion a prompt.
 
     Args:
         model: see `Rows`.
@@ -143,13 +162,21 @@ def decode(
     )
     tokens = torch.zeros(numbers.shape, dtype=torch.long, device=device)
     logp = torch.zeros(numbers.shape, device=device)
+    policy_logp = torch.zeros(numbers.shape, device=device) if sampling.describe else None
+    heat = temperature_on(device, sampling)
     number = torch.arange(len(prompts), device=device)  # of the row among the prompts
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(sampling.max_new_tokens):
         drawn = draw(
-            head.logits(rows.hidden), numbers[number, step], temperature=sampling.temperature, top_p=sampling.top_p
+            head.logits(rows.hidden),
+            numbers[number, step],
+            temperature=heat[number] if isinstance(heat, Tensor) else heat,
+            top_p=sampling.top_p,
+            describe=sampling.describe,
         )
         tokens[number, step], logp[number, step] = drawn.tokens, drawn.logp
+        if policy_logp is not None and drawn.policy_logp is not None:
+            policy_logp[number, step] = drawn.policy_logp
         ended |= torch.isin(drawn.tokens, stop)
         done = int(ended.sum())
         if done == len(number) or step + 1 == sampling.max_new_tokens:
@@ -160,7 +187,15 @@ def decode(
             rows.keep(on)
             number, ended, read = number[on], ended[on], read[on]
         rows.read(read)
-    return tokens[:, : step + 1].cpu().numpy(), logp[:, : step + 1].cpu().numpy()
+    made = slice(step + 1)
+    own = None if policy_logp is None else policy_logp[:, made].cpu().numpy()
+    return Decoded(tokens[:, made].cpu().numpy(), logp[:, made].cpu().numpy(), own)
+
+
+def temperature_on(device: torch.device, sampling: Sampling) -> float | Tensor:
+    """The temperature of all rows, or `[R]`."""
+    one = sampling.temperature
+    return torch.from_numpy(one).to(device) if isinstance(one, np.ndarray) else one
 
 
 @contextlib.contextmanager

@@ -22,26 +22,61 @@ class Drawn(NamedTuple):
     Attributes:
         tokens: `[R]` int64.
         logp: `[R]` float32, nats, under the distribution they were drawn from; 0 for the most likely token.
+        policy_logp: `[R]` float32, nats, under the softmax of the logits alone; None where it was not asked for.
     """
 
     tokens: Tensor
     logp: Tensor
+    policy_logp: Tensor | None = None
 
 
-def draw(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Drawn:
+def draw(
+    logits: Tensor, uniforms: Tensor, *, temperature: float | Tensor, top_p: float, describe: bool = False
+) -> Drawn:
     """The token of each row where the running sum of its probabilities, by token id, passes the row's uniform number.
 
     Args:
         logits: `[R, V]`, overwritten.
         uniforms: `[R]` in [0, 1), float64.
-        temperature: of the softmax; 0 takes the most likely token, the lowest id of several.
+        temperature: of the softmax, of all rows or `[R]`; 0 takes the most likely token, the lowest id of several.
         top_p: the smallest set of tokens with at least this probability is drawn from.
+        describe: with `policy_logp`: that is `logp` at temperature 1 and top_p 1, else costs one more exponential.
     """
-    if temperature == 0:
-        return Drawn(logits.argmax(-1), torch.zeros(len(logits), device=logits.device))
-    scaled = logits.sub_(logits.amax(-1, keepdim=True))
-    weights = (scaled if temperature == 1 else scaled.div_(temperature)).exp_()
-    return _by_weight(weights, uniforms) if top_p == 1 else _in_nucleus(weights, uniforms, top_p)
+    several = isinstance(temperature, Tensor)
+    greedy = temperature == 0  # [R] of several
+    best = logits.argmax(-1) if (bool(greedy.any()) if isinstance(greedy, Tensor) else greedy) else None
+    if best is not None and not several:
+        drawn = Drawn(best, torch.zeros(len(logits), device=logits.device))
+        return _described(drawn, _centred(logits)) if describe else drawn
+    centred, itself = _centred(logits), not several and temperature == 1 and top_p == 1
+    weights = _weights(centred, temperature, in_place=itself or not describe)
+    drawn = _by_weight(weights, uniforms) if top_p == 1 else _in_nucleus(weights, uniforms, top_p)
+    if best is not None and isinstance(greedy, Tensor):
+        drawn = Drawn(torch.where(greedy, best, drawn.tokens), drawn.logp.masked_fill(greedy, 0))
+    if not describe:
+        return drawn
+    return drawn._replace(policy_logp=drawn.logp) if itself else _described(drawn, centred)
+
+
+def _centred(logits: Tensor) -> Tensor:
+    """In place: 0 for the most likely token of each row, `[R, V]`."""
+    return logits.sub_(logits.amax(-1, keepdim=True))
+
+
+def _weights(centred: Tensor, temperature: float | Tensor, *, in_place: bool) -> Tensor:
+    """exp(logits / temperature), `[R, V]`; rows of temperature 0, which are not drawn by weight, as if it were 1."""
+    if isinstance(temperature, Tensor):
+        temperature = temperature.masked_fill(temperature == 0, 1).to(centred.dtype)[:, None]  # [R, 1]
+    elif temperature == 1:
+        return centred.exp_() if in_place else centred.exp()
+    return (centred.div_(temperature) if in_place else centred / temperature).exp_()
+
+
+def _described(drawn: Drawn, centred: Tensor) -> Drawn:
+    """With the log-softmax of the logits `[R, V]`, which are overwritten, at the tokens."""
+    picked = centred.gather(1, drawn.tokens[:, None]).double()
+    total = _block_sums(centred.exp_()).sum(-1, keepdim=True)
+    return drawn._replace(policy_logp=(picked - total.log()).squeeze(1).float())
 
 
 def _by_weight(weights: Tensor, uniforms: Tensor) -> Drawn:

@@ -27,9 +27,15 @@ log = logging.getLogger("shiqrun")
 
 
 def prompts_of(
-    source: Source, data: DataSettings, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, context: int | None
+    source: Source,
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    context: int | None,
+    *,
+    key: str = "values.max_new_tokens",
 ) -> dict[Split, list[Prompt]]:
-    """The prompts of each split, one a prompt id, in file order.
+    """The prompts of each split, one a prompt id, in file order; `key` names the setting of `max_new_tokens`.
 
     Prompts of which training keeps no trajectory are left out, and counted: longer than `data.max_length` or the
     context, or with the text of a special token.
@@ -54,7 +60,7 @@ def prompts_of(
         elif limit is not None and len(prompt.tokens) >= limit:
             left_out[f"longer than {what}={limit}"] += 1
         else:
-            _expect_room(prompt, max_new_tokens, context)
+            _expect_room(prompt, max_new_tokens, context, key)
             prompts[split].append(prompt)
             number += 1
     reasons = ", ".join(f"{n} {why}" for why, n in left_out.most_common())
@@ -65,11 +71,11 @@ def prompts_of(
     return prompts
 
 
-def _expect_room(prompt: Prompt, max_new_tokens: int, context: int | None) -> None:
+def _expect_room(prompt: Prompt, max_new_tokens: int, context: int | None, key: str) -> None:
     if context is not None and len(prompt.tokens) + max_new_tokens > context:
         raise InputError(
             f"{prompt.source}: the prompt has {len(prompt.tokens)} tokens, which leaves no room for "
-            f"values.max_new_tokens={max_new_tokens} in the model's context of {context}; lower it, or "
+            f"{key}={max_new_tokens} in the model's context of {context}; lower it, or "
             "data.max_length, above which trajectories and their prompts are left out"
         )
 

@@ -210,6 +210,8 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ({**OK, "completion": 3}, "column 'completion': expected a string or a list of messages, found int 3"),
         ({**OK, "completion": "\ud800"}, "half a surrogate pair"),
         ({**OK, "prompt_id": 1.5}, "column 'prompt_id' is 1.5"),
+        ({**OK, "answer_json": "{"}, "column 'answer_json' is '{'; expected JSON"),
+        ({**OK, "answer_json": 4}, "column 'answer_json' is 4; expected JSON"),
         ({**OK, "prompt_id": False}, "column 'prompt_id' is False"),
     ],
 )
@@ -253,6 +255,14 @@ def test_parquet_rows_give_the_same_examples(tmp_path, source):
             b.rewards,
             b.prompt_id,
         )
+
+
+def test_answers_of_any_type_come_from_json_in_a_column_of_text(source):
+    rows = [{"prompt": "p", "completion": "c", "answer_json": text} for text in ('{"base": [1]}', '"4"', "4", None)]
+    assert [e.answer for e in source(*rows).load("train")] == [{"base": [1]}, "4", 4, None]
+    assert only(source({**rows[0], "answer": "4"})).answer == "4"
+    assert only(source({**rows[0], "tests": ["t"]})).answer == ["t"]
+    assert only(source(rows[0])).columns == {}
 
 
 def test_a_validation_file_is_a_split_of_its_own(tmp_path):

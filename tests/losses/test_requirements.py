@@ -16,16 +16,21 @@ def test_supervised_fine_tuning_needs_nothing_and_the_others_need_rewards():
     assert needs_of(losses.sft) == frozenset()
 
 
-def test_losses_of_pairs_need_pairs_and_two_losses_a_head_of_their_own():
+def test_losses_of_pairs_need_pairs_and_three_losses_a_head_of_their_own():
     for name in losses.__all__:
         assert ("pairs" in needs_of(getattr(losses, name))) == (name in PAIRED)
-        assert ("value" in needs_of(getattr(losses, name))) == (name == "dro_v")
+        assert ("value" in needs_of(getattr(losses, name))) == (name in {"dro_v", "ppo"})
         assert ("score" in needs_of(getattr(losses, name))) == (name == "reward_model")
 
 
 def test_preferences_need_one_of_a_pair_to_be_better_and_copg_does_not():
     for name in losses.__all__:
         assert ("order" in needs_of(getattr(losses, name))) == (name in {"dpo", "reward_model"})
+
+
+def test_ppo_alone_needs_to_know_who_acted_and_who_the_policy_was():
+    for name in losses.__all__:
+        assert ({"behaviour", "proximal"} <= needs_of(getattr(losses, name))) == (name == "ppo")
 
 
 def test_a_bound_loss_needs_what_the_loss_needs():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from shiqrun.data.batches import Rows
+from shiqrun.measures import STEP_ZERO_TOLERANCE
 from shiqrun.models.pretrained import Pretrained
-from shiqrun.module import STEP_ZERO_TOLERANCE
 from tests.command_line import SMALL
 from tests.helpers import STORIES, encoded, example, needs_stories, rows
 from tests.models.scored import policy_of, scores_of

@@ -12,6 +12,7 @@ from shiqrun.models.drawing import BLOCK, draw
 NEVER = float("-inf")
 SIZES = [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 5 * BLOCK + 17]
 ALMOST_ONE = 1 - 2.0**-53
+MIXED = torch.tensor([0.0, 0.2, 1.0, 0.0, 3.0, 0.7], dtype=torch.float64)
 
 
 def drawn(logits, uniforms, *, temperature=1.0, top_p=1.0):
@@ -118,3 +119,37 @@ def test_large_logits_and_small_temperatures_overflow_nowhere():
     tokens, logp = drawn(torch.tensor([3e38, -3e38, 1.0, 3e38]), [0.2, 0.7], temperature=0.01)
     assert tokens.tolist() == [0, 3]
     np.testing.assert_allclose(logp, np.log(0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_a_row_with_a_temperature_of_its_own_is_drawn_as_if_it_were_alone(size, top_p):
+    logits = torch.stack([normal(size, seed=s) for s in range(len(MIXED))])
+    logits[3, -1] = logits[3].max()  # two that are most likely: the lowest is taken at temperature 0
+    for seed in range(20):
+        uniforms = np.random.default_rng(seed).random(len(MIXED))
+        together = draw(logits.clone(), torch.from_numpy(uniforms), temperature=MIXED, top_p=top_p)
+        alone = [
+            drawn(row, [u], temperature=t, top_p=top_p)
+            for row, u, t in zip(logits, uniforms, MIXED.tolist(), strict=True)
+        ]
+        assert together.tokens.tolist() == [tokens[0] for tokens, _ in alone]
+        np.testing.assert_allclose(together.logp, np.concatenate([logp for _, logp in alone]), rtol=0, atol=1e-6)
+        assert together.policy_logp is None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 30.0, MIXED])
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_the_policys_own_log_probability_is_the_log_softmax_of_the_logits(temperature, top_p):
+    """Tokens far from the most likely one, which only a high temperature draws, among them."""
+    logits = torch.stack([normal(3 * BLOCK + 5, seed=s) * 10 for s in range(len(MIXED))])
+    for seed in range(20):
+        uniforms = torch.from_numpy(np.random.default_rng(seed).random(len(MIXED)))
+        options = {"temperature": temperature, "top_p": top_p}
+        found = draw(logits.clone(), uniforms, **options, describe=True)
+        plain = draw(logits.clone(), uniforms, **options)
+        assert torch.equal(found.tokens, plain.tokens)
+        assert torch.equal(found.logp, plain.logp)
+        assert plain.policy_logp is None
+        expected = logits.double().log_softmax(-1).gather(1, found.tokens[:, None])[:, 0]
+        np.testing.assert_allclose(found.policy_logp, expected, rtol=1e-6, atol=1e-5)  # float32 logits up to 80

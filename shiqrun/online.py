@@ -1,0 +1,212 @@
+"""Sampling while learning: the engine of a run, what its trajectories are given, and when weights are published."""
+
+import copy
+import logging
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from shiqrun.data.batches import Rows
+from shiqrun.data.module import LoggedData, offsets
+from shiqrun.errors import InputError
+from shiqrun.evaluation.prompts import Prompt
+from shiqrun.losses.requirements import compares_completions
+from shiqrun.models.policy import Policy
+from shiqrun.module import Method
+from shiqrun.plan import Run
+from shiqrun.rollout.buffer import Buffer
+from shiqrun.rollout.engine import Engine
+from shiqrun.rollout.local import Local
+from shiqrun.rollout.mixing import OnlineData
+from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings
+from shiqrun.rollout.valued import prompts_of
+from shiqrun.rollout.worker import Worker
+
+log = logging.getLogger("shiqrun")
+EXPERIENCE = "experience"
+"""Of a run directory: all that was sampled, a data set for `data=jsonl`."""
+
+
+@contextmanager
+def sampling(run: Run, *, after: int) -> Iterator[tuple[LoggedData, "Rollouts | None"]]:
+    """Inside, the batches of a run and, where it samples, what keeps its engine informed.
+
+    Args:
+        run: with its models loaded and its rows annotated.
+        after: optimiser steps that are done.
+    """
+    trainer, settings = run.plan.trainer, run.plan.rollout
+    shape = {"micro_batch_tokens": trainer.micro_batch_tokens, "seed": run.plan.seed}
+    if settings is None:
+        yield LoggedData(run.encoded, batch_size=trainer.batch_size, **shape), None
+        return
+    engine = engine_of(run, settings, after)
+    try:
+        data = data_of(run, settings, engine)
+        yield data, Rollouts(engine, data, settings.model_update_interval)
+    finally:
+        engine.close()
+
+
+def engine_of(run: Run, settings: RolloutSettings, after: int) -> Engine:
+    """What samples for the run.
+
+    Args:
+        run: with its models loaded.
+        settings: of its rollouts.
+        after: optimiser steps that are done.
+
+    Raises:
+        InputError: no prompt to answer, or one without value where the method reads values.
+    """
+    plan = run.plan
+    assert plan.reward is not None
+    prompts = _prompts(run, settings)
+    directory, device = plan.run_dir / EXPERIENCE, plan.hardware.device()
+    policy = acting_copy(run.policy)
+    if isinstance(settings, RayRollouts):
+        from shiqrun.rollout.ray import Ray
+        from shiqrun.rollout.sampler import Setup
+
+        setup = Setup(policy, run.tokenizer, prompts, plan.reward_again, settings, plan.seed)
+        return Ray(setup, directory, n=settings.shares(plan.trainer.batch_size)[ONLINE], after=after)
+    buffer = Buffer(directory, after=after)
+    plan.reward.to(device)
+    number = buffer.counts()["accepted"]
+    worker = Worker(policy.to(device), run.tokenizer, prompts, plan.reward, settings, seed=plan.seed, number=number)
+    return Local(
+        worker,
+        buffer,
+        every=settings.model_update_interval,
+        max_staleness=settings.max_staleness,
+        max_steps=run.max_steps,
+    )
+
+
+def acting_copy(policy: Policy) -> Policy:
+    """A copy that samples, without value head and gradients."""
+    return Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
+
+
+def _prompts(run: Run, settings: RolloutSettings) -> list[Prompt]:
+    plan = run.plan
+    room = (settings.max_new_tokens, plan.choice.context())
+    prompts = prompts_of(plan.source, plan.data, run.tokenizer, *room, key="rollout.max_new_tokens")["train"]
+    if run.prompt_values is not None:
+        lacking = [p for p in prompts if p.prompt_id not in run.prompt_values]
+        if lacking:
+            raise InputError(
+                f"algo.values: {len(lacking)} of {len(prompts)} prompts that would be answered have no value, first "
+                f"{lacking[0].source}; make values of the same data with `shiqrun values`"
+            )
+    if not prompts:
+        raise InputError("rollout: the training split has no prompt to answer; look at the data")
+    return prompts
+
+
+def data_of(run: Run, settings: RolloutSettings, engine: Engine) -> OnlineData:
+    """The batches of a run that samples."""
+    plan = run.plan
+    others = {}
+    if run.further is not None:
+        run.further.offset = offsets(run.further, plan.algo.reward_offset, run.offset)
+        others["further"] = run.further
+    if "annotated" in settings.shares(plan.trainer.batch_size):
+        others["annotated"] = annotated_rows(run.encoded.train)
+    return OnlineData(
+        run.encoded,
+        engine=engine,
+        settings=settings,
+        others=others,
+        dressed=lambda rows: dressed(run, rows),
+        together=compares_completions(plan.loss),
+        batch_size=plan.trainer.batch_size,
+        micro_batch_tokens=plan.trainer.micro_batch_tokens,
+        seed=plan.seed,
+        max_steps=run.max_steps,
+    )
+
+
+def annotated_rows(rows: Rows) -> Rows:
+    """Those of a data set that have a target at some action."""
+    assert rows.value_target is not None
+    chosen = [i for i, target in enumerate(rows.value_target) if not np.isnan(target).all()]
+    found = Rows([rows.trajectories[i] for i in chosen], rows.pad, together=rows.together, compared=rows.compared)
+    found.packed, found.device, found.anchor = rows.packed, rows.device, rows.anchor
+    found.offset, found.value_target = rows.offset[chosen], [rows.value_target[i] for i in chosen]
+    found.prompt_value = None if rows.prompt_value is None else rows.prompt_value[chosen]
+    return found
+
+
+def dressed(run: Run, rows: Rows) -> Rows:
+    """Sampled rows with what the logged ones of the run have: prompt values, reward offset, tokens of the anchor."""
+    logged = run.encoded.train
+    rows.packed, rows.device = logged.packed, logged.device
+    if logged.anchor is not None:
+        number, vocabulary, seed = logged.anchor
+        rows.anchor = (number, vocabulary, seed + zlib.crc32(rows.trajectories[0].source.encode()))
+    if run.prompt_values is not None:
+        rows.prompt_value = np.array([run.prompt_values[t.prompt_id] for t in rows.trajectories], np.float32)
+    rows.offset = offsets(rows, run.plan.algo.reward_offset, run.offset)
+    return rows
+
+
+class Rollouts(Callback):
+    """Gives the engine new weights, and tells it and the logs how far training is.
+
+    Args:
+        engine: that samples.
+        data: that hands its trajectories out.
+        every: optimiser steps between two sets of weights.
+    """
+
+    def __init__(self, engine: Engine, data: OnlineData, every: int) -> None:
+        self.engine, self.data, self.every = engine, data, every
+        self._published: tuple[int, Mapping[str, Tensor] | None] = (-1, None)
+        self._step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights that are sampled by, unless they are those of the checkpoint itself."""
+        version, weights = self._published
+        return {"version": version, "weights": None if version == self._step else weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """After a resume."""
+        self._published = (state_dict["version"], state_dict["weights"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first weights."""
+        assert isinstance(pl_module, Method)
+        self._step = trainer.global_step
+        version, weights = self._published
+        self._publish(max(version, 0), weights or trained_weights(pl_module.policy))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """A step is done; now and then the next weights."""
+        assert isinstance(pl_module, Method)
+        self._step = step = trainer.global_step
+        self.data.done(step)
+        if pl_module.logs_now(step):
+            pl_module.record({f"rollout/{name}": value for name, value in self.data.told().items()})
+        if step % self.every == 0 and step < (trainer.max_steps or 0):
+            self._publish(step, trained_weights(pl_module.policy))
+
+    def _publish(self, version: int, weights: Mapping[str, Tensor]) -> None:
+        self._published = (version, weights)
+        self.engine.publish(version, weights)
+
+    def summary(self) -> dict[str, Any]:
+        """For `summary.json`."""
+        told = self.engine.stats() | self.data.all_ages()
+        return {f"rollout/{name}": value for name, value in told.items()}
+
+
+def trained_weights(policy: Policy) -> dict[str, Tensor]:
+    """What training changes of the policy's model, copied to the CPU."""
+    named = policy.model.named_parameters()
+    return {name: p.detach().to("cpu", copy=True) for name, p in named if p.requires_grad}

@@ -1,0 +1,102 @@
+"""Trajectories as rows of a Parquet file that `data=jsonl` reads, and back."""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shiqrun.errors import InputError
+from shiqrun.rollout.trajectory import Trajectory
+
+PROMPT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+NAMES = {"messages": "prompt", "answer": "answer_json"}
+"""Columns that are called otherwise than the attribute, for `data=jsonl`."""
+TYPES: dict[str, pa.DataType] = {
+    "prompt": PROMPT,
+    "completion": pa.string(),
+    "reward": pa.float64(),
+    "prompt_id": pa.string(),
+    "answer_json": pa.string(),
+    "uid": pa.string(),
+    "group": pa.string(),
+    "input_ids": pa.list_(pa.int32()),
+    "start": pa.int32(),
+    "behaviour_logp": pa.list_(pa.float32()),
+    "policy_logp": pa.list_(pa.float32()),
+    "ended": pa.bool_(),
+    "version": pa.int64(),
+    "temperature": pa.float64(),
+    "top_p": pa.float64(),
+    "source": pa.string(),
+    "time": pa.float64(),
+}
+ARRAYS = {"input_ids": np.int32, "behaviour_logp": np.float32, "policy_logp": np.float32}
+ATTRIBUTE_OF = {NAMES.get(field, field): field for field in Trajectory.__dataclass_fields__}
+"""The attribute of each column."""
+
+
+def written(trajectories: Sequence[Trajectory]) -> bytes:
+    """A Parquet file.
+
+    Raises:
+        InputError: messages with further keys that come back otherwise (tool calls with different arguments).
+    """
+    columns = {name: _column(name, [getattr(t, ATTRIBUTE_OF[name]) for t in trajectories]) for name in TYPES}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _column(name: str, values: Sequence[Any]) -> pa.Array:
+    if name == "prompt":
+        return _prompts(values)
+    if name == "answer_json":
+        values = [None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in values]
+    if name in ARRAYS:
+        ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        flat = np.concatenate([np.asarray(v, ARRAYS[name]) for v in values])
+        return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat))
+    return pa.array(values, TYPES[name])
+
+
+def _prompts(values: Sequence[Sequence[dict[str, Any]]]) -> pa.Array:
+    """Messages of role and content; with further keys whatever Arrow makes of them, if they come back the same."""
+    prompts = [[dict(message) for message in prompt] for prompt in values]
+    if all(message.keys() == {"role", "content"} for prompt in prompts for message in prompt):
+        return pa.array(prompts, PROMPT)
+    try:
+        column = pa.array(prompts)
+        if _said(column) == prompts:
+            return column
+    except pa.ArrowException:
+        pass
+    keys = sorted({key for prompt in prompts for message in prompt for key in message} - {"role", "content"})
+    raise InputError(
+        f"a prompt's messages have {', '.join(keys)} beside role and content, in a form that Parquet does not keep; "
+        "give prompts of role and content"
+    )
+
+
+def _said(column: pa.Array) -> list[list[dict[str, Any]]]:
+    return [[{k: v for k, v in m.items() if v is not None} for m in prompt] for prompt in column.to_pylist()]
+
+
+def trajectories_in(table: pa.Table) -> Iterator[Trajectory]:
+    """The rows of a table with all columns."""
+    columns: dict[str, Sequence[Any]] = {}
+    for name in TYPES:
+        column = table[name].combine_chunks()
+        if name in ARRAYS:
+            flat, ends = column.values.to_numpy(), column.offsets.to_numpy()
+            # Copies: a view would keep the whole shard in memory.
+            columns[name] = [flat[a:b].copy() for a, b in pairwise(ends)]
+        else:
+            columns[name] = _said(column) if name == "prompt" else column.to_pylist()
+    columns["answer_json"] = [None if v is None else json.loads(v) for v in columns["answer_json"]]
+    for row in zip(*columns.values(), strict=True):
+        yield Trajectory(**{ATTRIBUTE_OF[name]: value for name, value in zip(columns, row, strict=True)})

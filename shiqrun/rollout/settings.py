@@ -1,0 +1,139 @@
+"""What a run with rollouts may set: keys of `conf/rollout/*.yaml`, and how a batch is divided among its sources."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Len
+
+from shiqrun.errors import InputError
+
+Further = Literal["logged", "replay", "annotated", "further"]
+"""Where trajectories come from that were not sampled for this step: the data set, this run's earlier rollouts, those of
+the data set that have targets at actions, or another file."""
+ONLINE = "online"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """Keys of every engine.
+
+    Attributes:
+        engine: its name.
+        model_update_interval: optimiser steps between two sets of weights for sampling.
+        max_staleness: a trajectory whose weights are older than so many optimiser steps is never trained on; None:
+            every one is.
+        temperature: least and greatest of sampling; each prompt's is drawn uniformly between them.
+        top_p: share of probability that is sampled from.
+        samples_per_prompt: completions of a prompt sampled together; they are trained on in the same step.
+        max_new_tokens: tokens after which a completion is cut off.
+        batch_size: completions sampled together; bounds memory.
+        offline: share of a batch that was not sampled for it.
+        sources: weights of the sources of this share.
+        losses: of a source, the name of its loss; None for the method's.
+        replay_size: trajectories that `replay` draws from at most, the last ones.
+        path: file or directory of the source `further`.
+        reward_timeout: seconds after which a reward that gives no answer is given up.
+    """
+
+    engine: ClassVar[str]
+    model_update_interval: Annotated[int, Gt(0)]
+    max_staleness: Annotated[int, Ge(0)] | None
+    temperature: Annotated[list[Annotated[float, Ge(0)]], Len(2, 2)]
+    top_p: Annotated[float, Gt(0), Le(1)]
+    samples_per_prompt: Annotated[int, Gt(0)]
+    max_new_tokens: Annotated[int, Gt(0)]
+    batch_size: Annotated[int, Gt(0)]
+    offline: Annotated[float, Ge(0), Le(1)]
+    sources: dict[Further, Annotated[float, Ge(0)]] = field(default_factory=dict)
+    losses: dict[Literal["online"] | Further, str | None] = field(default_factory=dict)
+    replay_size: Annotated[int, Gt(0)]
+    path: str | None
+    reward_timeout: Annotated[float, Gt(0)]
+
+    def __post_init__(self) -> None:
+        low, high = self.temperature
+        if low > high:
+            raise InputError(f"rollout.temperature={self.temperature}: expected [least, greatest]")
+        if self.max_staleness is not None and self.max_staleness < self.model_update_interval - 1:
+            raise InputError(
+                f"rollout.max_staleness={self.max_staleness}: weights are up to {self.model_update_interval - 1} steps "
+                f"old before new ones come (rollout.model_update_interval={self.model_update_interval}); allow as many"
+            )
+        if self.offline and not sum(self.sources.values()):
+            raise InputError(
+                f"rollout.offline={self.offline:g}, but rollout.sources={dict(self.sources)} names nothing to fill it "
+                "with; set rollout.sources.logged=1, or rollout.offline=0"
+            )
+        if bool(self.path) != bool(self.sources.get("further")):
+            raise InputError("rollout.path is the file of rollout.sources.further: set both or none")
+
+    def shares(self, batch_size: int) -> dict[str, int]:
+        """Trajectories of a batch from each source that gives any; of those that are sampled, whole groups.
+
+        Raises:
+            InputError: nothing of the batch would be sampled, or a source with a weight would give none, or the batch
+                cannot be made of whole groups.
+        """
+        group = self.samples_per_prompt
+        online = min(round((1 - self.offline) * batch_size / group), batch_size // group) * group
+        if not online:
+            raise InputError(
+                f"rollout.offline={self.offline:g} leaves none of trainer.batch_size={batch_size} trajectories to "
+                f"sample (in groups of {group}); lower it, or set rollout=none"
+            )
+        found = {ONLINE: online, **self._divided(batch_size - online)}
+        empty = [name for name, n in found.items() if not n]
+        if empty:
+            raise InputError(
+                f"rollout.sources.{empty[0]}: less than one of trainer.batch_size={batch_size} trajectories"
+                + (f" (in groups of {group})" if empty[0] == "replay" else "")
+                + "; leave it out, or raise rollout.offline"
+            )
+        if sum(found.values()) != batch_size:
+            raise InputError(
+                f"trainer.batch_size={batch_size} is not a multiple of rollout.samples_per_prompt={group}, and no "
+                "logged trajectories fill it up; choose another of the two"
+            )
+        return found
+
+    def _divided(self, left: int) -> dict[str, int]:
+        """So many trajectories among the sources by their weights: first `replay`, in whole groups."""
+        weights = {str(name): w for name, w in self.sources.items() if w} if self.offline else {}
+        exact = {name: left * w / sum(weights.values()) for name, w in weights.items()}
+        found: dict[str, int] = {}
+        if "replay" in exact:
+            group = self.samples_per_prompt
+            found["replay"] = min(round(exact.pop("replay") / group), left // group) * group
+            left -= found["replay"]
+            exact = {name: left * weights[name] / sum(weights[n] for n in exact) for name in exact}
+        found |= {name: int(x) for name, x in exact.items()}
+        for name in sorted(exact, key=lambda n: found[n] - exact[n])[: left - sum(found[n] for n in exact)]:
+            found[name] += 1
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalRollouts(RolloutSettings):
+    """Keys of `conf/rollout/local.yaml`."""
+
+    engine: ClassVar[str] = "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayRollouts(RolloutSettings):
+    """Keys of `conf/rollout/ray.yaml`.
+
+    Attributes:
+        actors: processes that sample.
+        waiting: trajectories that wait to be trained on at most; with more the actors pause.
+        address: of a Ray cluster; None starts one on this machine.
+        actor_cpus, actor_gpus: what each actor reserves.
+    """
+
+    engine: ClassVar[str] = "ray"
+
+    actors: Annotated[int, Gt(0)]
+    waiting: Annotated[int, Gt(0)]
+    address: str | None
+    actor_cpus: Annotated[float, Ge(0)]
+    actor_gpus: Annotated[float, Ge(0), Le(1)]

@@ -1,0 +1,178 @@
+"""Samples completions of training prompts by a copy of the policy and scores them."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from shiqrun.errors import TrainingError
+from shiqrun.evaluation.prompts import Prompt, padding, stop_tokens
+from shiqrun.evaluation.sampling import Sample, rewarded, text_of
+from shiqrun.models.generate import Completion, sample_completions
+from shiqrun.models.policy import Policy
+from shiqrun.rewards.reward import Reward
+from shiqrun.rollout.engine import Weights
+from shiqrun.rollout.settings import ONLINE, RolloutSettings
+from shiqrun.rollout.trajectory import Trajectory
+
+STREAM = 5
+"""Apart from the streams of evaluation, prompt values and the pivotal search."""
+Found = TypeVar("Found")
+
+
+class Worker:
+    """One sampler of trajectories. What it samples is a function of seed, place, incarnation and number alone.
+
+    Args:
+        policy: its own copy, on the device where to sample.
+        tokenizer: of the policy.
+        prompts: to answer, in an order of its own, again and again.
+        reward: of a completion.
+        settings: of the sampling.
+        seed: of the run.
+        place: number of this worker among all.
+        incarnation: how often it was started again.
+        number: trajectories it has made before.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        reward: Reward,
+        settings: RolloutSettings,
+        *,
+        seed: int,
+        place: int = 0,
+        incarnation: int = 0,
+        number: int = 0,
+    ) -> None:
+        self.policy, self.tokenizer, self.prompts, self.reward = policy, tokenizer, prompts, reward
+        self.settings, self.number, self.version = settings, number, 0
+        self.name, self._stream = f"w{place}-{incarnation}", [seed, STREAM, place, incarnation]
+        self._stop, self._pad = stop_tokens(tokenizer, policy.causal_lm), padding(tokenizer)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # of the prompts, in a pass
+        self.seconds = {"sampling": 0.0, "rewards": 0.0}
+
+    def load(self, version: int, weights: Weights) -> None:
+        """Samples by these weights from now on."""
+        own = dict(self.policy.model.named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(value)
+        self.version = version
+
+    def sample(self, n: int) -> list[Trajectory]:
+        """The next n trajectories, `samples_per_prompt` of a prompt next to each other.
+
+        Raises:
+            TrainingError: the reward gave no answer in time.
+        """
+        s, began = self.settings, time.perf_counter()
+        numbers = range(self.number, self.number + n)
+        groups = [number // s.samples_per_prompt for number in numbers]
+        prompts = [self._prompt(group) for group in groups]
+        temperatures = [self._temperature(group) for group in groups]
+        completions = sample_completions(
+            self.policy,
+            [prompt.tokens for prompt in prompts],
+            [[*self._stream, number] for number in numbers],
+            stop=self._stop,
+            pad=self._pad,
+            max_new_tokens=s.max_new_tokens,
+            temperature=temperatures,
+            top_p=s.top_p,
+            batch_size=s.batch_size,
+            describe=True,
+            description="",
+        )
+        sampled = time.perf_counter()
+        samples = [
+            Sample(prompt, k % s.samples_per_prompt, text_of(c, self.tokenizer), c.tokens, c.ended)
+            for k, prompt, c in zip(numbers, prompts, completions, strict=True)
+        ]
+        scored = self.scored(samples)
+        self.number += n
+        self.seconds["sampling"] += sampled - began
+        self.seconds["rewards"] += time.perf_counter() - sampled
+        made = zip(numbers, groups, scored, completions, temperatures, strict=True)
+        return [self._trajectory(*parts) for parts in made]
+
+    def scored(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with their rewards.
+
+        Raises:
+            TrainingError: the reward gave no answer in time.
+        """
+        seconds, name = self.settings.reward_timeout, self.reward.about().get("name")
+        return in_time(lambda: rewarded(samples, self.reward), seconds, name)
+
+    def _prompt(self, group: int) -> Prompt:
+        passed, place = divmod(group, len(self.prompts))
+        if self._order[0] != passed:
+            order = np.random.default_rng([*self._stream, 1, passed]).permutation(len(self.prompts))
+            self._order = (passed, order)
+        return self.prompts[int(self._order[1][place])]
+
+    def _temperature(self, group: int) -> float:
+        low, high = self.settings.temperature
+        return low + (high - low) * float(np.random.default_rng([*self._stream, 2, group]).random())
+
+    def _trajectory(
+        self, number: int, group: int, sample: Sample, completion: Completion, temperature: float
+    ) -> Trajectory:
+        prompt = sample.prompt
+        assert sample.reward is not None
+        assert completion.policy_logp is not None
+        return Trajectory(
+            uid=f"{self.name}-{number}",
+            group=f"{self.name}-g{group}",
+            prompt_id=prompt.prompt_id,
+            messages=prompt.messages,
+            completion=sample.text,
+            answer=prompt.answer,
+            input_ids=np.concatenate([prompt.tokens, completion.tokens]).astype(np.int32),
+            start=len(prompt.tokens),
+            behaviour_logp=completion.logp,
+            policy_logp=completion.policy_logp,
+            reward=sample.reward,
+            ended=completion.ended,
+            version=self.version,
+            temperature=temperature,
+            top_p=self.settings.top_p,
+            source=ONLINE,
+            time=time.time(),
+        )
+
+
+def in_time(work: Callable[[], Found], seconds: float, name: Any) -> Found:
+    """What `work` returns, done in a thread of its own.
+
+    Raises:
+        TrainingError: it did not end in time; its thread is left behind.
+    """
+    found: list[Found] = []
+    failed: list[BaseException] = []
+
+    def done() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=done, daemon=True, name="shiqrun-reward")
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise TrainingError(
+            f"the reward {name} gave no answer within rollout.reward_timeout={seconds:g} seconds; nothing was trained "
+            "on what it was asked. Look at the reward, or give it more time, and go on with resume=RUN_DIR"
+        )
+    return found[0]
