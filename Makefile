@@ -133,8 +133,9 @@ ONLINE_GRID  = experiment=spo_programs seed=$(ONLINE_SEEDS) model.path=$(ONLINE_
 	logger=$(ONLINE_LOGGER)
 ONLINE_SPO   = algo.values=$(ONLINE_OUT)/values/values.jsonl
 ONLINE_CE    = $(ONLINE_SPO) algo.link=cross_entropy algo.anchor=0
-# SPO's behaviour temperatures tell the others little: drawn cold, two completions of a prompt are often the same.
+# The SPO paper's behaviour temperatures tell the others little: drawn cold, two completions of a prompt are often the same.
 ONLINE_WARM  = algo.beta=0.0868589 rollout.temperature=[1,1] rollout.top_p=1
+# Monte-Carlo targets have a cross-entropy, and rollout.losses no weights: they are mixed with cross-entropies alone.
 ONLINE_AGAIN = $(ONLINE_WARM) algo.reference=frozen rollout.sources.logged=0 rollout.sources.replay=1
 ONLINE_MC    = algo.targets=$(ONLINE_OUT)/pivotal/pivotal.jsonl rollout.sources.annotated=1 rollout.losses.annotated=monte_carlo
 online-sweep = if test -e $(ONLINE_OUT)/$(1)/sweep.json; \
@@ -155,14 +156,13 @@ spo: install ## learning while sampling: SPO, PPO, CoPG, ShiQ from one reference
 	$(call online-sweep,ppo,algo=ppo algo.anchor=0 rollout.offline=0 rollout.model_update_interval=1 $(ONLINE_WARM))
 	$(call online-sweep,copg,algo=copg algo.anchor=0 rollout.samples_per_prompt=2 $(ONLINE_AGAIN))
 	$(call online-sweep,shiq,algo=shiq algo.anchor=10 algo.reward_offset=mean $(ONLINE_AGAIN))
+	$(call online-sweep,half_warm,$(ONLINE_CE) $(ONLINE_WARM))
+	$(call online-sweep,online_warm,$(ONLINE_CE) $(ONLINE_WARM) rollout.offline=0)
 	$(call online-sweep,updates,$(ONLINE_CE) rollout.model_update_interval=1$(comma)50)
 	$(call online-sweep,square,$(ONLINE_SPO))
 	$(call online-sweep,nonterminal,algo=spo_nonterminal algo.reference=frozen $(ONLINE_CE))
 	$(call online-sweep,advantage,algo=spo_advantage algo.reference=frozen $(SPO_EIGHTH) $(ONLINE_SPO))
 	$(call online-sweep,targets,$(ONLINE_CE) $(ONLINE_MC))
-	$(call online-sweep,targets_square,$(ONLINE_SPO) $(ONLINE_MC))
-	$(call online-sweep,targets_nonterminal,algo=spo_nonterminal algo.reference=frozen $(ONLINE_CE) $(ONLINE_MC))
-	$(call online-sweep,targets_advantage,algo=spo_advantage algo.reference=frozen $(SPO_EIGHTH) $(ONLINE_SPO) $(ONLINE_MC))
 	$(call online-sweep,rollouts,$(ONLINE_CE) rollout.sources.further=1 rollout.path=$(ONLINE_OUT)/pivotal/rollouts.jsonl)
 	$(BIN)/python -m bench.spo $(ONLINE_OUT)
 	$(BIN)/shiqrun report $(addprefix $(ONLINE_OUT)/,half online ppo copg shiq) --out $(ONLINE_OUT)/methods.html

@@ -116,9 +116,9 @@ def reference(out: Path) -> dict[str, float]:
     return found
 
 
-def ordered(arms: Any) -> list[Arm]:
+def ordered(arms: Any, levels: dict[str, str] = LEVEL) -> list[Arm]:
     """Losses first, then the same with targets, then the control."""
-    return sorted(arms, key=lambda arm: ([*LEVEL].index(arm.level), arm.loss))
+    return sorted(arms, key=lambda arm: ([*levels].index(arm.level), arm.loss))
 
 
 def plus_minus(values: list[float]) -> str:
@@ -129,23 +129,29 @@ def plus_minus(values: list[float]) -> str:
     return f"{mean:.3f} ± {half:.3f}"
 
 
-def draw(arms: dict[Arm, list[dict[str, float]]], start: dict[str, float], path: Path) -> None:
-    """A row an arm, a panel a figure; the reference is a dashed line."""
-    rows = ordered(arms)[::-1]
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(10, 0.9 + 0.34 * len(rows)), sharey=True)
-    for panel, metric in zip(axes, PANELS, strict=True):
+def draw(
+    arms: dict[Arm, list[dict[str, float]]],
+    start: dict[str, float],
+    path: Path,
+    levels: dict[str, str] = LEVEL,
+    panels: tuple[str, ...] = PANELS,
+) -> None:
+    """A row an arm, a panel a figure, a colour a level; the reference is a dashed line."""
+    rows = ordered(arms, levels)[::-1]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(10, 0.9 + 0.34 * len(rows)), sharey=True)
+    for panel, metric in zip(axes, panels, strict=True):
         for place, arm in enumerate(rows):
             values = [run[metric] for run in arms[arm] if metric in run]
             mean, half = interval(values)
-            panel.errorbar(mean, place, xerr=half, fmt="o", color=LEVEL[arm.level], capsize=3, markersize=5)
-            panel.plot(values, [place] * len(values), "|", color=LEVEL[arm.level], alpha=0.6, markersize=9)
+            panel.errorbar(mean, place, xerr=half, fmt="o", color=levels[arm.level], capsize=3, markersize=5)
+            panel.plot(values, [place] * len(values), "|", color=levels[arm.level], alpha=0.6, markersize=9)
         if metric in start:
             panel.axvline(start[metric], color="#24292f", linestyle="--", linewidth=1)
         panel.set_title(SHOWN[metric], fontsize=10)
         panel.set_yticks(range(len(rows)), [arm.loss for arm in rows], fontsize=9)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    for level, colour in LEVEL.items():
+    for level, colour in levels.items():
         axes[0].plot([], [], "o", color=colour, label=level)
     axes[0].plot([], [], "--", color="#24292f", label="reference")
     figure.legend(loc="lower center", ncols=5, fontsize=9, frameon=False)

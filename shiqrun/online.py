@@ -3,7 +3,7 @@
 import copy
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shiqrun.data.batches import Rows
 from shiqrun.data.module import LoggedData, offsets
-from shiqrun.errors import InputError
+from shiqrun.errors import InputError, TrainingError
 from shiqrun.evaluation.prompts import Prompt
 from shiqrun.losses.requirements import compares_completions
 from shiqrun.models.policy import Policy
@@ -21,6 +21,7 @@ from shiqrun.module import Method
 from shiqrun.plan import Run
 from shiqrun.rollout.buffer import Buffer
 from shiqrun.rollout.engine import Engine
+from shiqrun.rollout.further import annotated_rows
 from shiqrun.rollout.local import Local
 from shiqrun.rollout.mixing import OnlineData
 from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings
@@ -33,11 +34,12 @@ EXPERIENCE = "experience"
 
 
 @contextmanager
-def sampling(run: Run, *, after: int) -> Iterator[tuple[LoggedData, "Rollouts | None"]]:
+def sampling(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tuple[LoggedData, "Rollouts | None"]]:
     """Inside, the batches of a run and, where it samples, what keeps its engine informed.
 
     Args:
         run: with its models loaded and its rows annotated.
+        prompts: of `prompts_to_answer`.
         after: optimiser steps that are done.
     """
     trainer, settings = run.plan.trainer, run.plan.rollout
@@ -45,7 +47,8 @@ def sampling(run: Run, *, after: int) -> Iterator[tuple[LoggedData, "Rollouts | 
     if settings is None:
         yield LoggedData(run.encoded, batch_size=trainer.batch_size, **shape), None
         return
-    engine = engine_of(run, settings, after)
+    _expect_values_of(run, prompts)
+    engine = engine_of(run, settings, prompts, after)
     try:
         data = data_of(run, settings, engine)
         yield data, Rollouts(engine, data, settings.model_update_interval)
@@ -53,20 +56,17 @@ def sampling(run: Run, *, after: int) -> Iterator[tuple[LoggedData, "Rollouts | 
         engine.close()
 
 
-def engine_of(run: Run, settings: RolloutSettings, after: int) -> Engine:
+def engine_of(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt], after: int) -> Engine:
     """What samples for the run.
 
     Args:
         run: with its models loaded.
         settings: of its rollouts.
+        prompts: to answer.
         after: optimiser steps that are done.
-
-    Raises:
-        InputError: no prompt to answer, or one without value where the method reads values.
     """
     plan = run.plan
     assert plan.reward is not None
-    prompts = _prompts(run, settings)
     directory, device = plan.run_dir / EXPERIENCE, plan.hardware.device()
     policy = acting_copy(run.policy)
     if isinstance(settings, RayRollouts):
@@ -93,20 +93,29 @@ def acting_copy(policy: Policy) -> Policy:
     return Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
 
 
-def _prompts(run: Run, settings: RolloutSettings) -> list[Prompt]:
-    plan = run.plan
+def prompts_to_answer(run: Run) -> list[Prompt]:
+    """Those of the training split; none where nothing is sampled.
+
+    Raises:
+        InputError: there is none, or one leaves no room for a completion.
+    """
+    plan, settings = run.plan, run.plan.rollout
+    if settings is None:
+        return []
     room = (settings.max_new_tokens, plan.choice.context())
     prompts = prompts_of(plan.source, plan.data, run.tokenizer, *room, key="rollout.max_new_tokens")["train"]
-    if run.prompt_values is not None:
-        lacking = [p for p in prompts if p.prompt_id not in run.prompt_values]
-        if lacking:
-            raise InputError(
-                f"algo.values: {len(lacking)} of {len(prompts)} prompts that would be answered have no value, first "
-                f"{lacking[0].source}; make values of the same data with `shiqrun values`"
-            )
     if not prompts:
         raise InputError("rollout: the training split has no prompt to answer; look at the data")
     return prompts
+
+
+def _expect_values_of(run: Run, prompts: Sequence[Prompt]) -> None:
+    lacking = [p for p in prompts if run.prompt_values is not None and p.prompt_id not in run.prompt_values]
+    if lacking:
+        raise InputError(
+            f"algo.values: {len(lacking)} of {len(prompts)} prompts that would be answered have no value, first "
+            f"{lacking[0].source}; make values of the same data with `shiqrun values`"
+        )
 
 
 def data_of(run: Run, settings: RolloutSettings, engine: Engine) -> OnlineData:
@@ -132,17 +141,6 @@ def data_of(run: Run, settings: RolloutSettings, engine: Engine) -> OnlineData:
     )
 
 
-def annotated_rows(rows: Rows) -> Rows:
-    """Those of a data set that have a target at some action."""
-    assert rows.value_target is not None
-    chosen = [i for i, target in enumerate(rows.value_target) if not np.isnan(target).all()]
-    found = Rows([rows.trajectories[i] for i in chosen], rows.pad, together=rows.together, compared=rows.compared)
-    found.packed, found.device, found.anchor = rows.packed, rows.device, rows.anchor
-    found.offset, found.value_target = rows.offset[chosen], [rows.value_target[i] for i in chosen]
-    found.prompt_value = None if rows.prompt_value is None else rows.prompt_value[chosen]
-    return found
-
-
 def dressed(run: Run, rows: Rows) -> Rows:
     """Sampled rows with what the logged ones of the run have: prompt values, reward offset, tokens of the anchor."""
     logged = run.encoded.train
@@ -151,9 +149,20 @@ def dressed(run: Run, rows: Rows) -> Rows:
         number, vocabulary, seed = logged.anchor
         rows.anchor = (number, vocabulary, seed + zlib.crc32(rows.trajectories[0].source.encode()))
     if run.prompt_values is not None:
+        _expect_at_most_top(run, rows)
         rows.prompt_value = np.array([run.prompt_values[t.prompt_id] for t in rows.trajectories], np.float32)
     rows.offset = offsets(rows, run.plan.algo.reward_offset, run.offset)
     return rows
+
+
+def _expect_at_most_top(run: Run, rows: Rows) -> None:
+    """Nothing, if no sampled reward is above the largest that the cross-entropy takes to be possible."""
+    words, largest = run.plan.loss.keywords, float(rows.returns.max())
+    if words.get("link") == "cross_entropy" and largest > words.get("top", 0.0):
+        raise TrainingError(
+            f"a sampled trajectory earned {largest:g}, but the cross-entropy takes {words.get('top', 0.0):g} for the "
+            f"largest there can be: set algo.top to the largest reward of {run.plan.names['data']}"
+        )
 
 
 class Rollouts(Callback):

@@ -19,7 +19,6 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from shiqrun.answering import evaluator_of
 from shiqrun.console import quiet_other_ranks, track
 from shiqrun.data.batches import Rows
-from shiqrun.data.jsonl import Jsonl
 from shiqrun.data.module import DataSettings, Encoded, examples_of, fingerprint, load, set_offset
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -29,6 +28,7 @@ from shiqrun.models.policy import ModelSettings, Policy, ValueHead, cannot_pack,
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.checks import expect_fit, expect_values
+from shiqrun.rollout.further import further_rows
 from shiqrun.rollout.settings import RolloutSettings
 from shiqrun.rollout.values import ValueSettings
 from shiqrun.settings import AlgoSettings, EvalSettings, Hardware, TrainerSettings
@@ -150,21 +150,10 @@ def ready(plan: Plan) -> Run:
     _pack(policy, encoded, plan.hardware.device().type)
     evaluator = evaluator_of(plan, tokenizer, encoded)
     scored_by = None if plan.reward is None else plan.reward.fingerprint()
-    steps, further = _steps(plan, encoded), _further(plan, tokenizer, encoded.train)
+    steps, further = _steps(plan, encoded), further_rows(plan, tokenizer, encoded.train)
+    if further is not None and "rewards" in needs_of(plan.loss):
+        _expect_rewards(further, plan.names["algo"])
     return Run(plan, tokenizer, encoded, policy, weights, offset, steps, evaluator, scored_by, further)
-
-
-def _further(plan: Plan, tokenizer: PreTrainedTokenizerBase, logged: Rows) -> Rows | None:
-    """The file that rollouts are mixed with, read and encoded as the data set is."""
-    if plan.rollout is None or plan.rollout.path is None:
-        return None
-    source = Jsonl(path=plan.rollout.path, val_path=None, pair_rewards=None)
-    data = replace(plan.data, val_fraction=0.0, limit=None)
-    rows = load(source, tokenizer, data, context=plan.choice.context(), together=logged.together).train
-    if "rewards" in needs_of(plan.loss):
-        _expect_rewards(rows, plan.names["algo"])
-    rows.packed, rows.device, rows.anchor = logged.packed, logged.device, logged.anchor
-    return rows
 
 
 def _pack(policy: Policy, encoded: Encoded, device: str) -> None:

@@ -15,6 +15,7 @@ from shiqrun.evaluation.files import spread
 from shiqrun.exact import ExactTreasure
 from shiqrun.intervals import is_bound
 from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
+from shiqrun.rollout.settings import LocalRollouts
 
 if TYPE_CHECKING:
     from shiqrun.plan import Run
@@ -38,8 +39,10 @@ def plan_table(run: "Run") -> None:
         table.add_row("dropped", f"{n:,} {why}")
     if run.plan.algo.reward_offset != "none":
         table.add_row("reward offset", f"{run.plan.algo.reward_offset}: {run.offset:.4g} on average")
-    epochs = run.max_steps / train.steps_per_epoch(run.plan.trainer.batch_size)
-    table.add_row("steps", f"{run.max_steps:,} of {run.plan.trainer.batch_size} trajectories, {epochs:.3g} epochs")
+    size, rollout = run.plan.trainer.batch_size, run.plan.rollout
+    logged = size if rollout is None else rollout.shares(size).get("logged", 0)
+    epochs = run.max_steps / train.steps_per_epoch(logged) if logged else 0.0
+    table.add_row("steps", f"{run.max_steps:,} of {size} trajectories, {epochs:.3g} epochs of the logged ones")
     for name, text in _rollouts(run):
         table.add_row(name, text)
     read = sum(train.tokens_read(unit) for unit in train.units)
@@ -82,6 +85,7 @@ def estimated_bytes(run: "Run") -> float:
     answers = run.evaluator is not None and not run.plan.model.lora_r  # held against a copy of the starting model
     copies = 2 if run.plan.algo.reference == "frozen" or answers else 1
     scoring = min(4 * tokens * config.vocab_size, KEPT_BYTES.get(device, KEPT_BYTES["cuda"]))
+    copies += isinstance(run.plan.rollout, LocalRollouts)  # the copy that samples
     return copies * everything + 12 * trained + activations + scoring + TILE_BYTES.get(device, TILE_BYTES["cuda"])
 
 

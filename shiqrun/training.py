@@ -27,7 +27,7 @@ from shiqrun.metrics import MetricsFile
 from shiqrun.models.cache import cache_key, cached_scores
 from shiqrun.models.reference import AdapterOff, Frozen, Live, Reference, cached, weights_fingerprint
 from shiqrun.module import Method
-from shiqrun.online import sampling
+from shiqrun.online import prompts_to_answer, sampling
 from shiqrun.plan import Run
 from shiqrun.rollout.checks import source_losses
 from shiqrun.settings import STAMP
@@ -106,6 +106,7 @@ def execute(run: Run, resume: bool) -> None:
     checkpoint = checkpoints.last if resume and checkpoints.last.is_file() else None
     step = _stand(run, checkpoint) if checkpoint else -1
     describe(run)
+    prompts = prompts_to_answer(run)
     annotated = annotate(run)  # first: a file that does not fit this run is found before anything is computed
     (reference, cost), exact = _reference(run), _exact(run)
     cost |= annotated
@@ -127,8 +128,9 @@ def execute(run: Run, resume: bool) -> None:
     validation = _validation(run, checkpoints, exact, reference) if plan.eval.every else None
     if is_main_process():
         keep_samples(plan.run_dir / SAMPLES, step)
-    with sampling(run, after=max(step, 0)) as (data, rollouts):
-        watching = [*([validation] if validation else []), *([rollouts] if rollouts else [])]
+    with sampling(run, prompts, after=max(step, 0)) as (data, rollouts):
+        # Rollouts first: what validation saves is then of weights that were published
+        watching = [*([rollouts] if rollouts else []), *([validation] if validation else [])]
         trainer = _fit(run, method, data, [*watching, View(_title(run)), checkpoints], metrics, checkpoint)
         cost |= rollouts.summary() if rollouts else {}
     if trainer.is_global_zero:

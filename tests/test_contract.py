@@ -136,9 +136,9 @@ def uncommented(node, lines):
             yield key.value
 
 
-def readme_lines():
-    """Every `shiqrun ...` in a code block of the README, continued lines joined."""
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
+def commands_of(page):
+    """Every `shiqrun ...` in a code block of a page, continued lines joined."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if re.match(r"(\S+/)?shiqrun\s", line)]
@@ -162,7 +162,7 @@ def test_every_command_of_a_study_composes_and_passes_the_check(target):
         expect_composed(line)
 
 
-@pytest.mark.parametrize("line", readme_lines())
+@pytest.mark.parametrize("line", commands_of(README))
 def test_every_command_of_the_readme_composes_and_passes_the_check(line):
     expect_composed(line)
 

@@ -1,27 +1,16 @@
-"""Learning while sampling, through the real command line: what is refused, what is trained on, what is left behind."""
+"""Learning while sampling, through the real command line: what is trained on and what is left behind."""
 
 import json
 from collections import Counter
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from shiqrun import online
 from shiqrun.cli import main
 from tests.command_line import metrics, summary
+from tests.online_words import PROBLEMS, SMALL, experience, live, train
 
-PROBLEMS = ("data=programs", "data.base=4", "data.primitives=[reverse,sort,rotate,add,drop]", "data.problems=120")
-PROBLEMS = (*PROBLEMS, "data.val_problems=16", "data.distinct=false", "logger=none")
-ONLINE = ("rollout=local", "rollout.max_new_tokens=10", "rollout.model_update_interval=5", "eval.reward=programs")
-STEPS = (
-    "trainer.max_steps=12",
-    "trainer.batch_size=16",
-    "trainer.log_every=4",
-    "trainer.warmup_steps=0",
-    "eval.every=0",
-)
-VALUES = ("values.samples=8", "values.max_new_tokens=10")
 TEMPERATE = "rollout.temperature=[0.5,1.2]"
 
 
@@ -33,8 +22,7 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("SHIQRUN_CACHE", str(folder / "cache"))
-        small = ("model.hidden_size=32", "model.num_layers=2")
-        assert main(["train", "algo=sft", *PROBLEMS, *small, *trained, "run_dir=sft"]) == 0
+        assert main(["train", "algo=sft", *PROBLEMS, *SMALL, *trained, "run_dir=sft"]) == 0
     return folder
 
 
@@ -42,21 +30,6 @@ def home(tmp_path_factory):
 def workplace(home, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
-
-
-def train(algo, *words, data=PROBLEMS):
-    return main(["train", f"algo={algo}", *data, "model=hf", "model.path=sft/policy", *STEPS, *VALUES, *words])
-
-
-def live(algo, *words, **options):
-    """With a reference that answers to what is sampled."""
-    return train(algo, "algo.reference=frozen", *ONLINE, *words, **options)
-
-
-def experience(run_dir):
-    """Rows of what was kept, by uid."""
-    rows = [r for file in sorted((run_dir / "experience").glob("*.parquet")) for r in pq.read_table(file).to_pylist()]
-    return {row["uid"]: row for row in rows}
 
 
 def leases(run_dir):
@@ -74,103 +47,6 @@ def everything_is_accounted_for(run_dir, accepted, trained):
     assert (told["rollout/lost"], told["rollout/duplicated"], told["rollout/leased"]) == (0, 0, 0)
     assert len(experience(run_dir)) == accepted
     return told
-
-
-# ------------------------------------------------------------------ what is refused
-REFUSED = {
-    "a cache": ("spo", [], "no cache has the tokens that are sampled; set algo.reference=frozen"),
-    "no reward": ("shiq", ["eval.reward=null"], "rollout: what is sampled needs a reward; set eval.reward=NAME"),
-    "epochs": ("shiq", ["trainer.max_steps=null"], "rollout: sampling has no epochs; set trainer.max_steps"),
-    "ranks": ("shiq", ["hardware.devices=2"], "with rollouts one process trains; set hardware.devices=1"),
-    "no pairs": ("copg", [], "algo=copg compares completions of a prompt: set rollout.samples_per_prompt=2 or more"),
-    "ppo with data": (
-        "ppo",
-        [],
-        "learns from samples alone: set rollout.offline=0, or rollout.sources.logged=0 and rollout.sources.replay=1",
-    ),
-    "no samples": ("ppo", ["rollout=none"], "set rollout=local (or ray) and eval.reward=NAME"),
-    "a loss": (
-        "shiq",
-        ["rollout.losses.online=copgg"],
-        "rollout.losses.online=copgg: no such loss; did you mean copg?",
-    ),
-    "no loss": ("shiq", ["rollout.losses.online=x"], "rollout.losses.online=x: no such loss; there are copg, direct"),
-    "its needs": (
-        "shiq",
-        ["rollout.losses.online=spo"],
-        "rollout.losses.online=spo needs prompt_value, which algo=shiq",
-    ),
-    "idle": ("shiq", ["rollout.losses.replay=shiq_ms"], "rollout.losses.replay: no trajectory comes from there"),
-    "no targets": ("spo", ["rollout.sources.annotated=1"], "which actions have targets? set algo.targets=FILE"),
-    "no estimates": ("spo", ["rollout.losses.logged=monte_carlo"], "which estimates? set algo.targets=FILE"),
-    "no file": ("shiq", ["rollout.sources.further=1"], "rollout.path is the file of rollout.sources.further"),
-    "no source": ("shiq", ["rollout.path=x.jsonl"], "rollout.path is the file of rollout.sources.further"),
-    "sft": ("sft", ["algo.reference=none"], "algo=sft learns nothing from the policy's own samples; set rollout=none"),
-    "old weights": ("shiq", ["rollout.max_staleness=3"], "rollout.max_staleness=3: weights are up to 4 steps old"),
-    "one of a group": (
-        "shiq",
-        ["algo.reward_offset=group_mean"],
-        "with rollout.samples_per_prompt=1 all rewards would be 0",
-    ),
-    "all logged": ("shiq", ["rollout.offline=1"], "rollout.offline=1 leaves none of trainer.batch_size=16"),
-    "a key": ("shiq", ["+rollout.temprature=1"], "rollout.temprature: unknown key; did you mean rollout.temperature?"),
-    "another key": (
-        "shiq",
-        ["rollout.temprature=1"],
-        "rollout.temprature: unknown key; did you mean rollout.temperature?",
-    ),
-    "a source": (
-        "shiq",
-        ["rollout.sources.loged=1"],
-        "rollout.sources.loged: unknown key; did you mean rollout.sources.logged?",
-    ),
-    "a prompt": ("shiq", ["rollout.max_new_tokens=600"], "leaves no room for rollout.max_new_tokens=600"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_is_said_before_anything_is_loaded_and_leaves_nothing(home, name, capfd):
-    algo, words, told = REFUSED[name]
-    dry = [] if name == "a prompt" else ["dry_run=true"]
-    given = words if "rollout=none" in words else [*ONLINE, *words]
-    frozen = [] if name in ("a cache", "sft") else ["algo.reference=frozen"]
-    assert train(algo, *frozen, *given, *dry, "run_dir=refused") == 2
-    out = capfd.readouterr()
-    assert told in " ".join((out.out + out.err).split())
-    assert not (home / "refused" / "experience").exists()
-    assert dry == [] or not (home / "refused").exists()
-
-
-def test_data_that_answers_every_move_are_no_completions(home, capfd):
-    words = ("data=treasure", "data.maps=20", "data.val_maps=2", "logger=none")
-    assert (
-        main(["train", "algo=shiq", "algo.reference=frozen", *words, *ONLINE, "dry_run=true", "run_dir=refused"]) == 2
-    )
-    assert "data=treasure answers every move" in capfd.readouterr().err
-    assert not (home / "refused").exists()
-
-
-def test_a_dry_run_says_what_would_be_sampled_and_leaves_no_file(home, capfd):
-    more = (
-        "rollout.samples_per_prompt=2",
-        "rollout.sources.logged=1",
-        "rollout.sources.replay=1",
-        "dry_run=true",
-        "run_dir=dry",
-    )
-    assert live("copg", *more) == 0
-    out = " ".join(capfd.readouterr().out.split())
-    for told in (
-        "8 online, 4 replay, 4 logged trajectories",
-        "local:",
-        "2 of each at a time",
-        "temperature 0.1 to 0.8",
-    ):
-        assert told in out
-    assert "top-p 0.95, at most 10 tokens; new weights every 5 steps" in out
-    assert not (home / "dry").exists()
-    assert train("shiq", "dry_run=true", "run_dir=dry") == 0
-    assert "rollouts" not in capfd.readouterr().out
 
 
 # ------------------------------------------------------------------ runs
@@ -260,7 +136,7 @@ def test_copg_learns_from_pairs_and_from_replayed_ones(home):
 
 
 def test_shiq_learns_from_samples_alone(home):
-    words = ("rollout.offline=0", "rollout.sources.annotated=1", "algo.reward_offset=mean", "algo.anchor=1")
+    words = ("rollout.offline=0", "algo.reward_offset=mean", "algo.anchor=1")
     assert live("shiq", *words, "run_dir=shiq") == 0
     told = everything_is_accounted_for(home / "shiq", accepted=12 * 16, trained=12 * 16)
     assert told["train/reward"] == told["train/reward/online"]

@@ -70,7 +70,7 @@ def ppo(
     shown = _shown(change, advantage, clip) | {
         "policy_loss": -gain,
         "value_loss": error,
-        "importance_mean": weight.clamp(max=importance_cap),
+        "importance_mean": weight,
         "importance_capped": weight > importance_cap,
         "value_mean": value_of(policy),
     }

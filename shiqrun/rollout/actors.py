@@ -5,6 +5,7 @@ that was started again is found again.
 """
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shiqrun.errors import InputError
+from shiqrun.files import replacing
 from shiqrun.rollout.buffer import Buffer
 from shiqrun.rollout.trajectory import Trajectory
 
 STORE, BOARD = "store", "board"
 """Names of the actors."""
+SESSION = "SESSION"
 PAUSE_SECONDS = 0.02
 """Between two looks at what is waited for."""
 CHUNK = 256
@@ -58,24 +61,42 @@ class Store:
 
     Args:
         directory: of the experience, on this machine.
-        after: see `Buffer`; does not count where the actor was started again: then the trainer lives.
+        after: see `Buffer`; does not count where the actor was started again in a session: then the trainer lives.
         room: trajectories that wait at most.
+        session: of the trainer; a file beside the experience knows the last one.
     """
 
-    def __init__(self, directory: str, after: int, room: int) -> None:
-        import ray
-
-        again = ray.get_runtime_context().was_current_actor_reconstructed
+    def __init__(self, directory: str, after: int, room: int, session: str) -> None:
         self.room = room
         self.told = Told(uuid.uuid4().hex, {})
-        self._failed: InputError | None = None
+        self._file, self._session = Path(directory) / SESSION, session
+        former = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+        self._opened: Buffer | InputError
         try:
-            self.buffer = Buffer(Path(directory), after=None if again else after)
+            self._opened = Buffer(Path(directory), after=None if former.get("session") == session else after)
         except InputError as error:  # raised here, it would reach the trainer as text
-            self._failed = error
+            self._opened = error
         else:
-            found = [name.rpartition("-") for name in self.buffer.workers()]
-            self._incarnation = 1 + max((int(number) for _, _, number in found if number.isdecimal()), default=-1)
+            found = [name.rpartition("-") for name in self._opened.workers()]
+            had = max((int(number) for _, _, number in found if number.isdecimal()), default=-1)
+            self._incarnation = max(1 + had, former.get("incarnation", 0))
+            self._note()
+
+    def _note(self) -> None:
+        text = json.dumps({"session": self._session, "incarnation": self._incarnation})
+        with replacing(self._file) as file:
+            file.write(text)
+
+    @property
+    def buffer(self) -> Buffer:
+        """Once it is open.
+
+        Raises:
+            InputError: as `Buffer`.
+        """
+        if isinstance(self._opened, InputError):
+            raise self._opened
+        return self._opened
 
     async def ready(self) -> None:
         """Nothing, once it is open.
@@ -83,12 +104,12 @@ class Store:
         Raises:
             InputError: as `Buffer`.
         """
-        if self._failed is not None:
-            raise self._failed
+        assert self.buffer
 
     async def incarnation(self) -> int:
-        """A number that no worker in the buffer has had, nor has been given another time."""
+        """A number that no worker has had or been given before."""
         self._incarnation += 1
+        self._note()
         return self._incarnation - 1
 
     async def report(self, process: str, report: Report) -> None:
@@ -129,7 +150,8 @@ class Store:
     async def close(self) -> None:
         """See `Buffer`; who puts from now on waits for ever."""
         self.room = -1
-        self.buffer.close()
+        if isinstance(self._opened, Buffer):
+            self._opened.close()
 
 
 class Board:

@@ -3,14 +3,16 @@
 import inspect
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from shiqrun import losses
+from shiqrun.data.bfcl import Bfcl
 from shiqrun.data.treasure import Treasure
 from shiqrun.errors import InputError
 from shiqrun.losses.requirements import compares_completions, needs_of
 from shiqrun.losses.soft_policy import monte_carlo
-from shiqrun.rollout.settings import RolloutSettings
+from shiqrun.rollout.settings import RayRollouts, RolloutSettings
 
 if TYPE_CHECKING:
     from shiqrun.plan import Plan
@@ -35,10 +37,10 @@ def expect_fit(plan: "Plan") -> None:
         return
     if not wanted or "score" in wanted:
         raise InputError(f"rollout: algo={name} learns nothing from the policy's own samples; set rollout=none")
-    if isinstance(plan.source, Treasure):
+    if isinstance(plan.source, Treasure | Bfcl):
         raise InputError(
-            "rollout: data=treasure answers every move, and a rollout is one completion; set rollout=none, or see "
-            "data=programs"
+            f"rollout: data={plan.names['data']} answers the policy, and a rollout is one completion; set "
+            "rollout=none, or see data=programs"
         )
     if plan.reward is None:
         raise InputError("rollout: what is sampled needs a reward; set eval.reward=NAME")
@@ -73,6 +75,15 @@ def _expect_sources(plan: "Plan", rollout: RolloutSettings) -> None:
             "algo.reward_offset=group_mean takes every prompt's mean return, but with rollout.samples_per_prompt=1 all "
             "rewards would be 0; sample 2 or more, or use mean or none"
         )
+    idle = [name for name, weight in rollout.sources.items() if weight and name not in (*shares, "logged")]
+    if idle:
+        raise InputError(
+            f"rollout.sources.{idle[0]}={rollout.sources[idle[0]]:g}, but rollout.offline=0 leaves it no share; set "
+            "rollout.offline, or leave the source out"
+        )
+    _expect_replay(rollout, shares.get("replay", 0))
+    if isinstance(rollout, RayRollouts):
+        _expect_ray(rollout, shares["online"])
     if "annotated" in shares and plan.algo.targets is None:
         raise InputError("rollout.sources.annotated: which actions have targets? set algo.targets=FILE")
     for source, bound in source_losses(rollout, plan.loss).items():
@@ -82,6 +93,22 @@ def _expect_sources(plan: "Plan", rollout: RolloutSettings) -> None:
                 "rollout.offline a share, or leave it out"
             )
         _expect_loss(plan, source, bound)
+
+
+def _expect_replay(rollout: RolloutSettings, share: int) -> None:
+    if share > rollout.replay_size:
+        raise InputError(f"rollout.replay_size={rollout.replay_size}: a step replays {share}; keep at least as many")
+    if share and rollout.max_staleness == 0:
+        raise InputError(
+            "rollout.max_staleness=0 lets nothing be replayed; allow some, or set rollout.sources.replay=0"
+        )
+
+
+def _expect_ray(rollout: RayRollouts, share: int) -> None:
+    if find_spec("ray") is None:
+        raise InputError("rollout=ray: Ray is missing; pip install 'shiqrun[ray]', or set rollout=local")
+    if rollout.waiting < share:
+        raise InputError(f"rollout.waiting={rollout.waiting}: a step takes {share}; let as many wait")
 
 
 def expect_values(plan: "Plan") -> None:
@@ -109,6 +136,11 @@ def _expect_loss(plan: "Plan", source: str, bound: partial[Any]) -> None:
     if more:
         raise InputError(
             f"rollout.losses.{source}={name} needs {', '.join(sorted(more))}, which algo={plan.names['algo']} does not"
+        )
+    if bound.func is monte_carlo and source not in ("annotated", "logged"):
+        raise InputError(
+            f"rollout.losses.{source}=monte_carlo: none of these trajectories has a target; only annotated and logged "
+            "ones do (algo.targets)"
         )
     if bound.func is monte_carlo and plan.algo.targets is None:
         raise InputError(f"rollout.losses.{source}=monte_carlo: which estimates? set algo.targets=FILE")

@@ -12,7 +12,7 @@ from shiqrun.rollout.worker import Worker
 class Local:
     """An engine without processes of its own.
 
-    It samples what all steps until the next weights will need at once, so that its batches are large; a run that is
+    It samples for all steps until the next weights, in portions that are kept as soon as they are scored; a run that is
     killed and resumed samples what the whole run would have.
 
     Args:
@@ -30,13 +30,15 @@ class Local:
         self.every, self.max_staleness, self.max_steps = every, max_staleness, max_steps
         self.transfers = self.bytes = 0
         self.seconds = {"storing": 0.0}
+        group = worker.settings.samples_per_prompt
+        self.portion = max(1, worker.settings.batch_size // group) * group
 
     def next_batch(self, n: int, *, step: int) -> list[Trajectory]:
         """See `Engine`."""
         oldest = None if self.max_staleness is None else step - 1 - self.max_staleness
         while (found := self.buffer.lease(step, n, oldest=oldest)) is None:
             left = min(self.every - (step - 1) % self.every, self.max_steps - step + 1)
-            made = self.worker.sample(n * left - self.buffer.waiting)
+            made = self.worker.sample(min(self.portion, n * left - self.buffer.waiting))
             began = time.perf_counter()
             self.buffer.put(made)
             self.seconds["storing"] += time.perf_counter() - began

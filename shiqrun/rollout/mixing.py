@@ -1,5 +1,6 @@
 """Optimiser steps whose trajectories come from several sources: sampled now, sampled before, logged."""
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from shiqrun.rollout.settings import ONLINE, RolloutSettings
 from shiqrun.rollout.trajectory import Trajectory
 from shiqrun.types import Trajectories
 
+log = logging.getLogger("shiqrun")
 STREAM = 6
 """Of the draws from the replay pool."""
 AGES = (0, 10, 20, 50, 100)
@@ -157,9 +159,10 @@ class OnlineData(LoggedData):
         super().__init__(encoded, batch_size=batch_size, micro_batch_tokens=micro_batch_tokens, seed=seed)
         self.engine, self.settings, self.max_steps = engine, settings, max_steps
         self.shares = settings.shares(batch_size)
-        self.ages: Counter[int] = Counter()  # staleness in steps of all that was trained on
+        self.ages: Counter[int] = Counter()  # staleness in steps of all that was sampled for a step
         self.fresh: list[Trajectory] = []
         self._told: list[tuple[int, Trajectory]] = []  # (staleness, trajectory) since the last logged step
+        self._replayed: list[int] = []  # staleness of those since the last logged step
         self._sources: dict[int, list[list[str]]] = {}  # of the micro-batches of those steps
         self._replay = Replay(settings, self.shares.get("replay", 0), seed)
         sampled = partial(Sampled, tokens=micro_batch_tokens, dressed=dressed, pad=encoded.train.pad, together=together)
@@ -170,6 +173,10 @@ class OnlineData(LoggedData):
         for name, rows in {"logged": encoded.train, **others}.items():
             if name in self.shares:
                 rows.source = name
+                if len(rows) < self.shares[name]:
+                    log.warning(
+                        "rollout.sources.%s: a step takes %d, but there are %d", name, self.shares[name], len(rows)
+                    )
                 self.parts[name] = Logged(rows, batch_size=self.shares[name], tokens=micro_batch_tokens, seed=seed)
 
     def train_dataloader(self) -> "OnlineData":  # type: ignore[override]
@@ -177,7 +184,8 @@ class OnlineData(LoggedData):
         for step, of_step in groupby(self.engine.trained(), key=lambda pair: pair[0]):
             found = [trajectory for _, trajectory in of_step]
             self.ages.update(step - 1 - t.version for t in found)
-            self._replay.add(found)
+            if "replay" in self.shares:
+                self._replay.add(found)
         return self
 
     @property
@@ -204,16 +212,22 @@ class OnlineData(LoggedData):
         return self.fresh
 
     def _again(self, step: int) -> Sequence[Trajectory]:
-        return self._replay.draw(step)
+        found = self._replay.draw(step)
+        self._replayed += [step - t.version for t in found]
+        return found
 
     def done(self, step: int) -> None:
         """The optimiser step (counted from 1) is done."""
         self.engine.acknowledge(step)
-        self._replay.add(self.fresh)
+        if "replay" in self.shares:
+            self._replay.add(self.fresh)
 
     def told(self) -> dict[str, float]:
-        """Of the trajectories sampled for the steps since the last call: rewards, lengths in tokens, staleness."""
-        told, self._told = self._told, []
+        """Of the trajectories sampled for the steps since the last call: rewards, lengths in tokens, staleness.
+
+        `replayed` is how many were replayed for each of them.
+        """
+        (told, self._told), (replayed, self._replayed) = (self._told, []), (self._replayed, [])
         self._sources.clear()  # no step is left that was not looked at
         if not told:
             return {}
@@ -224,10 +238,15 @@ class OnlineData(LoggedData):
             "ended": float(np.mean([t.ended for t in found])),
             "temperature": float(np.mean([t.temperature for t in found])),
             **staleness(Counter(age for age, _ in told)),
+            **(
+                {"replayed": len(replayed) / len(told), "replay_staleness": float(np.mean(replayed))}
+                if replayed
+                else {}
+            ),
         }
 
     def all_ages(self) -> dict[str, float]:
-        """Staleness of all that was sampled and trained on."""
+        """Staleness of all that was sampled for a step; replaying is not counted."""
         return staleness(self.ages)
 
     def passes(self, step: int) -> float:

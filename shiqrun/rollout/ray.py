@@ -4,8 +4,6 @@ The trainer starts them, hands out weights, takes batches, and notices when samp
 """
 
 import logging
-import math
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from typing import Any
 
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.rollout.actors import BOARD, STORE, Board, Report, Store, Told
+from shiqrun.rollout.cluster import connected
 from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.sampler import Sampler, Setup, packed
 from shiqrun.rollout.settings import RayRollouts
@@ -26,9 +25,12 @@ ASK_SECONDS = 1.0
 """After which the trainer, while it waits for trajectories, looks whether sampling goes on."""
 START_SECONDS, SLOW_SECONDS = 120.0, 1200.0
 """For the first sampler, where the cluster has too little and may get more, and where it has enough and is busy."""
+TELL_SECONDS = 60.0
+"""Between two words about a batch that does not come."""
 MOST_RESTARTS = 10
 """Of actors between two batches, after which something is wrong with them."""
-CLOSE_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
+"""For the buffer to close."""
 SECONDS = ("sampling", "rewards", "storing", "waiting")
 COUNTS = {"weight_transfers": "transfers", "weight_bytes": "bytes", "unscored": "unscored"}
 
@@ -55,10 +57,11 @@ class Ray:
         self._births: set[str] = set()
         self._known = 0  # restarts that were told
         self._before, self._since = 0, time.monotonic()  # restarts at the last batch; when sampling began
+        self._waited = self._since  # for the next batch, or a word about it
         size = portion(settings, n)
         self._ray, self._started = connected(settings)
         try:
-            if self._started and not self._has_room():  # and it will not grow
+            if self._started and settings.address is None and not self._has_room():  # and it will not grow
                 raise InputError(f"{self._lacking()}; lower rollout.actors, rollout.actor_cpus or rollout.actor_gpus")
             self._begin(setup, directory, size, after)
         except BaseException:
@@ -77,14 +80,24 @@ class Ray:
             self._actors.append(made)
             return made
 
-        self._store = actor(Store, str(directory), after, settings.waiting, name=STORE, scheduling_strategy=here)
+        self._store = actor(
+            Store, str(directory), after, settings.waiting, namespace, name=STORE, scheduling_strategy=here
+        )
         self._get(self._store.ready.remote())
         self._board = actor(Board, name=BOARD, scheduling_strategy=here)
         self._told: tuple[list[Any], int, list[Any]] = ([ray.put(setup)], -1, [])  # Board keeps no object alive
-        half = settings.actor_gpus / 2  # a sampler and its scorer take turns
-        shape = {"num_cpus": settings.actor_cpus, "num_gpus": half}
+        shape = {"num_cpus": settings.actor_cpus, "num_gpus": settings.actor_gpus}
         samplers = [
-            actor(Sampler, place, namespace, size, settings.actor_cpus, half, name=f"sampler{place}", **shape)
+            actor(
+                Sampler,
+                place,
+                namespace,
+                size,
+                settings.actor_cpus,
+                settings.reward_gpus,
+                name=f"sampler{place}",
+                **shape,
+            )
             for place in range(settings.actors)
         ]
         self._loops = [sampler.run.remote() for sampler in samplers]
@@ -95,7 +108,7 @@ class Ray:
     def _resources(self) -> dict[str, tuple[float, float]]:
         """What all actors reserve and what the cluster has."""
         has, s = self._ray.cluster_resources(), self.settings
-        asked = {"CPU": s.actors * s.actor_cpus, "GPU": s.actors * s.actor_gpus}
+        asked = {"CPU": s.actors * s.actor_cpus, "GPU": s.actors * (s.actor_gpus + s.reward_gpus)}
         return {name: (number, float(has.get(name, 0))) for name, number in asked.items()}
 
     def _lacking(self) -> str:
@@ -111,7 +124,7 @@ class Ray:
             found, told = self._get(self._store.lease.remote(step, n, oldest, ASK_SECONDS))
             self._know(told)
             if found is not None:
-                self._before = self.restarts
+                self._before, self._waited = self.restarts, time.monotonic()
                 return [_own(trajectory) for trajectory in found]
             self._look()
 
@@ -131,6 +144,9 @@ class Ray:
         Raises:
             TrainingError: actors die again and again, or none can start.
         """
+        if time.monotonic() - self._waited > TELL_SECONDS:
+            self._waited = time.monotonic()
+            log.warning("rollout: still waiting for a batch; Ray's logs are in /tmp/ray/session_latest/logs")
         waited = time.monotonic() - self._since
         if not self._reports and waited > (SLOW_SECONDS if self._has_room() else START_SECONDS):
             raise TrainingError(f"{self._lacking()}, and none has started in {waited:.0f} seconds")
@@ -217,7 +233,7 @@ class Ray:
             return
         if self._actors:
             try:  # in order, so that the directory is free at once
-                ray.get(self._store.close.remote(), timeout=CLOSE_SECONDS)
+                ray.get(self._store.close.remote(), timeout=ANSWER_SECONDS)
             except (ray.exceptions.RayError, InputError):
                 log.warning("the buffer of rollouts did not close; what it accepted is on the disk")
         if self._started:
@@ -247,37 +263,3 @@ def portion(settings: RayRollouts, n: int) -> int:
     if settings.waiting < n:
         raise InputError(f"rollout.waiting={settings.waiting}: a step takes {n}; let as many wait")
     return max(group, min(settings.batch_size, settings.waiting - n + group) // group * group)
-
-
-def connected(settings: RayRollouts) -> tuple[Any, bool]:
-    """The module `ray`, and whether we have started or joined a cluster (else the process was in one).
-
-    Raises:
-        InputError: Ray is not installed, or there is no cluster at the address.
-    """
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    if settings.address is None:
-        # Ours listens to this machine alone, and with authentication Ray would leave a token in the home directory.
-        quiet["RAY_AUTH_MODE"] = "disabled"
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError:
-        raise InputError("rollout=ray: Ray is missing; pip install 'shiqrun[ray]', or set rollout=local") from None
-    if ray.is_initialized():
-        return ray, False
-    cores = max(os.cpu_count() or 1, math.ceil(settings.actors * settings.actor_cpus))
-    try:
-        ray.init(
-            address=settings.address or "local",
-            num_cpus=None if settings.address else cores,
-            include_dashboard=False if settings.address is None else None,
-            configure_logging=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"rollout.address={settings.address}" if settings.address else "rollout=ray"
-        raise InputError(f"{where}: no Ray cluster ({error})") from error
-    return ray, True

@@ -116,8 +116,8 @@ class Scoring:
         import ray
 
         for _ in range(2):
-            self.wait()
             try:
+                self.wait()
                 return list(ray.get(self._scorer.score.remote(samples), timeout=self._seconds))
             except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
                 ray.kill(self._scorer)

@@ -128,6 +128,7 @@ class RayRollouts(RolloutSettings):
         waiting: trajectories that wait to be trained on at most; with more the actors pause.
         address: of a Ray cluster; None starts one on this machine.
         actor_cpus, actor_gpus: what each actor reserves.
+        reward_gpus: what the reward of each actor reserves beside it, in a process of its own.
     """
 
     engine: ClassVar[str] = "ray"
@@ -137,3 +138,4 @@ class RayRollouts(RolloutSettings):
     address: str | None
     actor_cpus: Annotated[float, Ge(0)]
     actor_gpus: Annotated[float, Ge(0), Le(1)]
+    reward_gpus: Annotated[float, Ge(0), Le(1)]

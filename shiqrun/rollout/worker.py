@@ -25,7 +25,7 @@ Found = TypeVar("Found")
 
 
 class Worker:
-    """One sampler of trajectories. What it samples is a function of seed, place, incarnation and number alone.
+    """One sampler of trajectories: by equal weights, a function of seed, place, incarnation and number alone.
 
     Args:
         policy: its own copy, on the device where to sample.

@@ -83,7 +83,7 @@ def naive(batch, policy, reference, *, clip, gae_lam, discount, value_clip, impo
             total = total + error / 2
             found["clip_fraction"] += float(rho) > 1 + clip if a > 0 else float(rho) < 1 - clip
             found["approx_kl"] += float(rho) - 1 - log(float(rho))
-            found["importance_mean"] += weight
+            found["importance_mean"] += exact
             found["importance_capped"] += exact > importance_cap
     return total, found
 

@@ -6,9 +6,10 @@ from functools import lru_cache
 import pytest
 import torch
 
+from shiqrun.errors import TrainingError
 from shiqrun.rollout.buffer import Buffer
 from shiqrun.rollout.local import Local
-from tests.rollout.sampled import policy, told, wanted, weights, worker
+from tests.rollout.sampled import Letters, policy, told, wanted, weights, worker
 
 N, EVERY, STEPS = 4, 10, 25
 EACH = [weights(policy(seed)) for seed in (0, 1, 2)]
@@ -106,12 +107,56 @@ def test_without_a_limit_what_is_left_over_is_trained_on_first(tmp_path):
     assert engine.stats()["accepted"] == 40 + 40  # six fewer were needed
 
 
+class Failing(Letters):
+    """A reward that works so many times."""
+
+    def __init__(self, times):
+        self.left = times
+
+    def score(self, items, progress=lambda x, _: x):
+        if not self.left:
+            raise TrainingError("the reward is gone")
+        self.left -= 1
+        return super().score(items, progress)
+
+
+@pytest.mark.parametrize(("batch_size", "portions"), [(7, [6] * 10), (25, [24, 24, 12]), (2, [3] * 20)])
+def test_it_samples_the_same_in_portions_of_whole_groups_that_are_kept_one_by_one(
+    tmp_path, monkeypatch, batch_size, portions
+):
+    whole = local(tmp_path / "whole", samples_per_prompt=3, batch_size=512)
+    engine = local(tmp_path / "portions", samples_per_prompt=3, batch_size=batch_size)
+    sizes, put = [], Buffer.put
+    monkeypatch.setattr(Buffer, "put", lambda self, found: (sizes.append(len(found)), put(self, found))[1])
+    expected = run(whole, last=10, n=6)
+    assert sizes == [60]
+    sizes.clear()
+    found = run(engine, last=10, n=6)
+    assert sizes == portions
+    assert told(t for batch, _ in found for t in batch) == wanted(t for batch, _ in expected for t in batch)
+    kept, all_of_it = ([*made.buffer._shards.read(lambda uid: True)] for made in (engine, whole))
+    assert told(kept) == wanted(all_of_it)
+
+
+def test_what_was_scored_before_a_reward_failed_is_kept_and_a_resumed_run_samples_the_rest(tmp_path):
+    options = {"samples_per_prompt": 2, "batch_size": 8}
+    expected = [t for batch, _ in run(local(tmp_path / "whole", **options), last=10) for t in batch]
+    failing = local(tmp_path / "failed", reward=Failing(2), **options)
+    with pytest.raises(TrainingError, match="the reward is gone"):
+        run(failing)
+    failing.close()
+    resumed = local(tmp_path / "failed", **options)
+    assert resumed.stats()["accepted"] == 16
+    assert told(t for batch, _ in run(resumed, last=10) for t in batch) == wanted(expected)
+    assert (resumed.stats()["accepted"], resumed.stats()["lost"], resumed.stats()["duplicated"]) == (40, 0, 0)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     return lru_cache(lambda **options: run(local(tmp_path_factory.mktemp("whole"), **options)))
 
 
-@pytest.mark.parametrize("options", [{}, {"samples_per_prompt": 2, "max_staleness": 9}])
+@pytest.mark.parametrize("options", [{"batch_size": 6}, {"samples_per_prompt": 2, "max_staleness": 9}])
 @pytest.mark.parametrize(("reached", "saved"), [(13, 7), (10, 10), (12, 10), (24, 21), (9, 0)])
 def test_a_killed_and_resumed_engine_goes_on_as_if_nothing_had_happened(
     tmp_path, uninterrupted, reached, saved, options

@@ -9,92 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from shiqrun.data.batches import Rows
 from shiqrun.data.module import Encoded, set_offset
-from shiqrun.losses import shiq
-from shiqrun.online import annotated_rows, data_of, dressed
-from shiqrun.rollout.buffer import Buffer
-from shiqrun.rollout.local import Local
-from shiqrun.rollout.mixing import OnlineData, staleness
-from tests.helpers import encoded, example
-from tests.rollout.sampled import TOKENIZER, policy, prompts, settings, weights, worker
-
-BATCH, STEPS, EVERY = 12, 25, 10
-EACH = [weights(policy(seed)) for seed in (0, 1, 2)]
-VALUES = {f"p{n}": -n / 10 for n in range(1, 8)}
-
-
-def logged(offset=0, *, together=False, letter="a"):
-    """Three completions of each of the seven prompts, with rewards that name the row."""
-    asked = [
-        example(
-            *[f"{letter} {n} {k} fine" for k in range(3)],
-            prompt=["a" * n + "?"],
-            prompt_id=f"p{n}",
-            rewards=[float(offset - 10 * n - k) for k in range(3)],
-            source=f"{letter}:{n}",
-        )
-        for n in range(1, 8)
-    ]
-    made, _ = encoded(TOKENIZER, *asked)
-    rows = Rows(made, pad=TOKENIZER.pad_token_id, together=together)
-    rows.prompt_value = np.array([VALUES[t.prompt_id] for t in made], np.float32)
-    return rows
-
-
-class Training:
-    """`OnlineData` over a real engine, and what a training loop does around it."""
-
-    def __init__(self, directory, *, after=0, together=False, offset="none", anchor=None, tokens=400, **options):
-        options = {"samples_per_prompt": 2} | options
-        self.settings = settings(**options)
-        buffer = Buffer(directory, after=after)
-        number = buffer.counts()["accepted"]
-        acting = worker(asked=prompts(), number=number, **options)
-        kept = {"max_staleness": self.settings.max_staleness, "max_steps": STEPS}
-        self.engine = Local(acting, buffer, every=EVERY, **kept)
-        train = logged(together=together)
-        train.anchor = anchor
-        both = Encoded(train, logged(together=together), Counter(), "x")
-        level = set_offset(both, offset)
-        algo = SimpleNamespace(reward_offset=offset)
-        run = SimpleNamespace(encoded=both, prompt_values=VALUES, offset=level, plan=SimpleNamespace(algo=algo))
-        self.train = train
-        others = {"further": logged(1000, together=together, letter="b")}
-        if self.settings.sources.get("annotated"):
-            train.value_target = [np.full(n, np.nan, np.float32) for n in train.actions]
-            for row in range(1, len(train), 2):
-                train.value_target[row][0] = -row
-            others["annotated"] = annotated_rows(train)
-        self.data = OnlineData(
-            both,
-            engine=self.engine,
-            settings=self.settings,
-            others=others,
-            dressed=lambda rows: dressed(run, rows),
-            together=together,
-            batch_size=BATCH,
-            micro_batch_tokens=tokens,
-            seed=5,
-            max_steps=STEPS,
-        )
-        self.data.train_dataloader()
-        self.after = after
-        self.engine.publish(after // EVERY * EVERY, EACH[after // EVERY])
-
-    def steps(self, last=STEPS):
-        """(step from 0, its micro-batches, the names of their rows)."""
-        for step in range(self.after, last):
-            batches = self.data.at(step)
-            yield step, batches, [self.data.sources(step, k) for k in range(len(batches))]
-            self.data.done(step + 1)
-            if (step + 1) % EVERY == 0:
-                self.engine.publish(step + 1, EACH[(step + 1) // EVERY])
-
-    def known(self):
-        """All trajectories by uid."""
-        return {t.uid: t for t in self.engine.buffer._shards.read(lambda uid: True)}
-
+from shiqrun.errors import TrainingError
+from shiqrun.losses import shiq, spo
+from shiqrun.online import data_of, dressed
+from shiqrun.rollout.mixing import rows_of, staleness
+from tests.rollout.experience import made as trajectory
+from tests.rollout.mixed import BATCH, STEPS, VALUES, Training, logged
+from tests.rollout.sampled import TOKENIZER, settings
 
 MIXED = {"offline": 2 / 3, "sources": {"logged": 1, "replay": 1, "annotated": 1, "further": 1}, "path": "x"}
 SHARES = {"online": 4, "logged": 2, "replay": 2, "annotated": 2, "further": 2}
@@ -266,6 +188,47 @@ def test_what_is_told_is_of_the_steps_since_it_was_told_last(tmp_path):
     assert (everything["staleness_mean"], everything["staleness_from_0"]) == (4.5, 1.0)
     assert made.data.told()["staleness_mean"] == 7  # steps 16 to 20
     assert made.data.told() == {}
+
+
+def test_what_is_told_of_replayed_ones_is_of_the_steps_since_it_was_told_last(tmp_path):
+    made, ages, steps = Training(tmp_path, offline=2 / 3, sources={"logged": 1, "replay": 1}), [], 0
+    for step, batches, names in made.steps(last=15):
+        known, steps = made.known(), steps + 1
+        again = [n for b, named in zip(batches, names, strict=True) if b.source == "replay" for n in named]
+        ages += [step - known[name].version for name in again]
+        if step + 1 in (1, 4, 15):
+            found = made.data.told()
+            if step == 0:
+                assert not {"replayed", "replay_staleness"} & found.keys()  # there was none yet
+            else:
+                assert found["replayed"] == len(ages) / (4 * steps) == 1.0  # four replayed for four online
+                assert found["replay_staleness"] == pytest.approx(np.mean(ages))
+            assert max(ages, default=0) != found["staleness_max"] or step < 10  # the two are not the same number
+            ages, steps = [], 0
+    assert made.data.told() == {}
+
+
+def held(top, link="cross_entropy"):
+    """A run of SPO with such a loss, as far as sampled rows ask."""
+    plan = SimpleNamespace(algo=SimpleNamespace(reward_offset="none"), names={"data": "letters"})
+    plan.loss = partial(spo, beta=0.5, link=link, top=top)
+    both = Encoded(logged(), logged(), Counter(), "x")
+    return SimpleNamespace(encoded=both, prompt_values={"p": -1.0}, offset=0.0, plan=plan)
+
+
+@pytest.mark.parametrize(("rewards", "top", "link"), [((0, 0.5), 0.5, "cross_entropy"), ((0, 9), 0.5, "square")])
+def test_rewards_up_to_the_largest_possible_pass(rewards, top, link):
+    found = [trajectory(n, reward=float(r), prompt_id="p") for n, r in enumerate(rewards)]
+    rows = dressed(held(top, link), rows_of(found, 0, together=False, source="online"))
+    assert rows.prompt_value.tolist() == [-1.0, -1.0]
+
+
+def test_a_sampled_reward_above_the_largest_possible_ends_the_run():
+    found = [trajectory(n, reward=r, prompt_id="p") for n, r in enumerate([0.25, 0.75])]
+    rows = rows_of(found, 0, together=False, source="replay")
+    told = "earned 0.75, but the cross-entropy takes 0.5 for the largest there can be: set algo.top to .* of letters"
+    with pytest.raises(TrainingError, match=told):
+        dressed(held(0.5), rows)
 
 
 def test_the_histogram_counts_shares_from_each_edge_on():

@@ -15,6 +15,7 @@ from shiqrun.errors import InputError, TrainingError
 from shiqrun.models.adapter import with_lora
 from shiqrun.models.policy import Policy
 from shiqrun.rollout.buffer import Buffer
+from shiqrun.rollout.cluster import connected
 from shiqrun.rollout.ray import Ray, portion
 from shiqrun.rollout.sampler import HOPELESS, Setup, packed, unpacked
 from shiqrun.rollout.settings import RayRollouts
@@ -23,7 +24,7 @@ from tests.online_runs import BUSY, RUN
 from tests.rollout.sampled import BASIC, TOKENIZER, Letters, policy, prompts, weights
 
 N = 4
-OWN = {"actors": 2, "waiting": 12, "address": None, "actor_cpus": 0.5, "actor_gpus": 0}
+OWN = {"actors": 2, "waiting": 12, "address": None, "actor_cpus": 0.5, "actor_gpus": 0, "reward_gpus": 0}
 
 
 def settings(**options):
@@ -95,7 +96,7 @@ def cluster():
     """A cluster of this process, in which engines start their actors."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     os.environ.update(BUSY)
-    _, started = module.connected(settings(actors=4, actor_cpus=1))
+    _, started = connected(settings(actors=4, actor_cpus=1))
     assert started
     yield ray
     ray.shutdown()
@@ -142,8 +143,9 @@ class TestEngine:
         assert engine.stats()["accepted"] == 0  # not before there are weights
         engine.publish(0, weights(first))
         seen, step = [], 0
-        while not seen or seen[-1].version == 0:
+        while {t.version for t in seen} != {0, 4} or {t.uid.split("-")[0] for t in seen} != {"w0", "w1"}:
             step += 1
+            assert step < 500
             batch = engine.next_batch(N, step=step)
             again = engine.next_batch(N, step=step)
             assert [t.uid for t in again] == [t.uid for t in batch]
@@ -153,8 +155,6 @@ class TestEngine:
             if step == 4:
                 engine.publish(4, weights(second))
         assert len({t.uid for t in seen}) == len(seen) == step * N
-        assert {t.uid.split("-")[0] for t in seen} == {"w0", "w1"}
-        assert {t.version for t in seen} == {0, 4}
         for t in seen:
             acting = first if t.version == 0 else second
             torch.testing.assert_close(torch.from_numpy(t.policy_logp), scored(acting, t), rtol=1e-4, atol=1e-4)
@@ -163,7 +163,7 @@ class TestEngine:
         size = sum(value.nbytes for value in weights(first).values())
         assert told["trained"] == step * N
         assert told["lost"] == told["duplicated"] == told["actor_restarts"] == 0
-        assert told["weight_transfers"] in (3, 4)  # the second actor may still wait for room
+        assert told["weight_transfers"] in (2, 3, 4)  # an actor may wait for room, or have begun late
         assert told["weight_bytes"] == told["weight_transfers"] * size
         assert all(told[f"seconds/{name}"] > 0 for name in ("sampling", "rewards", "storing", "waiting"))
         assert [(k, t.uid) for k, t in engine.trained()] == [(1 + i // N, t.uid) for i, t in enumerate(seen)]
@@ -188,25 +188,26 @@ class TestEngine:
         assert engine.stats()["stale"] >= 8
 
     def test_it_goes_on_with_what_an_earlier_session_left(self, engines, tmp_path):
-        engine = engines()
+        engine = engines(actors=1)
         engine.publish(0, weights(policy()))
         batches = {step: [t.uid for t in engine.next_batch(N, step=step)] for step in (1, 2, 3)}
         engine.acknowledge(1)
         engine.acknowledge(2)
-        workers = {uid.rpartition("-")[0] for uids in batches.values() for uid in uids}
         engine.close()
-        Buffer(tmp_path / "experience", after=1).close()  # its lock is free
-        engine = engines(after=1)
+        left = Buffer(tmp_path / "experience", after=1)  # its lock is free
+        workers, number = left.workers(), left.counts()["accepted"]
+        left.close()
+        engine = engines(actors=1, after=1)
         engine.publish(1, weights(policy()))
-        assert {step: [t.uid for t in engine.next_batch(N, step=step)] for step in (2, 3)} == {
-            step: batches[step] for step in (2, 3)
-        }
-        later = [t.uid for step in range(4, 12) for t in engine.next_batch(N, step=step)]
+        for step in (2, 3):
+            assert [t.uid for t in engine.next_batch(N, step=step)] == batches[step]
+        later = [t.uid for step in range(4, 14) for t in engine.next_batch(N, step=step)]
+        new = later[number - 3 * N :]
         assert not {uid for uids in batches.values() for uid in uids} & {*later}
-        assert {uid.rpartition("-")[0] for uid in later} - workers
+        assert new
+        assert not {uid.rpartition("-")[0] for uid in new} & workers
         told = engine.stats()
-        assert told["trained"] == N
-        assert told["leased"] == 10 * N
+        assert (told["trained"], told["leased"]) == (N, 12 * N)
         assert told["lost"] == told["duplicated"] == 0
 
     def test_a_directory_that_somebody_else_writes_to_is_refused_as_without_ray(self, engines, tmp_path):

@@ -1,0 +1,94 @@
+"""A run of made-up prompts whose steps come from several sources, without the training."""
+
+from collections import Counter
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+
+from shiqrun.data.batches import Rows
+from shiqrun.data.module import Encoded, set_offset
+from shiqrun.losses import spo
+from shiqrun.online import dressed
+from shiqrun.rollout.buffer import Buffer
+from shiqrun.rollout.further import annotated_rows
+from shiqrun.rollout.local import Local
+from shiqrun.rollout.mixing import OnlineData
+from tests.helpers import encoded, example
+from tests.rollout.sampled import TOKENIZER, policy, prompts, settings, weights, worker
+
+BATCH, STEPS, EVERY = 12, 25, 10
+EACH = [weights(policy(seed)) for seed in (0, 1, 2)]
+VALUES = {f"p{n}": -n / 10 for n in range(1, 8)}
+
+
+def logged(offset=0, *, together=False, letter="a"):
+    """Three completions of each of the seven prompts, with rewards that name the row."""
+    asked = [
+        example(
+            *[f"{letter} {n} {k} fine" for k in range(3)],
+            prompt=["a" * n + "?"],
+            prompt_id=f"p{n}",
+            rewards=[float(offset - 10 * n - k) for k in range(3)],
+            source=f"{letter}:{n}",
+        )
+        for n in range(1, 8)
+    ]
+    made, _ = encoded(TOKENIZER, *asked)
+    rows = Rows(made, pad=TOKENIZER.pad_token_id, together=together)
+    rows.prompt_value = np.array([VALUES[t.prompt_id] for t in made], np.float32)
+    return rows
+
+
+class Training:
+    """`OnlineData` over a real engine, and what a training loop does around it."""
+
+    def __init__(self, directory, *, after=0, together=False, offset="none", anchor=None, tokens=400, **options):
+        options = {"samples_per_prompt": 2} | options
+        self.settings = settings(**options)
+        buffer = Buffer(directory, after=after)
+        number = buffer.counts()["accepted"]
+        acting = worker(asked=prompts(), number=number, **options)
+        kept = {"max_staleness": self.settings.max_staleness, "max_steps": STEPS}
+        self.engine = Local(acting, buffer, every=EVERY, **kept)
+        train = logged(together=together)
+        train.anchor = anchor
+        both = Encoded(train, logged(together=together), Counter(), "x")
+        level = set_offset(both, offset)
+        plan = SimpleNamespace(algo=SimpleNamespace(reward_offset=offset), loss=partial(spo, beta=0.5))
+        run = SimpleNamespace(encoded=both, prompt_values=VALUES, offset=level, plan=plan)
+        self.train = train
+        others = {"further": logged(1000, together=together, letter="b")}
+        if self.settings.sources.get("annotated"):
+            train.value_target = [np.full(n, np.nan, np.float32) for n in train.actions]
+            for row in range(1, len(train), 2):
+                train.value_target[row][0] = -row
+            others["annotated"] = annotated_rows(train)
+        self.data = OnlineData(
+            both,
+            engine=self.engine,
+            settings=self.settings,
+            others=others,
+            dressed=lambda rows: dressed(run, rows),
+            together=together,
+            batch_size=BATCH,
+            micro_batch_tokens=tokens,
+            seed=5,
+            max_steps=STEPS,
+        )
+        self.data.train_dataloader()
+        self.after = after
+        self.engine.publish(after // EVERY * EVERY, EACH[after // EVERY])
+
+    def steps(self, last=STEPS):
+        """(step from 0, its micro-batches, the names of their rows)."""
+        for step in range(self.after, last):
+            batches = self.data.at(step)
+            yield step, batches, [self.data.sources(step, k) for k in range(len(batches))]
+            self.data.done(step + 1)
+            if (step + 1) % EVERY == 0:
+                self.engine.publish(step + 1, EACH[(step + 1) // EVERY])
+
+    def known(self):
+        """All trajectories by uid."""
+        return {t.uid: t for t in self.engine.buffer._shards.read(lambda uid: True)}
