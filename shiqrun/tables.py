@@ -15,7 +15,6 @@ from shiqrun.evaluation.files import spread
 from shiqrun.exact import ExactTreasure
 from shiqrun.intervals import is_bound
 from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
-from shiqrun.rollout.settings import LocalRollouts
 
 if TYPE_CHECKING:
     from shiqrun.plan import Run
@@ -85,7 +84,7 @@ def estimated_bytes(run: "Run") -> float:
     answers = run.evaluator is not None and not run.plan.model.lora_r  # held against a copy of the starting model
     copies = 2 if run.plan.algo.reference == "frozen" or answers else 1
     scoring = min(4 * tokens * config.vocab_size, KEPT_BYTES.get(device, KEPT_BYTES["cuda"]))
-    copies += isinstance(run.plan.rollout, LocalRollouts)  # the copy that samples
+    copies += getattr(run.plan.rollout, "engine", None) == "local"  # the copy that samples
     return copies * everything + 12 * trained + activations + scoring + TILE_BYTES.get(device, TILE_BYTES["cuda"])
 
 
