@@ -12,8 +12,8 @@ from shiqrun.rollout.worker import Worker
 class Local:
     """An engine without processes of its own.
 
-    It samples when a step lacks trajectories, what the steps until the next weights will need, in portions that are kept
-    as soon as they are scored; a run that is killed and resumed samples what the whole run would have.
+    It samples when a step lacks trajectories, what the steps until the next weights will need, in portions that are
+    kept as soon as they are scored; a run that is killed and resumed samples what the whole run would have.
 
     Args:
         worker: that samples.
