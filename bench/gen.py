@@ -33,8 +33,8 @@ from transformers import (
 )
 
 from bench.clock import MIB, environment, forget_peak, resident
-from shiqrun.models.generate import sample_completions
 from shiqrun.models.policy import Policy
+from shiqrun.sampling.generate import sample_completions
 
 SHAPES = {
     "A": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 688}

@@ -27,9 +27,9 @@ from rich.table import Table
 from bench.clock import environment, forget_peak, resident
 from bench.step import ask
 from bench.work import SHAPES, Shape, prepare, talk
+from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.batching.rows import Rows, Steps
 from shiqrun.console import console
-from shiqrun.data.batches import Rows, Steps
-from shiqrun.data.encode import EncodedTrajectory
 
 STEPS, WARMUP, TRAJECTORIES = 6, 1, 16
 """Of a point; trajectories of a step."""

@@ -28,17 +28,17 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from shiqrun.callbacks import Checkpoints, Signals
-from shiqrun.data.batches import Rows, Steps
-from shiqrun.data.encode import EncodedTrajectory
-from shiqrun.data.module import Encoded, LoggedData
+from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.batching.logged_data import Encoded, LoggedData
+from shiqrun.batching.rows import Rows, Steps
 from shiqrun.losses import shiq
-from shiqrun.metrics import MetricsFile
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import cached
-from shiqrun.module import Method
 from shiqrun.settings import AlgoSettings, TrainerSettings
-from shiqrun.view import View
+from shiqrun.training.callbacks import Checkpoints, Signals
+from shiqrun.training.live_view import View
+from shiqrun.training.metrics_csv import MetricsFile
+from shiqrun.training.step.method import Method
 
 WAYS = ("bare", "method")
 CLOCKS = ("cpu", "main", "wall")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.work import Talk, read_pairs
-from shiqrun.data.batches import step_units
-from shiqrun.data.module import Encoded
+from shiqrun.batching.logged_data import Encoded
+from shiqrun.batching.rows import step_units
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 
 from bench.clock import StepClock
 from bench.work import read_pairs
-from shiqrun import training
-from shiqrun.commands.compose import composed
+from shiqrun.batching.logged_data import Encoded, load
 from shiqrun.commands.train import plan
-from shiqrun.data.module import Encoded, load
-from shiqrun.plan import Plan, Run, ready
+from shiqrun.config.compose import composed
+from shiqrun.training import run as training
+from shiqrun.training.plan import Plan, Run
+from shiqrun.training.prepare import ready
 
 
 @dataclass(frozen=True, kw_only=True)

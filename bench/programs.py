@@ -18,8 +18,8 @@ from rich.table import Table
 
 from shiqrun.cli import main as shiqrun
 from shiqrun.console import console
-from shiqrun.intervals import interval
 from shiqrun.report.files import read_json
+from shiqrun.util.intervals import interval
 
 matplotlib.use("Agg")
 EVALUATIONS = {

@@ -21,8 +21,8 @@ from rich.table import Table
 from bench.programs import Arm, evaluated, plus_minus, reference
 from bench.programs import draw as draw_parts
 from shiqrun.console import console
-from shiqrun.intervals import interval
 from shiqrun.report.files import read_json
+from shiqrun.util.intervals import interval
 
 matplotlib.use("Agg")
 METHODS = {"half", "online", "half_warm", "online_warm", "ppo", "copg", "shiq", "updates"}

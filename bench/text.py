@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from shiqrun.data.encode import encode, with_template
+from shiqrun.batching.encode import encode, with_template
+from shiqrun.batching.logged_data import held_out
 from shiqrun.data.jsonl import Jsonl
-from shiqrun.data.module import held_out
 
 LONGEST, READ, HELD_OUT = 256, 120, 0.2
 

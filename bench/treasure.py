@@ -16,7 +16,7 @@ from rich.table import Table
 
 from shiqrun.cli import main as shiqrun
 from shiqrun.console import console
-from shiqrun.intervals import interval
+from shiqrun.util.intervals import interval
 
 METHODS = {
     "shiq": [],

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from shiqrun.data.encode import with_template
+from shiqrun.batching.encode import with_template
 from shiqrun.data.hh import HH
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from shiqrun import __version__
-from shiqrun.commands.nearest import did_you_mean
+from shiqrun.config.suggest import did_you_mean
 
 
 class Command(NamedTuple):
@@ -94,7 +94,7 @@ def _launch(name: str, words: Sequence[str]) -> int:
     command = COMMANDS[name]
     if command.plain:
         return int(import_module(command.module).main(words))
-    from shiqrun.commands.launch import launch  # Hydra, and with a run torch: only for a command
+    from shiqrun.config.launch import launch  # Hydra, and with a run torch: only for a command
 
     if command.word and words and words[0][:1] != "-" and "=" not in words[0]:
         words = [f"{command.word}={words[0]}", *words[1:]]

@@ -1,6 +1,6 @@
 """How a batch lies before the body of a model: padded rows, or one row in which nothing is padded or repeated.
 
-Made where batches are made, so that no step waits for a device to count; `data/packing.py` decides what goes where.
+Made where batches are made, so that no step waits for a device to count; `batching/packing.py` decides what goes where.
 """
 
 from dataclasses import dataclass, fields, replace

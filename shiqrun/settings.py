@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 
-from shiqrun.data.module import Offset
+from shiqrun.batching.logged_data import Offset
 from shiqrun.errors import InputError
 from shiqrun.models.reference import Kind
-from shiqrun.schedule import Schedule
+
+Schedule = Literal["constant", "linear", "cosine"]
+"""What follows the warm-up of the learning rate."""
 
 STAMP = "shiqrun"
 """Where a checkpoint says what it was made of: fingerprints of data, model and reward."""

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from shiqrun.data.batches import Rows
-from shiqrun.data.encode import EncodedTrajectory, encode, with_template
+from shiqrun.batching.encode import EncodedTrajectory, encode, with_template
+from shiqrun.batching.rows import Rows
 from shiqrun.models.policy import ModelSettings
 from shiqrun.types import Example
 

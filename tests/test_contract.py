@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from shiqrun import losses
 from shiqrun.cli import COMMANDS
-from shiqrun.commands.compose import composed, jobs, search_path, spelled
-from shiqrun.commands.validate import check
+from shiqrun.config.compose import composed, jobs, search_path, spelled
+from shiqrun.config.validate import check
 from shiqrun.types import LossTerms
 
 CONF = Path(str(files("shiqrun.conf")))

@@ -164,10 +164,10 @@ def test_the_anchors_sum_is_weighed_so_that_the_step_divides_it_by_actions(loss,
     from lightning.pytorch import Trainer
 
     from shiqrun import losses
-    from shiqrun.data.batches import Rows
+    from shiqrun.batching.rows import Rows
     from shiqrun.models.policy import Policy
-    from shiqrun.module import Method
     from shiqrun.settings import AlgoSettings, TrainerSettings
+    from shiqrun.training.step.method import Method
     from tests import helpers
 
     given = Rows(helpers.rows(12).trajectories, pad=0, together=together)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from shiqrun.commands.compose import composed
 from shiqrun.commands.train import SCHEMA
-from shiqrun.commands.validate import check
+from shiqrun.config.compose import composed
+from shiqrun.config.validate import check
 
 PATHS = ["model.path=MODEL", "eval.reward.path=JUDGE"]
 BOTH = {"hh": [*PATHS, "data.path=scored.jsonl"], "uf": PATHS}

@@ -1,1 +1,1 @@
-"""One file a command; the only readers of DictConfig."""
+"""The commands of `shiqrun`, one file each."""

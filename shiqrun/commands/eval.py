@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 
-from shiqrun.commands import rundir
-from shiqrun.commands.beside import data_beside, evaluation_beside
-from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, settings, target
+from shiqrun.config import run_directory as rundir
+from shiqrun.config.of_run import data_beside, evaluation_beside
+from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
 from shiqrun.errors import InputError
 
 if TYPE_CHECKING:
+    from shiqrun.evaluation.episodes import EpisodeEvaluator
     from shiqrun.evaluation.evaluator import Evaluator
+    from shiqrun.evaluation.exact_treasure import ExactTreasure
     from shiqrun.evaluation.subject import Subject
-    from shiqrun.exact import ExactTreasure
     from shiqrun.rewards.reward import Reward
-    from shiqrun.rollout.evaluator import EpisodeEvaluator
     from shiqrun.settings import AnswerSettings
 
 log = logging.getLogger("shiqrun")
@@ -47,7 +47,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     """Evaluates into `run_dir`, or only says what it would evaluate."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from shiqrun.commands.reference_answers import played_by_reference, write_result
+    from shiqrun.config.reference_answers import played_by_reference, write_result
     from shiqrun.console import console
     from shiqrun.data.bfcl import Bfcl
     from shiqrun.rewards.labels import in_one_unit
@@ -85,7 +85,7 @@ def _answered(
     evaluator: "Evaluator | EpisodeEvaluator", subject: "Subject", config: DictConfig, run_dir: Path
 ) -> dict[str, float]:
     """Metrics; the completions are written."""
-    from shiqrun.rollout.files import write_answers
+    from shiqrun.evaluation.answer_files import write_answers
 
     device = target(config.hardware).device()
     evaluator.begin(subject.reference, device)
@@ -99,7 +99,7 @@ def _exact(
 ) -> "ExactTreasure | None":
     """What knows the result without sampling, where the data set has an optimum that can be enumerated."""
     from shiqrun.data.treasure import Treasure
-    from shiqrun.exact import ExactTreasure
+    from shiqrun.evaluation.exact_treasure import ExactTreasure
 
     if not isinstance(subject.source, Treasure):
         return None
@@ -119,10 +119,10 @@ def _evaluator(
     subject: "Subject", asked: "AnswerSettings", reward: "Reward | None", beta: float | None
 ) -> "Evaluator | EpisodeEvaluator":
     """What samples and scores, or plays."""
-    from shiqrun.commands.reference_answers import refuse_beside_episodes
+    from shiqrun.config.reference_answers import refuse_beside_episodes
     from shiqrun.data.bfcl import Bfcl
+    from shiqrun.evaluation.episodes import EpisodeEvaluator, chosen_dialogues
     from shiqrun.evaluation.evaluator import Evaluator
-    from shiqrun.rollout.evaluator import EpisodeEvaluator, chosen_dialogues
 
     if isinstance(subject.source, Bfcl):
         refuse_beside_episodes(reward, asked)
@@ -147,7 +147,7 @@ def _evaluator(
 
 def _of_run(config: DictConfig) -> "Subject":
     """The policy of a run, its starting model as reference, its data unless others are given."""
-    from shiqrun.data.module import DataSettings
+    from shiqrun.batching.logged_data import DataSettings
     from shiqrun.evaluation.subject import Subject, trained_policy
     from shiqrun.models.policy import ModelSettings
 
@@ -185,14 +185,14 @@ def _of_run(config: DictConfig) -> "Subject":
 
 def examples(source: Any, data: Any) -> Any:
     """The training examples, for a tokenizer that is made from them."""
-    from shiqrun.data.module import examples_of
+    from shiqrun.batching.logged_data import examples_of
 
     return examples_of(source, "train", data)
 
 
 def _of_path(config: DictConfig) -> "Subject":
     """A policy that no run of ours made, and what it is compared with."""
-    from shiqrun.data.module import DataSettings
+    from shiqrun.batching.logged_data import DataSettings
     from shiqrun.evaluation.subject import Subject
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.pretrained import Pretrained

@@ -10,19 +10,19 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from rich.text import Text
 
-from shiqrun.commands import rundir
-from shiqrun.commands.beside import data_beside
-from shiqrun.commands.learned import Colours, Quantity, largest, legend, painted, scale_of
-from shiqrun.commands.tokens import rendered
-from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, target
+from shiqrun.config import run_directory as rundir
+from shiqrun.config.of_run import data_beside
+from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, target
 from shiqrun.errors import InputError
+from shiqrun.report.terminal_credit import Colours, Quantity, largest, legend, painted, scale_of
+from shiqrun.report.terminal_tokens import rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from shiqrun.credit import Credit
-    from shiqrun.data.batches import Rows
-    from shiqrun.data.module import Encoded
+    from shiqrun.batching.logged_data import Encoded
+    from shiqrun.batching.rows import Rows
+    from shiqrun.evaluation.credit import Credit
     from shiqrun.evaluation.subject import Trained
 
 SCHEMA = Schema(
@@ -53,7 +53,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         return
     if config.out is not None:
         raise InputError(f"out={config.out}: there is something to write with run=RUN_DIR only")
-    from shiqrun.data.module import DataSettings, examples_of
+    from shiqrun.batching.logged_data import DataSettings, examples_of
     from shiqrun.models.policy import ModelSettings
 
     source, data = build(config.data, DataSettings)
@@ -81,9 +81,9 @@ def _print_data(rows: "Rows", tokenizer: "PreTrainedTokenizerBase", limit: int) 
 
 def _look_into(config: DictConfig) -> None:
     """Prints the token view of a run."""
+    from shiqrun.batching.logged_data import DataSettings
     from shiqrun.console import console
-    from shiqrun.credit import credit, write_credit
-    from shiqrun.data.module import DataSettings
+    from shiqrun.evaluation.credit import credit, write_credit
 
     former = rundir.load(Path(config.run))
     source, data = build(data_beside(config, former, SCHEMA), DataSettings)
@@ -117,7 +117,7 @@ def _trained(config: DictConfig, former: DictConfig) -> "Trained":
     """The run's policy and reference, where `hardware` says."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from shiqrun.data.module import DataSettings, examples_of
+    from shiqrun.batching.logged_data import DataSettings, examples_of
     from shiqrun.evaluation.subject import trained_policy
     from shiqrun.models.policy import ModelSettings
 
@@ -151,7 +151,7 @@ def _take_offset(encoded: "Encoded", former: DictConfig, config: DictConfig) -> 
     """Takes from the rewards what the run's training took: a mean is the one that the run wrote down."""
     import json
 
-    from shiqrun.data.module import set_offset
+    from shiqrun.batching.logged_data import set_offset
 
     how = former.algo.get("reward_offset", "none")
     summary = Path(config.run) / rundir.SUMMARY
@@ -182,8 +182,8 @@ def _print_learned(made: "list[Credit]", config: DictConfig, former: DictConfig)
 
 
 def _encoded(source: Any, tokenizer: "PreTrainedTokenizerBase", data: Any, context: int | None) -> "Encoded":
+    from shiqrun.batching.logged_data import load
     from shiqrun.console import track
-    from shiqrun.data.module import load
 
     return load(source, tokenizer, data, context=context, progress=lambda items, what: track(items, what))
 

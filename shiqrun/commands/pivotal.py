@@ -14,18 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from rich.text import Text
 
-from shiqrun.commands.rundir import default_cache_dir
-from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, settings, target
+from shiqrun.config.run_directory import default_cache_dir
+from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
 from shiqrun.errors import InputError
-from shiqrun.files import replacing
+from shiqrun.util.atomic import replacing
 
 if TYPE_CHECKING:
-    from shiqrun.rollout.kept import KeptFile
-    from shiqrun.rollout.pivotal import Estimates, PivotalSettings, Walk
+    from shiqrun.estimates.jsonl_cache import KeptFile
+    from shiqrun.estimates.pivotal_search import Estimates, PivotalSettings, Walk
 
 SCHEMA = Schema(
     root="shiqrun.commands.pivotal.Root",
-    nodes={**WITHOUT_TRAINING, "pivotal": "shiqrun.rollout.pivotal.PivotalSettings"},
+    nodes={**WITHOUT_TRAINING, "pivotal": "shiqrun.estimates.pivotal_search.PivotalSettings"},
 )
 FILE, ROLLOUTS = "pivotal.jsonl", "rollouts.jsonl"
 SHOWN = 3
@@ -49,16 +49,16 @@ def run(config: DictConfig, run_dir: Path) -> None:
     """Searches the trajectories into `run_dir`, or only says how many there are."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from shiqrun.artifacts import provenance, write_json
+    from shiqrun.batching.logged_data import DataSettings, examples_of
     from shiqrun.console import console, track
-    from shiqrun.data.module import DataSettings, examples_of
+    from shiqrun.estimates.jsonl_cache import KeptFile, locked
+    from shiqrun.estimates.pivotal_inputs import trajectories_of, walks_of
+    from shiqrun.estimates.pivotal_search import KIND, Estimates, PivotalSettings, search
+    from shiqrun.estimates.prompt_values import key_of
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.reference import weights_fingerprint
     from shiqrun.report import write
-    from shiqrun.rollout.kept import KeptFile, locked
-    from shiqrun.rollout.pivotal import KIND, Estimates, PivotalSettings, search
-    from shiqrun.rollout.values import key_of
-    from shiqrun.rollout.walks import trajectories_of, walks_of
+    from shiqrun.training.artifacts import provenance, write_json
 
     disable_progress_bar()
     set_verbosity_error()
@@ -120,7 +120,7 @@ def _rollouts(row: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """The rollouts of a search that no search before it has given, taken out of it."""
     import numpy as np
 
-    from shiqrun.evaluation.prompts import tokens_key
+    from shiqrun.sampling.prompts import tokens_key
 
     said: dict[str, Any] = {"completions": [], "rewards": []}
     for kind in ("visited", "again"):

@@ -14,14 +14,14 @@ from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from shiqrun.commands.rundir import default_cache_dir
-from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, target
+from shiqrun.config.run_directory import default_cache_dir
+from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, target
 from shiqrun.errors import InputError
-from shiqrun.files import replacing
+from shiqrun.util.atomic import replacing
 
 if TYPE_CHECKING:
+    from shiqrun.batching.logged_data import Split
     from shiqrun.data.labelled import Form
-    from shiqrun.data.module import Split
     from shiqrun.rewards.labels import Labelled
     from shiqrun.rewards.reward import Reward
 
@@ -49,10 +49,10 @@ class Root:
 
 def run(config: DictConfig, run_dir: Path) -> None:
     """Scores into `run_dir`, or only says what it would score."""
-    from shiqrun.artifacts import provenance, write_json
+    from shiqrun.batching.logged_data import DataSettings, both_splits
     from shiqrun.console import console, track
-    from shiqrun.data.module import DataSettings, both_splits
     from shiqrun.rewards.labels import SCORED_BY, KeptScores, label, statistics
+    from shiqrun.training.artifacts import provenance, write_json
 
     if (run_dir / "summary.json").is_file():
         console.print(f"{run_dir} is finished; see its summary.json")

@@ -6,7 +6,7 @@ from typing import Annotated
 from annotated_types import Gt, MinLen
 
 from shiqrun.commands import train
-from shiqrun.commands.validate import Schema
+from shiqrun.config.validate import Schema
 
 
 @dataclass(frozen=True, kw_only=True)

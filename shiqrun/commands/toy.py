@@ -10,7 +10,7 @@ from typing import Annotated
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 
-from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, target
+from shiqrun.config.validate import WITHOUT_TRAINING, Schema, target
 
 SCHEMA = Schema(
     root="shiqrun.commands.toy.Root",
@@ -31,8 +31,8 @@ class Root:
 
 def run(config: DictConfig, run_dir: Path) -> None:
     """Runs the study into `out`, or into the run directory."""
-    from shiqrun.artifacts import provenance, write_json
     from shiqrun.console import console
+    from shiqrun.training.artifacts import provenance, write_json
 
     study = target(config.study)
     if config.dry_run:

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 
-from shiqrun.commands.rundir import default_cache_dir
-from shiqrun.commands.validate import Schema, build, settings, target
+from shiqrun.config.run_directory import default_cache_dir
+from shiqrun.config.validate import Schema, build, settings, target
 from shiqrun.errors import InputError
 
 if TYPE_CHECKING:
-    from shiqrun.plan import Plan
+    from shiqrun.training.plan import Plan
 
 SCHEMA = Schema(
     root="shiqrun.commands.train.Root",
     nodes={
         "algo": "shiqrun.settings.AlgoSettings",
-        "data": "shiqrun.data.module.DataSettings",
+        "data": "shiqrun.batching.logged_data.DataSettings",
         "model": "shiqrun.models.policy.ModelSettings",
         "hardware": None,
         "logger": None,
         "trainer": "shiqrun.settings.TrainerSettings",
         "eval": "shiqrun.settings.EvalSettings",
-        "values": "shiqrun.rollout.values.ValueSettings",
+        "values": "shiqrun.estimates.prompt_values.ValueSettings",
         "rollout": None,
     },
 )
@@ -44,10 +44,10 @@ class Root:
 
 def run(config: DictConfig, run_dir: Path) -> None:
     """Trains in `run_dir`, or only says what it would do."""
-    from shiqrun import training
     from shiqrun.console import console
-    from shiqrun.plan import ready
     from shiqrun.tracking import close
+    from shiqrun.training import run as training
+    from shiqrun.training.prepare import ready
 
     if (run_dir / "summary.json").is_file():
         console.print(f"{run_dir} is finished; see its summary.json")
@@ -67,11 +67,11 @@ def run(config: DictConfig, run_dir: Path) -> None:
 
 def plan(config: DictConfig, run_dir: Path) -> "Plan":
     """The objects that the config names."""
-    from shiqrun.data.module import DataSettings
+    from shiqrun.batching.logged_data import DataSettings
+    from shiqrun.estimates.prompt_values import ValueSettings
     from shiqrun.models.policy import ModelSettings
-    from shiqrun.plan import Plan
-    from shiqrun.rollout.values import ValueSettings
     from shiqrun.settings import AlgoSettings, EvalSettings, TrainerSettings
+    from shiqrun.training.plan import Plan
 
     loss, algo = build(config.algo, AlgoSettings)
     source, data = build(config.data, DataSettings)

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 
-from shiqrun.commands.rundir import default_cache_dir
-from shiqrun.commands.validate import WITHOUT_TRAINING, Schema, build, settings, target
+from shiqrun.config.run_directory import default_cache_dir
+from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
 from shiqrun.errors import InputError
 
 SCHEMA = Schema(
     root="shiqrun.commands.values.Root",
-    nodes={**WITHOUT_TRAINING, "values": "shiqrun.rollout.values.ValueSettings"},
+    nodes={**WITHOUT_TRAINING, "values": "shiqrun.estimates.prompt_values.ValueSettings"},
 )
 
 
@@ -35,15 +35,15 @@ def run(config: DictConfig, run_dir: Path) -> None:
     """Values the prompts into `run_dir`, or only says how many there are."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from shiqrun.artifacts import provenance, write_json
+    from shiqrun.batching.logged_data import DataSettings, examples_of
     from shiqrun.console import console
-    from shiqrun.data.module import DataSettings, examples_of
+    from shiqrun.estimates.prompt_values import ValueSettings
+    from shiqrun.estimates.value_cache import made, prompts_of
+    from shiqrun.estimates.value_report import FILE, TRAJECTORIES, value_table, write_values
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.reference import weights_fingerprint
     from shiqrun.rewards.labels import SCORED_BY
-    from shiqrun.rollout.value_report import FILE, TRAJECTORIES, value_table, write_values
-    from shiqrun.rollout.valued import made, prompts_of
-    from shiqrun.rollout.values import ValueSettings
+    from shiqrun.training.artifacts import provenance, write_json
 
     disable_progress_bar()
     set_verbosity_error()

@@ -1,1 +1,1 @@
-"""Data sets, and the one place that decides which tokens are actions."""
+"""Data sets: one file each, whose `load(split)` yields Examples."""

@@ -19,14 +19,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge
 
-from shiqrun.bfcl.corruptions import Together, corrupted, said
-from shiqrun.bfcl.episode import Arguments, Episode, Rewards, Rules
-from shiqrun.bfcl.filling import bare
-from shiqrun.bfcl.harness import Harness
-from shiqrun.bfcl.samples import RELEASE, Sample, installed_data, load_samples, release
-from shiqrun.bfcl.shown import Functions
 from shiqrun.data.chats import as_messages, calls_of
 from shiqrun.data.files import read_rows
+from shiqrun.environments.bfcl.corruptions import Together, corrupted, said
+from shiqrun.environments.bfcl.episode import Arguments, Episode, Rewards, Rules
+from shiqrun.environments.bfcl.filling import bare
+from shiqrun.environments.bfcl.harness import Harness
+from shiqrun.environments.bfcl.samples import RELEASE, Sample, installed_data, load_samples, release
+from shiqrun.environments.bfcl.shown import Functions
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message, UnitInterval
 

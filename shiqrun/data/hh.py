@@ -16,8 +16,8 @@ from shiqrun.data.chats import prompt_name
 from shiqrun.data.files import SUFFIXES, read_rows
 from shiqrun.data.jsonl import announce_pair_rewards, checked_pair_rewards
 from shiqrun.errors import InputError
-from shiqrun.hub import reachable
 from shiqrun.types import Example, Message
+from shiqrun.util.hub import reachable
 
 HUB_ID = "Anthropic/hh-rlhf"
 FOLDERS = {"harmless": ["harmless-base"], "helpful": ["helpful-base"], "both": ["harmless-base", "helpful-base"]}

@@ -9,8 +9,8 @@ from typing import Any
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.files import SUFFIXES, Row, read_rows
 from shiqrun.errors import InputError
-from shiqrun.hub import reachable
 from shiqrun.types import Example, Message
+from shiqrun.util.hub import reachable
 
 
 @dataclass(frozen=True)

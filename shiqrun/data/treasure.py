@@ -1,4 +1,4 @@
-"""treasure: small maps written as text, a multi-turn problem whose optimum is computed exactly (`shiqrun.exact`).
+"""treasure: small maps written as text, a multi-turn problem whose optimum is computed exactly (`exact_treasure`).
 
 prompt    start r0 c1 goal r2 c3 treasure r1 c1
 turn      the policy says one word, N E S or W; the environment answers with the cell reached, `r1 c1`

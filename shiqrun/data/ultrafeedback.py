@@ -21,8 +21,8 @@ from typing import Any, Literal
 from shiqrun.data.chats import as_messages, drop_reason, prompt_name
 from shiqrun.data.files import SUFFIXES, read_rows
 from shiqrun.errors import InputError
-from shiqrun.hub import reachable
 from shiqrun.types import Example, Message
+from shiqrun.util.hub import reachable
 
 Variant = Literal["binarized", "scored"]
 Score = Literal["fine_grained", "overall"]

@@ -1,1 +1,1 @@
-"""A policy's answers to fixed prompts: sampled, scored, and how far they are from the reference's."""
+"""Evaluation measures the reward and KL of a policy's own samples, or its distance from an exact optimum."""

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.data.batches import Rows
+from shiqrun.batching.rows import Rows
 from shiqrun.evaluation.figures import figures
-from shiqrun.evaluation.prompts import Prompt
-from shiqrun.evaluation.sampling import Sample, Sampler, rewarded
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Live
 from shiqrun.rewards.reward import Reward
+from shiqrun.sampling.prompts import Prompt
+from shiqrun.sampling.sampler import Sample, Sampler, rewarded
 from shiqrun.settings import SamplingSettings
 
 REFERENCE_STREAM = 1

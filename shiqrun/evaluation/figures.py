@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from shiqrun.evaluation.sampling import Sample
-from shiqrun.intervals import HIGH, LOW, bootstrap, interval
+from shiqrun.sampling.sampler import Sample
+from shiqrun.util.intervals import HIGH, LOW, bootstrap, interval
 
 TIE = 1e-5  # float32 scores of one text in batches of other shapes differ by less
 PASS_AT = (1, 2, 5, 10, 20, 50, 100)

@@ -9,17 +9,17 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from shiqrun.batching.logged_data import DataSettings, examples_of
 from shiqrun.console import track
 from shiqrun.data.chats import prompt_name
-from shiqrun.data.module import DataSettings, examples_of
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
-from shiqrun.evaluation.prompts import Prompt, choose_prompts, expect_prompts, readable_by
 from shiqrun.models.adapter import merged
 from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.models.reference import Frozen, Live, weights_fingerprint
 from shiqrun.rewards.reward import Reward
+from shiqrun.sampling.prompts import Prompt, choose_prompts, expect_prompts, readable_by
 from shiqrun.settings import STAMP, AnswerSettings
 from shiqrun.types import Example
 

@@ -11,8 +11,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shiqrun.data.batches import Rows
-from shiqrun.data.packing import padded
+from shiqrun.batching.packing import padded
+from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.layout import Layout
 from shiqrun.models.adapter import is_quantized, with_lora

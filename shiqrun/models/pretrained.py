@@ -20,11 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from shiqrun.data.encode import with_template
+from shiqrun.batching.encode import with_template
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
-from shiqrun.hub import offline_hint, reachable
 from shiqrun.types import Example
+from shiqrun.util.hub import offline_hint, reachable
 
 NOISE = re.compile("dropout|pdrop|layerdrop|jitter")
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")

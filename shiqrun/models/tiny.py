@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from shiqrun.data.encode import with_template
+from shiqrun.batching.encode import with_template
 from shiqrun.data.source import ClosedVocabulary, Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shiqrun.intervals import interval
 from shiqrun.report.runs import FINISHED, Run, natural
+from shiqrun.util.intervals import interval
 
 REWARD, KL, RETURN, LOSS = "val/reward", "val/kl", "val/regularised_return", "val/loss"
 OF_REFERENCE = "val/reference_reward"

@@ -6,12 +6,12 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shiqrun.intervals import HALF, bounds, is_bound
 from shiqrun.report.completions import evaluations
 from shiqrun.report.files import read_json
 from shiqrun.report.methods import KL, RETURN, REWARD, Estimate, Group, differing, shown
 from shiqrun.report.numbers import NOTHING, between, number, plus_minus, write_table
 from shiqrun.report.runs import ENDED_BADLY, Run
+from shiqrun.util.intervals import HALF, bounds, is_bound
 
 COLUMNS = {
     REWARD: "reward",

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shiqrun.data.module import SPLITS, Split
+from shiqrun.batching.logged_data import SPLITS, Split
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
-from shiqrun.files import replace as write_whole
-from shiqrun.intervals import interval
 from shiqrun.rewards.reward import Answered, Bounded, Judging, Progress, Reward
 from shiqrun.types import Example
+from shiqrun.util.atomic import replace as write_whole
+from shiqrun.util.intervals import interval
 
 log = logging.getLogger("shiqrun")
 SCORED_BY = "reward/fingerprint"

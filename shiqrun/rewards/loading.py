@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from shiqrun.data.encode import with_template
+from shiqrun.batching.encode import with_template
 from shiqrun.errors import InputError
 from shiqrun.models.pretrained import loaded, look
 from shiqrun.rewards.provenance import FILE, Provenance, read_provenance

@@ -17,10 +17,10 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from shiqrun.data.batches import micro_batches
+from shiqrun.batching.chat_template import Talk, render
+from shiqrun.batching.encode import special_words, upto_last_action
+from shiqrun.batching.rows import micro_batches
 from shiqrun.data.chats import prompt_name
-from shiqrun.data.encode import special_words, upto_last_action
-from shiqrun.data.rendering import Talk, render
 from shiqrun.errors import InputError
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards.loading import Classifier, load_classifier

@@ -1,1 +1,1 @@
-"""Episodes: a policy, or a script, says what comes next in dialogues that answer."""
+"""Rollouts sample trajectories while a run trains: engines, the experience store, and the mixing of sources."""

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator
 
-from shiqrun.rollout.buffer import Buffer
 from shiqrun.rollout.engine import Weights
+from shiqrun.rollout.store.queue import Buffer
 from shiqrun.rollout.trajectory import Trajectory
 from shiqrun.rollout.worker import Worker
 

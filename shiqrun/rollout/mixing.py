@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from shiqrun.data.batches import Rows, Steps
-from shiqrun.data.encode import EncodedTrajectory
-from shiqrun.data.module import Encoded, LoggedData
+from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.batching.logged_data import Encoded, LoggedData
+from shiqrun.batching.rows import Rows, Steps
 from shiqrun.rollout.engine import Engine
 from shiqrun.rollout.settings import ONLINE, RolloutSettings
 from shiqrun.rollout.trajectory import Trajectory

@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.errors import TrainingError
-from shiqrun.evaluation.prompts import Prompt, padding, stop_tokens
-from shiqrun.evaluation.sampling import Sample, rewarded, text_of
-from shiqrun.models.generate import Completion, sample_completions
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.settings import ONLINE, RolloutSettings
 from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.sampling.generate import Completion, sample_completions
+from shiqrun.sampling.prompts import Prompt, padding, stop_tokens
+from shiqrun.sampling.sampler import Sample, rewarded, text_of
 
 STREAM = 5
 """Apart from the streams of evaluation, prompt values and the pivotal search."""

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from shiqrun.console import console, number
 from shiqrun.errors import InputError
-from shiqrun.files import replace
 from shiqrun.report.methods import CRITERIA, KL, LOSS, REWARD, WAYS, Group, best, criterion, grouped
 from shiqrun.report.runs import collect
 from shiqrun.sweeping.state import Sweep, as_csv
+from shiqrun.util.atomic import replace
 
 BEST = "best.csv"
 ALSO = (REWARD, KL, "val/win_rate", LOSS)

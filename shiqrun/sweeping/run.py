@@ -13,10 +13,10 @@ from typing import IO, Any
 
 from shiqrun.console import counted
 from shiqrun.errors import InputError
-from shiqrun.quoting import as_override
 from shiqrun.sweeping.machine import Machine
 from shiqrun.sweeping.state import CONFIG, CONSOLE, Job, Sweep
 from shiqrun.sweeping.view import View
+from shiqrun.util.quoting import as_override
 
 FAILED, INTERRUPTED = 1, 130
 LOCK = ".lock"

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shiqrun import __version__
 from shiqrun.errors import InputError
-from shiqrun.files import replace
+from shiqrun.util.atomic import replace
 
 FORMAT = 1
 STATE, TABLE, CONSOLE = "sweep.json", "sweep.csv", "console.log"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from shiqrun.intervals import interval
+from shiqrun.util.intervals import interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6914", "#7F7F7F")
 """Told apart by most readers whatever their colour vision (Okabe and Ito), and two more."""

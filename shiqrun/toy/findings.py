@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from shiqrun.intervals import interval
 from shiqrun.toy import figures
+from shiqrun.util.intervals import interval
 
 Record = Mapping[str, Any]
 

@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the README says how to install")
 
-from shiqrun.bfcl.samples import INSTALL
+from shiqrun.batching.logged_data import DataSettings
 from shiqrun.cli import main
-from shiqrun.commands.compose import composed
-from shiqrun.commands.validate import build
-from shiqrun.data.module import DataSettings
+from shiqrun.config.compose import composed
+from shiqrun.config.validate import build
+from shiqrun.environments.bfcl.samples import INSTALL
 from tests.command_line import metrics, summary
 
 TRUTH = ("eval", "data=bfcl", "eval.policy=ground_truth")

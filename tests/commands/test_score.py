@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
+from shiqrun.batching.logged_data import DataSettings, both_splits, examples_of, held_out, load
 from shiqrun.cli import main
 from shiqrun.data.jsonl import Jsonl
-from shiqrun.data.module import DataSettings, both_splits, examples_of, held_out, load
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered
 from tests.command_line import checkpoint, command, finished, summary

@@ -20,8 +20,8 @@ from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import (
     state_checker,
 )
 
+from shiqrun.batching.logged_data import DataSettings, load
 from shiqrun.data.bfcl import Bfcl
-from shiqrun.data.module import DataSettings, load
 from tests.helpers import tokenizer, user
 
 CONF = Path(str(files("shiqrun.conf"))) / "data/bfcl.yaml"

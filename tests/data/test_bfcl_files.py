@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("bfcl_eval", reason="bfcl-eval is not installed: pip install --no-deps bfcl-eval==2025.6.8")
 
-from shiqrun.data.module import load
+from shiqrun.batching.logged_data import load
 from shiqrun.errors import InputError
-from shiqrun.rollout.evaluator import reference_answers
-from shiqrun.rollout.files import write_answers
+from shiqrun.evaluation.answer_files import write_answers
+from shiqrun.evaluation.episodes import reference_answers
 from tests.data.test_bfcl import bfcl, officially, parsed, settings, steps_of, train
 from tests.helpers import assistant, tokenizer, tool, user
 

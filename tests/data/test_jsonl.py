@@ -278,8 +278,8 @@ def test_two_pairs_of_one_prompt_are_compared_apart_and_completions_of_one_promp
     """A > B and B > C say nothing of A and C, and B's two rewards are no contradiction."""
     from collections import Counter
 
-    from shiqrun.data.batches import Rows
-    from shiqrun.data.encode import encode
+    from shiqrun.batching.encode import encode
+    from shiqrun.batching.rows import Rows
     from tests import helpers
 
     pairs = [{"prompt": "p", "chosen": a, "rejected": b} for a, b in (("best", "middle"), ("middle", "worst"))]

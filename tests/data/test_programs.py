@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import yaml
 
-from shiqrun.data.encode import encode
-from shiqrun.data.module import DataSettings, load
+from shiqrun.batching.encode import encode
+from shiqrun.batching.logged_data import DataSettings, load
 from shiqrun.data.program_functions import functions
 from shiqrun.data.program_language import (
     LONGEST_PROGRAM,

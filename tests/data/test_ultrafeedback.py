@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shiqrun.data.module import DataSettings, examples_of
+from shiqrun.batching.logged_data import DataSettings, examples_of
 from shiqrun.data.ultrafeedback import UltraFeedback
 from shiqrun.errors import InputError
 from tests.helpers import encoded, tokenizer

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from shiqrun.evaluation.prompts import Prompt
-from shiqrun.evaluation.sampling import Sample
+from shiqrun.sampling.prompts import Prompt
+from shiqrun.sampling.sampler import Sample
 from shiqrun.settings import SamplingSettings
 
 

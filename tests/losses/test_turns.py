@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("bfcl_eval", reason="bfcl-eval is not installed: pip install --no-deps bfcl-eval==2025.6.8")
 
 from shiqrun import losses
-from shiqrun.data.batches import Rows
+from shiqrun.batching.rows import Rows
 from shiqrun.models.policy import Policy
 from shiqrun.models.tiny import Tiny
 from tests.data.test_bfcl import bfcl

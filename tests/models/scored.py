@@ -2,9 +2,9 @@
 
 import torch
 
-from shiqrun.models.cache import cache_key, cached_scores
 from shiqrun.models.policy import Policy, prepare
 from shiqrun.models.reference import weights_fingerprint
+from shiqrun.models.reference_cache import cache_key, cached_scores
 from tests.helpers import llama, settings
 
 CPU = torch.device("cpu")

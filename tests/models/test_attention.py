@@ -19,10 +19,10 @@ from transformers import (
     PhimoeConfig,
 )
 
-from shiqrun.data.batches import Rows
+from shiqrun.batching.rows import Rows
 from shiqrun.models.attention import PACKED, pack, packs
 from shiqrun.models.policy import Policy, ValueHead, cannot_pack, prepare
-from tests.data.test_packing import family, many
+from tests.batching.test_packing import family, many
 from tests.helpers import llama, model, settings
 from tests.models.test_policy import BOUNDS, GROUPED, LINEAR_HEADS, SIZES
 

@@ -5,10 +5,10 @@ import torch
 from torch.testing import assert_close
 
 from shiqrun.losses import shiq
-from shiqrun.models.cache import cache_key, cached_scores
 from shiqrun.models.policy import Policy, prepare
 from shiqrun.models.reference import AdapterOff, Frozen, cached, weights_fingerprint
-from shiqrun.module import AlgoSettings, Method, TrainerSettings
+from shiqrun.models.reference_cache import cache_key, cached_scores
+from shiqrun.training.step.method import AlgoSettings, Method, TrainerSettings
 from tests.helpers import llama, rows, settings
 
 

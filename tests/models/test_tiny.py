@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
-from shiqrun.data.encode import encode
+from shiqrun.batching.encode import encode
 from shiqrun.data.treasure import Treasure
 from shiqrun.models.tiny import Tiny
 from tests.helpers import CORPUS, assistant, example, tool

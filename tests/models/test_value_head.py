@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from shiqrun.artifacts import save_reward_model
-from shiqrun.data.batches import Rows
-from shiqrun.data.encode import encode
+from shiqrun.batching.encode import encode
+from shiqrun.batching.rows import Rows
 from shiqrun.models.policy import Policy, ValueHead
+from shiqrun.training.artifacts import save_reward_model
 from tests import helpers
 
 

@@ -12,9 +12,9 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from shiqrun.batching.chat_template import Talk
+from shiqrun.batching.encode import upto_last_action
 from shiqrun.data.chats import prompt_name
-from shiqrun.data.encode import upto_last_action
-from shiqrun.data.rendering import Talk
 from shiqrun.errors import InputError
 from shiqrun.rewards.provenance import provenance_of
 from shiqrun.rewards.reward import Answered

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shiqrun.rollout.buffer import Buffer
-from shiqrun.rollout.shards import Shards
+from shiqrun.rollout.store.queue import Buffer
+from shiqrun.rollout.store.shards import Shards
 from shiqrun.rollout.trajectory import Trajectory
 
 

@@ -5,13 +5,13 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from shiqrun.bfcl.corruptions import corrupted, said
-from shiqrun.bfcl.episode import Episode, Rules
-from shiqrun.bfcl.harness import Harness
-from shiqrun.bfcl.samples import installed_data, load_samples
+from shiqrun.environments.bfcl.corruptions import corrupted, said
+from shiqrun.environments.bfcl.episode import Episode, Rules
+from shiqrun.environments.bfcl.harness import Harness
+from shiqrun.environments.bfcl.samples import installed_data, load_samples
+from shiqrun.evaluation.episodes import EpisodeEvaluator, played_by
 from shiqrun.models.policy import Policy
-from shiqrun.rollout.evaluator import EpisodeEvaluator, played_by
-from shiqrun.rollout.play import Playing, play
+from shiqrun.sampling.play import Playing, play
 from tests.evaluation.made import sampling
 from tests.helpers import CHATML, llama, tokenizer
 

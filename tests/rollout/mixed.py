@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from shiqrun.data.batches import Rows
-from shiqrun.data.module import Encoded, set_offset
+from shiqrun.batching.logged_data import Encoded, set_offset
+from shiqrun.batching.rows import Rows
 from shiqrun.losses import spo
-from shiqrun.online import dressed
-from shiqrun.rollout.buffer import Buffer
-from shiqrun.rollout.further import annotated_rows
 from shiqrun.rollout.local import Local
 from shiqrun.rollout.mixing import OnlineData
+from shiqrun.rollout.store.queue import Buffer
+from shiqrun.training.online import dressed
+from shiqrun.training.other_sources import annotated_rows
 from tests.helpers import encoded, example
 from tests.rollout.sampled import TOKENIZER, policy, prompts, settings, weights, worker
 

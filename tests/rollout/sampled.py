@@ -4,10 +4,10 @@ import copy
 
 import pytest
 
-from shiqrun.evaluation.prompts import prompt_of
 from shiqrun.models.policy import Policy
 from shiqrun.rollout.settings import LocalRollouts
 from shiqrun.rollout.worker import Worker
+from shiqrun.sampling.prompts import prompt_of
 from tests.helpers import CHATML, example, llama, tokenizer
 
 TOKENIZER = tokenizer(CHATML)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from shiqrun.errors import TrainingError
-from shiqrun.rollout.buffer import Buffer
 from shiqrun.rollout.local import Local
+from shiqrun.rollout.store.queue import Buffer
 from tests.rollout.sampled import Letters, policy, told, wanted, weights, worker
 
 N, EVERY, STEPS = 4, 10, 25

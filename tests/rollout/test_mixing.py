@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from shiqrun.data.module import Encoded, set_offset
+from shiqrun.batching.logged_data import Encoded, set_offset
 from shiqrun.errors import TrainingError
 from shiqrun.losses import shiq, spo
-from shiqrun.online import data_of, dressed
 from shiqrun.rollout.mixing import rows_of, staleness
+from shiqrun.training.online import data_of, dressed
 from tests.rollout.experience import made as trajectory
 from tests.rollout.mixed import BATCH, STEPS, VALUES, Training, logged
 from tests.rollout.sampled import TOKENIZER, settings

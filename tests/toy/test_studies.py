@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from shiqrun.cli import main
-from shiqrun.intervals import interval, student
 from shiqrun.toy import bandit, init, lam, methods, offset, propagation
 from shiqrun.toy import grid as grid_study
 from shiqrun.toy.grid import good_and_bad
 from shiqrun.toy.learner import Learner
 from shiqrun.toy.problems import grid
+from shiqrun.util.intervals import interval, student
 
 SMALL = {
     "bandit": ["study.steps=6", "study.points=3", "study.batch=8"],

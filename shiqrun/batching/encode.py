@@ -1,0 +1,298 @@
+"""The one place that decides which tokens are actions.
+
+A conversation (prompt messages, then a completion's messages) is rendered by the tokenizer's chat template; the
+tokens of the completion's assistant turns are the actions, everything else is state. Three kinds of template:
+
+* with `{% generation %}` marks: the marked tokens, and the end-of-sequence token if it follows them directly;
+* without marks: by token prefix. A turn is what `template(messages up to the turn)` has beyond `template(messages
+  before the turn, with generation prompt)`. It ends at its last special token (a newline behind it is not an
+  action); where the template closes the last turn with none, the end-of-sequence token is appended, so that the
+  policy learns to stop;
+* none at all: PLAIN_TEMPLATE below.
+
+Either way both of these prefixes must begin the whole, else the policy would be trained on other states than it
+samples from: where their text does not, the template is refused; where only tokens merge across the seam (a prompt
+ending in a newline before a completion beginning with some), the row is dropped.
+
+Masks come from positions, never from token values, so a pad token that equals EOS costs nothing.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from shiqrun.batching.chat_template import Talk, begins, prefixes_of, render, unstable
+from shiqrun.data.chats import drop_reason, expect_calls, wording
+from shiqrun.errors import InputError
+from shiqrun.types import Example
+
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '' if loop.first else '\n\n' }}{{ m.role | capitalize }}:"
+    "{% if m.role == 'assistant' %}{% generation %} {{ m.content }}"
+    "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}{{ eos_token }}{% endgeneration %}"
+    "{% else %} {{ m.content }}{% endif %}{% endfor %}"
+    # in an expression: transformers trims a literal newline behind a block
+    "{% if add_generation_prompt %}{{ '\n\n' if messages else '' }}Assistant:{% endif %}"
+)
+"""For tokenizers without a chat template: `User: ...`, blank line, `Assistant: ...<eos>`; tool calls as JSON."""
+
+TrainOn = Literal["assistant", "response"]
+CHUNK = 512
+MERGED = "prompt and completion share a token"
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class EncodedTrajectory:
+    """One trajectory in tokens.
+
+    Attributes:
+        input_ids: `[T]` int32.
+        action_index: `[A]` int32, positions of the actions, increasing, at least 1.
+        rewards: `[A]` float32, or None where the data has none.
+        prompt_id: equal for trajectories that answer the same prompt.
+        group: equal for trajectories that may be compared with each other.
+        example: number of the Example in its split.
+        completion: number of the completion within the Example.
+        source: where it came from, for messages.
+    """
+
+    input_ids: np.ndarray
+    action_index: np.ndarray
+    rewards: np.ndarray | None
+    prompt_id: str
+    example: int
+    completion: int
+    source: str
+    group: str
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, with PLAIN_TEMPLATE set where it has no chat template."""
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def encode(
+    examples: Iterable[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    dropped: Counter[str],
+    *,
+    max_length: int | None,
+    train_on: TrainOn = "assistant",
+    stable: str | None = None,
+) -> Iterator[EncodedTrajectory]:
+    """The trajectories of the examples, in order; what cannot be used is counted by reason in `dropped`.
+
+    Args:
+        examples: from a data set's `load`.
+        tokenizer: a fast tokenizer with a chat template (`with_template`).
+        dropped: counts "empty completion", "no actions", "longer than max_length (N tokens)" and MERGED.
+        max_length: tokens; longer trajectories are dropped, never cut.
+        train_on: "assistant", or "response" to make every token from the first action on an action (for `sft`).
+        stable: a template, with marks, that is known to be prefix-stable: the data set's own. If it is the tokenizer's,
+            the check, which takes most of the time of short turns, is left out.
+
+    Raises:
+        InputError: a template that is not prefix-stable or leaves out tool calls, or rewards whose number fits neither
+            the turns nor the actions; the message names the row.
+    """
+    flat = ((n, k, e) for n, e in enumerate(examples) for k in range(len(e.completions)))
+    trusted = _template(tokenizer) == stable
+    specials = [] if trusted else special_words(tokenizer)
+    spans_of = _spans_by(_template(tokenizer), trusted)
+    while chunk := list(islice(flat, CHUNK)):
+        reasons = [drop_reason(e.completions[k]) or _special_text(e, k, specials) for _, k, e in chunk]
+        dropped.update(why for why in reasons if why)
+        kept = [row for row, why in zip(chunk, reasons, strict=True) if not why]
+        talks = [Talk([*e.messages, *e.completions[k]], len(e.messages), e.source) for _, k, e in kept]
+        spans = spans_of(talks, tokenizer)
+        for (n, k, e), talk, span in zip(kept, talks, spans, strict=True):
+            if span is None:
+                dropped[MERGED] += 1
+                continue
+            ids, found = span
+            _expect_calls(talk, ids, found, tokenizer)
+            turns = [(max(start, 1), end) for start, end in found if end > max(start, 1)]
+            positions = _positions(turns, len(ids), train_on)
+            if not len(positions):
+                dropped["no actions"] += 1
+            elif max_length is not None and len(ids) > max_length:
+                dropped[f"longer than max_length ({max_length} tokens)"] += 1
+            else:
+                reward = None if e.rewards is None else _place_rewards(e.rewards[k], turns, positions, e.source)
+                group = f"{e.prompt_id}/{n}" if e.alone else e.prompt_id
+                yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source, group)
+
+
+def special_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts that the tokenizer turns into a special token with a meaning; the unknown token has none."""
+    named = {tokenizer.eos_token, tokenizer.bos_token}
+    return [t for t in tokenizer.all_special_tokens if t.strip() and (t != tokenizer.unk_token or t in named)]
+
+
+def _special_text(example: Example, completion: int, specials: list[str]) -> str | None:
+    """Why a row is left out if its text spells a special token: the tokenizer would take it for one."""
+    texts = [wording(m) for m in (*example.messages, *example.completions[completion])]
+    found = next((token for token in specials if any(token in text for text in texts)), None)
+    return found and f"the text holds the special token {found}"
+
+
+def _expect_calls(talk: Talk, ids: list[int], turns: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase) -> None:
+    for i, (start, end) in zip(talk.turns(), turns, strict=True):
+        if talk.messages[i].get("tool_calls"):
+            expect_calls(talk.messages[i], str(tokenizer.decode(ids[start:end])), talk.source)
+
+
+def _spans_by(template: str, trusted: bool) -> "Callable[[list[Talk], PreTrainedTokenizerBase], Iterator[Any]]":
+    """How the policy's turns are found in a conversation that this template renders."""
+    if not GENERATION_MARK.search(template):
+        return _prefix_spans
+    return _trusted_spans if trusted else _marked_spans
+
+
+Spans = tuple[list[int], list[tuple[int, int]]]
+"""Token ids, and (start, end) of each of the policy's turns."""
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    template = tokenizer.chat_template
+    return template.get("default", "") if isinstance(template, dict) else template or ""
+
+
+def _trusted_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans]:
+    """Turns as the runs of marked tokens, the prompt's own assistant turns skipped."""
+    out = render(talks, tokenizer, return_assistant_tokens_mask=True)
+    for row, (talk, ids) in enumerate(zip(talks, out["input_ids"], strict=True)):
+        runs = _runs(out, row)
+        spoken = sum(m["role"] == "assistant" for m in talk.messages)
+        if len(runs) != spoken:
+            raise InputError(
+                f"{talk.source}: the chat template marks {len(runs)} spans of generation but the conversation has "
+                f"{spoken} assistant turns; merge consecutive assistant turns, or mend the template's marks"
+            )
+        yield ids, [_with_eos(ids, span, tokenizer.eos_token_id) for span in runs[spoken - len(talk.turns()) :]]
+
+
+def _marked_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
+    """`_trusted_spans`, each turn's state held against what sampling would see."""
+    spans = [*_trusted_spans(talks, tokenizer)]
+    prefixes = prefixes_of(talks, [ids for ids, _ in spans], tokenizer)
+    for talk, (ids, turns), states in zip(talks, spans, prefixes, strict=True):
+        both = [(head, upto[:end]) for (_, end), (head, upto) in zip(turns, states, strict=True)]
+        if not all(begins(tokenizer, talk.source, part, ids) for parts in both for part in parts):
+            yield None
+            continue
+        for (start, _), (head, _) in zip(turns, both, strict=True):
+            if len(head) != start:  # the marks begin before or behind what the generation prompt opens
+                raise unstable(tokenizer, talk.source, head, ids[:start])
+        yield ids, turns
+
+
+def _runs(out: Any, row: int) -> list[tuple[int, int]]:
+    """(start, end) of each marked run of tokens.
+
+    `apply_chat_template` marks only the first token of a run's last character, which may have several (an emoji): a
+    run goes on while tokens share characters.
+    """
+    runs, at = [], 0
+    for value, run in groupby(out["assistant_masks"][row]):
+        start, at = at, at + len(list(run))
+        if value:
+            end, length = at, len(out["input_ids"][row])
+            while end < length and out.token_to_chars(row, end).start < out.token_to_chars(row, end - 1).end:
+                end += 1
+            runs.append((start, end))
+    return runs
+
+
+def _with_eos(ids: list[int], span: tuple[int, int], eos: int | None) -> tuple[int, int]:
+    start, end = span
+    return (start, end + 1) if end < len(ids) and ids[end] == eos and ids[end - 1] != eos else span
+
+
+def upto_last_action(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of conversations that end with an assistant's turn, up to and with its last action.
+
+    The same as `encode`'s, but nothing is left out: an empty turn ends where the template closes it.
+    """
+    marked = bool(GENERATION_MARK.search(_template(tokenizer)))
+    out = render(talks, tokenizer, return_assistant_tokens_mask=marked)
+    special, eos, cut = _special_ids(tokenizer), tokenizer.eos_token_id, []
+    for row, (talk, ids) in enumerate(zip(talks, out["input_ids"], strict=True)):
+        runs = _runs(out, row) if marked else []
+        if runs and len(runs) == sum(m["role"] == "assistant" for m in talk.messages):
+            cut.append(ids[: _with_eos(ids, runs[-1], eos)[1]])
+            continue
+        end, closed = _turn_end(ids, 0, len(ids), special, tokenizer)
+        cut.append(ids[:end] + [eos] * (not closed and eos is not None and not marked))
+    return cut
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    return special - ({tokenizer.unk_token_id} - ends)  # an unknown character at the end closes nothing
+
+
+def _prefix_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
+    """Turns as what a template without marks adds between two of its own prefixes."""
+    special = _special_ids(tokenizer)
+    wholes = render(talks, tokenizer)["input_ids"]
+    for talk, ids, states in zip(talks, wholes, prefixes_of(talks, wholes, tokenizer), strict=True):
+        whole, turns, closed = list(ids), [], True
+        if not all(begins(tokenizer, talk.source, part, whole) for state in states for part in state):
+            yield None
+            continue
+        for head, upto in states:
+            end, closed = _turn_end(whole, len(head), len(upto), special, tokenizer)
+            turns.append((len(head), end))
+        if turns and not closed and tokenizer.eos_token_id is not None and turns[-1][1] == len(whole):
+            whole.append(tokenizer.eos_token_id)
+            turns[-1] = (turns[-1][0], len(whole))
+        yield whole, turns
+
+
+def _turn_end(
+    ids: list[int], start: int, end: int, special: set[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, bool]:
+    """(end, closed): right behind the turn's last special token if only white space follows it, else `end`."""
+    last = max((i for i in range(start, end) if ids[i] in special), default=None)
+    if last is None or str(tokenizer.decode(ids[last + 1 : end])).strip():
+        return end, False
+    return last + 1, True
+
+
+def _positions(turns: list[tuple[int, int]], length: int, train_on: TrainOn) -> np.ndarray:
+    if train_on == "response" and turns:
+        turns = [(turns[0][0], length)]
+    spans = [np.arange(start, end, dtype=np.int32) for start, end in turns]
+    return np.concatenate(spans) if spans else np.zeros(0, np.int32)
+
+
+def _place_rewards(
+    reward: float | Sequence[float], turns: list[tuple[int, int]], positions: np.ndarray, source: str
+) -> np.ndarray:
+    """`[A]`: a number falls on the last action, one per turn on each turn's last action, one per token on each."""
+    values = [float(reward)] if isinstance(reward, int | float) else [float(r) for r in reward]
+    if isinstance(reward, int | float):
+        at = [turns[-1][1] - 1]
+    elif len(values) == len(turns):
+        at = [end - 1 for _, end in turns]
+    else:
+        at = [i for start, end in turns for i in range(start, end)]
+    if len(values) != len(at):
+        raise InputError(
+            f"{source}: {len(values)} rewards for {len(turns)} assistant turns and {len(at)} action tokens; "
+            "give one number, one a turn, or one a token"
+        )
+    placed = np.zeros(len(positions), np.float32)
+    placed[np.searchsorted(positions, at)] = values
+    return placed

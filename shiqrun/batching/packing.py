@@ -1,0 +1,165 @@
+"""Trajectories laid out for the body of a model: no padding, and what trajectories of a prompt share only once.
+
+A *branch* is what a trajectory adds to the first trajectory of its prompt in the batch: all its tokens for that first
+one, for the others what follows their longest common beginning. A branch's tokens attend to that beginning and to
+themselves, never to another branch, and keep the positions they have in their trajectory. So every hidden state is
+that of the trajectory alone, and a token that several share is computed once. (Not where a model turns positions by how
+long the longest trajectory of the batch is, as dynamic NTK does: there padded batches differ likewise.)
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.layout import Attention, Call, Layout
+
+CALL_AREA = {"cpu": 4096, "cuda": 1 << 18}
+"""Queries times keys that cost about as much as one more call of the attention kernel: branches are padded to each
+other's length where that wastes less."""
+
+
+class Branch(NamedTuple):
+    """The tokens `shared` to the end of trajectory `row`; before them stands the beginning of trajectory `base`."""
+
+    row: int
+    base: int
+    shared: int
+    length: int
+
+
+def packed(trajectories: Sequence[EncodedTrajectory], actions: int, *, device: str = "cpu") -> Layout:
+    """The layout of a packed batch.
+
+    Args:
+        trajectories: B of them, in the order of the batch.
+        actions: A, the width of the batch in action time.
+        device: whose cost of an attention call decides how branches are put together.
+    """
+    ids = [t.input_ids for t in trajectories]
+    buckets = list(_buckets(_branches(trajectories), CALL_AREA.get(device, CALL_AREA["cuda"])))
+    places: list[np.ndarray] = [np.zeros(0, np.int64)] * len(ids)
+    start = 0
+    for branch in (b for bucket in buckets for b in bucket):  # a bucket of beginnings stands before those that use it
+        own = np.arange(start, start + branch.length)
+        places[branch.row] = np.concatenate([places[branch.base][: branch.shared], own]) if branch.shared else own
+        start += branch.length
+    for row, branch in enumerate(_branches(trajectories)):
+        if not branch.length:  # the same tokens as the first trajectory's beginning
+            places[row] = places[branch.base][: branch.shared]
+    flat, positions = np.empty(start, np.int64), np.empty(start, np.int64)
+    for tokens, place in zip(ids, places, strict=True):
+        flat[place], positions[place] = tokens, np.arange(len(tokens))
+    index = [t.action_index for t in trajectories]
+    return Layout(
+        input_ids=torch.from_numpy(flat)[None],
+        attention_mask=None,
+        positions=torch.from_numpy(positions)[None],
+        state=_joined(place[at - 1] for place, at in zip(places, index, strict=True)),
+        taken=_joined(place[at] for place, at in zip(places, index, strict=True)),
+        slot=_slots(index, actions),
+        attention=_attention(buckets, places, torch.from_numpy(positions), max(map(len, ids))),
+    )
+
+
+def padded(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, action_index: torch.Tensor, action_mask: torch.Tensor
+) -> Layout:
+    """The layout of a batch that is read as it stands, `[B, T]`."""
+    row, column = action_mask.nonzero(as_tuple=True)
+    taken = row * input_ids.shape[1] + action_index[row, column]
+    slot = row * action_index.shape[1] + column
+    return Layout(input_ids, attention_mask, None, taken - 1, taken, slot)
+
+
+def _joined(parts: Iterable[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64))
+
+
+def _slots(index: Sequence[np.ndarray], actions: int) -> torch.Tensor:
+    return _joined(row * actions + np.arange(len(at)) for row, at in enumerate(index))
+
+
+def _branches(trajectories: Sequence[EncodedTrajectory]) -> list[Branch]:
+    """One a trajectory; those with the same tokens before their first action hang on the first of them."""
+    first: dict[bytes, int] = {}
+    made = []
+    for row, t in enumerate(trajectories):
+        base = first.setdefault(t.input_ids[: t.action_index[0]].tobytes(), row)
+        shared = 0 if base == row else common(trajectories[base].input_ids, t.input_ids)
+        made.append(Branch(row, base, shared, len(t.input_ids) - shared))
+    return made
+
+
+def common(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the longest common beginning."""
+    n = min(len(a), len(b))
+    differ = a[:n] != b[:n]
+    return int(differ.argmax()) if differ.any() else n
+
+
+def _buckets(branches: Iterable[Branch], area: int) -> Iterable[list[Branch]]:
+    """Branches that one call of the kernel takes, those without a beginning first, longest first.
+
+    A branch joins the bucket before it where padding wastes less than a call of its own would cost.
+    """
+    bucket: list[Branch] = []
+    before = 0  # longest beginning in the bucket
+    for b in sorted((b for b in branches if b.length), key=lambda b: (b.shared > 0, -b.length, -b.shared)):
+        if bucket and (b.shared > 0) == (bucket[0].shared > 0):
+            queries, reach = bucket[0].length, max(before, b.shared)
+            whole = (len(bucket) + 1) * queries * (reach + queries)
+            alone = len(bucket) * queries * (before + queries) + b.length * (b.shared + b.length)
+            if whole - alone <= area:
+                bucket.append(b)
+                before = reach
+                continue
+        if bucket:
+            yield bucket
+        bucket, before = [b], b.shared
+    if bucket:
+        yield bucket
+
+
+def _attention(
+    buckets: Sequence[Sequence[Branch]], places: Sequence[np.ndarray], positions: torch.Tensor, longest: int
+) -> Attention:
+    calls, queries, keys, outputs = [], [], [], np.empty(len(positions), np.int64)
+    done = 0
+    for bucket in buckets:
+        width, reach = bucket[0].length, max(b.shared for b in bucket)
+        own = np.zeros((len(bucket), width), np.int64)
+        before = np.zeros((len(bucket), reach), np.int64)
+        for k, b in enumerate(bucket):
+            own[k, : b.length] = places[b.row][b.shared :]
+            before[k, : b.shared] = places[b.row][: b.shared]
+            outputs[own[k, : b.length]] = done + k * width + np.arange(b.length)
+        done += own.size
+        calls.append(Call(len(bucket), width, reach + width, _mask(bucket, width, reach) if reach else None))
+        queries.append(own.ravel())
+        keys.append(np.concatenate([before, own], 1).ravel())
+    asked, seen = _joined(queries), _joined(keys)
+    return Attention(
+        tuple(calls),
+        queries=_unless_all(asked, len(outputs)),
+        keys=_unless_all(seen, len(outputs)),
+        outputs=_unless_all(torch.from_numpy(outputs), len(asked)),
+        query_positions=positions[asked],
+        key_positions=positions[seen],
+        longest=longest,
+    )
+
+
+def _unless_all(index: torch.Tensor, size: int) -> torch.Tensor | None:
+    """None for an index that takes all of `size` in order."""
+    return None if len(index) == size and torch.equal(index, torch.arange(size)) else index
+
+
+def _mask(bucket: Sequence[Branch], width: int, reach: int) -> torch.Tensor:
+    """`[R, 1, Q, K]`: all of the branch's beginning, and of its own tokens those up to the query."""
+    shared = torch.tensor([b.shared for b in bucket])
+    beginning = (torch.arange(reach) < shared[:, None])[:, None, None].expand(-1, -1, width, -1)
+    own = torch.ones(width, width, dtype=torch.bool).tril().expand(len(bucket), 1, -1, -1)
+    return torch.cat([beginning, own], -1)

@@ -1,0 +1,244 @@
+"""A composed config against the signatures it is for: one list of all that cannot work, before anything is made.
+
+There is no second schema. The valid keys and types of a node are the keyword-only parameters of the function or
+class that its `_target_` names, and those of the command's settings class for that node, where it has one.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from shiqrun.config.suggest import did_you_mean, unknown_key
+from shiqrun.errors import InputError
+
+Settings = TypeVar("Settings")
+Parameters = Mapping[str, inspect.Parameter]
+RESERVED = ("_target_", "_partial_")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a command's config must look like. Dotted names, so that declaring it imports nothing.
+
+    Attributes:
+        root: the class whose keyword-only parameters are the keys of the root that are no nodes.
+        nodes: each node's settings class; None where the node's `_target_` says it all.
+    """
+
+    root: str
+    nodes: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unused:
+    """The keys of `trainer:` that a model may bring along."""
+
+    learning_rate: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnusedEval:
+    """The keys of `eval:` that a data set may bring along."""
+
+    max_prompts: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnusedValues:
+    """The keys of `values:` that a data set may bring along."""
+
+    samples: int | None
+
+
+WITHOUT_TRAINING = {
+    "data": "shiqrun.batching.logged_data.DataSettings",
+    "model": "shiqrun.models.policy.ModelSettings",
+    "hardware": None,
+    "logger": None,
+    "trainer": "shiqrun.config.validate.Unused",
+    "eval": "shiqrun.config.validate.UnusedEval",
+    "values": "shiqrun.config.validate.UnusedValues",
+}
+"""The nodes that every command understands, for those that train nothing."""
+
+
+def check(config: DictConfig, schema: Schema) -> None:
+    """Nothing, if the config can be run; `hydra` is left out.
+
+    Raises:
+        InputError: keys that are unknown, absent or still `???`, and values of a wrong type or out of bounds; each
+            with the value met, the value expected and the nearest valid name.
+    """
+    given = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    raw = OmegaConf.to_container(given, resolve=False)
+    assert isinstance(raw, dict)
+    problems = [f"{key}: not set (???); give {key}=VALUE" for key in _open("", raw)]
+    problems += [f"{node}: missing; choose one with {node}=NAME" for node in schema.nodes if raw.get(node) is None]
+    if not problems:
+        problems = list(_problems(_resolved(given), schema))
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def settings(node: DictConfig, kind: type[Settings]) -> Settings:
+    """The settings class built from those keys of a checked node that are its own."""
+    values = _resolved(node)
+    return kind(**{key: values[key] for key in parameters(kind) if key in values})
+
+
+def build(node: DictConfig, kind: type[Settings]) -> tuple[Any, Settings]:
+    """What the node's `_target_` returns (a partial with `_partial_: true`), and the node's settings.
+
+    Raises:
+        InputError: what the target itself raised.
+    """
+    return target(node), settings(node, kind)
+
+
+def target(node: DictConfig) -> Any:
+    """What the node's `_target_` returns, called with those keys of the node that are its parameters."""
+    values = _resolved(node)
+    own = parameters(_located("_target_", values["_target_"]))
+    chosen = {key: value for key, value in values.items() if key in own or key in RESERVED}
+    try:
+        return instantiate(chosen, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise
+
+
+def parameters(called: Callable[..., Any]) -> Parameters:
+    """The keyword-only parameters of a function or of a class's constructor, annotations evaluated."""
+    signature = inspect.signature(called, eval_str=True)
+    return {name: p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def _open(prefix: str, node: Mapping[Any, Any]) -> Iterator[str]:
+    for key, value in node.items():
+        if value == "???":
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict):
+            yield from _open(f"{prefix}{key}.", value)
+
+
+def _resolved(node: DictConfig) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(str(error)) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _problems(values: Mapping[str, Any], schema: Schema) -> Iterator[str]:
+    root = parameters(_located("root", schema.root))
+    plain = {key: value for key, value in values.items() if key not in schema.nodes}
+    yield from _mismatches("", plain, root, also=schema.nodes)
+    for key, kind in schema.nodes.items():
+        if isinstance(values[key], dict):
+            yield from _node_problems(key, values[key], parameters(_located(key, kind)) if kind else {})
+        else:
+            yield f"{key}: met {values[key]!r}, expected a group of settings; choose one with {key}=NAME"
+
+
+def _node_problems(path: str, node: Mapping[str, Any], shared: Parameters) -> Iterator[str]:
+    valid = dict(shared)
+    if "_target_" in node:
+        called = _located(f"{path}._target_", node["_target_"])
+        valid = {**_keys(name=str, _target_=str, _partial_=bool), **valid, **parameters(called)}
+    elif not shared:
+        valid = _keys(name=str)
+    yield from _mismatches(f"{path}.", node, valid)
+
+
+def _keys(**types: type) -> dict[str, inspect.Parameter]:
+    """Parameters that may be left out."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return {key: inspect.Parameter(key, kind, default=None, annotation=wanted) for key, wanted in types.items()}
+
+
+def _mismatches(
+    prefix: str, values: Mapping[str, Any], valid: Parameters, also: Mapping[str, Any] | None = None
+) -> Iterator[str]:
+    """One line for every key of `values` that is not in `valid` or does not fit it, and for every key left out."""
+    for key, value in values.items():
+        if key not in valid:
+            names = (*(name for name in valid if name not in RESERVED), *(also or ()))
+            yield unknown_key(prefix + key, [prefix + name for name in names])
+        elif isinstance(value, dict) and "_target_" in value:
+            yield from _node_problems(prefix + key, value, {})
+        elif expected := _expected(value, valid[key].annotation):
+            yield f"{prefix}{key}: met {value!r}, expected {expected}"
+    for key, parameter in valid.items():
+        if parameter.default is parameter.empty and key not in values:
+            yield f"{prefix}{key}: missing; give {prefix}{key}=VALUE"
+
+
+def _expected(value: Any, annotation: Any) -> str:
+    """What the annotation wants instead of the value; empty if the value fits."""
+    try:
+        _adapter(annotation).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        wanted = [_wording(detail["msg"], detail["loc"]) for detail in error.errors()]
+        return " or ".join(dict.fromkeys(wanted)) + _hint(value, annotation)
+    return ""
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    if annotation is inspect.Parameter.empty:
+        return TypeAdapter(Any)
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
+    except PydanticUserError:  # a class with a config of its own
+        return TypeAdapter(annotation)
+
+
+def _wording(message: str, where: tuple[int | str, ...]) -> str:
+    places = "".join(f"[{step}]" for step in where if isinstance(step, int))
+    text = message.removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")
+    return f"{text} at {places}" if places else text
+
+
+def _hint(value: Any, annotation: Any) -> str:
+    if not isinstance(value, str):
+        return ""
+    if value.lower() == "none" and type(None) in _members(annotation):
+        return "; did you mean null?"
+    return did_you_mean(value, [option for option in _members(annotation) if isinstance(option, str)])
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types and literals inside an annotation, at any depth."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_args(annotation):
+        for part in get_args(annotation):
+            yield from _members(part)
+    else:
+        yield annotation
+
+
+def _located(key: str, name: Any) -> Any:
+    """The object of a dotted name.
+
+    Raises:
+        InputError: there is none, it cannot be called, or its module cannot be imported.
+    """
+    from hydra._internal.utils import _locate  # hydra.utils.get_object logs the error as well
+
+    try:
+        found = _locate(name)
+    except Exception as error:
+        raise InputError(f"{key}: cannot import {name!r}: {str(error).strip()}") from error
+    if not callable(found):
+        raise InputError(f"{key}: {name!r} is {type(found).__name__}, expected a function or a class")
+    return found

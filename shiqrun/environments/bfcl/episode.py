@@ -1,0 +1,173 @@
+"""One dialogue while it is played: what is said becomes calls, results come back, turns are judged.
+
+The same for logged trajectories (reference answers and their corruptions) and for a policy's own episodes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shiqrun.environments.bfcl.calls import Call, Refusal, calls_in
+from shiqrun.environments.bfcl.filling import Filler
+from shiqrun.environments.bfcl.harness import Harness, Verdict
+from shiqrun.environments.bfcl.samples import Sample
+from shiqrun.environments.bfcl.shown import Functions, shortened, system_messages
+from shiqrun.types import Message
+
+Rewards = Literal["independent", "official_prefix"]
+Arguments = Literal["said", "reference"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How episodes are played and paid.
+
+    Attributes:
+        rewards: independent (1 for every right turn), or official_prefix (1 for right turns until a counted one is
+            wrong, then 0).
+        max_steps: messages with calls in a turn; one more ends the episode, as in the official runner.
+        functions: how they are shown, see `system_messages`.
+        result_chars: characters of a result that the policy sees, None for all; the checker sees all.
+        arguments: of calls: those that the policy said, or the reference answer's (see `Filler`).
+    """
+
+    rewards: Rewards
+    max_steps: int
+    functions: Functions
+    result_chars: int | None
+    arguments: Arguments
+
+
+class Episode:
+    """A sample being played; `say` a message while not `done`.
+
+    Attributes:
+        messages: the dialogue so far.
+        prompt: how many of them stand before the policy's first.
+        verdicts: of the turns that have ended.
+        refused: calls that the gate turned away, as written.
+        ended: why it did not reach its end: "", "too many steps", "too much time or memory", "no room" (the dialogue
+            outgrew the policy's context), "special token" (it holds the text of one).
+    """
+
+    def __init__(self, sample: Sample, harness: Harness, rules: Rules) -> None:
+        self.sample, self.rules = sample, rules
+        self.messages: list[Message] = system_messages(sample.documents, rules.functions)
+        self.messages.append(_user(sample.questions[0]))
+        self.prompt = len(self.messages)
+        self.verdicts: list[Verdict] = []
+        self.refused: list[str] = []
+        self.ended = ""
+        self._harness, self._session = harness, harness.open(sample)
+        self._calls: list[list[list[str]]] = [[]]  # turn, step, call: what has run
+        self._filler = Filler(sample.truth) if rules.arguments == "reference" else None
+        self._turn_of: list[int] = []  # of each of the policy's messages
+        self._steps = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing more to say."""
+        return bool(self.ended) or len(self.verdicts) == len(self.sample.questions)
+
+    def say(self, text: str) -> None:
+        """The policy's next message: its calls run; where it has none the turn ends."""
+        assert not self.done
+        self.messages.append({"role": "assistant", "content": text})
+        self._turn_of.append(len(self.verdicts))
+        self._steps += 1
+        calls = calls_in(text, self.sample.documented)
+        if calls is None:
+            self._end_turn()
+            return
+        ran: list[str] = []
+        for call in calls:
+            self.messages.append({"role": "tool", "content": self._answer(call, ran)})
+            if self._session.exhausted:
+                break
+        if ran:
+            self._calls[-1].append(ran)
+        if self._session.exhausted:
+            self.give_up("too much time or memory")
+        elif self._steps > self.rules.max_steps:
+            self.give_up("too many steps")
+
+    def _answer(self, call: Call | Refusal, ran: list[str]) -> str:
+        if isinstance(call, Refusal):
+            self.refused.append(call.text)
+            return call.answer
+        text = self._filler.filled(call.name, len(self.verdicts)) if self._filler else call.text
+        stopped = self._session.stopped
+        result = self._session.run(text)
+        if self._session.stopped == stopped:
+            ran.append(text)
+        return shortened(result, self.rules.result_chars)
+
+    def _end_turn(self) -> None:
+        self.verdicts.append(self._session.end_turn())
+        self._steps = 0
+        if not self.done:
+            self.messages.append(_user(self.sample.questions[len(self.verdicts)]))
+            self._calls.append([])
+
+    def give_up(self, why: str) -> None:
+        """Ends the episode in the middle of a turn, which is judged by its calls so far; those after it are wrong."""
+        self.ended = why
+        self._end_turn()
+        while len(self.verdicts) < len(self.sample.questions):
+            counted = bool(self.sample.truth[len(self.verdicts)])
+            self.verdicts.append(Verdict(counted, False, why))
+
+    @property
+    def stopped(self) -> int:
+        """Calls that a limit ended."""
+        return self._session.stopped
+
+    def close(self) -> None:
+        """Forgets the backends."""
+        self._session.close()
+
+    def rewards(self) -> list[float]:
+        """Of every turn, 0 or 1; 0 too for a turn that is not counted."""
+        paid, failed = [], False
+        for verdict in self.verdicts:
+            failed |= verdict.counted and not verdict.right
+            right = verdict.right and not (failed and self.rules.rewards == "official_prefix")
+            paid.append(float(right))
+        return paid
+
+    def counted(self) -> list[bool]:
+        """Which turns have a reference answer."""
+        return [verdict.counted for verdict in self.verdicts]
+
+    def message_rewards(self) -> list[float]:
+        """One number for each of the policy's messages: a turn's reward stands at its last."""
+        paid = self.rewards()
+        last = {turn: n for n, turn in enumerate(self._turn_of)}
+        return [paid[turn] if last[turn] == n else 0.0 for n, turn in enumerate(self._turn_of)]
+
+    @property
+    def right(self) -> bool:
+        """Whether every turn was begun and every counted one is right: what the official checker calls valid."""
+        begun = len(self._calls) == len(self.sample.questions)
+        return begun and all(v.right for v in self.verdicts if v.counted)
+
+    def official(self) -> bool:
+        """The official checker's verdict on the calls that have run."""
+        begun = len(self._calls) == len(self.sample.questions)
+        return begun and self._harness.official(self.sample, self._calls)
+
+    def record(self) -> dict[str, Any]:
+        """As a line of a file that `data=bfcl data.path=FILE` reads again."""
+        return {
+            "id": self.sample.id,
+            "messages": self.messages,
+            "rewards": self.message_rewards(),
+            "turn_rewards": self.rewards(),
+            "counted": self.counted(),
+            "why": [verdict.why for verdict in self.verdicts],
+            "refused": self.refused,
+            "ended": self.ended,
+        }
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}

@@ -1,0 +1,120 @@
+"""What `shiqrun values` leaves: a line a prompt, the completions as a data set, and a table."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from shiqrun.batching.logged_data import Split
+from shiqrun.console import number
+from shiqrun.estimates.prompt_values import asked
+from shiqrun.estimates.value_cache import Values
+from shiqrun.losses.soft_value import soft_value
+from shiqrun.sampling.prompts import Prompt, tokens_key
+from shiqrun.util.atomic import replacing
+
+FILE = "values.jsonl"
+TRAJECTORIES: dict[Split, str] = {"train": "trajectories.jsonl", "val": "trajectories_val.jsonl"}
+WORDS = {
+    "values/success_rate": "right completions",
+    "values/prompts_never_right": "prompts never solved",
+    "values/prompts_always_right": "prompts always solved",
+    "values/reward_mean": "reward, mean",
+    "values/reward_max": "reward, largest",
+    "values/prompts_without_largest": "prompts that never earned it",
+    "values/q0_mean": "Q0, mean over prompts",
+    "values/q0_error_mean": "its standard error in one prompt, mean",
+    "values/cut_off": "completions cut off at values.max_new_tokens",
+}
+WITHOUT_RIGHT = ("values/reward_max", "values/prompts_without_largest")
+"""Shown where no completion is right or wrong: else the success rates say it."""
+SHARES = {name for name in WORDS if name.endswith(("rate", "right", "without_largest", "cut_off"))}
+
+
+def write_values(
+    run_dir: Path,
+    values: Values,
+    splits: Mapping[Split, Sequence[Prompt]],
+    *,
+    own_val: bool,
+    right: float | None,
+    beta: float | None,
+) -> dict[str, float]:
+    """Writes `values.jsonl` and the completions, in the order of the prompts; figures over all of them.
+
+    Args:
+        run_dir: where to.
+        values: of the prompts.
+        splits: the prompts, at least one in all.
+        own_val: completions of the validation split get a file of their own, `trajectories_val.jsonl`; else prompts are
+            held out of the one file as they were of the data.
+        right: reward of a right completion, where there is such a thing: then the success rate is written too.
+        beta: reward units per nat, at which Q0 and its standard error are written; None or 0: they are not.
+    """
+    lines, cut = list[dict[str, Any]](), 0
+    groups: dict[Split, Sequence[Prompt]] = {"train": [p for prompts in splits.values() for p in prompts]}
+    if own_val:
+        groups = dict(splits)
+    with replacing(run_dir / FILE) as file:
+        print(json.dumps({**values.file.header, "beta": beta}), file=file)
+        for split, prompts in groups.items():
+            with replacing(run_dir / TRAJECTORIES[split]) as trajectories:
+                for prompt, row in zip(prompts, values.file.rows(map(asked, prompts)), strict=True):
+                    cut += row.pop("cut_off")
+                    row = {"prompt_id": prompt.prompt_id} | {k: v for k, v in row.items() if k != "asked"}
+                    worth = _worth(values.known[prompt.prompt_id].rewards, right, beta)
+                    named = {"prompt_id": prompt.prompt_id, "prompt_tokens": tokens_key(prompt.tokens)}
+                    lines.append({**named, **worth})
+                    print(json.dumps(lines[-1] | {"rewards": row["rewards"]}), file=file)
+                    print(json.dumps(row, ensure_ascii=False), file=trajectories)
+    rewards = [values.known[p.prompt_id].rewards for prompts in groups.values() for p in prompts]
+    return _figures(rewards, lines) | {"values/cut_off": cut / sum(map(len, rewards))}
+
+
+def _worth(rewards: np.ndarray, right: float | None, beta: float | None) -> dict[str, float]:
+    """The success rate and Q0 of one prompt, as far as they are known."""
+    found = {} if right is None else {"success_rate": float((rewards == right).mean())}
+    if beta:
+        soft = soft_value(rewards, beta)
+        found["q0"] = soft.value
+        found |= {"q0_error": soft.error} if math.isfinite(soft.error) else {}  # of one completion it is not known
+    return found
+
+
+def _figures(rewards: Sequence[np.ndarray], lines: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over prompts, and shares of them."""
+    largest = max(float(r.max()) for r in rewards)
+    found = {}
+    if "success_rate" in lines[0]:
+        rates = [line["success_rate"] for line in lines]
+        found = {
+            "values/success_rate": sum(rates) / len(rates),
+            "values/prompts_never_right": sum(rate == 0 for rate in rates) / len(rates),
+            "values/prompts_always_right": sum(rate == 1 for rate in rates) / len(rates),
+        }
+    found |= {
+        "values/reward_mean": sum(float(r.mean()) for r in rewards) / len(rewards),
+        "values/reward_max": largest,
+        "values/prompts_without_largest": sum(bool(r.max() < largest) for r in rewards) / len(rewards),
+    }
+    for name in ("q0", "q0_error"):
+        if name in lines[0]:
+            found[f"values/{name}_mean"] = sum(line[name] for line in lines) / len(lines)
+    return found
+
+
+def value_table(figures: dict[str, float], beta: float | None) -> Table:
+    """The figures for a person."""
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    left_out = WITHOUT_RIGHT if "values/success_rate" in figures else ()
+    for name, words in WORDS.items():
+        if name in figures and name not in left_out:
+            words += f" (beta {number(float(beta or 0))})" * (name == "values/q0_mean")
+            table.add_row(words, f"{figures[name]:.1%}" if name in SHARES else number(figures[name]))
+    return table

@@ -1,0 +1,76 @@
+"""What a search has estimated, as targets of the Monte-Carlo term on the same trajectories."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiqrun.batching.rows import Rows
+from shiqrun.errors import InputError
+from shiqrun.estimates.jsonl_cache import expect_made_with, read_lines
+from shiqrun.estimates.pivotal_search import KIND
+from shiqrun.losses.soft_value import soft_value
+from shiqrun.rewards.reward import Reward
+from shiqrun.sampling.prompts import tokens_key
+
+Estimated = Mapping[tuple[str, str], Mapping[int, np.ndarray]]
+"""(prompt's tokens, actions) by their keys, to position t, to `[K]` rewards of rollouts from behind t actions."""
+
+
+def read_targets(path: Path, reference: str, reward: Reward | None) -> Estimated:
+    """The estimates in a file of `shiqrun pivotal`.
+
+    Raises:
+        InputError: it was made with another reference, or another reward than that of the run's evaluation.
+    """
+    lines = read_lines(path, KIND)
+    wanted = {"reference": reference} | ({} if reward is None else {"reward": reward.fingerprint()})
+    expect_made_with(path, next(lines).row, wanted, KIND)
+    return estimated(line.row for line in lines)
+
+
+def estimated(searched: Iterable[Mapping[str, Any]]) -> Estimated:
+    """The first estimates of searches, but for those behind the last action: that is what the terminal loss regresses.
+
+    With it, and right trajectories alone, the term would be more cloning of these, under another name.
+    """
+    return {
+        (row["prompt_tokens"], tokens_key(np.array(row["input_ids"]))): {
+            seen["at"]: np.array(seen["rewards"], np.float64)
+            for seen in row["visited"]
+            if 0 < seen["at"] < len(row["input_ids"])
+        }
+        for row in searched
+    }
+
+
+def set_value_targets(rows: Rows, known: Estimated, beta: float) -> int:
+    """Gives the actions of trajectories that were searched the values estimated behind them; the number of those.
+
+    A target is beta log of the mean of exp(r / beta) over the rollouts of its first estimate, which alone was not
+    chosen by what it says. Trajectories are known by their tokens.
+    """
+    targets, number = [], 0
+    for t in rows.trajectories:
+        target = np.full(len(t.action_index), np.nan, np.float32)
+        name = (tokens_key(t.input_ids[: t.action_index[0]]), tokens_key(t.input_ids[t.action_index]))
+        for at, rewards in known.get(name, {}).items():
+            target[at - 1] = soft_value(rewards, beta).value
+            number += 1
+        targets.append(target)
+    rows.value_target = targets
+    return number
+
+
+def expect_targets(path: Path, number: int) -> None:
+    """Nothing, if some action has a target.
+
+    Raises:
+        InputError: none has.
+    """
+    if not number:
+        raise InputError(
+            f"algo.targets={path}: none of its trajectories is in the training data, so that there is nothing to "
+            "regress to; search the same data with `shiqrun pivotal`"
+        )

@@ -1,0 +1,101 @@
+"""What an evaluation leaves: completions as Parquet and as readable text, and its table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from shiqrun.console import number
+from shiqrun.evaluation.evaluator import Evaluation
+from shiqrun.sampling.sampler import Sample
+from shiqrun.util.intervals import HALF, bounds, is_bound
+
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+COLUMNS = pa.schema(
+    {
+        "prompt_id": pa.string(),
+        "sample": pa.int64(),
+        "messages": pa.list_(MESSAGE),  # of a tool call, whose shape is anything, the content alone
+        "prompt": pa.string(),
+        "completion": pa.string(),
+        "token_ids": pa.list_(pa.int64()),
+        "ended": pa.bool_(),
+        "reward": pa.float64(),
+        "log_ratio": pa.float64(),
+        "entropy": pa.float64(),
+        "ref_completion": pa.string(),
+        "ref_reward": pa.float64(),
+    }
+)
+
+
+def write_completions(directory: Path, evaluation: Evaluation) -> None:
+    """`completions.parquet` with a row a completion, and `completions.md`, best reward first, for reading."""
+    others: Sequence[Sample | None] = evaluation.reference or [None] * len(evaluation.samples)
+    rows = [
+        {
+            "prompt_id": s.prompt.prompt_id,
+            "sample": s.index,
+            "messages": s.prompt.messages,
+            "prompt": s.prompt.text,
+            "completion": s.text,
+            "token_ids": s.tokens.tolist(),
+            "ended": s.ended,
+            "reward": s.reward,
+            "log_ratio": s.log_ratio,
+            "entropy": s.entropy,
+            "ref_completion": other and other.text,
+            "ref_reward": other and other.reward,
+        }
+        for s, other in zip(evaluation.samples, others, strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, COLUMNS), directory / "completions.parquet")
+    ranked = sorted(rows, key=lambda r: -(r["reward"] or 0.0))
+    (directory / "completions.md").write_text("\n".join(map(_readable, ranked)), encoding="utf-8")
+
+
+def _readable(row: dict[str, Any]) -> str:
+    head = f"## prompt {row['prompt_id']}, sample {row['sample'] + 1}"
+    parts = [
+        head,
+        _quoted(row["prompt"]),
+        f"**policy**{_said(row['reward'], row['log_ratio'])}",
+        _quoted(row["completion"]),
+    ]
+    if row["ref_completion"] is not None:
+        parts += [f"**reference**{_said(row['ref_reward'], None)}", _quoted(row["ref_completion"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _said(reward: float | None, log_ratio: float | None) -> str:
+    said = [f"reward {number(reward)}"] * (reward is not None) + [f"log-ratio {number(log_ratio)} nats"] * (
+        log_ratio is not None
+    )
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}" for line in text.splitlines()) or "> (empty)"
+
+
+def result_table(metrics: dict[str, float], title: str) -> Table:
+    """Each figure with its 95 % interval."""
+    table = Table(title=title, title_justify="left")
+    for column in ("metric", "value", "95 % interval"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, value in metrics.items():
+        if not is_bound(name):
+            table.add_row(name, number(value), spread(metrics, name))
+    return table
+
+
+def spread(metrics: Mapping[str, float], name: str) -> str:
+    """A figure's 95 % interval, `± 0.1`, or `[0.2, 0.5]` where it is lopsided; empty where it has none."""
+    half, ends = metrics.get(name + HALF, math.nan), bounds(metrics, name)
+    if math.isfinite(half):
+        return f"± {half:.2g}"
+    return "" if ends is None else f"[{', '.join(map(number, ends))}]"

@@ -1,0 +1,160 @@
+"""What the policy learned at every token of a trajectory: the numbers of the token view.
+
+    advantage      beta (log pi - log pi_ref)(a_t|s_t)            what it thinks of this token
+    shifted_value  beta (v - v_ref)(s_t)                          what it expects from here on
+    residual       R_t - beta sum_{k>=t} D_k - beta W_t           what it has not explained yet [S15]
+
+in reward units, with the words of `losses.residual`. The residual is ShiQ's whatever the method: so the return of a
+trajectory (less its reward offset) is the sum of its advantages, plus the shifted value and the residual at its start.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.batching.rows import Rows
+from shiqrun.batching.token_text import pieces
+from shiqrun.losses.residual import log_ratios, partition_shifts, path_residuals
+from shiqrun.models.policy import Policy
+from shiqrun.models.reference import Reference
+from shiqrun.types import Trajectories
+from shiqrun.util.atomic import replacing
+
+Numbers = list[float | None]
+DIGITS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credit:
+    """A trajectory, token by token. Every list has one entry a token; numbers are None where it is no action.
+
+    Attributes:
+        kind: from the data, or sampled.
+        source: where it came from.
+        prompt_id: of its prompt.
+        earned: the return, reward units, without any offset; None where the data has no rewards.
+        beta: reward units per nat.
+        tokens: text.
+        action: whether the policy chose the token.
+        advantage: beta (log pi - log pi_ref).
+        shifted_value: beta (v - v_ref) before the token.
+        residual: ShiQ's path residual, of the rewards that training sees (with its offset); None without rewards.
+        reward: earned by the token, without any offset.
+    """
+
+    kind: Literal["data", "sample"]
+    source: str
+    prompt_id: str
+    earned: float | None
+    beta: float
+    tokens: list[str]
+    action: list[bool]
+    advantage: Numbers
+    shifted_value: Numbers
+    residual: Numbers
+    reward: Numbers
+
+    def row(self) -> dict[str, Any]:
+        """The row of `credit.jsonl`: the fields, `earned` as `return`."""
+        return {("return" if key == "earned" else key): value for key, value in asdict(self).items()}
+
+
+@torch.no_grad()
+def credit(
+    policy: Policy,
+    reference: Reference,
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    beta: float,
+    picked: Sequence[int] | None = None,
+    kind: Literal["data", "sample"] = "data",
+    tokens: int = 8192,
+) -> list[Credit]:
+    """What the policy learned on the rows, in their order; nothing of the policy changes, its mode included.
+
+    Both numbers of an action are float32; the bodies compute as the policy and the reference are set to.
+
+    Args:
+        policy: on the device where to compute.
+        reference: its scores, on the same device (`cached` reads those of the rows).
+        rows: trajectories.
+        tokenizer: that made them.
+        beta: reward units per nat.
+        picked: numbers of the rows, None for all.
+        kind: whether they are data or samples.
+        tokens: tokens of a forward pass; bounds memory, changes no number.
+    """
+    numbers = list(range(len(rows)) if picked is None else picked)
+    device = next(policy.parameters()).device
+    found: dict[int, Credit] = {}
+    mode = policy.training
+    policy.eval()
+    try:
+        for cut in rows.micro_batches([[i] for i in dict.fromkeys(numbers)], tokens):
+            batch = rows.collate(cut)
+            batch = replace(batch, anchor_tokens=None).laid_out(batch.layout).to(device)
+            learned = _learned(batch, policy, reference, beta)
+            for place, row in enumerate(cut):
+                of_row = {name: x[place, : rows.actions[row]].tolist() for name, x in learned.items()}
+                found[row] = _credit(rows.trajectories[row], of_row, tokenizer, kind, beta)
+    finally:
+        policy.train(mode)
+    return [found[i] for i in numbers]
+
+
+def _learned(batch: Trajectories, policy: Policy, reference: Reference, beta: float) -> dict[str, torch.Tensor]:
+    """The three numbers of every action, `[B, A]`, reward units."""
+    ours, theirs = policy(batch), reference(batch)
+    shift = beta * partition_shifts(batch, ours, theirs)
+    return {
+        "advantage": beta * log_ratios(batch, ours, theirs),
+        "shifted_value": shift,
+        "residual": path_residuals(batch, ours, theirs, shift, beta),
+    }
+
+
+def _credit(
+    t: EncodedTrajectory, learned: dict[str, list[float]], tokenizer: PreTrainedTokenizerBase, kind: Any, beta: float
+) -> Credit:
+    ids: list[int] = t.input_ids.tolist()
+    at: list[int] = t.action_index.tolist()
+    rewards = [math.nan] * len(at) if t.rewards is None else t.rewards.tolist()
+    actions = set(at)
+    return Credit(
+        kind=kind,
+        source=t.source,
+        prompt_id=t.prompt_id,
+        earned=None if t.rewards is None else _brief(float(t.rewards.sum())),
+        beta=beta,
+        tokens=list(pieces(ids, tokenizer)),
+        action=[i in actions for i in range(len(ids))],
+        reward=_placed(rewards, at, len(ids)),
+        **{name: _placed(values, at, len(ids)) for name, values in learned.items()},
+    )
+
+
+def _placed(values: Sequence[float], at: Sequence[int], length: int) -> Numbers:
+    """The actions' numbers in their tokens' places."""
+    out: Numbers = [None] * length
+    for place, value in zip(at, values, strict=True):
+        out[place] = _brief(value)
+    return out
+
+
+def _brief(value: float) -> float | None:
+    """The number as far as float32 knows it; None if it is not finite, which JSON cannot say."""
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+def write_credit(path: Path, rows: Iterable[Credit]) -> None:
+    """Writes `credit.jsonl`, one trajectory a line, all or nothing."""
+    with replacing(path) as file:
+        file.writelines(json.dumps(c.row(), ensure_ascii=False, allow_nan=False) + "\n" for c in rows)

@@ -1,0 +1,242 @@
+"""The reference's scores of a split, computed once: when they are the same, and how a pass that is killed goes on.
+
+Every trajectory of the split is scored in the order and cut of `data.batches.Batches`. What is scored goes to disk
+every few seconds, as parts in `reference-KEY.parts/`; once all are there they become `reference-KEY.arrow`, which
+every job and rank maps into memory.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from shiqrun.batching.rows import Batches, Rows, Scores
+from shiqrun.console import PATIENCE_SECONDS
+from shiqrun.errors import InputError
+from shiqrun.models.policy import Policy
+from shiqrun.models.reference_file import UNREADABLE, Expected, MappedScores, join_parts, read_part, write_part
+from shiqrun.types import ActionScores
+
+log = logging.getLogger("shiqrun")
+FORMAT = "3"
+"""Part of every key: raise it when files are laid out, or scores computed, in another way."""
+PART_SECONDS = 5.0
+"""Of work between two parts: the most that a kill loses, beside one batch."""
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
+    """Equal keys give equal scores: weights, model and config, attention, dtypes, tokens and actions, anchor tokens.
+
+    Tokenizer, template and truncation act through the tokens and need no entry of their own.
+    """
+    config: Any = policy.causal_lm.config
+    digest = hashlib.blake2b(digest_size=16)
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    computed = (type(policy.causal_lm).__name__, config._attn_implementation, rows.packed, rows.device)
+    precision = (policy.autocast, torch.get_float32_matmul_precision())
+    for part in (FORMAT, weights, *computed, *precision):
+        digest.update(f"{part} ".encode())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(np.stack([rows.lengths, rows.actions]).tobytes())
+    for t in rows.trajectories:  # the counts above say where each ends; joining them first is no faster
+        digest.update(t.input_ids.data)
+        digest.update(t.action_index.data)
+    if rows.anchor is not None:
+        digest.update(repr(rows.anchor).encode())
+        drawn = rows.collate([0]).anchor_tokens if len(rows) else None  # another way of drawing gives other tokens
+        digest.update(b"" if drawn is None else drawn.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class CachedScores(NamedTuple):
+    """What `cached_scores` found or computed.
+
+    Attributes:
+        scores: for each row its arrays, on disk.
+        found: whether all were there.
+        seconds: what computing them took when they were computed, over all sessions of a pass that was killed.
+    """
+
+    scores: Scores
+    found: bool
+    seconds: float
+
+
+def cached_scores(
+    policy: Policy,
+    rows: Rows,
+    directory: Path,
+    *,
+    key: str,
+    tokens: int,
+    device: torch.device,
+    progress: Progress = lambda x: x,
+) -> CachedScores:
+    """Both numbers of every action under the policy as it is now, from `directory` or computed and stored there.
+
+    Under a lock, so that ranks and jobs that start together compute once.
+
+    Raises:
+        InputError: `directory` cannot be written or is too small, or its file is damaged.
+    """
+    path = directory / f"reference-{key}.arrow"
+    expected = Expected(key, rows.actions, rows.anchor[0] if rows.anchor else 0)
+    with _turn(path):
+        found = path.exists()
+        parts = Parts(path.with_suffix(".parts"), expected)
+        if not found:
+            parts.open()
+            batches = parts.missing(Batches(rows, tokens=tokens).cut)
+            _score(policy, rows, batches, parts, device, progress)
+            with _disk(directory):
+                join_parts(path, expected, parts.directory)
+        parts.remove()
+    scores = MappedScores(path, expected)
+    return CachedScores(scores, found, scores.seconds)
+
+
+@torch.no_grad()
+def _score(
+    policy: Policy, rows: Rows, batches: list[list[int]], parts: "Parts", device: torch.device, progress: Progress
+) -> None:
+    mode = policy.training
+    policy.to(device).eval()
+    try:
+        for numbers in progress(batches):
+            batch = rows.collate(numbers)
+            parts.add(numbers, _flat(policy(batch.to(device)), batch.action_mask.numpy()))
+    finally:
+        policy.train(mode)
+    parts.write()
+
+
+def _flat(scores: ActionScores, mask: np.ndarray) -> np.ndarray:
+    """`[N, 2 + K]` float32, of the actions where the mask is True, in one transfer from the device."""
+    further = [] if scores.further is None else [scores.further]
+    together = torch.cat([torch.stack([scores.logit, scores.log_partition], -1), *further], -1)
+    return together.float().cpu().numpy()[mask]
+
+
+class Parts:
+    """What a pass has on disk so far, in `directory`, and what it has scored since the last part.
+
+    Attributes:
+        paths: the whole parts.
+    """
+
+    def __init__(self, directory: Path, expected: Expected) -> None:
+        self.directory, self.expected = directory, expected
+        self.paths: list[Path] = []
+        self._done = np.zeros(len(expected.actions), bool)
+        self._rows: list[int] = []
+        self._scores: list[np.ndarray] = []
+        self._since = time.perf_counter()
+
+    def open(self) -> None:
+        """Finds the parts of a pass that was killed, and removes those that are not whole.
+
+        Raises:
+            InputError: no room on the disk for what is missing.
+        """
+        with _disk(self.directory.parent):
+            self.directory.mkdir(exist_ok=True)
+            for torn in self.directory.glob("*.tmp"):
+                torn.unlink()
+            for path in sorted(self.directory.glob("*.arrow")):
+                self._take(path)
+            if self._done.any():
+                there, all_of_them = int(self._done.sum()), len(self._done)
+                log.info("reference scores: %d of %d trajectories are there from before", there, all_of_them)
+            stored = sum(path.stat().st_size for path in self.paths)
+            room = shutil.disk_usage(self.directory).free
+        needed = 2 * self.expected.size() - stored  # the parts, and the file that they become
+        if room < needed:
+            raise InputError(
+                f"cache_dir={self.directory.parent}: {room / 1e9:.3g} GB free, but the reference scores of "
+                f"{int(self.expected.actions.sum()):,} actions need {needed / 1e9:.3g} GB while they are computed; "
+                "make room, or give another cache_dir"
+            )
+
+    def _take(self, path: Path) -> None:
+        try:
+            rows, _ = read_part(path, self.expected)
+            if self._done[rows].any():
+                raise ValueError("it holds trajectories that another part holds")
+        except UNREADABLE as error:
+            log.warning("%s: %s; its trajectories are scored again", path, error)
+            path.unlink()
+            return
+        self._done[rows] = True
+        self.paths.append(path)
+
+    def missing(self, cut: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The batches of `cut` without the rows that are there: of the same cut, those that a killed pass left."""
+        left = ([row for row in batch if not self._done[row]] for batch in cut)
+        return [batch for batch in left if batch]
+
+    def add(self, rows: Sequence[int], scores: np.ndarray) -> None:
+        """Takes the scores of some rows, and writes a part when it is time."""
+        self._rows.extend(rows)
+        self._scores.append(scores)
+        if time.perf_counter() - self._since >= PART_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Writes what was scored since the last part.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        if not self._rows:
+            return
+        number = int(self.paths[-1].stem) + 1 if self.paths else 0
+        path, rows = self.directory / f"{number:08d}.arrow", np.array(self._rows)
+        with _disk(self.directory.parent):
+            seconds = time.perf_counter() - self._since
+            write_part(path, self.expected, rows, np.concatenate(self._scores), seconds=seconds)
+        self.paths.append(path)
+        self._done[rows] = True
+        self._rows, self._scores, self._since = [], [], time.perf_counter()
+
+    def remove(self) -> None:
+        """Removes the parts, of this pass or of one that was killed after it had joined them."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Inside, no other process computes or joins the scores of `path`; says so where it has to wait."""
+    lock = FileLock(path.with_suffix(".lock"))
+    with _disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=PATIENCE_SECONDS)
+        except Timeout:
+            log.info("waiting for the reference scores that another job or rank computes (%s)", lock.lock_file)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _disk(directory: Path) -> Iterator[None]:
+    """Inside, what the disk refuses becomes an InputError."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        raise InputError(
+            f"cache_dir={directory}: {error}; the scores written so far are kept. Make room or give another cache_dir"
+        ) from error

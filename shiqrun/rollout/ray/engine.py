@@ -1,0 +1,265 @@
+"""`rollout=ray`: actors on Ray sample, score and keep trajectories while the trainer learns from those that wait.
+
+The trainer starts them, hands out weights, takes batches, and notices when sampling has failed.
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from shiqrun.errors import InputError, TrainingError
+from shiqrun.rollout.engine import Weights
+from shiqrun.rollout.ray.actors import BOARD, STORE, Board, Report, Store, Told
+from shiqrun.rollout.ray.cluster import connected
+from shiqrun.rollout.ray.sampler import Sampler, Setup, packed
+from shiqrun.rollout.settings import RayRollouts
+from shiqrun.rollout.trajectory import Trajectory
+
+log = logging.getLogger("shiqrun")
+ASK_SECONDS = 1.0
+"""After which the trainer, while it waits for trajectories, looks whether sampling goes on."""
+START_SECONDS, SLOW_SECONDS = 120.0, 1200.0
+"""For the first sampler, where the cluster has too little and may get more, and where it has enough and is busy."""
+TELL_SECONDS = 60.0
+"""Between two words about a batch that does not come."""
+MOST_RESTARTS = 10
+"""Of actors between two batches, after which something is wrong with them."""
+ANSWER_SECONDS = 10.0
+"""For the buffer to close."""
+SECONDS = ("sampling", "rewards", "storing", "waiting")
+COUNTS = {"weight_transfers": "transfers", "weight_bytes": "bytes", "unscored": "unscored"}
+
+
+class Ray:
+    """An engine whose parts are actors.
+
+    Args:
+        setup: of the samplers.
+        directory: of the experience, on this machine.
+        n: trajectories of a step.
+        after: see `Buffer`.
+
+    Raises:
+        InputError: Ray is not installed, no cluster at the address, too little on this machine, settings that do not
+            fit, or as `Buffer`.
+    """
+
+    def __init__(self, setup: Setup, directory: Path, *, n: int, after: int) -> None:
+        self.settings = settings = setup.settings
+        self._actors: list[Any] = []
+        self._loops: list[Any] = []
+        self._reports: dict[str, Report] = {}
+        self._births: set[str] = set()
+        self._known = 0  # restarts that were told
+        self._before, self._since = 0, time.monotonic()  # restarts at the last batch; when sampling began
+        self._waited = self._since  # for the next batch, or a word about it
+        size = portion(settings, n)
+        self._ray, self._started = connected(settings)
+        try:
+            if self._started and settings.address is None and not self._has_room():  # and it will not grow
+                raise InputError(f"{self._lacking()}; lower rollout.actors, rollout.actor_cpus or rollout.actor_gpus")
+            self._begin(setup, directory, size, after)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, setup: Setup, directory: Path, size: int, after: int) -> None:
+        ray, settings = self._ray, self.settings
+        namespace = f"shiqrun-{uuid.uuid4().hex}"
+        for_ever = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "namespace": namespace}
+        strategies = import_module("ray.util.scheduling_strategies")
+        here = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+        def actor(kind: type, *args: Any, **options: Any) -> Any:
+            made = ray.remote(kind).options(**for_ever | options).remote(*args)
+            self._actors.append(made)
+            return made
+
+        self._store = actor(
+            Store, str(directory), after, settings.waiting, namespace, name=STORE, scheduling_strategy=here
+        )
+        self._get(self._store.ready.remote())
+        self._board = actor(Board, name=BOARD, scheduling_strategy=here)
+        self._told: tuple[list[Any], int, list[Any]] = ([ray.put(setup)], -1, [])  # Board keeps no object alive
+        shape = {"num_cpus": settings.actor_cpus, "num_gpus": settings.actor_gpus}
+        samplers = [
+            actor(
+                Sampler,
+                place,
+                namespace,
+                size,
+                settings.actor_cpus,
+                settings.reward_gpus,
+                name=f"sampler{place}",
+                **shape,
+            )
+            for place in range(settings.actors)
+        ]
+        self._loops = [sampler.run.remote() for sampler in samplers]
+
+    def _has_room(self) -> bool:
+        return all(asked <= has for asked, has in self._resources().values())
+
+    def _resources(self) -> dict[str, tuple[float, float]]:
+        """What all actors reserve and what the cluster has."""
+        has, s = self._ray.cluster_resources(), self.settings
+        asked = {"CPU": s.actors * s.actor_cpus, "GPU": s.actors * (s.actor_gpus + s.reward_gpus)}
+        return {name: (number, float(has.get(name, 0))) for name, number in asked.items()}
+
+    def _lacking(self) -> str:
+        told = [f"{asked:g} {name} of {has:g}" for name, (asked, has) in self._resources().items()]
+        return f"rollout.actors={self.settings.actors} ask for {' and '.join(told)} that the Ray cluster has"
+
+    def next_batch(self, n: int, *, step: int) -> list[Trajectory]:
+        """See `Engine`."""
+        limit = self.settings.max_staleness
+        oldest = None if limit is None else step - 1 - limit
+        while True:
+            self._expect_sampling()
+            found, told = self._get(self._store.lease.remote(step, n, oldest, ASK_SECONDS))
+            self._know(told)
+            if found is not None:
+                self._before, self._waited = self.restarts, time.monotonic()
+                return [_own(trajectory) for trajectory in found]
+            self._look()
+
+    def _expect_sampling(self) -> None:
+        """Nothing, if no sampler gave up.
+
+        Raises:
+            TrainingError: one did; with what it raised.
+        """
+        ended, _ = self._ray.wait(self._loops, num_returns=1, timeout=0)
+        if ended:
+            self._get(ended[0])
+
+    def _look(self) -> None:
+        """What may be the matter where too few trajectories come.
+
+        Raises:
+            TrainingError: actors die again and again, or none can start.
+        """
+        if time.monotonic() - self._waited > TELL_SECONDS:
+            self._waited = time.monotonic()
+            log.warning("rollout: still waiting for a batch; Ray's logs are in /tmp/ray/session_latest/logs")
+        waited = time.monotonic() - self._since
+        if not self._reports and waited > (SLOW_SECONDS if self._has_room() else START_SECONDS):
+            raise TrainingError(f"{self._lacking()}, and none has started in {waited:.0f} seconds")
+        if self.restarts - self._before > MOST_RESTARTS:
+            raise TrainingError(
+                f"rollout: actors were started again {self.restarts - self._before} times since the last step and came "
+                "to nothing; out of memory? Ray's logs are in /tmp/ray/session_latest/logs"
+            )
+        self._tell_board()  # it may have been started again
+
+    def _get(self, reference: Any) -> Any:
+        """What an actor answers.
+
+        Raises:
+            InputError: it raised one.
+            TrainingError: it raised something else, or is dead for good.
+        """
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if reference not in self._loops and isinstance(cause, InputError):
+                raise cause from None
+            said = str(cause) if isinstance(cause, InputError | TrainingError) else f"{type(cause).__name__}: {cause}"
+            raise TrainingError(f"rollout: {said}") from error
+        except self._ray.exceptions.RayError as error:
+            raise TrainingError(f"rollout: an actor is dead and does not come back: {error}") from error
+
+    def _know(self, told: Told) -> None:
+        self._births.add(told.birth)
+        for process, report in told.reports.items():
+            former = self._reports.get(process, Report())
+            if report.unscored > former.unscored:
+                log.warning(
+                    "the reward gave no answer within rollout.reward_timeout=%g seconds, twice: %d trajectories "
+                    "dropped, of the prompts %s",
+                    self.settings.reward_timeout,
+                    report.unscored - former.unscored,
+                    ", ".join(report.prompts),
+                )
+            self._reports[process] = report
+        if self.restarts > self._known:
+            log.warning("an actor of the rollouts died and was started again; nothing is lost")
+            self._known = self.restarts
+
+    @property
+    def restarts(self) -> int:
+        """Processes that took the place of dead ones."""
+        return max(0, len(self._reports) - self.settings.actors) + max(0, len(self._births) - 1)
+
+    def acknowledge(self, step: int) -> None:
+        """See `Engine`."""
+        self._get(self._store.acknowledge.remote(step))
+
+    def publish(self, version: int, weights: Weights) -> None:
+        """See `Engine`."""
+        self._told = (self._told[0], version, [self._ray.put(packed(weights))])
+        self._tell_board()
+
+    def _tell_board(self) -> None:
+        self._get(self._board.tell.remote(*self._told))
+
+    def trained(self) -> Iterator[tuple[int, Trajectory]]:
+        """See `Engine`."""
+        for chunk in self._store.trained.options(num_returns="streaming").remote():
+            yield from ((step, _own(trajectory)) for step, trajectory in self._get(chunk))
+
+    def stats(self) -> dict[str, float]:
+        """See `Engine`; seconds, transfers and restarts since training began or went on, over all actors."""
+        counts, told = self._get(self._store.counts.remote())
+        self._know(told)
+        reports = list(self._reports.values())
+        return {
+            **counts,
+            **{f"seconds/{name}": sum(getattr(r, name) for r in reports) for name in SECONDS},
+            **{name: sum(getattr(r, field) for r in reports) for name, field in COUNTS.items()},
+            "actor_restarts": self.restarts,
+        }
+
+    def close(self) -> None:
+        """See `Engine`."""
+        ray = self._ray
+        if not ray.is_initialized():
+            return
+        if self._actors:
+            try:  # in order, so that the directory is free at once
+                ray.get(self._store.close.remote(), timeout=ANSWER_SECONDS)
+            except (ray.exceptions.RayError, InputError):
+                log.warning("the buffer of rollouts did not close; what it accepted is on the disk")
+        if self._started:
+            ray.shutdown()  # which ends the actors, without a word about each
+            return
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def _own(t: Trajectory) -> Trajectory:
+    """With arrays of this process: Ray's are read-only, and their memory is free only when all of a reply is."""
+    return replace(
+        t,
+        input_ids=t.input_ids.copy(),
+        behaviour_logp=t.behaviour_logp.copy(),
+        policy_logp=t.policy_logp.copy(),
+    )
+
+
+def portion(settings: RayRollouts, n: int) -> int:
+    """Trajectories that an actor puts at once: whole groups, so few that a step never lacks some while none has room.
+
+    Raises:
+        InputError: a step takes more than may wait.
+    """
+    group = settings.samples_per_prompt
+    if settings.waiting < n:
+        raise InputError(f"rollout.waiting={settings.waiting}: a step takes {n}; let as many wait")
+    return max(group, min(settings.batch_size, settings.waiting - n + group) // group * group)

@@ -1,0 +1,198 @@
+"""Between sampling and training: every accepted trajectory is on the disk, and is given to one optimiser step.
+
+Sampling puts, training leases a batch for a step and acknowledges it when the step is done. What a step of weights that
+were lost in a crash had got waits again, before what came later.
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shiqrun.rollout.store.leases import Ledger, audit
+from shiqrun.rollout.store.shards import Shards
+from shiqrun.rollout.trajectory import Trajectory
+
+log = logging.getLogger("shiqrun")
+LEASES = "LEASES"
+
+
+class Buffer:
+    """A queue of groups of trajectories, first in, first out, over `Shards` and a `Ledger`; threads may share it.
+
+    In memory are the trajectories that wait or are leased, and the uids of all.
+
+    Args:
+        directory: `RUN/experience`; it need not be there.
+        after: the step of the checkpoint that training goes on from, 0 for the reference's weights: leases of later
+            steps are undone, and their trajectories wait again where they were; those of earlier steps were trained.
+            None where only this process has died and the trainer lives: everything stays as it was.
+
+    Raises:
+        InputError: another process has it open, or its files are damaged; the message names file and line.
+    """
+
+    def __init__(self, directory: Path, *, after: int | None = 0) -> None:
+        self._mutex = threading.RLock()
+        self._shards = Shards(directory)
+        try:
+            self._ledger = Ledger(directory / LEASES, after)
+            self._after = after or 0
+            self._load()
+        except BaseException:
+            self._shards.close()
+            raise
+
+    def close(self) -> None:
+        """Another process may open it."""
+        self._shards.close()
+
+    def _load(self) -> None:
+        self._known = {uid for uids in self._shards.uids() for uid in uids}
+        self._on_disk: Counter[str] = Counter()
+        self._counted = 0
+        self._queue: list[list[Trajectory]] = []
+        self._waiting = 0
+        pending = self._ledger.pending()
+        gone = self._ledger.trained().keys() | {uid for uids in self._ledger.stale.values() for uid in uids}
+        self._leased: dict[int, list[Trajectory]] = {s: [] for s in self._ledger.leases if s not in self._ledger.done}
+        seen = set()
+        for trajectory in self._shards.read(lambda uid: uid not in gone):
+            if trajectory.uid in seen:
+                continue
+            seen.add(trajectory.uid)
+            if trajectory.uid in pending:
+                self._leased[pending[trajectory.uid]].append(trajectory)
+            else:
+                self._wait(trajectory)
+        if self._known:
+            log.info("%s: %d trajectories, %d of them wait", self._shards.directory, len(self._known), self._waiting)
+
+    def _wait(self, trajectory: Trajectory) -> None:
+        """To the end of the queue, with its group."""
+        if self._queue and self._queue[-1][0].group == trajectory.group:
+            self._queue[-1].append(trajectory)
+        else:
+            self._queue.append([trajectory])
+        self._waiting += 1
+
+    @property
+    def waiting(self) -> int:
+        """Trajectories that no step has got and that are not too old."""
+        return self._waiting
+
+    def workers(self) -> set[str]:
+        """Names of all that have sampled: uids without the number."""
+        return {uid.rpartition("-")[0] for uid in self._known}
+
+    def put(self, trajectories: Sequence[Trajectory]) -> int:
+        """How many had a uid that was never seen; these are on the disk when this returns, the others are ignored.
+
+        Raises:
+            OSError: they cannot be written; none is accepted.
+        """
+        with self._mutex:
+            new: dict[str, Trajectory] = {}
+            for trajectory in trajectories:
+                if trajectory.uid not in self._known:
+                    new.setdefault(trajectory.uid, trajectory)
+            self._shards.append([*new.values()])
+            self._known.update(new)
+            for trajectory in new.values():
+                self._wait(trajectory)
+            return len(new)
+
+    def lease(self, step: int, n: int, *, oldest: int | None = None) -> list[Trajectory] | None:
+        """The n trajectories of an optimiser step, first those that came first; None if fewer wait.
+
+        A step that has got some gets the same again. Groups stay whole.
+
+        Args:
+            step: number of the optimiser step, from 1.
+            n: how many; a multiple of the completions of a prompt.
+            oldest: smallest policy version; groups with an older one are dropped for good (they stay on the disk).
+
+        Raises:
+            ValueError: the step is done, or a group would have to be divided.
+        """
+        with self._mutex:
+            if step in self._leased:
+                return [*self._leased[step]]
+            if step in self._ledger.done or step <= self._after:
+                raise ValueError(f"step {step} is done; lease for later ones")
+            stale = self._older_than(oldest)
+            chosen = self._first(n, stale)
+            if chosen is None:
+                if stale:
+                    self._ledger.drop(step, _uids(stale))
+                    self._leave(stale)
+                return None
+            self._ledger.lease(step, _uids(chosen), _uids(stale))
+            self._leave(stale + chosen)
+            self._leased[step] = [t for group in chosen for t in group]
+            return [*self._leased[step]]
+
+    def _older_than(self, oldest: int | None) -> list[list[Trajectory]]:
+        return [] if oldest is None else [g for g in self._queue if min(t.version for t in g) < oldest]
+
+    def _first(self, n: int, without: list[list[Trajectory]]) -> list[list[Trajectory]] | None:
+        """The first groups that hold n trajectories, or None if fewer wait."""
+        if self._waiting - sum(map(len, without)) < n:
+            return None
+        skipped, chosen, left = set(map(id, without)), list[list[Trajectory]](), n
+        for group in self._queue:
+            if left == 0:
+                break
+            if id(group) in skipped:
+                continue
+            if len(group) > left:
+                raise ValueError(
+                    f"group {group[0].group} has {len(group)} trajectories, and {left} of {n} are left in the lease; "
+                    "lease a multiple of the completions of a prompt"
+                )
+            chosen.append(group)
+            left -= len(group)
+        return chosen
+
+    def _leave(self, groups: list[list[Trajectory]]) -> None:
+        """Out of the queue."""
+        gone = set(map(id, groups))
+        self._queue = [group for group in self._queue if id(group) not in gone]
+        self._waiting -= sum(map(len, groups))
+
+    def acknowledge(self, step: int) -> None:
+        """The optimiser step is done: what it got was trained on; once or more often.
+
+        Raises:
+            ValueError: the step has got nothing.
+        """
+        with self._mutex:
+            if step <= self._after or step in self._ledger.done:
+                return
+            if step not in self._leased:
+                raise ValueError(f"step {step} has no lease; lease first")
+            self._ledger.finish(step)
+            del self._leased[step]
+
+    def trained(self, since_step: int = 0) -> Iterator[tuple[int, Trajectory]]:
+        """(step, trajectory) of what steps from `since_step` on were trained on, from the disk, as sampled."""
+        with self._mutex:
+            steps = {uid: step for uid, step in self._ledger.trained().items() if step >= since_step}
+        for trajectory in self._shards.read(lambda uid: uid in steps):
+            yield steps[trajectory.uid], trajectory
+
+    def counts(self) -> dict[str, int]:
+        """What became of every trajectory, counted from the uids on the disk and the leases: see `audit`.
+
+        Takes time with the number of all trajectories; `waiting` does not.
+        """
+        with self._mutex:
+            for uids in self._shards.uids(self._counted):
+                self._on_disk.update(uids)
+                self._counted += 1
+            return audit(self._on_disk, self._ledger, _uids(self._queue))
+
+
+def _uids(groups: list[list[Trajectory]]) -> list[str]:
+    return [t.uid for group in groups for t in group]

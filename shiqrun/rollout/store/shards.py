@@ -1,0 +1,175 @@
+"""Trajectories in a directory of Parquet files, append-only: `experience-000017.parquet`, named one by one in INDEX.
+
+A shard is written under a hidden name, synced, renamed, and then named in INDEX; only with that line has it happened.
+So whatever a kill leaves can be told from what was accepted. The directory is itself a data set of `data=jsonl`.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from shiqrun.errors import InputError
+from shiqrun.rollout.store.journal import Journal, sync_directory, write_whole
+from shiqrun.rollout.store.parquet import trajectories_in, written
+from shiqrun.rollout.trajectory import Trajectory
+
+log = logging.getLogger("shiqrun")
+INDEX, PREFIX, SUFFIX = "INDEX", "experience-", ".parquet"
+PATIENCE_SECONDS = 2
+"""For the lock: a process that was just killed may take a moment to end."""
+
+
+class Shard(NamedTuple):
+    """A line of INDEX: name, rows and bytes of a file, a hash of its bytes, and the uids of its first and last row."""
+
+    name: str
+    rows: int
+    bytes: int
+    digest: str
+    first: str
+    last: str
+
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with the file, or None; reads all of it."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            return error.strerror or str(error)
+        if len(content) != self.bytes:
+            return f"{len(content)} bytes instead of {self.bytes}"
+        return None if digest_of(content) == self.digest else "its bytes are not those that were written"
+
+
+def digest_of(content: bytes) -> str:
+    """A hash, 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+class Shards:
+    """The shards of a directory, for one process at a time.
+
+    Args:
+        directory: where they are; it need not be there.
+
+    Raises:
+        InputError: another process writes there, or a shard before the last or INDEX is damaged; the message names it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(directory / ".lock", timeout=PATIENCE_SECONDS, thread_local=False)
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(f"{directory}: another process writes here; end it, or name another directory") from None
+        except OSError as error:
+            raise InputError(f"{directory}: cannot be written ({error.strerror}); name another directory") from error
+        try:
+            advice = "restore it from a copy; the shards are a data set without it, data=jsonl data.path=<directory>"
+            self._index = Journal(directory / INDEX, [frozenset(Shard._fields)], advice)
+            self.shards = [Shard(**{name: row[name] for name in Shard._fields}) for row in self._index.rows]
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Another process may write from now on."""
+        self._lock.release()
+
+    def __len__(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    def _check(self) -> None:
+        """Sets aside what a kill has left, and reads every other shard once."""
+        for partial in self.directory.glob(f".{PREFIX}*.partial"):
+            partial.unlink()
+        for number, shard in enumerate(self.shards, 1):
+            path = self.directory / shard.name
+            fault = shard.fault(path)
+            if fault is not None and number < len(self.shards):
+                raise InputError(
+                    f"{path}: damaged ({fault}); restore it from a copy, or take the file away and its line out of "
+                    f"{INDEX}: its {shard.rows} trajectories are then lost"
+                )
+            if fault is not None:
+                log.warning("%s: damaged (%s), %d rows dropped; kept as .damaged", path, fault, shard.rows)
+                self._index.drop_last()
+                self.shards.pop()
+                if path.exists():
+                    self._set_aside(path, ".damaged")
+        self._drop_unnamed()
+
+    def _drop_unnamed(self) -> None:
+        """Of a write that died before its line in INDEX there is at most one."""
+        named = {shard.name for shard in self.shards}
+        unnamed = [p for p in sorted(self.directory.glob(f"{PREFIX}*{SUFFIX}")) if p.name not in named]
+        if len(unnamed) > 1:
+            raise InputError(
+                f"{self.directory}: {INDEX} does not name {len(unnamed)} shards, first {unnamed[0].name}; restore "
+                f"{INDEX} from a copy, or move these shards to a directory of their own: data=jsonl reads them there"
+            )
+        for path in unnamed:
+            log.warning("%s: its writing was not finished, %s rows dropped; kept as .unfinished", path, _rows_in(path))
+            self._set_aside(path, ".unfinished")
+
+    def _set_aside(self, path: Path, suffix: str) -> None:
+        path.replace(path.with_name(path.name + suffix))
+        sync_directory(self.directory)
+
+    def append(self, trajectories: Sequence[Trajectory]) -> None:
+        """Writes one shard, on the disk when this returns; nothing for no trajectories.
+
+        Raises:
+            InputError: a prompt that Parquet cannot hold.
+            OSError: it cannot be written (a full disk); the directory is as it was.
+        """
+        if not trajectories:
+            return
+        content = written(trajectories)
+        number = int(self.shards[-1].name[len(PREFIX) : -len(SUFFIX)]) + 1 if self.shards else 0
+        name = f"{PREFIX}{number:06}{SUFFIX}"
+        uids = trajectories[0].uid, trajectories[-1].uid
+        shard = Shard(name, len(trajectories), len(content), digest_of(content), *uids)
+        try:
+            write_whole(self.directory / name, content)
+            self._index.append(shard._asdict())
+        except OSError:
+            (self.directory / name).unlink(missing_ok=True)
+            raise
+        self.shards.append(shard)
+
+    def read(self, pick: Callable[[str], bool] = lambda uid: True) -> Iterator[Trajectory]:
+        """The trajectories whose uids are picked, in the order in which they were appended; one shard in memory."""
+        for number, uids in enumerate(self.uids()):
+            if any(map(pick, uids)):
+                table = self._table(number)
+                yield from (t for t in trajectories_in(table) if pick(t.uid))
+
+    def uids(self, start: int = 0) -> Iterator[list[str]]:
+        """The uids of each shard from the shard `start` on; reads no other column."""
+        for number in range(start, len(self.shards)):
+            yield self._table(number, ["uid"])["uid"].to_pylist()
+
+    def _table(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        path = self.directory / self.shards[number].name
+        try:
+            with pq.ParquetFile(path) as file:
+                return file.read(columns)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: cannot be read ({error}); restore it from a copy") from error
+
+
+def _rows_in(path: Path) -> Any:
+    """How many rows a file of unknown state has, for messages."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException):
+        return "unreadable"

@@ -1,0 +1,1 @@
+"""Sampling draws completions and episodes from a policy: prompts, decoder, key-value cache."""

@@ -1,0 +1,163 @@
+"""Answers to prompts, with the log-ratio to the reference and the entropy on their tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.batching.rows import Batches, Rows
+from shiqrun.models.attention import packs
+from shiqrun.models.policy import Policy
+from shiqrun.models.reference import Reference
+from shiqrun.rewards.reward import Answered, Bounded, Reward
+from shiqrun.sampling.generate import Completion, sample_completions
+from shiqrun.sampling.prompts import Prompt, padding, stop_tokens
+from shiqrun.settings import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer.
+
+    Attributes:
+        prompt: what it answers.
+        index: number of the completion among those of its prompt.
+        text: without stop token and special tokens, white space at both ends cut.
+        tokens: `[A]` int64.
+        ended: with a stop token; else it was cut off.
+        reward: reward units, None without a reward.
+        log_ratio: sum_t log pi / pi_ref over its tokens, nats, None without a reference.
+        entropy: mean over its tokens, nats, None where it was not measured.
+        cut: the end of its text was left out for a reward model that reads no more.
+    """
+
+    prompt: Prompt
+    index: int
+    text: str
+    tokens: np.ndarray
+    ended: bool
+    reward: float | None = None
+    log_ratio: float | None = None
+    entropy: float | None = None
+    cut: bool = False
+
+    def answered(self, characters: int | None = None) -> Answered:
+        """For a reward; with `characters`, so many of the text at most."""
+        said = [{"role": "assistant", "content": self.text[:characters]}]
+        return Answered(self.prompt.messages, said, self.prompt.answer, self.prompt.source)
+
+
+class Sampler:
+    """Answers prompts by a policy.
+
+    Args:
+        prompts: to answer.
+        tokenizer: of the policy.
+        settings: see `SamplingSettings`.
+        tokens: tokens of one forward pass when answers are scored.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, settings: SamplingSettings, tokens: int
+    ) -> None:
+        self.prompts, self.tokenizer, self.settings, self.tokens = prompts, tokenizer, settings, tokens
+
+    def answers(self, policy: Policy, *, stream: int = 0, description: str = "sampling") -> list[Sample]:
+        """`samples_per_prompt` answers of each prompt, by prompt; `stream` tells independent draws apart."""
+        s = self.settings
+        asked = [(prompt, k) for prompt in self.prompts for k in range(s.samples_per_prompt)]
+        completions = sample_completions(
+            policy,
+            [prompt.tokens for prompt, _ in asked],
+            [[s.seed, stream, prompt.key, k] for prompt, k in asked],
+            stop=stop_tokens(self.tokenizer, policy.causal_lm),
+            pad=padding(self.tokenizer),
+            max_new_tokens=s.max_new_tokens,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            batch_size=s.batch_size,
+            description=description,
+        )
+        return [
+            Sample(prompt, k, text_of(c, self.tokenizer), c.tokens, c.ended)
+            for (prompt, k), c in zip(asked, completions, strict=True)
+        ]
+
+    @torch.no_grad()
+    def measured(self, samples: Sequence[Sample], policy: Policy, reference: Reference | None) -> list[Sample]:
+        """The samples with the log-ratio of their tokens and the policy's entropy on them."""
+        if not samples:
+            return []
+        rows, mode = self.rows(samples), policy.training
+        device = next(policy.parameters()).device
+        rows.packed, rows.device = packs(policy.causal_lm), device.type
+        policy.eval()
+        found: list[dict[str, Any]] = [{} for _ in samples]
+        for numbers, batch in Batches(rows, tokens=self.tokens):
+            batch = batch.to(device)
+            scores = policy(batch, describe=True)
+            assert scores.entropy is not None
+            actions = batch.action_mask.sum(-1)
+            entropy = (scores.entropy.sum(-1) / actions).tolist()
+            ratio = None
+            if reference is not None:
+                gap = (scores.logp - reference(batch).logp).masked_fill(~batch.action_mask, 0)
+                ratio = gap.double().sum(-1).tolist()
+            for i, row in enumerate(numbers):
+                found[row] = {"entropy": entropy[i], "log_ratio": None if ratio is None else ratio[i]}
+        policy.train(mode)
+        return [_with(s, **values) for s, values in zip(samples, found, strict=True)]
+
+    def rows(self, samples: Sequence[Sample]) -> Rows:
+        """The samples as trajectories whose actions are the sampled tokens; the reward falls on the last."""
+        made = []
+        for n, s in enumerate(samples):
+            ids = np.concatenate([s.prompt.tokens, s.tokens]).astype(np.int32)
+            index = np.arange(len(s.prompt.tokens), len(ids), dtype=np.int32)
+            rewards = None
+            if s.reward is not None:
+                rewards = np.zeros(len(index), np.float32)
+                rewards[-1] = s.reward
+            name = s.prompt.prompt_id
+            made.append(EncodedTrajectory(ids, index, rewards, name, n, s.index, s.prompt.source, name))
+        return Rows(made, padding(self.tokenizer))
+
+
+def text_of(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Without stop token and special tokens, white space at both ends cut."""
+    tokens = completion.tokens[:-1] if completion.ended else completion.tokens
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def rewarded(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
+    """The samples with their rewards.
+
+    A text of which a reward model would read more tokens than it can (odd characters may become many) loses its end.
+    """
+    context = reward.context() if isinstance(reward, Bounded) else None
+    items = [s.answered() for s in samples]
+    long: set[int] = set()
+    if isinstance(reward, Bounded) and context is not None:
+        long = {i for i, length in enumerate(reward.lengths(items)) if length > context}
+        for i in long:
+            items[i] = _shortened(samples[i], reward, context)
+    values = reward.score(items)
+    return [_with(s, reward=v, cut=i in long) for i, (s, v) in enumerate(zip(samples, values, strict=True))]
+
+
+def _shortened(sample: Sample, reward: Bounded, context: int) -> Answered:
+    """The answer with as many characters as a reward model can read, found by bisection."""
+    fits, more = 0, len(sample.text)
+    while more - fits > 1:
+        middle = (fits + more) // 2
+        (length,) = reward.lengths([sample.answered(middle)])
+        fits, more = (middle, more) if length <= context else (fits, middle)
+    return sample.answered(fits)
+
+
+def _with(sample: Sample, **values: Any) -> Sample:
+    return Sample(**{**sample.__dict__, **values})

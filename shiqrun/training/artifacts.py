@@ -1,0 +1,181 @@
+"""What a finished run leaves: `policy/` and `adapter/` with their model cards, `samples.jsonl`, `summary.json`."""
+
+import copy
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+import shiqrun
+from shiqrun.models.adapter import has_adapter, is_quantized, merged, save_adapter
+from shiqrun.models.policy import Policy
+from shiqrun.models.reference import weights_fingerprint
+from shiqrun.rewards import provenance as trained_on
+from shiqrun.util.atomic import replace
+
+LIBRARIES = ("torch", "transformers", "lightning", "hydra-core", "peft", "bitsandbytes")
+
+CARD = """\
+---
+library_name: {library}
+tags: [shiqrun, {algo}]
+---
+# A model trained by shiqrun
+
+`{algo}` on `{data}`, {steps} optimiser steps, starting from `{base}`, which is also its reference.
+
+| setting | value |
+|---|---|
+{settings}
+
+| metric, at the end | value |
+|---|---|
+{metrics}
+{about}
+Made by shiqrun {version}. The chat template in the tokenizer is the one that the policy was trained with.
+
+{load}"""
+
+LOAD = """\
+    from transformers import {auto}, AutoTokenizer
+    model = {auto}.from_pretrained("{path}")
+    tokenizer = AutoTokenizer.from_pretrained("{path}")
+"""
+
+LOAD_ADAPTER = """\
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    base = AutoModelForCausalLM.from_pretrained("{base}")
+    model = PeftModel.from_pretrained(base, "{path}")
+    tokenizer = AutoTokenizer.from_pretrained("{path}")
+"""
+
+ADAPTER = """
+This is the LoRA adapter alone, for `peft`; `../policy` has it merged. It goes on the model at `{base}`.
+"""
+
+QUANTIZED = """
+The adapter was trained on 4-bit weights (nf4). `policy` has it added to the base's own weights, in float32, so its
+logits differ from those of training by what the 4 bits took.
+"""
+
+SCORES = """
+The score of a conversation is read at the last token of the assistant's last turn: give the model the tokens up to and
+with that. It was trained on the pairs of {count} prompts; `{file}` holds their names, of which the fingerprint is
+`{fingerprint}`, so that `shiqrun` refuses to evaluate with it on any of them. `val/accuracy` above, where there is one,
+is the share of held-out pairs, of other prompts, that it orders right.
+"""
+
+
+def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any]) -> str:
+    """Writes a directory that `AutoModelForCausalLM` loads with the same logits; returns its weights' fingerprint.
+
+    A LoRA adapter is merged in, and goes to `adapter/` beside it as it is, too.
+    """
+    about = QUANTIZED if is_quantized(policy.model) else ""
+    if has_adapter(policy.model):
+        apart = directory.parent / "adapter"
+        base = save_adapter(policy.model, apart)
+        tokenizer.save_pretrained(apart)
+        load = LOAD_ADAPTER.format(base=base, path=apart)
+        _write_card(apart, card, load, library="peft", about=ADAPTER.format(base=base) + about)
+    model = merged(policy.model)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    _write_card(directory, card, LOAD.format(auto="AutoModelForCausalLM", path=directory), about=about)
+    return weights_fingerprint(model)
+
+
+def save_reward_model(
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any], *, prompts: Iterable[str]
+) -> None:
+    """Writes a directory that `AutoModelForSequenceClassification` loads: one label, the score of a whole text.
+
+    `shiqrun.json` in it names the prompts that it was trained on (`Encoded.prompts`).
+
+    The classifier reads the last token that is not padding, training the last action: give it the tokens up to and
+    with the end of the assistant's turn. So that an EOS there is not taken for padding, the padding saved in its config
+    is never EOS, even where the tokenizer's is.
+
+    Raises:
+        ValueError: the policy has no score head, or `transformers` has no such model on this body.
+    """
+    model = merged(policy.model)
+    config = copy.deepcopy(model.config)
+    config.num_labels, config.pad_token_id = 1, _pad_that_ends_no_text(tokenizer)
+    scorer = AutoModelForSequenceClassification.from_config(config)
+    if policy.value is None or not hasattr(scorer, "score"):
+        raise ValueError(f"{type(scorer).__name__}: no score head to save")
+    scorer.base_model.load_state_dict(model.base_model.state_dict())
+    scorer.score.load_state_dict(policy.value.linear.state_dict())
+    scorer.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    seen = trained_on.provenance_of(prompts)
+    write_json(directory / trained_on.FILE, seen.written())
+    about = SCORES.format(count=f"{len(seen.names):,}", fingerprint=seen.fingerprint, file=trained_on.FILE)
+    _write_card(directory, card, LOAD.format(auto="AutoModelForSequenceClassification", path=directory), about=about)
+
+
+def _pad_that_ends_no_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    ids = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    return next((i for i in ids if i is not None and i != tokenizer.eos_token_id), None)
+
+
+def _write_card(
+    directory: Path, card: dict[str, Any], load: str, *, library: str = "transformers", about: str = ""
+) -> None:
+    rows = {name: "\n".join(f"| {k} | {v} |" for k, v in card[name].items()) for name in ("settings", "metrics")}
+    text = CARD.format(**{**card, **rows}, about=about, version=shiqrun.__version__, library=library, load=load)
+    (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git commit of the working directory, machine: what is needed to make a number again."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[f"version/{name}"] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "version/shiqrun": shiqrun.__version__,
+        "version/python": platform.python_version(),
+        **versions,
+        "git_commit": git_commit(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, with `+` if it has changes; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if dirty.strip() else "")
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes JSON, all or nothing."""
+    replace(path, json.dumps(values, indent=2, default=str) + "\n")
+
+
+def append_samples(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Adds rows to `samples.jsonl`: step, prompt, completion, reward, kl and more."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def keep_samples(path: Path, step: int) -> None:
+    """Drops rows of later steps than this, and one that a kill cut short: a resumed run writes them again."""
+    if path.is_file():
+        # split at line feeds alone: a completion may hold other characters that `splitlines` breaks at
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        replace(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))

@@ -1,0 +1,146 @@
+"""The tables a person sees before and after a run."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.columns import Columns
+from rich.panel import Panel
+from rich.table import Table
+
+from shiqrun.console import console, number
+from shiqrun.data.treasure_maps import draw
+from shiqrun.evaluation.completion_files import spread
+from shiqrun.evaluation.exact_treasure import ExactTreasure
+from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
+from shiqrun.training.artifacts import append_samples
+from shiqrun.util.intervals import is_bound
+
+if TYPE_CHECKING:
+    from shiqrun.training.plan import Run
+
+EPISODES = 6
+FIRST = [f"val/{name}" for name in ("regularised_return", "regret", "reward", "kl", "illegal", "loss")]
+
+
+def plan_table(run: "Run") -> None:
+    """Rows, actions, steps, parameters, estimated memory, and what was dropped."""
+    train, val = run.encoded.train, run.encoded.val
+    table = Table(
+        title=f"{run.plan.names['algo']} on {run.plan.names['data']}", show_header=False, title_justify="left"
+    )
+    table.add_column(style="dim")
+    table.add_column()
+    counts = "{:,} trajectories, {:,} prompts, {:,} tokens, {:,} actions"
+    for name, rows in (("train", train), ("val", val)):
+        table.add_row(name, counts.format(len(rows), rows.prompts, rows.lengths.sum(), rows.actions.sum()))
+    for why, n in run.encoded.dropped.most_common():
+        table.add_row("dropped", f"{n:,} {why}")
+    if run.plan.algo.reward_offset != "none":
+        table.add_row("reward offset", f"{run.plan.algo.reward_offset}: {run.offset:.4g} on average")
+    size, rollout = run.plan.trainer.batch_size, run.plan.rollout
+    logged = size if rollout is None else rollout.shares(size).get("logged", 0)
+    epochs = run.max_steps / train.steps_per_epoch(logged) if logged else 0.0
+    table.add_row("steps", f"{run.max_steps:,} of {size} trajectories, {epochs:.3g} epochs of the logged ones")
+    for name, text in _rollouts(run):
+        table.add_row(name, text)
+    read = sum(train.tokens_read(unit) for unit in train.units)
+    table.add_row("reads", f"{read:,} tokens an epoch" + (", packed" if train.packed else " and padding between them"))
+    trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
+    table.add_row("parameters", f"{sum(p.numel() for p in run.policy.parameters()):,}, {trained:,} trained")
+    table.add_row("memory", f"about {estimated_bytes(run) / 2**30:.2g} GiB for weights, optimiser and one micro-batch")
+    console.print(table)
+
+
+def _rollouts(run: "Run") -> list[tuple[str, str]]:
+    """What is sampled while the run learns."""
+    s = run.plan.rollout
+    if s is None:
+        return []
+    of_batch = ", ".join(f"{n:,} {source}" for source, n in s.shares(run.plan.trainer.batch_size).items())
+    low, high = s.temperature
+    how = f"temperature {low:g} to {high:g}, top-p {s.top_p:g}, at most {s.max_new_tokens:,} tokens"
+    asked = f"{run.encoded.train.prompts:,} prompts, {s.samples_per_prompt} of each at a time"
+    return [
+        ("batches", f"{of_batch} trajectories"),
+        ("rollouts", f"{s.engine}: {asked}, {how}; new weights every {s.model_update_interval} steps"),
+    ]
+
+
+def estimated_bytes(run: "Run") -> float:
+    """Weights, gradients and Adam's two moments in float32, a frozen copy if asked, one micro-batch's activations.
+
+    Activations of a layer are counted as 16 numbers of the hidden size a token (4 under checkpointing), which is
+    about what a Llama block keeps; a figure to plan with, not a measurement.
+    """
+    everything = sum(p.nbytes for p in run.policy.parameters())
+    trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
+    config: Any = run.policy.causal_lm.config.get_text_config()
+    train, device = run.encoded.train, run.plan.hardware.device().type
+    tokens = min(run.plan.trainer.micro_batch_tokens, int(train.lengths.max()) * run.plan.trainer.batch_size)
+    tokens = max(tokens, max(train.tokens_read(unit) for unit in train.units) if train.compared else 0)
+    kept = 4 if run.plan.model.gradient_checkpointing else 16
+    activations = tokens * config.hidden_size * config.num_hidden_layers * kept * 4
+    answers = run.evaluator is not None and not run.plan.model.lora_r  # held against a copy of the starting model
+    copies = 2 if run.plan.algo.reference == "frozen" or answers else 1
+    scoring = min(4 * tokens * config.vocab_size, KEPT_BYTES.get(device, KEPT_BYTES["cuda"]))
+    copies += getattr(run.plan.rollout, "engine", None) == "local"  # the copy that samples
+    return copies * everything + 12 * trained + activations + scoring + TILE_BYTES.get(device, TILE_BYTES["cuda"])
+
+
+def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
+    """The table before/after, with 95 % intervals where they are known, and where everything is."""
+    names = [name for name in after if name.startswith("val/")] or [n for n in after if n.startswith("train/")]
+    table = Table(title=f"after {seconds:.0f} s", title_justify="left")
+    optimum = after.get("val/optimum")
+    columns = ["metric", "reference", "trained", *(["optimum"] if optimum is not None else [])]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    best = {"val/regularised_return": optimum, "val/regret": 0.0}
+    shown = {name for name in names if not is_bound(name)} - {"val/optimum", "val/reference_illegal"}
+    for name in sorted(shown, key=_rank):
+        row = [
+            name,
+            number(before[name]) if name in before else "",
+            f"{number(after[name])} {spread(after, name)}".strip(),
+        ]
+        if optimum is not None:
+            row.append(number(best[name]) if name in best else "")
+        table.add_row(*row)
+    console.print(table)
+    if before.get("val/regret"):
+        fall = 1 - after["val/regret"] / before["val/regret"]
+        console.print(f"regret on held-out problems {'fell' if fall >= 0 else 'rose'} by [bold]{abs(fall):.1%}[/]")
+    for where in ("policy", "reward_model", "metrics.csv", "summary.json"):
+        if (run_dir / where).exists():
+            console.print(run_dir / where, highlight=False)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """What a reader looks for first comes first; the rest by name."""
+    padded = re.sub(r"\d+", lambda digits: digits[0].zfill(4), name)  # pass@2 before pass@10
+    return FIRST.index(name) if name in FIRST else len(FIRST), padded
+
+
+def episodes(run: "Run", exact: ExactTreasure) -> None:
+    """Draws a few sampled episodes on held-out maps and keeps them in `samples.jsonl`."""
+    policy = run.policy.eval()
+    played = exact.sample_episodes(policy.model, EPISODES, run.plan.seed)
+    policy.train()
+    panels = []
+    for episode in played:
+        drawing = draw(exact.maps, episode)
+        panels.append(Panel(drawing, title=f"reward {sum(episode.rewards):.2g}", expand=False))
+    console.print("Episodes of the trained policy on held-out maps:")
+    console.print(Columns(panels))
+    rows = [
+        {
+            "step": run.max_steps,
+            "prompt": exact.maps.prompt(e.map_index),
+            "completion": " ".join(e.words),
+            "reward": sum(e.rewards),
+            "kl": None,
+        }
+        for e in played
+    ]
+    append_samples(run.plan.run_dir / "samples.jsonl", rows)

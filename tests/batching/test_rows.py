@@ -1,0 +1,208 @@
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from shiqrun.batching.rows import Batches, Rows, Steps, micro_batches, step_units
+from tests.helpers import rows, trajectory
+
+
+def two_rows():
+    made = [
+        trajectory(0, tokens=[5, 6, 7, 8, 9], action_index=[2, 3], rewards=[0.5, 1.0], prompt_id="a"),
+        trajectory(1, tokens=[5, 0, 7], action_index=[1], rewards=[2.0], prompt_id="b"),
+        trajectory(2, tokens=[5, 6], action_index=[1], prompt_id="a"),
+    ]
+    return Rows(made, pad=0)
+
+
+def steps(made, *, batch_size=5, tokens=30, seed=0, start=0, rank=0, world=1):
+    return Steps(made, batch_size=batch_size, micro_batch_tokens=tokens, seed=seed, start=start, rank=rank, world=world)
+
+
+@pytest.mark.parametrize(("count", "size"), [(12, 4), (13, 4), (3, 8), (1, 1)])
+def test_every_row_is_visited_once_an_epoch(count, size):
+    per_epoch = -(-count // size)
+    for epoch in range(3):
+        seen = np.concatenate([step_units(count, size, 7, epoch * per_epoch + k) for k in range(per_epoch)])
+        assert sorted(seen) == list(range(count))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [
+        tuple(np.concatenate([step_units(40, 10, seed, 4 * e + k) for k in range(4)])) for seed, e in np.ndindex(2, 2)
+    ]
+    assert len(set(orders)) == 4
+
+
+def test_rows_of_a_step_depend_on_seed_and_step_alone():
+    first = [step_units(13, 4, 3, step).tolist() for step in range(9)]
+    np.random.default_rng(0).random(5)
+    np.random.seed(1)
+    assert [step_units(13, 4, 3, step).tolist() for step in reversed(range(9))] == first[::-1]
+
+
+def test_a_loader_that_starts_later_hands_out_the_same_steps():
+    made = rows(13)
+    whole = list(islice(steps(made), 9))
+    resumed = list(islice(steps(made, start=5), 4))
+    for a, b in zip(whole[5:], resumed, strict=True):
+        assert [x.input_ids.tolist() for x in a] == [x.input_ids.tolist() for x in b]
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 25, 10**6])
+def test_micro_batches_keep_the_token_budget_and_lose_no_row(tokens):
+    made = rows(40)
+    picked = list(range(3, 37))
+    cut = micro_batches(made.lengths, [[i] for i in picked], tokens)
+    assert sorted(i for batch in cut for i in batch) == picked
+    for batch in cut:
+        padded = made.collate(batch).input_ids.numel()
+        assert padded <= tokens or len(batch) == 1
+
+
+def test_a_large_budget_makes_one_micro_batch():
+    assert len(micro_batches(rows(40).lengths, [[i] for i in range(40)], 10**6)) == 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_ranks_partition_the_rows_of_every_step(world):
+    made = rows(13)
+    for step in range(6):
+        ranks = [steps(made, rank=r, world=world).rows_of(step) for r in range(world)]
+        together = [i for cut in ranks for batch in cut for i in batch]
+        assert sorted(together) == sorted(step_units(13, 5, 0, step).tolist())
+
+
+def test_ranks_have_about_equal_work():
+    made = rows(64)
+    mine = [made.share(made.units, r, 4) for r in range(4)]
+    work = [sum(int(made.lengths[unit].sum()) for unit in units) for units in mine]
+    assert max(work) - min(work) <= made.lengths.max()
+
+
+def test_a_rank_without_rows_gets_one_batch_without_actions():
+    made = rows(13)
+    made.reference = [(np.ones(n, np.float32), np.ones(n, np.float32)) for n in made.actions]
+    idle = steps(made, batch_size=2, rank=3, world=4)
+    assert idle.rows_of(0) == []
+    (batch,) = next(iter(idle))
+    assert not batch.action_mask.any()
+    assert batch.rewards.sum() == 0
+    assert batch.attention_mask.any()
+
+
+def test_a_split_is_read_once_by_all_ranks_together():
+    made = rows(13)
+    for world in (1, 2, 5):
+        seen = [row for r in range(world) for cut, _ in Batches(made, tokens=20, rank=r, world=world) for row in cut]
+        assert sorted(seen) == list(range(13))
+
+
+def test_a_rank_without_rows_of_a_split_gets_one_batch_without_actions():
+    ((cut, batch),) = Batches(rows(2), tokens=20, rank=2, world=3)
+    assert cut == []
+    assert not batch.action_mask.any()
+
+
+def test_an_empty_split_has_no_batch():
+    empty = Rows([], pad=0)
+    assert list(Batches(empty, tokens=20)) == []
+    assert len(empty) == len(empty.returns) == 0
+
+
+def test_collated_rows_are_padded_on_the_right_with_masks_that_say_where():
+    batch = two_rows().collate([0, 1])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [5, 0, 7, 0, 0]]
+    assert batch.attention_mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]  # a 0 in the text is a token
+    assert batch.action_index[0].tolist() == [2, 3]
+    assert batch.action_index[1, 0] == 1
+    assert batch.action_index.min() >= 1
+    assert batch.action_mask.tolist() == [[True, True], [True, False]]
+    assert batch.rewards.tolist() == [[0.5, 1], [2, 0]]
+    assert batch.input_ids.dtype == batch.action_index.dtype == batch.group.dtype == torch.int64
+
+
+def test_rows_of_one_prompt_share_a_group():
+    made = two_rows()
+    group = made.collate([0, 1, 2]).group
+    assert group[0] == group[2] != group[1]
+    assert made.prompts == 2
+
+
+def test_the_offset_is_taken_from_the_last_actions_reward():
+    made = two_rows()
+    made.offset = np.array([0.25, 4, 1], np.float32)
+    assert made.collate([0, 1]).rewards.tolist() == [[0.5, 0.75], [-2, 0]]
+    assert made.returns.tolist()[:2] == [1.5, 2]
+
+
+def test_rows_without_rewards_have_nan_on_their_actions_only():
+    batch = two_rows().collate([0, 2])
+    assert batch.rewards[1].isnan().tolist() == [True, False]
+    assert batch.rewards[0].tolist() == [0.5, 1]
+
+
+def test_cached_reference_scores_follow_their_rows():
+    made = rows(13)
+    made.reference = [(np.full(n, i, np.float32), np.full(n, -i, np.float32)) for i, n in enumerate(made.actions)]
+    batch = made.collate([4, 9, 2])
+    for line, row in enumerate([4, 9, 2]):
+        assert (batch.reference.logit[line][batch.action_mask[line]] == row).all()
+        assert (batch.reference.log_partition[line][batch.action_mask[line]] == -row).all()
+    assert batch.reference.logit.shape == batch.action_index.shape
+
+
+# ------------------------------------------------------------------ completions that are compared stay together
+def grouped(count=24, sizes=(2, 3, 4), seed=0):
+    """Rows of prompts with two to four completions, in shuffled order."""
+    made, rng = rows(count, seed=seed).trajectories, np.random.default_rng(seed)
+    names = [f"p{g}" for g in range(count) for _ in range(sizes[g % len(sizes)])][:count]
+    shuffled = [
+        replace(t, prompt_id=names[k], group=names[k]) for t, k in zip(made, rng.permutation(count), strict=True)
+    ]
+    return Rows(shuffled, pad=0, together=True)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 40, 10**6])
+def test_no_step_rank_or_micro_batch_cuts_a_group(world, tokens):
+    made = grouped()
+    whole = {g: set(np.flatnonzero(made.group == g)) for g in set(made.group)}
+    for step in range(7):
+        for rank in range(world):
+            for batch in steps(made, batch_size=6, tokens=tokens, rank=rank, world=world).rows_of(step):
+                for g in set(made.group[batch]):
+                    assert whole[g] <= set(batch)
+    for batch, _ in Batches(made, tokens=tokens):
+        assert all(whole[g] <= set(batch) for g in set(made.group[batch]))
+
+
+def test_groups_too_are_visited_once_an_epoch():
+    made = grouped()
+    per_epoch = made.steps_per_epoch(6)
+    for epoch in range(2):
+        seen = [
+            i for k in range(per_epoch) for b in steps(made, batch_size=6).rows_of(epoch * per_epoch + k) for i in b
+        ]
+        assert sorted(seen) == list(range(len(made)))
+
+
+def test_a_step_of_equal_groups_has_exactly_batch_size_rows():
+    made = grouped(sizes=(4,))
+    assert [sum(map(len, steps(made, batch_size=8).rows_of(k))) for k in range(3)] == [8, 8, 8]
+
+
+# ------------------------------------------------------------------ the anchor's tokens
+def test_anchor_tokens_are_a_function_of_seed_and_row():
+    made = rows(9)
+    made.anchor = (3, 48, 5)
+    a, b = made.collate([4, 1]), made.collate([1])
+    n = int(made.actions[1])
+    assert a.anchor_tokens.shape == (2, a.action_index.shape[1], 3)
+    assert torch.equal(a.anchor_tokens[1, :n], b.anchor_tokens[0, :n])
+    assert int(a.anchor_tokens.max()) < 48
+    made.anchor = (3, 48, 6)
+    assert not torch.equal(made.collate([1]).anchor_tokens, b.anchor_tokens)

@@ -1,0 +1,88 @@
+"""What is typed and what Hydra reads: rewards by name or directory, paths, and where results go."""
+
+from pathlib import Path
+
+import pytest
+from hydra.errors import MissingConfigException
+
+from shiqrun.config.compose import composed, explained, inside, spelled
+from shiqrun.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rm").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("reward=exact_match", ["reward=exact_match"]),
+        ("reward=out/rm", ["reward=model", "reward.path=out/rm"]),
+        ("reward=rm", ["reward=model", "reward.path=rm"]),
+        ("reward=org/name", ["reward=model", "reward.path=org/name"]),
+        ("reward=/abs/rm", ["reward=model", "reward.path=/abs/rm"]),
+        ("reward='out/rm'", ["reward=model", "reward.path='out/rm'"]),
+        ("reward=null", ["reward=null"]),
+        ("reward=", ["reward="]),
+        ("eval.reward=exact_match", ["reward@eval.reward=exact_match"]),
+        ("eval.reward=out/rm", ["reward@eval.reward=model", "eval.reward.path=out/rm"]),
+        ("eval.reward=null", ["eval.reward=null"]),
+        ("reward.center=0.5", ["reward.center=0.5"]),
+        ("eval.reward.scale=2", ["eval.reward.scale=2"]),
+        ("reward@eval.reward=model", ["reward@eval.reward=model"]),
+        ("data.path=out/a=1/x.jsonl", ["data.path='out/a=1/x.jsonl'"]),
+        ("reward=out/a=1/rm", ["reward=model", "reward.path='out/a=1/rm'"]),
+        ("algo=shiq", ["algo=shiq"]),
+    ],
+)
+def test_an_override_is_read_as(typed, read):
+    assert spelled([typed]) == read
+
+
+def test_a_reward_directory_is_known_by_being_there(workplace):
+    (workplace / "rm").rmdir()
+    assert spelled(["reward=rm"]) == ["reward=rm"], "then it is a choice, and its name is checked"
+
+
+def test_other_overrides_stay_where_they_are():
+    assert spelled(["seed=1", "reward=a/b", "seed=2"]) == ["seed=1", "reward=model", "reward.path=a/b", "seed=2"]
+
+
+def test_results_go_inside_a_folder_or_elsewhere():
+    assert inside("out/run", "eval", "other") == str(Path("out/run/eval"))
+    assert inside(None, "eval", "other") == "other"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("joblib", "joblib"), ("submitit_slurm", "submitit"), ("submitit_local", "submitit")]
+)
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher, extra):
+    missing = MissingConfigException("", f"hydra/launcher/{launcher}", ["basic"])
+    told = explained(missing, "train", [])
+    assert told == f"hydra/launcher={launcher}: not installed; pip install 'shiqrun[{extra}]'"
+    assert "did you mean hydra/launcher=basic" in explained(
+        MissingConfigException("", "hydra/launcher/basik", ["basic"]), "train", []
+    )
+
+
+@pytest.mark.parametrize("key", ["sweep.parallel", "sweep.resume", "sweep"])
+def test_a_key_of_a_sweep_is_sent_there(key):
+    with pytest.raises(InputError, match=f"^{key}: belongs to shiqrun sweep, not to shiqrun train$"):
+        composed("train", [f"{key}=2"])
+
+
+def test_of_the_known_keys_hydras_own_are_not_listed_and_none_twice():
+    with pytest.raises(InputError, match=r"^foo\.bar: unknown key; known are ") as refused:
+        composed("train", ["foo.bar=1"])
+    listed = str(refused.value).partition("known are ")[2].split(", ")
+    assert {"algo", "algo.beta", "trainer.max_steps", "seed"} <= set(listed)
+    assert not [name for name in listed if name.startswith("hydra")]
+    assert len(set(listed)) == len(listed)
+
+
+def test_a_mistyped_key_of_hydras_is_still_helped():
+    with pytest.raises(InputError, match=r"hydra.sweep.dri: unknown key; did you mean hydra.sweep.dir\?"):
+        composed("train", ["hydra.sweep.dri=x"])

@@ -1,0 +1,53 @@
+"""What the tests here share: samples real and hand-made, rules, episodes played to the end."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+from shiqrun.environments.bfcl.corruptions import corrupted, said
+from shiqrun.environments.bfcl.episode import Episode, Rules
+from shiqrun.environments.bfcl.samples import Sample, installed_data, load_samples
+
+RULES = Rules(rewards="independent", max_steps=20, functions="names", result_chars=None, arguments="said")
+
+
+@lru_cache(maxsize=1)
+def real():
+    """The 200 samples."""
+    return load_samples(installed_data())
+
+
+def with_truth(sample, truth):
+    """The sample with another reference answer, asked as many questions."""
+    questions = [f"question {n}" for n in range(len(truth))]
+    return replace(sample, questions=questions, row=sample.row | {"ground_truth": truth})
+
+
+def calculator(*truth):
+    """A hand-made sample of the class that has no state; `truth` by turn."""
+    row = {"id": "multi_turn_base_900", "initial_config": {}, "involved_classes": ["MathAPI"], "ground_truth": truth}
+    documents = [{"name": name, "parameters": {}} for name in ("add", "power", "square_root")]
+    return Sample("multi_turn_base_900", 900, [f"question {n}" for n in range(len(truth))], row, documents, "hand:1")
+
+
+def reference_messages(sample, together="one"):
+    """What the reference answer says, by turn."""
+    return [said(calls, together) for calls in sample.truth]
+
+
+def mistaken_messages(sample, together, rng):
+    """By turn: every second one with a mistake in it, on average."""
+    turns = []
+    for n, calls in enumerate(sample.truth):
+        others = [call for m, turn in enumerate(sample.truth) if m != n for call in turn]
+        turns.append(corrupted(calls, others, together, rng)[0] if rng.random() < 0.5 else said(calls, together))
+    return turns
+
+
+def played(sample, turns, harness, rules=RULES):
+    """The episode that says these messages, closed."""
+    episode = Episode(sample, harness, rules)
+    for text in (text for turn in turns for text in turn):
+        if not episode.done:
+            episode.say(text)
+    episode.close()
+    return episode

@@ -1,0 +1,184 @@
+"""Learning while sampling, through the real command line: what is trained on and what is left behind."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from shiqrun.cli import main
+from shiqrun.training import online
+from tests.command_line import metrics, summary
+from tests.online_words import PROBLEMS, SMALL, experience, live, train
+
+TEMPERATE = "rollout.temperature=[0.5,1.2]"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A policy that solves some problems, and where its targets are."""
+    folder = tmp_path_factory.mktemp("online")
+    trained = ("trainer.max_steps=80", "trainer.batch_size=32", "trainer.learning_rate=3e-3", "eval.every=0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SHIQRUN_CACHE", str(folder / "cache"))
+        assert main(["train", "algo=sft", *PROBLEMS, *SMALL, *trained, "run_dir=sft"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def workplace(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+
+
+def leases(run_dir):
+    """Uids by step."""
+    rows = []
+    for line in (run_dir / "experience" / "LEASES").read_text().splitlines():
+        start = line.index("{")
+        rows.append(json.loads(line[start : line.rindex("}") + 1]))
+    return {row["step"]: row["uids"] for row in rows if "uids" in row}
+
+
+def everything_is_accounted_for(run_dir, accepted, trained):
+    told = summary(run_dir)
+    assert (told["rollout/accepted"], told["rollout/trained"]) == (accepted, trained)
+    assert (told["rollout/lost"], told["rollout/duplicated"], told["rollout/leased"]) == (0, 0, 0)
+    assert len(experience(run_dir)) == accepted
+    return told
+
+
+# ------------------------------------------------------------------ runs
+@pytest.fixture(scope="module")
+def half(home):
+    """SPO, half of whose batches are logged."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+        assert live("spo", TEMPERATE, "run_dir=half") == 0
+    return home / "half"
+
+
+def test_spo_half_online_learns_from_both_and_counts_all(half):
+    told = everything_is_accounted_for(half, accepted=12 * 8, trained=12 * 8)
+    assert told["rollout/weight_transfers"] == 3
+    assert told["rollout/staleness_mean"] == pytest.approx((2 * sum(range(5)) + 1) / 12)
+    rows = metrics(half)
+    assert [row["step"] for row in rows] == [1, 4, 8, 12]
+    assert rows[0]["train/acting_gap"] < 1e-5 < rows[-1]["train/acting_gap"]
+    assert rows[0]["train/logratio_abs"] == pytest.approx(0, abs=1e-5)
+    for row in rows:
+        assert row["train/reward"] == pytest.approx((row["train/reward/online"] + row["train/reward/logged"]) / 2)
+        assert {"rollout/reward", "rollout/mean_length", "rollout/staleness_mean"} <= row.keys()
+
+
+def test_what_is_logged_of_rewards_is_what_the_step_was_given(half):
+    kept, given = experience(half), leases(half)
+    since = 1
+    for row in metrics(half):
+        step = int(row["step"])
+        mine = [kept[uid] for uid in given[step]]
+        assert row["train/reward/online"] == pytest.approx(np.mean([t["reward"] for t in mine]))
+        told = [kept[uid] for s in range(since, step + 1) for uid in given[s]]
+        assert row["rollout/reward"] == pytest.approx(np.mean([t["reward"] for t in told]))
+        ages = [s - 1 - kept[uid]["version"] for s in range(since, step + 1) for uid in given[s]]
+        assert row["rollout/staleness_mean"] == pytest.approx(np.mean(ages))
+        assert row["rollout/staleness_max"] == max(ages)
+        since = step + 1
+    assert {t["version"] for t in kept.values()} == {0, 5, 10}
+    assert {t["reward"] for t in kept.values()} == {0.0, -1.0}
+
+
+def test_what_was_sampled_is_a_data_set(half):
+    data = (
+        "data=jsonl",
+        f"data.path={half / 'experience'}",
+        "data.val_fraction=0.2",
+        "data.distinct=false",
+        "logger=none",
+    )
+    assert train("shiq", "run_dir=again", data=data) == 0
+    told, kept = summary(half.parent / "again"), experience(half)
+    assert told["trajectories/train"] + told["trajectories/val"] + told.get("dropped/longer", 0) == len(kept)
+
+
+def test_and_a_source_of_another_run(half):
+    words = (
+        "rollout.sources.logged=1",
+        "rollout.sources.further=3",
+        f"rollout.path={half / 'experience'}",
+        "algo.reward_offset=mean",
+    )
+    assert live("shiq", *words, "rollout.losses.further=shiq_ms", "run_dir=with_further") == 0
+    rows = metrics(half.parent / "with_further")
+    assert {"train/reward/online", "train/reward/logged", "train/reward/further"} <= rows[-1].keys()
+    everything_is_accounted_for(half.parent / "with_further", accepted=96, trained=96)
+
+
+def test_copg_learns_from_pairs_and_from_replayed_ones(home):
+    words = (
+        "rollout.samples_per_prompt=2",
+        "rollout.sources.logged=1",
+        "rollout.sources.replay=1",
+        TEMPERATE,
+        "run_dir=copg",
+    )
+    assert live("copg", *words) == 0
+    everything_is_accounted_for(home / "copg", accepted=96, trained=96)
+    kept = experience(home / "copg")
+    assert set(Counter(t["group"] for t in kept.values()).values()) == {2}
+    for uids in leases(home / "copg").values():
+        assert set(Counter(kept[uid]["group"] for uid in uids).values()) == {2}
+    rows = metrics(home / "copg")
+    assert "train/reward/replay" not in rows[0]
+    assert all("train/reward/replay" in row for row in rows[1:])
+
+
+def test_shiq_learns_from_samples_alone(home):
+    words = ("rollout.offline=0", "algo.reward_offset=mean", "algo.anchor=1")
+    assert live("shiq", *words, "run_dir=shiq") == 0
+    told = everything_is_accounted_for(home / "shiq", accepted=12 * 16, trained=12 * 16)
+    assert told["train/reward"] == told["train/reward/online"]
+    assert metrics(home / "shiq")[-1]["train/epoch"] == 0
+
+
+def test_ppo_updates_more_than_once_a_step(home):
+    words = ("rollout.offline=0", "algo.epochs=2", "algo.value=head", TEMPERATE)
+    assert live("ppo", *words, "run_dir=ppo") == 0
+    everything_is_accounted_for(home / "ppo", accepted=192, trained=192)
+    rows = metrics(home / "ppo")
+    assert all(row["train/importance_mean"] > 0 for row in rows)
+    assert live("ppo", *words, "algo.epochs=1", "run_dir=ppo1") == 0
+    assert metrics(home / "ppo1")[-1]["train/logratio_abs"] < rows[-1]["train/logratio_abs"]
+
+
+def test_annotated_trajectories_are_trained_towards_their_targets_alone(home):
+    search = ("reward=programs", "pivotal.max_new_tokens=10", "pivotal.between=[0,0.95]", "pivotal.again=8")
+    searched = ("pivotal", *PROBLEMS, "model=hf", "model.path=sft/policy", *search, "data.limit=60", "run_dir=searched")
+    assert main([*searched]) == 0
+    words = (
+        "rollout.sources.logged=1",
+        "rollout.sources.annotated=1",
+        "rollout.losses.annotated=monte_carlo",
+        "run_dir=annotated",
+    )
+    assert live("spo", *words, "algo.targets=searched/pivotal.jsonl") == 0
+    told = everything_is_accounted_for(home / "annotated", accepted=96, trained=96)
+    assert told["train/reward/annotated"] == 0  # right ones alone were searched
+    assert {"train/target_gap_abs", "train/q_gap_abs"} <= told.keys()
+
+
+def test_a_sampler_with_other_weights_is_found_out_before_anything_is_trained(home, monkeypatch, capfd):
+    true = online.trained_weights
+    monkeypatch.setattr(online, "trained_weights", lambda policy: {n: 1.1 * p for n, p in true(policy).items()})
+    assert live("shiq", "run_dir=wrong") == 1
+    out = capfd.readouterr()
+    assert "samples are not of the policy that is scored" in " ".join((out.out + out.err).split())
+    assert not (home / "wrong" / "summary.json").exists()
+    assert not (home / "wrong" / "metrics.csv").exists() or not metrics(home / "wrong")
+
+
+def test_nothing_but_the_policy_s_own_parameters_is_sent(half):
+    told = summary(half)
+    assert told["rollout/weight_bytes"] == 3 * 4 * told["parameters"]
