@@ -6,8 +6,8 @@ import os
 import pytest
 
 from shiqrun.cli import main
-from tests import helpers
-from tests.command_line import metrics, summary
+from tests.support import helpers
+from tests.support.command_line import metrics, summary
 
 SHORT = ("data=jsonl", "logger=none", "trainer.max_steps=1", "trainer.batch_size=4")
 

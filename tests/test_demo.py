@@ -3,7 +3,7 @@
 import pytest
 
 from shiqrun.cli import main
-from tests.command_line import metrics, summary
+from tests.support.command_line import metrics, summary
 
 
 @pytest.mark.slow

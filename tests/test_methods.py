@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from shiqrun.cli import main
-from tests.command_line import (
+from tests.support.command_line import (
     checkpoint,
     command,
     finished,
@@ -168,7 +168,7 @@ def test_the_anchors_sum_is_weighed_so_that_the_step_divides_it_by_actions(loss,
     from shiqrun.models.policy import Policy
     from shiqrun.settings import AlgoSettings, TrainerSettings
     from shiqrun.training.step.method import Method
-    from tests import helpers
+    from tests.support import helpers
 
     given = Rows(helpers.rows(12).trajectories, pad=0, together=together)
     batches = [given.collate(given.units[i] + given.units[i + 1]) for i in range(0, len(given.units), 2)]

@@ -10,8 +10,8 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger
 
 from shiqrun.tracking import Wandb, close, has_key, log_samples
-from tests import wandb_file
-from tests.command_line import SMALL, command, finished, metrics
+from tests.support import wandb_file
+from tests.support.command_line import SMALL, command, finished, metrics
 
 TRACKED = [word for word in SMALL if word != "logger=none"]
 

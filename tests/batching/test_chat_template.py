@@ -2,7 +2,7 @@ import pytest
 
 from shiqrun.batching import encode as module
 from shiqrun.errors import InputError
-from tests.helpers import CHATML, MARKED_EOS_OUTSIDE, assistant, encoded, example, tokenizer, user
+from tests.support.helpers import CHATML, MARKED_EOS_OUTSIDE, assistant, encoded, example, tokenizer, user
 
 STRIPS_HISTORY = (
     "{% for m in messages %}{% set text = m.content if loop.last else m.content.split('</think>')[-1] %}"

@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 from shiqrun.batching import encode as module
 from shiqrun.batching.encode import PLAIN_TEMPLATE
 from shiqrun.errors import InputError
-from tests.helpers import (
+from tests.support.helpers import (
     BARE,
     CHATML,
     MARKED_EOS_OUTSIDE,

@@ -17,7 +17,7 @@ from shiqrun.batching.logged_data import (
 )
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
-from tests.helpers import example, tokenizer
+from tests.support.helpers import example, tokenizer
 
 
 class Listed:

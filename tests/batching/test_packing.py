@@ -6,7 +6,7 @@ import torch
 
 from shiqrun.batching.packing import common, packed, padded
 from shiqrun.batching.rows import Rows
-from tests.helpers import trajectory
+from tests.support.helpers import trajectory
 
 PROMPT, OTHER = [5, 6, 7, 8, 9], [5, 6]
 

@@ -7,7 +7,7 @@ import torch
 
 from shiqrun.batching.prefetch import DEPTH, THREAD, Ahead, each_tensor
 from shiqrun.batching.rows import Steps
-from tests.helpers import rows
+from tests.support.helpers import rows
 
 CPU = torch.device("cpu")
 

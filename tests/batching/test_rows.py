@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shiqrun.batching.rows import Batches, Rows, Steps, micro_batches, step_units
-from tests.helpers import rows, trajectory
+from tests.support.helpers import rows, trajectory
 
 
 def two_rows():

@@ -1,7 +1,7 @@
 import pytest
 
 from shiqrun.batching.token_text import pieces
-from tests.helpers import STORIES, needs_stories, tokenizer
+from tests.support.helpers import STORIES, needs_stories, tokenizer
 
 
 @pytest.mark.parametrize("text", ["hello there", " two  blanks ", "naïve 🙂🙂 日本", "a\nb\n\n", ""])

@@ -12,7 +12,7 @@ from shiqrun.data.chats import as_messages
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.errors import InputError
 from shiqrun.losses.residual import turn_starts
-from tests.helpers import CHATML, assistant, encoded, example, tokenizer, tool, user
+from tests.support.helpers import CHATML, assistant, encoded, example, tokenizer, tool, user
 
 CALLS = (
     "{% for c in m.tool_calls or [] %}"

@@ -8,9 +8,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from shiqrun.cli import main
-from tests.command_line import SMALL, checkpoint, metrics, summary
 from tests.evaluation.runs import BETA, SETTINGS, at, make_base, samples, train, write_data
-from tests.helpers import llama, tokenizer
+from tests.support.command_line import SMALL, checkpoint, metrics, summary
+from tests.support.helpers import llama, tokenizer
 
 SCORED = (*SETTINGS, "reward=exact_match")
 

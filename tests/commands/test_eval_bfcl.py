@@ -12,7 +12,7 @@ from shiqrun.cli import main
 from shiqrun.config.compose import composed
 from shiqrun.config.validate import build
 from shiqrun.environments.bfcl.samples import INSTALL
-from tests.command_line import metrics, summary
+from tests.support.command_line import metrics, summary
 
 TRUTH = ("eval", "data=bfcl", "eval.policy=ground_truth")
 DATA = ("data=bfcl", "data.limit=3", "data.functions=none", "data.per_sample=2")

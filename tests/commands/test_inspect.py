@@ -4,7 +4,7 @@ import re
 import pytest
 
 from shiqrun.cli import main
-from tests.command_line import on_a_terminal
+from tests.support.command_line import on_a_terminal
 
 SMALL = ["data=treasure", "data.maps=20", "data.val_maps=5"]
 

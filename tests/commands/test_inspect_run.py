@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shiqrun.cli import main
-from tests.command_line import on_a_terminal
+from tests.support.command_line import on_a_terminal
 
 SMALL = ["data.maps=12", "data.val_maps=3", "model.hidden_size=16", "model.num_layers=1", "logger=none", "eval.every=0"]
 BETA = 0.4

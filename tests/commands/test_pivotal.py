@@ -7,8 +7,8 @@ import re
 import pytest
 
 from shiqrun.cli import main
-from tests.browser import needs_chromium
-from tests.command_line import command, finished, largest_difference, metrics, summary
+from tests.support.browser import needs_chromium
+from tests.support.command_line import command, finished, largest_difference, metrics, summary
 
 PROBLEMS = ("data=programs", "data.base=4", "data.primitives=[reverse,sort,rotate,add,drop]", "data.problems=120")
 PROBLEMS = (*PROBLEMS, "data.val_problems=16", "logger=none")
@@ -202,7 +202,7 @@ def test_a_search_killed_in_the_middle_is_continued(policy, home, searched):
 
 @needs_chromium
 def test_the_picture_shows_every_solution_with_its_chances(searched, tmp_path):
-    from tests.browser import Browser
+    from tests.support.browser import Browser
 
     page = searched / "report.html"
     browser = Browser(tmp_path)

@@ -18,9 +18,9 @@ from shiqrun.cli import main
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered
-from tests.command_line import checkpoint, command, finished, summary
-from tests.helpers import DATA, STORIES, assistant, needs_stories, user
 from tests.rewards.classifiers import reward, save
+from tests.support.command_line import checkpoint, command, finished, summary
+from tests.support.helpers import DATA, STORIES, assistant, needs_stories, user
 
 HH = DATA / "hh_harmless_test_train4of5.jsonl.gz"
 

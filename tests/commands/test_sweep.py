@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from shiqrun.cli import main
-from tests import wandb_file
-from tests.command_line import command, finished, summary, wait_for_rows
+from tests.support import wandb_file
+from tests.support.command_line import command, finished, summary, wait_for_rows
 
 TINY = (
     "data.maps=20",

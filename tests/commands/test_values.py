@@ -12,8 +12,8 @@ from filelock import FileLock
 
 from shiqrun.cli import main
 from shiqrun.data.program_language import parse, run
-from tests.command_line import checkpoint, command, finished, largest_difference, metrics, summary
 from tests.rewards.classifiers import save
+from tests.support.command_line import checkpoint, command, finished, largest_difference, metrics, summary
 
 DATA = (
     "data=programs",

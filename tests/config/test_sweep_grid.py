@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from shiqrun.config.compose import composed, jobs
 from shiqrun.config.sweep_grid import labels, planned, swept_keys, words_for_jobs, words_for_launcher
 from shiqrun.errors import InputError
-from tests.command_line import command, finished
+from tests.support.command_line import command, finished
 
 WORDS = ["algo=shiq", "run_dir=out", "sweep.parallel=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1"]
 

@@ -22,7 +22,7 @@ from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import (
 
 from shiqrun.batching.logged_data import DataSettings, load
 from shiqrun.data.bfcl import Bfcl
-from tests.helpers import tokenizer, user
+from tests.support.helpers import tokenizer, user
 
 CONF = Path(str(files("shiqrun.conf"))) / "data/bfcl.yaml"
 KINDS = {"wrong_argument", "dropped", "repeated", "reordered", "extra", "malformed"}

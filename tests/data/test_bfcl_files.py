@@ -13,7 +13,7 @@ from shiqrun.errors import InputError
 from shiqrun.evaluation.answer_files import write_answers
 from shiqrun.evaluation.episodes import reference_answers
 from tests.data.test_bfcl import bfcl, officially, parsed, settings, steps_of, train
-from tests.helpers import assistant, tokenizer, tool, user
+from tests.support.helpers import assistant, tokenizer, tool, user
 
 
 @pytest.fixture(scope="module")

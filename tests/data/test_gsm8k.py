@@ -8,7 +8,7 @@ import pytest
 
 from shiqrun.data.gsm8k import GSM8K
 from shiqrun.errors import InputError
-from tests.helpers import DATA
+from tests.support.helpers import DATA
 
 REAL = {split: DATA / f"gsm8k_{split}.jsonl.gz" for split in ("train", "test")}
 needs_real = pytest.mark.skipif(

@@ -5,7 +5,7 @@ import pytest
 from shiqrun.data.humaneval import HumanEval
 from shiqrun.errors import InputError
 from shiqrun.rewards.problems import Check, code_of, problem, whole
-from tests.helpers import DATA
+from tests.support.helpers import DATA
 
 REAL = DATA / "HumanEval.jsonl.gz"
 needs_real = pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not there (set SHIQRUN_TEST_DATA)")

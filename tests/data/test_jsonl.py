@@ -280,7 +280,7 @@ def test_two_pairs_of_one_prompt_are_compared_apart_and_completions_of_one_promp
 
     from shiqrun.batching.encode import encode
     from shiqrun.batching.rows import Rows
-    from tests import helpers
+    from tests.support import helpers
 
     pairs = [{"prompt": "p", "chosen": a, "rejected": b} for a, b in (("best", "middle"), ("middle", "worst"))]
     single = [{"prompt": "p", "completion": c, "reward": r} for c, r in (("best", 2), ("middle", 1), ("worst", 0))]

@@ -20,8 +20,8 @@ from shiqrun.data.treasure import Treasure
 from shiqrun.evaluation.exact_treasure import ExactTreasure
 from shiqrun.models.tiny import Tiny
 from shiqrun.types import ActionScores
-from tests.command_line import metrics, train
-from tests.helpers import dense_scores, llama
+from tests.support.command_line import metrics, train
+from tests.support.helpers import dense_scores, llama
 
 CONF = Path(__file__).parents[2] / "conf" / "data" / "treasure.yaml"
 BETA = 0.5

@@ -10,7 +10,7 @@ import pytest
 from shiqrun.batching.logged_data import DataSettings, examples_of
 from shiqrun.data.ultrafeedback import UltraFeedback
 from shiqrun.errors import InputError
-from tests.helpers import encoded, tokenizer
+from tests.support.helpers import encoded, tokenizer
 
 ALL = DataSettings(limit=None, max_length=None, val_fraction=0.5, completions="all", train_on="assistant")
 

@@ -13,7 +13,7 @@ from shiqrun.estimates.pivotal_inputs import trajectories_of, walks_of
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.exact_match import ExactMatch
 from tests.estimates.test_pivotal_search import ASKED
-from tests.helpers import CHATML, MARKED_EOS_OUTSIDE, llama, tokenizer
+from tests.support.helpers import CHATML, MARKED_EOS_OUTSIDE, llama, tokenizer
 
 DATA = DataSettings(limit=None, max_length=None, val_fraction=0.0, completions="all", train_on="assistant")
 REWARD = ExactMatch(ignore_case=False)

@@ -10,7 +10,7 @@ from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Frozen, cached, weights_fingerprint
 from shiqrun.models.reference_cache import cache_key, cached_scores
-from tests.helpers import llama, rows, tokenizer, trajectory
+from tests.support.helpers import llama, rows, tokenizer, trajectory
 
 BETA = 0.3
 KEYS = ["kind", "source", "prompt_id", "return", "beta", "tokens", "action"]

@@ -11,9 +11,9 @@ from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.rewards.labels import in_one_unit
 from shiqrun.sampling.prompts import choose_prompts, readable_by
 from shiqrun.sampling.sampler import Sample, rewarded
-from tests import helpers
 from tests.evaluation.made import prompt, sample
 from tests.rewards.classifiers import reward, save, tokens
+from tests.support import helpers
 
 CONTEXT = 32
 

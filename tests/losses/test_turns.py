@@ -13,9 +13,9 @@ from shiqrun.batching.rows import Rows
 from shiqrun.models.policy import Policy
 from shiqrun.models.tiny import Tiny
 from tests.data.test_bfcl import bfcl
-from tests.helpers import encoded
 from tests.losses import naive
 from tests.losses.naive import BETA
+from tests.support.helpers import encoded
 
 SAMPLES = (46, 11, 50, 133)  # short ones
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 2, "initializer_range": 0.5}

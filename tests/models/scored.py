@@ -5,7 +5,7 @@ import torch
 from shiqrun.models.policy import Policy, prepare
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.models.reference_cache import cache_key, cached_scores
-from tests.helpers import llama, settings
+from tests.support.helpers import llama, settings
 
 CPU = torch.device("cpu")
 TOKENS = 30

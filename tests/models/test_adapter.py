@@ -16,7 +16,7 @@ from shiqrun.models.adapter import merged, merged_into_saved_base, save_adapter,
 from shiqrun.models.policy import Policy, prepare
 from shiqrun.models.pretrained import Pretrained, four_bit
 from shiqrun.models.reference import AdapterOff, Frozen, weights_fingerprint
-from tests.helpers import llama, model, rows, settings
+from tests.support.helpers import llama, model, rows, settings
 
 WIDE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = WIDE | {"vocab_size": 48, "max_position_embeddings": 64, "initializer_range": 0.3}

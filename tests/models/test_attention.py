@@ -23,8 +23,8 @@ from shiqrun.batching.rows import Rows
 from shiqrun.models.attention import PACKED, pack, packs
 from shiqrun.models.policy import Policy, ValueHead, cannot_pack, prepare
 from tests.batching.test_packing import family, many
-from tests.helpers import llama, model, settings
 from tests.models.test_policy import BOUNDS, GROUPED, LINEAR_HEADS, SIZES
+from tests.support.helpers import llama, model, settings
 
 DEEP = SIZES | {"num_hidden_layers": 7}
 ONE_KEY = {"num_key_value_heads": 1}

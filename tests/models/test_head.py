@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from shiqrun.models.head import head_of
 from shiqrun.models.scoring import score_further
-from tests.helpers import model
+from tests.support.helpers import model
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 48, "max_position_embeddings": 64}

@@ -15,7 +15,7 @@ from transformers import (
 
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy, check_head, prepare
-from tests.helpers import dense_scores, llama, model, rows, settings
+from tests.support.helpers import dense_scores, llama, model, rows, settings
 
 WIDE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = WIDE | {"vocab_size": 48, "max_position_embeddings": 64, "initializer_range": 0.3}

@@ -8,7 +8,7 @@ from transformers import GPT2Config, LlamaConfig
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy, prepare
 from shiqrun.models.pretrained import Pretrained
-from tests.helpers import STORIES, llama, model, needs_stories, rows, settings, tokenizer
+from tests.support.helpers import STORIES, llama, model, needs_stories, rows, settings, tokenizer
 
 
 def pretrained(path):

@@ -9,7 +9,7 @@ from shiqrun.models.policy import Policy, prepare
 from shiqrun.models.reference import AdapterOff, Frozen, cached, weights_fingerprint
 from shiqrun.models.reference_cache import cache_key, cached_scores
 from shiqrun.training.step.method import AlgoSettings, Method, TrainerSettings
-from tests.helpers import llama, rows, settings
+from tests.support.helpers import llama, rows, settings
 
 
 def policy_of(*, lora_r=0):

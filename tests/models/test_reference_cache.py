@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from shiqrun.batching.rows import Batches, Rows
 from shiqrun.errors import InputError
 from shiqrun.models import reference_cache as cache
-from tests.helpers import CHATML, encoded, example, llama, rows, tokenizer, trajectory
 from tests.models.scored import TOKENS, key_of, plain, policy_of, scores_of, watched
+from tests.support.helpers import CHATML, encoded, example, llama, rows, tokenizer, trajectory
 
 
 def test_the_scores_are_the_policys(tmp_path):

@@ -11,9 +11,9 @@ import torch
 from shiqrun.batching.rows import Rows
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.training.step.batch_metrics import STEP_ZERO_TOLERANCE
-from tests.command_line import SMALL
-from tests.helpers import STORIES, encoded, example, needs_stories, rows
 from tests.models.scored import policy_of, scores_of
+from tests.support.command_line import SMALL
+from tests.support.helpers import STORIES, encoded, example, needs_stories, rows
 
 COUNT = """
 import gc, json, sys

@@ -17,8 +17,8 @@ from shiqrun.batching.rows import Batches
 from shiqrun.errors import InputError
 from shiqrun.models import reference_cache as cache
 from shiqrun.models import reference_file as score_file
-from tests.helpers import rows
 from tests.models.scored import TOKENS, plain, policy_of, scores_of, watched
+from tests.support.helpers import rows
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__])  # so that only the first process has to import torch

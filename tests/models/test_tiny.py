@@ -6,7 +6,7 @@ import torch
 from shiqrun.batching.encode import encode
 from shiqrun.data.treasure import Treasure
 from shiqrun.models.tiny import Tiny
-from tests.helpers import CORPUS, assistant, example, tool
+from tests.support.helpers import CORPUS, assistant, example, tool
 
 TEXTS = ["hello there, how are you?", "a\n\n  b\t“quoted” naïve 東京 😀", " spaces  around ", "fine, thank you"]
 

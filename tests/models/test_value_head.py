@@ -11,7 +11,7 @@ from shiqrun.batching.encode import encode
 from shiqrun.batching.rows import Rows
 from shiqrun.models.policy import Policy, ValueHead
 from shiqrun.training.artifacts import save_reward_model
-from tests import helpers
+from tests.support import helpers
 
 
 def batch():

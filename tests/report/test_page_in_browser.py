@@ -5,8 +5,8 @@ import json
 import pytest
 
 from shiqrun.report import write
-from tests.browser import Browser, needs_chromium
 from tests.report import made
+from tests.support.browser import Browser, needs_chromium
 
 pytestmark = needs_chromium
 MINUS = "\u2212"

@@ -5,7 +5,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from shiqrun.rewards.model import RewardModel
 from shiqrun.rewards.reward import Answered
-from tests import helpers
+from tests.support import helpers
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 ANSWERS = ["fine", "fine, thank you. And you?", "the weather is fine " * 4, "", "no", "\n\nhello there"]

@@ -3,7 +3,7 @@ import pytest
 from shiqrun.errors import InputError
 from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.rewards.reward import Answered, Bounded
-from tests.helpers import assistant, tool, user
+from tests.support.helpers import assistant, tool, user
 
 
 def item(text, answer, source="file:7"):

@@ -4,7 +4,7 @@ import pytest
 
 from shiqrun.rewards.labels import Labelled, statistics
 from shiqrun.types import Example
-from tests.helpers import assistant, user
+from tests.support.helpers import assistant, user
 
 
 def labelled(split, *scores, alone=True):

@@ -7,7 +7,7 @@ import pytest
 from shiqrun.errors import InputError
 from shiqrun.rewards.math_answer import MathAnswer, last_number
 from shiqrun.rewards.reward import Answered, Bounded
-from tests.helpers import DATA, assistant, user
+from tests.support.helpers import DATA, assistant, user
 
 
 def item(text, answer, source="file:7"):

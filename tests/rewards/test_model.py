@@ -18,8 +18,8 @@ from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.rewards.provenance import provenance_of
 from shiqrun.rewards.reward import Answered
-from tests import helpers
 from tests.rewards.classifiers import ANSWERS, SIZES, head_at_the_end, items, reward, save, tokens
+from tests.support import helpers
 
 PADS = {"own pad": {"pad": "<pad>"}, "pad is EOS": {"pad": "</s>"}, "no pad": {"pad": None}}
 TEMPLATES = {

@@ -6,7 +6,7 @@ from shiqrun.errors import InputError
 from shiqrun.rewards.programs import Programs
 from shiqrun.rewards.reward import Answered, Bounded
 from tests.data.test_programs import programs, said
-from tests.helpers import assistant, tool, user
+from tests.support.helpers import assistant, tool, user
 
 ANSWER = {"base": 10, "tests": [{"input": [3, 1], "output": [4, 2]}, {"input": [9], "output": [0]}]}
 

@@ -15,10 +15,10 @@ from shiqrun.rewards.problems import code_of, whole
 from shiqrun.rewards.reward import Answered, Bounded, Judging
 from shiqrun.rewards.unit_tests import UnitTests
 from shiqrun.sandbox.choice import AUTOMATIC
-from tests.command_line import summary
-from tests.helpers import DATA, assistant, user
 from tests.sandbox.here import usable
 from tests.sandbox.test_backends import WITHOUT
+from tests.support.command_line import summary
+from tests.support.helpers import DATA, assistant, user
 
 ADD = "print(sum(map(int, input().split())))"
 SUMS = [{"input": "1 2\n", "output": "3\n"}, {"input": "5 5\n", "output": "10"}]

@@ -13,7 +13,7 @@ from shiqrun.evaluation.episodes import EpisodeEvaluator, played_by
 from shiqrun.models.policy import Policy
 from shiqrun.sampling.play import Playing, play
 from tests.evaluation.made import sampling
-from tests.helpers import CHATML, llama, tokenizer
+from tests.support.helpers import CHATML, llama, tokenizer
 
 TOKENIZER = tokenizer(CHATML)
 PROSE = "I do not know."

@@ -14,8 +14,8 @@ from shiqrun.rollout.mixing import OnlineData
 from shiqrun.rollout.store.queue import Buffer
 from shiqrun.training.online import dressed
 from shiqrun.training.other_sources import annotated_rows
-from tests.helpers import encoded, example
 from tests.rollout.sampled import TOKENIZER, policy, prompts, settings, weights, worker
+from tests.support.helpers import encoded, example
 
 BATCH, STEPS, EVERY = 12, 25, 10
 EACH = [weights(policy(seed)) for seed in (0, 1, 2)]

@@ -8,7 +8,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.rollout.settings import LocalRollouts
 from shiqrun.rollout.worker import Worker
 from shiqrun.sampling.prompts import prompt_of
-from tests.helpers import CHATML, example, llama, tokenizer
+from tests.support.helpers import CHATML, example, llama, tokenizer
 
 TOKENIZER = tokenizer(CHATML)
 BASIC = {

@@ -29,7 +29,7 @@ from shiqrun.sampling.decode import Rows, Sampling, attending_by_spans, decode, 
 from shiqrun.sampling.generate import sample_completions
 from shiqrun.sampling.kv_cache import SLACK, SPANNED, spans_of
 from shiqrun.types import Trajectories
-from tests.helpers import llama, model
+from tests.support.helpers import llama, model
 
 VOCABULARY = 48
 LENGTHS = (30, 5, 1, 9, 30, 3, 12, 6)

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, GPT2Config
 from shiqrun.models.policy import Policy, prepare
 from shiqrun.sampling.decode import refusal
 from shiqrun.sampling.generate import InverseCdf, sample_completions
-from tests.helpers import llama, model, settings
+from tests.support.helpers import llama, model, settings
 
 VOCABULARY = 48
 PROMPTS = [np.random.default_rng(7).integers(0, VOCABULARY, n) for n in (5, 1, 9, 3, 9, 12, 2, 6)]

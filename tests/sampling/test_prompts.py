@@ -11,7 +11,18 @@ from shiqrun.batching.encode import with_template
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.sampling.prompts import choose_prompts, expect_prompts, padding, stop_tokens
-from tests.helpers import BARE, CHATML, STORIES, assistant, encoded, example, llama, needs_stories, tokenizer, user
+from tests.support.helpers import (
+    BARE,
+    CHATML,
+    STORIES,
+    assistant,
+    encoded,
+    example,
+    llama,
+    needs_stories,
+    tokenizer,
+    user,
+)
 
 
 def asked(count, words="how are you"):

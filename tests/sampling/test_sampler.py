@@ -18,7 +18,7 @@ from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.sampling.prompts import choose_prompts, stop_tokens
 from shiqrun.sampling.sampler import Sampler, rewarded
 from tests.evaluation.made import sampling
-from tests.helpers import CHATML, example, llama, tokenizer, user
+from tests.support.helpers import CHATML, example, llama, tokenizer, user
 
 TOKENIZER = tokenizer(CHATML)
 

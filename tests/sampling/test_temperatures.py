@@ -16,7 +16,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.sampling.decode import refusal
 from shiqrun.sampling.generate import sample_completions
 from shiqrun.types import Trajectories
-from tests.helpers import llama, model
+from tests.support.helpers import llama, model
 
 VOCABULARY = 48
 PROMPTS = [np.random.default_rng(7).integers(0, VOCABULARY, n) for n in (5, 2, 9, 3, 9, 12, 2, 6)]

@@ -15,7 +15,7 @@ import shiqrun.training.run
 from shiqrun.cli import main
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.training.artifacts import append_samples, keep_samples
-from tests.command_line import (
+from tests.support.command_line import (
     SMALL,
     checkpoint,
     command,

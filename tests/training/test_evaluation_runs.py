@@ -12,8 +12,8 @@ import pytest
 
 from shiqrun.cli import main
 from shiqrun.util.intervals import interval
-from tests.command_line import checkpoint, command, finished, metrics, summary, timeless, wait_for_rows
 from tests.evaluation.runs import BETA, PROMPTS, at, make_base, samples, train, words, write_data
+from tests.support.command_line import checkpoint, command, finished, metrics, summary, timeless, wait_for_rows
 
 KEYS = ["step", "prompt_id", "prompt", "completion", "tokens", "ended", "reward", "kl"]
 KEYS += ["reference_completion", "reference_reward"]

@@ -8,8 +8,8 @@ import pytest
 
 from shiqrun.cli import main
 from shiqrun.training import online
-from tests.command_line import metrics, summary
-from tests.online_words import PROBLEMS, SMALL, experience, live, train
+from tests.support.command_line import metrics, summary
+from tests.support.online_words import PROBLEMS, SMALL, experience, live, train
 
 TEMPERATE = "rollout.temperature=[0.5,1.2]"
 

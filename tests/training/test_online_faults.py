@@ -6,8 +6,8 @@ import signal
 import pytest
 from safetensors.numpy import load_file
 
-from tests.command_line import checkpoint, finished
-from tests.online_runs import (
+from tests.support.command_line import checkpoint, finished
+from tests.support.online_runs import (
     RAY,
     all_gone,
     begin,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shiqrun.cli import main
-from tests.online_words import ONLINE, PROBLEMS, SMALL, TINY, VALUES, live, train
+from tests.support.online_words import ONLINE, PROBLEMS, SMALL, TINY, VALUES, live, train
 from tests.test_contract import commands_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "online.md"

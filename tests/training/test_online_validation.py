@@ -6,8 +6,8 @@ import torch
 from shiqrun.cli import main
 from shiqrun.errors import InputError
 from shiqrun.evaluation.evaluator import Evaluator
-from tests.command_line import checkpoint, metrics, timeless
-from tests.online_words import TINY, live
+from tests.support.command_line import checkpoint, metrics, timeless
+from tests.support.online_words import TINY, live
 
 WORDS = ("rollout.model_update_interval=3", "eval.every=3", "eval.max_prompts=4", "eval.max_new_tokens=4")
 WORDS = (*WORDS, "trainer.max_steps=8", "trainer.log_every=1", "trainer.learning_rate=1e-2")

@@ -15,7 +15,7 @@ from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.training.online import data_of
 from shiqrun.training.prepare import ready
-from tests.helpers import user
+from tests.support.helpers import user
 
 PROMPTS = 24
 SMALL = ("model.hidden_size=16", "model.num_layers=1", "trainer.max_steps=2", "trainer.batch_size=8", "eval.every=0")

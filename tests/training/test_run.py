@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.models.reference_file import Expected, write_part
-from tests.command_line import (
+from tests.support.command_line import (
     checkpoint,
     command,
     finished,
@@ -24,7 +24,7 @@ from tests.command_line import (
     train,
     wait_for_rows,
 )
-from tests.helpers import STORIES, needs_stories
+from tests.support.helpers import STORIES, needs_stories
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from shiqrun.environments.bfcl.samples import INSTALL, installed_data, load_samples
 from shiqrun.errors import InputError
-from tests.helpers import DATA
+from tests.support.helpers import DATA
 
 REAL = DATA / "bfcl_v3"
 QUESTIONS, ANSWERS = "BFCL_v3_multi_turn_base.json", "possible_answer_BFCL_v3_multi_turn_base.json"

@@ -19,9 +19,9 @@ from shiqrun.rollout.ray.engine import Ray, portion
 from shiqrun.rollout.ray.sampler import HOPELESS, Setup, packed, unpacked
 from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.store.queue import Buffer
-from tests.command_line import command, finished
-from tests.online_runs import BUSY, RUN
 from tests.rollout.sampled import BASIC, TOKENIZER, Letters, policy, prompts, weights
+from tests.support.command_line import command, finished
+from tests.support.online_runs import BUSY, RUN
 
 N = 4
 OWN = {"actors": 2, "waiting": 12, "address": None, "actor_cpus": 0.5, "actor_gpus": 0, "reward_gpus": 0}

@@ -18,7 +18,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Frozen
 from shiqrun.settings import AlgoSettings, TrainerSettings
 from shiqrun.training.step.method import Method
-from tests import helpers
+from tests.support import helpers
 
 BETA = 0.5
 WHERE = {"logged": range(4), "online": range(4, 9), "annotated": range(9, 12)}

@@ -29,7 +29,7 @@ from shiqrun.training.callbacks import Checkpoints, Signals, Stopped, Validation
 from shiqrun.training.step.method import Method
 from shiqrun.training.step.schedule import learning_rate_factor
 from shiqrun.training.step.sums import Unread
-from tests import helpers
+from tests.support import helpers
 
 BATCH = 3
 

@@ -9,7 +9,7 @@ from shiqrun.models.policy import Policy, ValueHead
 from shiqrun.settings import TrainerSettings
 from shiqrun.training.step.optimiser import adamw, divide_and_clip, set_rates
 from shiqrun.training.step.schedule import learning_rate_factor
-from tests import helpers
+from tests.support import helpers
 
 RATE, DECAY, WARM_UP, STEPS = 1e-2, 0.1, 3, 12
 

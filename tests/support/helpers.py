@@ -15,7 +15,7 @@ from shiqrun.batching.rows import Rows
 from shiqrun.models.policy import ModelSettings
 from shiqrun.types import Example
 
-DATA = Path(os.environ.get("SHIQRUN_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("SHIQRUN_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 STORIES = DATA / "stories260K"
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"no pretrained model in {STORIES}")
 

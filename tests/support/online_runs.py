@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.command_line import command, finished, summary
+from tests.support.command_line import command, finished, summary
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 N = 8  # trajectories that a step samples
 RUN = (
     "algo=copg",
