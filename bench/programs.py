@@ -18,7 +18,7 @@ from rich.table import Table
 
 from shiqrun.cli import main as shiqrun
 from shiqrun.console import console
-from shiqrun.report.files import read_json
+from shiqrun.report.run_files import read_json
 from shiqrun.util.intervals import interval
 
 matplotlib.use("Agg")

@@ -21,7 +21,7 @@ from rich.table import Table
 from bench.programs import Arm, evaluated, plus_minus, reference
 from bench.programs import draw as draw_parts
 from shiqrun.console import console
-from shiqrun.report.files import read_json
+from shiqrun.report.run_files import read_json
 from shiqrun.util.intervals import interval
 
 matplotlib.use("Agg")

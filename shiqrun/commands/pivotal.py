@@ -57,7 +57,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.estimates.prompt_values import key_of
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.reference import weights_fingerprint
-    from shiqrun.report import write
+    from shiqrun.report.run_report import write_report
     from shiqrun.training.artifacts import provenance, write_json
 
     disable_progress_bar()
@@ -90,7 +90,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     about = {**made_with, **{f"dropped/{why}": n for why, n in dropped.items()}}
     about |= {"seconds": time.perf_counter() - began}
     write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # the last: the run is finished
-    _tell(run_dir, found, kept, walks, write([run_dir]))
+    _tell(run_dir, found, kept, walks, write_report([run_dir]))
 
 
 def _write(run_dir: Path, kept: "KeptFile", walks: Sequence["Walk"], asked: "PivotalSettings") -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _tell(run_dir: Path, found: dict[str, Any], kept: "KeptFile", walks: Sequenc
 
 def _picture(row: dict[str, Any]) -> Text:
     """A trajectory's tokens, each with the chance of success behind it; pivotal tokens are underlined."""
-    from shiqrun.report.pivotal import along
+    from shiqrun.report.pivotal_view import along
 
     chances, pivots = along(row), {p["at"]: p for p in row["pivots"]}
     text = Text(f"\n{row['prompt'][-1]['content'][:200]}\n", style="dim")

@@ -33,10 +33,10 @@ def main(words: Sequence[str]) -> int:
         given = parser.parse_args(list(words))
     except SystemExit as left:  # --help, or a word that argparse does not know
         return int(left.code or 0)
-    from shiqrun.report import write
+    from shiqrun.report.run_report import write_report
 
     try:
-        print(write(given.directories, given.out))
+        print(write_report(given.directories, given.out))
     except InputError as error:
         print(f"shiqrun: error: {error}", file=sys.stderr)
         return 2

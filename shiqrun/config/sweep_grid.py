@@ -208,9 +208,9 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
     conclude(sweep)
     if sweep.command == JOBS_OF_IT and sweep.finished():
         try:
-            from shiqrun.report import write
+            from shiqrun.report.run_report import write_report
 
-            console.print(write([sweep.folder]), highlight=False, soft_wrap=True)
+            console.print(write_report([sweep.folder]), highlight=False, soft_wrap=True)
         except Exception as error:  # the runs are there, and the page can be made again
             log.warning("no report: %s; later: shiqrun report %s", error, shlex.quote(str(sweep.folder)))
     console.print(sweep.folder / "sweep.csv", highlight=False, soft_wrap=True)

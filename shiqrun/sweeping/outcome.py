@@ -10,8 +10,8 @@ from rich.table import Table
 
 from shiqrun.console import console, number
 from shiqrun.errors import InputError
-from shiqrun.report.methods import CRITERIA, KL, LOSS, REWARD, WAYS, Group, best, criterion, grouped
-from shiqrun.report.runs import collect
+from shiqrun.report.run_records import collect
+from shiqrun.report.seed_groups import CRITERIA, KL, LOSS, REWARD, WAYS, Group, best, criterion, grouped
 from shiqrun.sweeping.state import Sweep, as_csv
 from shiqrun.util.atomic import replace
 

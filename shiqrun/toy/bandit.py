@@ -19,9 +19,9 @@ from torch import Tensor
 from shiqrun.console import track
 from shiqrun.errors import InputError
 from shiqrun.toy import methods, problems
-from shiqrun.toy.figures import band, legend, merged
 from shiqrun.toy.findings import Crosstab, Findings, Record, each_seed
 from shiqrun.toy.learner import Learner, Method, Rows, rows_of
+from shiqrun.toy.plotting import band, legend, merged
 from shiqrun.types import Positive
 
 GROUP = 4  # completions of a prompt whose mean is DRO's baseline

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from shiqrun.toy import figures
+from shiqrun.toy import plotting
 from shiqrun.util.intervals import interval
 
 Record = Mapping[str, Any]
@@ -87,7 +87,7 @@ class Findings:
             writer = csv.DictWriter(file, list(self.records[0]))
             writer.writeheader()
             writer.writerows(self.records)
-        return [table, *figures.save(self.draw, folder / self.name)]
+        return [table, *plotting.save(self.draw, folder / self.name)]
 
     def summary(self) -> dict[str, float | None]:
         """The means of the tables, `value/column/row`; None for what never happened."""

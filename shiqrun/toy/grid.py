@@ -16,10 +16,10 @@ from torch import Tensor
 
 from shiqrun.console import track
 from shiqrun.toy import methods
-from shiqrun.toy.figures import COLOURS, legend
 from shiqrun.toy.findings import Crosstab, Findings, Record, each_seed
 from shiqrun.toy.learner import Learner, Method
 from shiqrun.toy.logged import Logged, logged, minibatches
+from shiqrun.toy.plotting import COLOURS, legend
 from shiqrun.toy.problems import Problem, grid
 from shiqrun.types import Positive
 

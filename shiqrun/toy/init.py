@@ -13,11 +13,11 @@ from annotated_types import Ge
 
 from shiqrun.console import track
 from shiqrun.toy import methods
-from shiqrun.toy.figures import COLOURS
 from shiqrun.toy.findings import Crosstab, Findings, Record
 from shiqrun.toy.grid import good_and_bad, passes
 from shiqrun.toy.learner import Learner
 from shiqrun.toy.logged import Logged, minibatches
+from shiqrun.toy.plotting import COLOURS
 from shiqrun.toy.problems import Problem, at_level, grid
 from shiqrun.types import Positive
 

@@ -12,10 +12,10 @@ from annotated_types import Ge
 
 from shiqrun.console import track
 from shiqrun.toy import methods
-from shiqrun.toy.figures import band, legend
 from shiqrun.toy.findings import Crosstab, Findings, Record, each_seed
 from shiqrun.toy.grid import good_and_bad, passes
 from shiqrun.toy.learner import Learner
+from shiqrun.toy.plotting import band, legend
 from shiqrun.toy.problems import Problem, grid, lock
 from shiqrun.types import Positive, UnitInterval
 

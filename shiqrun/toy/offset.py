@@ -13,9 +13,9 @@ from annotated_types import Ge
 from shiqrun.console import track
 from shiqrun.errors import InputError
 from shiqrun.toy import methods
-from shiqrun.toy.figures import band
 from shiqrun.toy.findings import Crosstab, Findings, Record, each_seed
 from shiqrun.toy.learner import Learner, Method, Rows, rows_of
+from shiqrun.toy.plotting import band
 from shiqrun.types import Positive
 
 Count = Annotated[int, Ge(1)]

@@ -10,9 +10,9 @@ import torch
 from annotated_types import Ge
 
 from shiqrun.toy import methods
-from shiqrun.toy.figures import COLOURS
 from shiqrun.toy.findings import Crosstab, Findings, Record, each_seed
 from shiqrun.toy.learner import Learner, Method, rows_of
+from shiqrun.toy.plotting import COLOURS
 from shiqrun.types import Positive
 
 

@@ -228,7 +228,7 @@ def test_the_terminal_shows_the_tokens(searched, policy, capsys):
 
 
 def test_the_line_between_estimates_is_straight():
-    from shiqrun.report.pivotal import along
+    from shiqrun.report.pivotal_view import along
 
     row = {
         "tokens": ["a", "b", "c", "d"],

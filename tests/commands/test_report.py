@@ -4,18 +4,18 @@ import sys
 import pytest
 
 from shiqrun.cli import main
-from tests.report import made
+from tests.report import fake_runs
 
 
 def test_it_prints_where_the_page_is(tmp_path, capsys):
-    run = made.finished_run(tmp_path / "r")
+    run = fake_runs.finished_run(tmp_path / "r")
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_several_directories_go_into_one_page(tmp_path, capsys):
-    first, second = made.finished_run(tmp_path / "a"), made.finished_run(tmp_path / "b", "dpo")
+    first, second = fake_runs.finished_run(tmp_path / "a"), fake_runs.finished_run(tmp_path / "b", "dpo")
     assert main(["report", str(first), str(second), "--out", str(tmp_path / "both.html")]) == 0
     text = (tmp_path / "both.html").read_text(encoding="utf-8")
     assert "<title>shiq, dpo on hh</title>" in text
@@ -42,7 +42,7 @@ def test_help_names_what_to_give(capsys):
 )
 def test_input_that_cannot_work_is_an_error(tmp_path, capsys, words, said):
     if any("/r" in word for word in words):
-        made.finished_run(tmp_path / "r")
+        fake_runs.finished_run(tmp_path / "r")
     assert main(["report", *(word.format(tmp=tmp_path) for word in words)]) == 2
     met = capsys.readouterr().err
     assert "error: " in met
@@ -51,7 +51,7 @@ def test_input_that_cannot_work_is_an_error(tmp_path, capsys, words, said):
 
 
 def test_neither_help_nor_a_page_imports_torch(tmp_path):
-    run = made.finished_run(tmp_path / "r")
+    run = fake_runs.finished_run(tmp_path / "r")
     code = (
         "import sys; from shiqrun.cli import main\n"
         "assert main(['report', '--help']) == 0\n"

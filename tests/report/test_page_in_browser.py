@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from shiqrun.report import write
-from tests.report import made
+from shiqrun.report.run_report import write_report
+from tests.report import fake_runs
 from tests.support.browser import Browser, needs_chromium
 
 pytestmark = needs_chromium
@@ -40,7 +40,7 @@ CELLS = """
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Of a sweep with 2,016 completions on the page: nine runs at the best betas, 224 each."""
-    return write([made.sweep(tmp_path_factory.mktemp("sweep"), count=224)])
+    return write_report([fake_runs.sweep(tmp_path_factory.mktemp("sweep"), count=224)])
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_it_opens_from_disk_without_a_complaint_and_asks_for_nothing_else(desk, 
 def test_a_click_on_a_header_sorts_the_table(desk):
     header = "document.querySelectorAll('#methods table')[1].tHead.rows[0].cells[3].querySelector('button')"
     column = "#methods h3 ~ h3 ~ .scroll td:nth-child(4)"
-    rewards = sorted((value for method in made.METHODS for value in made.REWARD[method]), reverse=True)
+    rewards = sorted((value for method in fake_runs.METHODS for value in fake_runs.REWARD[method]), reverse=True)
     assert desk.run(f"{header}.innerText") == "reward"
     desk.run(f"{header}.click()")
     assert [float(text.split()[0]) for text in texts(desk, column)] == rewards
@@ -137,7 +137,7 @@ def test_completions_are_made_as_they_are_reached(desk):
 
 def test_completions_are_ordered_and_filtered(desk):
     choose(desk, "completions-sort", "reward down")
-    best = made.REWARD["shiq"][0] + 223 / 10 + 3 / 100
+    best = fake_runs.REWARD["shiq"][0] + 223 / 10 + 3 / 100
     (first, *_) = texts(desk, "#completions-list .who")
     assert f"reward {best:.3g} (+{best - 0.5:.3g})" in " ".join(first.split())
     choose(desk, "completions-run", "8")

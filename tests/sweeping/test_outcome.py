@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from shiqrun.report import write as write_report
+from shiqrun.report.run_report import write_report
 from shiqrun.sweeping.outcome import chosen, conclude, reference_line, shown, write
 from shiqrun.sweeping.state import Job, Sweep
-from tests.report import made
+from tests.report import fake_runs
 
 
 def sweep_of(folder, *jobs):
@@ -15,9 +15,9 @@ def sweep_of(folder, *jobs):
     for number, (swept, metrics, more) in enumerate(jobs):
         final = {f"val/{name}": value for name, value in metrics.items()}
         algo, beta, seed = swept.get("algo", "shiq"), float(swept.get("algo.beta", 0.1)), int(swept.get("seed", 1))
-        made.write_run(
+        fake_runs.write_run(
             folder / str(number),
-            settings=made.config(algo, beta, seed, **more),
+            settings=fake_runs.config(algo, beta, seed, **more),
             rows=[{"step": 1, **final}],
             summary={"algo": algo, "steps": 5, **final},
         )

@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from shiqrun.report.methods import Group, shown
-from shiqrun.report.numbers import duration, number
-from shiqrun.report.page import facts, folded, note
-from shiqrun.report.runs import ENDED_BADLY, FINISHED, TO_COME, Run
+from shiqrun.report.html_page import facts, folded, note
+from shiqrun.report.number_text import duration, number
+from shiqrun.report.run_records import ENDED_BADLY, FINISHED, TO_COME, Run
+from shiqrun.report.seed_groups import Group, shown
 
 MOST_NAMED = 6
 """Methods in the title."""

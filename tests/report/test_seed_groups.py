@@ -3,16 +3,16 @@ import math
 
 import pytest
 
-from shiqrun.report.methods import ORDER, best, differing, grouped, method_names, reference_reward, trained_on
-from shiqrun.report.numbers import duration, number, plus_minus
-from shiqrun.report.runs import collect
+from shiqrun.report.number_text import duration, number, plus_minus
+from shiqrun.report.run_records import collect
+from shiqrun.report.seed_groups import ORDER, best, differing, grouped, method_names, reference_reward, trained_on
 from shiqrun.sweeping.state import Job, Sweep
-from tests.report import made
+from tests.report import fake_runs
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return made.sweep(tmp_path_factory.mktemp("sweep"))
+    return fake_runs.sweep(tmp_path_factory.mktemp("sweep"))
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def runs(folder):
 
 def test_runs_that_differ_by_seed_are_one_group(runs):
     groups = grouped(runs)
-    assert [(g.method, g.beta) for g in groups] == [(m, b) for m in made.METHODS for b in made.BETAS]
+    assert [(g.method, g.beta) for g in groups] == [(m, b) for m in fake_runs.METHODS for b in fake_runs.BETAS]
     assert [len(g.finished) for g in groups] == [3] * 12
     assert len(groups[-1].runs) == 5
 
@@ -30,7 +30,7 @@ def test_runs_that_differ_by_seed_are_one_group(runs):
 def test_a_mean_over_seeds_has_students_interval(runs):
     shiq = grouped(runs)[1].final("val/reward")
     assert shiq.mean == pytest.approx(1.1)
-    assert shiq.half == pytest.approx(made.HALF_OF_REWARD)
+    assert shiq.half == pytest.approx(fake_runs.HALF_OF_REWARD)
     assert shiq.count == 3
 
 
@@ -47,32 +47,32 @@ def test_the_best_beta_does_not_go_by_a_return_that_holds_beta(runs):
 
 
 def test_a_setting_that_differs_within_a_method_names_it(tmp_path):
-    made.finished_run(tmp_path / "0", seed=1, algo__anchor=0.0)
-    made.finished_run(tmp_path / "1", seed=1, algo__anchor=0.5)
-    made.finished_run(tmp_path / "2", "dpo", seed=2)
+    fake_runs.finished_run(tmp_path / "0", seed=1, algo__anchor=0.0)
+    fake_runs.finished_run(tmp_path / "1", seed=1, algo__anchor=0.5)
+    fake_runs.finished_run(tmp_path / "2", "dpo", seed=2)
     assert method_names(collect([tmp_path]).runs) == ["shiq", "shiq anchor=0.5", "dpo"]
 
 
 def test_where_estimates_are_read_names_a_method_only_where_they_are_read_from_several_places(tmp_path):
-    made.finished_run(tmp_path / "0", seed=1, algo__monte_carlo=0.0, algo__targets=None)
-    made.finished_run(tmp_path / "1", seed=1, algo__monte_carlo=1.0, algo__targets="a.jsonl")
+    fake_runs.finished_run(tmp_path / "0", seed=1, algo__monte_carlo=0.0, algo__targets=None)
+    fake_runs.finished_run(tmp_path / "1", seed=1, algo__monte_carlo=1.0, algo__targets="a.jsonl")
     assert method_names(collect([tmp_path]).runs) == ["shiq", "shiq monte_carlo=1"]
-    made.finished_run(tmp_path / "2", seed=1, algo__monte_carlo=1.0, algo__targets="b.jsonl")
+    fake_runs.finished_run(tmp_path / "2", seed=1, algo__monte_carlo=1.0, algo__targets="b.jsonl")
     two = [name for name in method_names(collect([tmp_path]).runs) if "targets" in name]
     assert two == ["shiq monte_carlo=1 targets=a.jsonl", "shiq monte_carlo=1 targets=b.jsonl"]
 
 
 def test_another_data_set_is_named_without_its_settings(tmp_path):
-    made.finished_run(tmp_path / "0", seed=1, data__name="one", data__steps=2)
-    made.finished_run(tmp_path / "1", seed=1, data__name="two", data__path="a", values__samples=8)
+    fake_runs.finished_run(tmp_path / "0", seed=1, data__name="one", data__steps=2)
+    fake_runs.finished_run(tmp_path / "1", seed=1, data__name="two", data__path="a", values__samples=8)
     assert method_names(collect([tmp_path]).runs) == ["shiq on one", "shiq on two"]
-    made.finished_run(tmp_path / "2", seed=1, data__name="two", data__path="b", values__samples=9)
+    fake_runs.finished_run(tmp_path / "2", seed=1, data__name="two", data__path="b", values__samples=9)
     assert method_names(collect([tmp_path]).runs) == ["shiq on one", "shiq on two path=a", "shiq on two path=b"]
 
 
 def test_how_values_are_made_names_a_method_that_makes_them(tmp_path):
     for place, (file, samples) in enumerate([(None, 8), (None, 32), ("v.jsonl", 32)]):
-        made.finished_run(tmp_path / str(place), seed=1, algo__values=file, values__samples=samples)
+        fake_runs.finished_run(tmp_path / str(place), seed=1, algo__values=file, values__samples=samples)
     assert method_names(collect([tmp_path]).runs) == ["shiq samples=8", "shiq samples=32", "shiq"]
 
 
@@ -81,17 +81,17 @@ PLAIN = {"algo__anchor": 0.0, "algo__anchor_from": "uniform", "algo__reference":
 
 
 def test_an_anchor_that_is_off_and_the_references_place_name_nothing(tmp_path):
-    made.finished_run(tmp_path / "0", seed=1, **PLAIN)
-    made.finished_run(tmp_path / "1", seed=2, **PLAIN | {"algo__anchor_from": "policy"})
-    made.finished_run(tmp_path / "2", seed=1, **ANCHORED)
-    made.finished_run(tmp_path / "3", seed=2, **ANCHORED | {"algo__reference": "cached"})
+    fake_runs.finished_run(tmp_path / "0", seed=1, **PLAIN)
+    fake_runs.finished_run(tmp_path / "1", seed=2, **PLAIN | {"algo__anchor_from": "policy"})
+    fake_runs.finished_run(tmp_path / "2", seed=1, **ANCHORED)
+    fake_runs.finished_run(tmp_path / "3", seed=2, **ANCHORED | {"algo__reference": "cached"})
     groups = grouped(collect([tmp_path]).runs)
     assert [(g.method, len(g.finished)) for g in groups] == [("shiq", 2), ("shiq anchor=10 anchor_from=policy", 2)]
 
 
 def test_a_job_that_waits_changes_no_name_of_the_others(tmp_path):
-    made.finished_run(tmp_path / "0", **PLAIN)
-    made.finished_run(tmp_path / "1", **ANCHORED)
+    fake_runs.finished_run(tmp_path / "0", **PLAIN)
+    fake_runs.finished_run(tmp_path / "1", **ANCHORED)
     Sweep(tmp_path, "train", [], "/", [], [Job(2, "2", [], {"algo": "shiq", "algo.beta": "0.1", "seed": "2"})]).save()
     runs = collect([tmp_path]).runs
     assert method_names(runs) == ["shiq", "shiq anchor=10 anchor_from=policy", "shiq"]
@@ -100,9 +100,9 @@ def test_a_job_that_waits_changes_no_name_of_the_others(tmp_path):
 def test_methods_have_an_order_of_their_own(tmp_path):
     """Whatever the order of the runs; variants after their method, by their numbers; unknown methods last, by name."""
     for place, algo in enumerate(["mine", *reversed(ORDER), "another"]):
-        made.finished_run(tmp_path / str(place), algo if algo in made.REWARD else "dpo", algo__name=algo)
+        fake_runs.finished_run(tmp_path / str(place), algo if algo in fake_runs.REWARD else "dpo", algo__name=algo)
     for anchor in (100.0, 20.0):
-        made.finished_run(tmp_path / f"z{anchor}", algo__anchor=anchor)
+        fake_runs.finished_run(tmp_path / f"z{anchor}", algo__anchor=anchor)
     shiq = ["shiq", "shiq anchor=20", "shiq anchor=100"]
     assert list(best(grouped(collect([tmp_path]).runs))) == [*shiq, *ORDER[1:], "another", "mine"]
 
@@ -110,7 +110,7 @@ def test_methods_have_an_order_of_their_own(tmp_path):
 def test_what_methods_trained_on_is_told_apart(tmp_path):
     counts = (("shiq", 1, 1188, 38), ("dro", 1, 1188, 38), ("dpo", 1, 1000, 32), ("dpo", 2, 1003, 32))
     for algo, seed, rows, steps in counts:
-        run = made.finished_run(tmp_path / f"{algo}{seed}", "dpo", seed=seed, algo__name=algo)
+        run = fake_runs.finished_run(tmp_path / f"{algo}{seed}", "dpo", seed=seed, algo__name=algo)
         values = json.loads((run / "summary.json").read_text()) | {"trajectories/train": rows, "steps": steps}
         (run / "summary.json").write_text(json.dumps(values))
     assert trained_on(grouped(collect([tmp_path]).runs)) == {
@@ -120,28 +120,28 @@ def test_what_methods_trained_on_is_told_apart(tmp_path):
 
 
 def test_two_ways_to_be_off_are_told_apart(tmp_path):
-    made.finished_run(tmp_path / "0", seed=1, algo__clip=0)
-    made.finished_run(tmp_path / "1", seed=1, algo__clip=None)
+    fake_runs.finished_run(tmp_path / "0", seed=1, algo__clip=0)
+    fake_runs.finished_run(tmp_path / "1", seed=1, algo__clip=None)
     assert method_names(collect([tmp_path]).runs) == ["shiq clip=0", "shiq clip=null"]
 
 
 def test_runs_on_two_data_sets_are_not_averaged(tmp_path):
-    made.finished_run(tmp_path / "0", seed=1)
-    made.finished_run(tmp_path / "1", seed=2, data__name="ultrafeedback")
+    fake_runs.finished_run(tmp_path / "0", seed=1)
+    fake_runs.finished_run(tmp_path / "1", seed=2, data__name="ultrafeedback")
     assert [g.method for g in grouped(collect([tmp_path]).runs)] == ["shiq on hh", "shiq on ultrafeedback"]
 
 
 def test_a_seed_that_was_run_twice_counts_once(tmp_path):
     for folder in ("a", "b"):
-        made.finished_run(tmp_path / folder, seed=1)
-    made.finished_run(tmp_path / "c", seed=2)
+        fake_runs.finished_run(tmp_path / folder, seed=1)
+    fake_runs.finished_run(tmp_path / "c", seed=2)
     (group,) = grouped(collect([tmp_path]).runs)
     assert group.final("val/reward").count == 2
     assert [run.name for run in group.finished] == ["b", "c"]
 
 
 def test_the_interval_of_one_seed_is_unknown(tmp_path):
-    (group,) = grouped(collect([made.finished_run(tmp_path / "r")]).runs)
+    (group,) = grouped(collect([fake_runs.finished_run(tmp_path / "r")]).runs)
     assert math.isnan(group.final("val/reward").half)
 
 
@@ -154,14 +154,14 @@ def test_a_curve_is_the_mean_of_each_step(runs):
     curve = dict(grouped(runs)[1].curve("val/reward"))
     assert sorted(curve) == [0, 50, 100]
     assert curve[50].mean == pytest.approx(0.6)
-    assert curve[50].half == pytest.approx(made.HALF_OF_REWARD / 2)
+    assert curve[50].half == pytest.approx(fake_runs.HALF_OF_REWARD / 2)
 
 
 def test_a_step_that_few_runs_have_is_not_drawn(tmp_path):
     for seed in (1, 2, 3):
-        made.finished_run(tmp_path / str(seed), seed=seed)
-    rows = [*made.history(1.0, 1.0, 0.1), {"step": 110, "val/reward": 9.0}]
-    folder = made.write_run(tmp_path / "other", settings=made.config(), rows=rows, summary={"algo": "shiq"})
+        fake_runs.finished_run(tmp_path / str(seed), seed=seed)
+    rows = [*fake_runs.history(1.0, 1.0, 0.1), {"step": 110, "val/reward": 9.0}]
+    folder = fake_runs.write_run(tmp_path / "other", settings=fake_runs.config(), rows=rows, summary={"algo": "shiq"})
     assert folder.exists()
     (group,) = grouped(collect([tmp_path]).runs)
     assert [step for step, _ in group.curve("val/reward")] == [0, 50, 100]
@@ -172,7 +172,7 @@ def test_the_reference_is_the_policy_before_any_step(runs):
 
 
 def test_the_references_own_answers_go_before(tmp_path):
-    runs = collect([made.finished_run(tmp_path / "r")]).runs
+    runs = collect([fake_runs.finished_run(tmp_path / "r")]).runs
     runs[0].final["val/reference_reward"] = 0.25
     assert reference_reward(runs) == 0.25
 

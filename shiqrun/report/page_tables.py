@@ -6,11 +6,11 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shiqrun.report.completions import evaluations
-from shiqrun.report.files import read_json
-from shiqrun.report.methods import KL, RETURN, REWARD, Estimate, Group, differing, shown
-from shiqrun.report.numbers import NOTHING, between, number, plus_minus, write_table
-from shiqrun.report.runs import ENDED_BADLY, Run
+from shiqrun.report.completion_view import evaluations
+from shiqrun.report.number_text import NOTHING, between, number, plus_minus, write_table
+from shiqrun.report.run_files import read_json
+from shiqrun.report.run_records import ENDED_BADLY, Run
+from shiqrun.report.seed_groups import KL, RETURN, REWARD, Estimate, Group, differing, shown
 from shiqrun.util.intervals import HALF, bounds, is_bound
 
 COLUMNS = {

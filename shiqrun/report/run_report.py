@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import shiqrun.report.figures as figures
-import shiqrun.report.tables as tables
+import shiqrun.report.page_tables as page_tables
+import shiqrun.report.plots as plots
 from shiqrun.errors import InputError
-from shiqrun.report.completions import carried
-from shiqrun.report.methods import (
+from shiqrun.report.completion_view import carried
+from shiqrun.report.html_page import COMPLETIONS, TOKENS, Section, folded, note, page
+from shiqrun.report.pivotal_view import FILE as PIVOTAL
+from shiqrun.report.pivotal_view import pivotal_section
+from shiqrun.report.run_facts import failures, summary, title
+from shiqrun.report.run_records import Collection, Run, collect
+from shiqrun.report.seed_groups import (
     KL,
     LOSS,
     RETURN,
@@ -28,12 +33,7 @@ from shiqrun.report.methods import (
     reference_reward,
     trained_on,
 )
-from shiqrun.report.page import COMPLETIONS, TOKENS, Section, folded, note, page
-from shiqrun.report.pivotal import FILE as PIVOTAL
-from shiqrun.report.pivotal import pivotal_section
-from shiqrun.report.runs import Collection, Run, collect
-from shiqrun.report.summary import failures, summary, title
-from shiqrun.report.tokens import credited
+from shiqrun.report.token_view import credited
 
 CURVES = {
     REWARD: "reward of the policy's answers",
@@ -62,7 +62,7 @@ BY_BETA = (REWARD, KL)
 """The curves that are also drawn for every beta."""
 
 
-def write(directories: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
     """Writes the page about all runs in and below the directories, its figures and its numbers.
 
     Args:
@@ -124,11 +124,11 @@ class Report:
     @cached_property
     def looks(self) -> dict[str, dict[str, Any]]:
         """Each method's colour, marker and dashes."""
-        return figures.styles(list(self.best))
+        return plots.styles(list(self.best))
 
     def html(self, sweeps: Sequence[dict[str, Any]], further: Sequence[Section] = ()) -> str:
         """The whole page with further sections; draws and writes the figures and tables on the way."""
-        csv = tables.write_csv(self.folder, self.groups, self.runs, self.best)
+        csv = page_tables.write_csv(self.folder, self.groups, self.runs, self.best)
         shown = [run for group in self.best.values() for run in group.drawn]
         labels = [self._label(run, group) for group in self.best.values() for run in group.drawn]
         completions = carried(shown, labels)
@@ -152,9 +152,9 @@ class Report:
         beta = "" if group.beta is None else f" β={group.beta:g}"
         return f"{group.method}{beta}" + ("" if run.seed is None else f" seed {run.seed}")
 
-    def _figure(self, name: str, alternative: str, drawn: figures.Draw, size: tuple[float, float]) -> str:
-        svg = figures.draw(drawn, size, self.folder / "figures" / name)
-        return f"<figure>{figures.inlined(svg, name, alternative, {})}</figure>"
+    def _figure(self, name: str, alternative: str, drawn: plots.Draw, size: tuple[float, float]) -> str:
+        svg = plots.draw(drawn, size, self.folder / "figures" / name)
+        return f"<figure>{plots.inlined(svg, name, alternative, {})}</figure>"
 
     def _frontier(self) -> str:
         if not any(group.final(KL) and group.final(REWARD) for group in self.groups):
@@ -162,11 +162,11 @@ class Report:
                 "No finished run has val/reward and val/kl: set eval.reward to have answers sampled and scored."
             )
         pages = []
-        for wide, size in ((True, figures.WIDE), (False, figures.NARROW)):
-            drawn, tips = figures.frontier(self.groups, self.looks, reference_reward(self.runs), wide=wide)
+        for wide, size in ((True, plots.WIDE), (False, plots.NARROW)):
+            drawn, tips = plots.frontier(self.groups, self.looks, reference_reward(self.runs), wide=wide)
             name = "frontier" if wide else "frontier_narrow"
-            drawn_once = figures.draw(drawn, size, self.folder / "figures" / name)
-            svg = figures.inlined(drawn_once, name, "reward over KL, a point a method and beta", tips)
+            drawn_once = plots.draw(drawn, size, self.folder / "figures" / name)
+            svg = plots.inlined(drawn_once, name, "reward over KL, a point a method and beta", tips)
             pages.append(f'<figure class="one {"wide" if wide else "narrow"}">{svg}</figure>')
         words = (
             "A point is one method at one β: the mean over seeds of the final reward and KL, with 95 % intervals over "
@@ -206,13 +206,13 @@ class Report:
             name: "currentColor" if look["color"] == "#000000" else look["color"] for name, look in self.looks.items()
         }
         if len(done) == len({g.method for g in done}):
-            return note(words) + tables.methods_table(done, self.best, colours)
+            return note(words) + page_tables.methods_table(done, self.best, colours)
         words += (
             f" A method's best β has the {choice} over seeds (not the best regularised return, which holds β itself). "
             "It was chosen on the prompts that are reported here, so its numbers are optimistic."
         )
-        at_best = tables.methods_table([g for g in self.best.values() if g.finished], self.best, colours)
-        every = tables.methods_table(done, self.best, colours)
+        at_best = page_tables.methods_table([g for g in self.best.values() if g.finished], self.best, colours)
+        every = page_tables.methods_table(done, self.best, colours)
         return f"{note(words)}<h3>Each method at its best β</h3>{at_best}<h3>Every β, the best in bold</h3>{every}"
 
     def _curves(self) -> str:
@@ -221,8 +221,8 @@ class Report:
             self._figure(
                 f"curve_{metric.replace('/', '_')}",
                 said,
-                figures.curves(metric, chosen, said, self.looks),
-                figures.PANEL,
+                plots.curves(metric, chosen, said, self.looks),
+                plots.PANEL,
             )
             for metric, said in CURVES.items()
             if any(group.curve(metric) for group in chosen)
@@ -237,15 +237,15 @@ class Report:
         betas = sorted({group.beta for group in self.groups if group.beta is not None})
         made = ""
         for metric in BY_BETA if len(betas) > 1 else ():
-            limits = figures.common_limits(metric, self.groups)
+            limits = plots.common_limits(metric, self.groups)
             panels = []
             for beta in betas:
                 same = [group for group in self.groups if group.beta == beta]
                 said = f"β = {beta:g}: {CURVES[metric]}"
                 if any(group.curve(metric) for group in same):
-                    drawn = figures.curves(metric, same, said, self.looks, limits)
+                    drawn = plots.curves(metric, same, said, self.looks, limits)
                     name = f"curve_{metric.replace('/', '_')}_beta_{beta:g}"
-                    panels.append(self._figure(name, said, drawn, figures.PANEL))
+                    panels.append(self._figure(name, said, drawn, plots.PANEL))
             made += f'<div class="panels">{"".join(panels)}</div>'
         return folded("reward and KL at every β", made) if made else ""
 
@@ -272,15 +272,15 @@ class Report:
         return note(f"{words} All completions are in each run's samples.jsonl.") + COMPLETIONS
 
     def _runs(self) -> str:
-        made = tables.runs_table(self.runs)
-        if evaluated := tables.evaluations_table(self.runs):
+        made = page_tables.runs_table(self.runs)
+        if evaluated := page_tables.evaluations_table(self.runs):
             made += "<h3>Evaluations by <code>shiqrun eval</code></h3>" + evaluated
         configured = [run for run in self.runs if run.configured]
         if configured:
             apart = set(differing(configured))
             common = {k: v for k, v in configured[0].config.items() if k not in apart and compared(k)}
             words = "the config" if len(configured) == 1 else f"the {len(common)} settings that all runs have in common"
-            made += folded(words, tables.config_table(common))
+            made += folded(words, page_tables.config_table(common))
         return made
 
     def _files(self, csv: Sequence[Path]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.report.files import AGAIN, as_number, as_yaml, read_config, read_json, read_table
+from shiqrun.report.run_files import AGAIN, as_number, as_yaml, read_config, read_json, read_table
 
 SWEEP_FORMAT = 1
 """Of `sweep.json`: the number under `format`, as `shiqrun.sweeping.state` writes it."""

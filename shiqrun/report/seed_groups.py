@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shiqrun.report.runs import FINISHED, Run, natural
+from shiqrun.report.run_records import FINISHED, Run, natural
 from shiqrun.util.intervals import interval
 
 REWARD, KL, RETURN, LOSS = "val/reward", "val/kl", "val/regularised_return", "val/loss"

@@ -10,10 +10,11 @@ import pyarrow.parquet
 import pytest
 
 from shiqrun.errors import InputError
-from shiqrun.report import completions, tokens, write
-from shiqrun.report.page import embedded
+from shiqrun.report import completion_view, token_view
+from shiqrun.report.html_page import embedded
+from shiqrun.report.run_report import write_report
 from shiqrun.sweeping.state import Job, Sweep
-from tests.report import made
+from tests.report import fake_runs
 
 VOID = {"meta", "input", "br", "wbr", "img", "link", "hr"}
 
@@ -64,8 +65,8 @@ def table(path):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    folder = made.sweep(tmp_path_factory.mktemp("sweep"))
-    page = write([folder])
+    folder = fake_runs.sweep(tmp_path_factory.mktemp("sweep"))
+    page = write_report([folder])
     return SimpleNamespace(folder=folder, page=page, html=Reader(page.read_text(encoding="utf-8")))
 
 
@@ -96,19 +97,19 @@ def test_every_figure_is_there_twice_and_shows_something(reported):
     assert {"frontier.png", "frontier.svg", "curve_val_reward.svg", "curve_val_kl_beta_0.3.png"} <= set(drawn)
     assert [n[:-4] for n in drawn if n.endswith(".png")] == [n[:-4] for n in drawn if n.endswith(".svg")]
     frontier = (reported.folder / "report" / "figures" / "frontier.svg").read_text()
-    assert all(f">{name}</" in frontier for name in (*made.METHODS, "reference"))
+    assert all(f">{name}</" in frontier for name in (*fake_runs.METHODS, "reference"))
 
 
 def test_methods_have_their_means_and_intervals(reported):
     rows = {(row["method"], row["beta"]): row for row in table(reported.folder / "report" / "methods.csv")}
     assert len(rows) == 12
-    for method in made.METHODS:
-        for place, beta in enumerate(made.BETAS):
+    for method in fake_runs.METHODS:
+        for place, beta in enumerate(fake_runs.BETAS):
             row = rows[method, str(beta)]
             assert row["seeds"] == "3"
-            assert float(row["val/reward"]) == pytest.approx(made.REWARD[method][place])
-            assert float(row["val/reward_ci95_over_seeds"]) == pytest.approx(made.HALF_OF_REWARD)
-            assert float(row["val/kl"]) == pytest.approx(made.KL[method][place])
+            assert float(row["val/reward"]) == pytest.approx(fake_runs.REWARD[method][place])
+            assert float(row["val/reward_ci95_over_seeds"]) == pytest.approx(fake_runs.HALF_OF_REWARD)
+            assert float(row["val/kl"]) == pytest.approx(fake_runs.KL[method][place])
     assert [key for key, row in rows.items() if row["best"] == "1"] == [
         ("shiq", "0.03"),
         ("copg", "0.1"),
@@ -162,11 +163,11 @@ def test_it_says_what_intervals_over_seeds_leave_out(reported):
 def test_it_says_where_methods_trained_on_different_amounts(reported, tmp_path):
     assert "the same amount" not in reported.html.text
     for method, rows, steps in (("shiq", 1188, 38), ("copg", 1000, 32)):
-        run = made.finished_run(tmp_path / method, method)
+        run = fake_runs.finished_run(tmp_path / method, method)
         values = json.loads((run / "summary.json").read_text()) | {"trajectories/train": rows, "steps": steps}
         values |= {"dropped/alone with its prompt (algo=copg compares)": 188} if method == "copg" else {}
         (run / "summary.json").write_text(json.dumps(values))
-    said = Reader(write([tmp_path]).read_text(encoding="utf-8")).text
+    said = Reader(write_report([tmp_path]).read_text(encoding="utf-8")).text
     assert (
         "Not all methods trained on the same amount (those that compare completions drop rows that are alone with "
         "their prompt): shiq on 1,188 trajectories in 38 steps; copg on 1,000 trajectories in 32 steps."
@@ -177,11 +178,13 @@ def test_runs_to_come_are_counted_and_broken_ones_named(tmp_path):
     statuses = ["finished", "interrupted", "running", *["waiting"] * 74]
     jobs = [Job(n, str(n), [], {"seed": str(n)}, status=status) for n, status in enumerate(statuses)]
     Sweep(tmp_path, "train", [], "/", [], jobs).save()
-    made.finished_run(tmp_path / "0", seed=0)
+    fake_runs.finished_run(tmp_path / "0", seed=0)
     for number in (1, 2):
         rows = [{"step": 1, "train/loss": 1.0}]
-        made.write_run(tmp_path / str(number), settings=made.config(seed=number), rows=rows, log="[x] told to stop\n")
-    page = Reader(write([tmp_path]).read_text(encoding="utf-8"))
+        fake_runs.write_run(
+            tmp_path / str(number), settings=fake_runs.config(seed=number), rows=rows, log="[x] told to stop\n"
+        )
+    page = Reader(write_report([tmp_path]).read_text(encoding="utf-8"))
     assert "1 of 77 runs did not finish" in page.text
     assert "The sweep has not ended: 1 running, 74 waiting." in page.text
     assert "1 of 1 runs read them from the cache" in page.text
@@ -190,10 +193,12 @@ def test_runs_to_come_are_counted_and_broken_ones_named(tmp_path):
 
 
 def test_a_long_list_of_broken_runs_is_folded(tmp_path):
-    made.finished_run(tmp_path / "r", seed=0)
+    fake_runs.finished_run(tmp_path / "r", seed=0)
     for number in range(7):
-        made.write_run(tmp_path / str(number), settings=made.config(seed=number), rows=[{"step": 1, "train/loss": 1.0}])
-    raw = write([tmp_path]).read_text(encoding="utf-8")
+        fake_runs.write_run(
+            tmp_path / str(number), settings=fake_runs.config(seed=number), rows=[{"step": 1, "train/loss": 1.0}]
+        )
+    raw = write_report([tmp_path]).read_text(encoding="utf-8")
     assert "7 of 8 runs did not finish" in raw
     assert "<details><summary>the 7 runs and the last thing that each said</summary><ul><li><b>0</b>" in raw
 
@@ -214,35 +219,37 @@ def test_curves_are_in_a_table(reported):
 def test_a_sweep_carries_the_last_completions_of_each_methods_best_beta(reported):
     carried = reported.html.data["completions-data"]
     best = (("shiq", 0.03), ("copg", 0.1), ("dpo", 0.03))
-    assert carried["runs"] == [f"{m} β={b} seed {s}" for m, b in best for s in made.SEEDS]
+    assert carried["runs"] == [f"{m} β={b} seed {s}" for m, b in best for s in fake_runs.SEEDS]
     assert len(carried["rows"]) == 9 * 4
     run, step, prompt, completion, reference, *rest = carried["rows"][0]
     assert (carried["runs"][run], step) == ("shiq β=0.03 seed 1", 100)
     texts = carried["texts"]
-    assert (texts[prompt], texts[completion]) == (made.PROMPTS[0], "shiq 0.03 1 says 0")
+    assert (texts[prompt], texts[completion]) == (fake_runs.PROMPTS[0], "shiq 0.03 1 says 0")
     assert texts[reference] == "the reference says 0"
     assert rest == [1.21, 0.5, 1.5, 5, True]
 
 
 def test_hostile_text_stays_text(reported):
     raw = reported.page.read_text(encoding="utf-8")
-    assert made.HOSTILE in reported.html.data["completions-data"]["texts"]
-    assert any(made.HOSTILE in row["tokens"] for row in reported.html.data["tokens-data"]["rows"])
+    assert fake_runs.HOSTILE in reported.html.data["completions-data"]["texts"]
+    assert any(fake_runs.HOSTILE in row["tokens"] for row in reported.html.data["tokens-data"]["rows"])
     assert "window.hacked" in raw
     assert "<script>window.hacked" not in raw
     assert "<img" not in raw
 
 
 def test_hostile_names_stay_text(tmp_path):
-    log = f"{made.HOSTILE}\n"
-    made.write_run(tmp_path / "0", settings=made.config(seed=2), rows=made.history(1.0, 1.0, 0.1), log=log)
-    made.write_run(
-        tmp_path / "2",
-        settings=made.config(made.HOSTILE, data__name=made.HOSTILE),
-        rows=made.history(1.0, 1.0, 0.1),
-        summary={"val/reward": 1.0, "val/kl": 1.0, "git_commit": made.HOSTILE},
+    log = f"{fake_runs.HOSTILE}\n"
+    fake_runs.write_run(
+        tmp_path / "0", settings=fake_runs.config(seed=2), rows=fake_runs.history(1.0, 1.0, 0.1), log=log
     )
-    raw = write([tmp_path]).read_text(encoding="utf-8")
+    fake_runs.write_run(
+        tmp_path / "2",
+        settings=fake_runs.config(fake_runs.HOSTILE, data__name=fake_runs.HOSTILE),
+        rows=fake_runs.history(1.0, 1.0, 0.1),
+        summary={"val/reward": 1.0, "val/kl": 1.0, "git_commit": fake_runs.HOSTILE},
+    )
+    raw = write_report([tmp_path]).read_text(encoding="utf-8")
     assert Reader(raw).open == []
     assert "<img" not in raw
     assert "<script>window" not in raw
@@ -256,29 +263,29 @@ def test_embedded_text_comes_back_and_closes_nothing(text):
 
 
 def test_one_run_carries_all_its_steps(tmp_path):
-    run = made.finished_run(tmp_path / "r")
-    early = [row | {"step": 0} for row in made.samples("shiq", 0.1, 1)]
-    made.write_lines(run / "samples.jsonl", [*early, *made.samples("shiq", 0.1, 1)])
-    rows = Reader(write([run]).read_text(encoding="utf-8")).data["completions-data"]["rows"]
+    run = fake_runs.finished_run(tmp_path / "r")
+    early = [row | {"step": 0} for row in fake_runs.samples("shiq", 0.1, 1)]
+    fake_runs.write_lines(run / "samples.jsonl", [*early, *fake_runs.samples("shiq", 0.1, 1)])
+    rows = Reader(write_report([run]).read_text(encoding="utf-8")).data["completions-data"]["rows"]
     assert [row[1] for row in rows] == [100] * 4 + [0] * 4
 
 
 def test_a_cap_cuts_all_runs_alike_and_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(completions, "MOST_ROWS", 10)
-    for seed in made.SEEDS:
-        made.finished_run(tmp_path / str(seed), seed=seed)
-    page = Reader(write([tmp_path]).read_text(encoding="utf-8"))
+    monkeypatch.setattr(completion_view, "MOST_ROWS", 10)
+    for seed in fake_runs.SEEDS:
+        fake_runs.finished_run(tmp_path / str(seed), seed=seed)
+    page = Reader(write_report([tmp_path]).read_text(encoding="utf-8"))
     rows = page.data["completions-data"]["rows"]
     assert [sum(row[0] == run for row in rows) for run in range(3)] == [4, 3, 3]
     assert "10 of 12 completions are here" in page.text
 
 
 def test_a_cap_on_tokens_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "MOST_TOKENS", 25)
-    page = Reader(write([made.finished_run(tmp_path / "r")]).read_text(encoding="utf-8"))
+    monkeypatch.setattr(token_view, "MOST_TOKENS", 25)
+    page = Reader(write_report([fake_runs.finished_run(tmp_path / "r")]).read_text(encoding="utf-8"))
     assert len(page.data["tokens-data"]["rows"]) == 2
-    monkeypatch.setattr(tokens, "MOST_TOKENS", 15)
-    page = Reader(write([tmp_path / "r"]).read_text(encoding="utf-8"))
+    monkeypatch.setattr(token_view, "MOST_TOKENS", 15)
+    page = Reader(write_report([tmp_path / "r"]).read_text(encoding="utf-8"))
     assert len(page.data["tokens-data"]["rows"]) == 1
     assert "1 of 2 trajectories are here" in page.text
 
@@ -290,18 +297,18 @@ def test_tokens_keep_their_numbers(reported):
 
 
 def test_lists_of_different_lengths_are_named(tmp_path):
-    run = made.finished_run(tmp_path / "r")
-    first, *rest = made.credit()
-    made.write_lines(run / "credit.jsonl", [first, *(row | {"residual": [1.0]} for row in rest)])
+    run = fake_runs.finished_run(tmp_path / "r")
+    first, *rest = fake_runs.credit()
+    fake_runs.write_lines(run / "credit.jsonl", [first, *(row | {"residual": [1.0]} for row in rest)])
     with pytest.raises(InputError, match=r"credit\.jsonl line 2: expected lists of one length"):
-        write([run])
+        write_report([run])
 
 
 def test_a_broken_line_of_completions_is_named(tmp_path):
-    run = made.finished_run(tmp_path / "r")
+    run = fake_runs.finished_run(tmp_path / "r")
     (run / "samples.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(InputError, match=r"samples\.jsonl line 2: no JSON"):
-        write([run])
+        write_report([run])
 
 
 def evaluated(run, **columns):
@@ -318,9 +325,9 @@ def evaluated(run, **columns):
 
 
 def test_evaluations_of_a_run_are_shown(tmp_path):
-    run = made.finished_run(tmp_path / "r")
+    run = fake_runs.finished_run(tmp_path / "r")
     evaluated(run)
-    page = Reader(write([run]).read_text(encoding="utf-8"))
+    page = Reader(write_report([run]).read_text(encoding="utf-8"))
     assert ["r", "2026-01-31_12-00-00", "0.750 ± 0.050", "0.5", "0.40 [0.31, 0.55]"] in page.rows
     carried = page.data["completions-data"]
     row = next(row for row in carried["rows"] if row[1] == "eval 2026-01-31_12-00-00")
@@ -329,15 +336,15 @@ def test_evaluations_of_a_run_are_shown(tmp_path):
 
 
 def test_a_broken_evaluation_is_named(tmp_path):
-    run = made.finished_run(tmp_path / "r")
+    run = fake_runs.finished_run(tmp_path / "r")
     (evaluated(run) / "completions.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"completions\.parquet: no Parquet"):
-        write([run])
+        write_report([run])
 
 
 def test_a_run_without_completions_or_tokens_has_neither_section(tmp_path):
-    run = made.write_run(tmp_path / "r", rows=made.history(1.0, 4.0, 0.1))
-    page = Reader(write([run]).read_text(encoding="utf-8"))
+    run = fake_runs.write_run(tmp_path / "r", rows=fake_runs.history(1.0, 4.0, 0.1))
+    page = Reader(write_report([run]).read_text(encoding="utf-8"))
     assert not {"completions", "tokens"} & set(page.ids)
     assert "No run has finished yet." in page.text
     assert "1 of 1 runs did not finish" in page.text
@@ -345,46 +352,46 @@ def test_a_run_without_completions_or_tokens_has_neither_section(tmp_path):
 
 def test_a_run_without_reward_says_why_there_is_no_frontier(tmp_path):
     rows = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}]
-    run = made.write_run(tmp_path / "r", rows=rows, summary={"train/loss": 1.0, "val/loss": 1.5})
-    page = Reader(write([run]).read_text(encoding="utf-8"))
+    run = fake_runs.write_run(tmp_path / "r", rows=rows, summary={"train/loss": 1.0, "val/loss": 1.5})
+    page = Reader(write_report([run]).read_text(encoding="utf-8"))
     assert "No finished run has val/reward and val/kl" in page.text
     assert not (run / "report" / "figures" / "frontier.svg").exists()
 
 
 def test_one_seed_has_no_interval(tmp_path):
-    run = made.finished_run(tmp_path / "r")
-    page = Reader(write([run]).read_text(encoding="utf-8"))
+    run = fake_runs.finished_run(tmp_path / "r")
+    page = Reader(write_report([run]).read_text(encoding="utf-8"))
     assert "none with one seed" in page.text
     assert next(row for row in page.rows if row[0] == "shiq")[3] == "1"
 
 
 def test_a_second_report_leaves_no_figure_of_the_first(tmp_path):
-    run = made.finished_run(tmp_path / "r")
+    run = fake_runs.finished_run(tmp_path / "r")
     old = run / "report" / "figures" / "curve_val_reward_beta_7.svg"
     old.parent.mkdir(parents=True)
     old.write_text("")
-    write([run])
+    write_report([run])
     assert not old.exists()
 
 
 def test_another_place_gets_page_and_folder(tmp_path):
-    run = made.finished_run(tmp_path / "r")
-    page = write([run], tmp_path / "pages" / "mine.html")
+    run = fake_runs.finished_run(tmp_path / "r")
+    page = write_report([run], tmp_path / "pages" / "mine.html")
     assert page == tmp_path / "pages" / "mine.html"
     assert (tmp_path / "pages" / "mine" / "methods.csv").is_file()
     assert not (run / "report.html").exists()
 
 
 def test_the_same_runs_give_the_same_page(tmp_path):
-    run = made.finished_run(tmp_path / "r")
-    first = write([run]).read_bytes()
-    assert write([run]).read_bytes() == first
+    run = fake_runs.finished_run(tmp_path / "r")
+    first = write_report([run]).read_bytes()
+    assert write_report([run]).read_bytes() == first
 
 
 def test_a_wide_range_of_kl_is_drawn_logarithmically(reported, tmp_path):
     assert "logarithmic beyond 0.2" in (reported.folder / "report" / "figures" / "frontier.svg").read_text()
-    run = made.finished_run(tmp_path / "r")
-    write([run])
+    run = fake_runs.finished_run(tmp_path / "r")
+    write_report([run])
     assert "logarithmic" not in (run / "report" / "figures" / "frontier.svg").read_text()
 
 
@@ -394,4 +401,4 @@ def test_points_of_the_frontier_say_what_they_are(reported):
 
 def test_figures_of_losses_that_are_no_numbers_are_drawn(tmp_path):
     rows = [{"step": 1, "train/loss": math.inf}, {"step": 2, "train/loss": math.nan}, {"step": 2, "val/loss": -1.0}]
-    write([made.write_run(tmp_path / "r", rows=rows, summary={"val/loss": -1.0})])
+    write_report([fake_runs.write_run(tmp_path / "r", rows=rows, summary={"val/loss": -1.0})])

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.report.files import AGAIN, read_lines
-from shiqrun.report.page import Section, facts, note
+from shiqrun.report.html_page import Section, facts, note
+from shiqrun.report.run_files import AGAIN, read_lines
 
 FILE = "pivotal.jsonl"
 MOST = 24

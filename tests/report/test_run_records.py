@@ -5,9 +5,9 @@ import pytest
 import yaml
 
 from shiqrun.errors import InputError
-from shiqrun.report.runs import SWEEP_FORMAT, collect
+from shiqrun.report.run_records import SWEEP_FORMAT, collect
 from shiqrun.sweeping import state
-from tests.report import made
+from tests.report import fake_runs
 
 
 def names(*directories):
@@ -19,7 +19,7 @@ def test_sweeps_write_the_format_that_reports_read():
 
 
 def test_a_run_is_its_config_its_summary_and_its_metrics(tmp_path):
-    (run,) = collect([made.finished_run(tmp_path / "one", "copg", 0.3, 2)]).runs
+    (run,) = collect([fake_runs.finished_run(tmp_path / "one", "copg", 0.3, 2)]).runs
     assert (run.algo, run.data, run.beta, run.seed, run.status) == ("copg", "hh", 0.3, 2, "finished")
     assert run.final["val/reward"] == 0.7
     assert run.history["train/loss"] == {1: 2.0, 100: 1.0}
@@ -28,12 +28,12 @@ def test_a_run_is_its_config_its_summary_and_its_metrics(tmp_path):
 
 def test_jobs_of_a_sweep_come_in_the_order_of_their_numbers(tmp_path):
     for number in (10, 9, 2):
-        made.finished_run(tmp_path / f"{number}_seed={number}", seed=number)
+        fake_runs.finished_run(tmp_path / f"{number}_seed={number}", seed=number)
     assert names(tmp_path) == ["2_seed=2", "9_seed=9", "10_seed=10"]
 
 
 def test_failed_and_missing_jobs_of_a_sweep_are_listed(tmp_path):
-    runs = collect([made.sweep(tmp_path)]).runs
+    runs = collect([fake_runs.sweep(tmp_path)]).runs
     assert len(runs) == 38
     assert [run.status for run in runs[-2:]] == ["failed", "waiting"]
     assert (runs[-1].algo, runs[-1].beta, runs[-1].seed) == ("dpo", 1.0, 5)
@@ -42,28 +42,28 @@ def test_failed_and_missing_jobs_of_a_sweep_are_listed(tmp_path):
 
 def test_a_hydra_multirun_without_a_state_of_its_own_is_a_folder_of_runs(tmp_path):
     (tmp_path / "multirun.yaml").write_text("hydra: {}\n")
-    made.finished_run(tmp_path / "0_seed=1", seed=1)
-    made.finished_run(tmp_path / "1_seed=2", seed=2)
+    fake_runs.finished_run(tmp_path / "0_seed=1", seed=1)
+    fake_runs.finished_run(tmp_path / "1_seed=2", seed=2)
     assert names(tmp_path) == ["0_seed=1", "1_seed=2"]
 
 
 def test_evaluations_and_checkpoints_under_a_run_are_no_runs(tmp_path):
-    run = made.finished_run(tmp_path / "run")
-    made.write_run(run / "eval" / "2026-01-31", rows=[{"step": 0, "val/reward": 1.0}])
+    run = fake_runs.finished_run(tmp_path / "run")
+    fake_runs.write_run(run / "eval" / "2026-01-31", rows=[{"step": 0, "val/reward": 1.0}])
     assert names(run) == ["run"]
     assert names(tmp_path) == ["run"]
 
 
 @pytest.mark.parametrize("name", ["policy", "eval", "report", "reward_model", "adapter", "checkpoints", "wandb"])
 def test_a_job_may_have_the_name_of_a_runs_own_folders(tmp_path, name):
-    made.finished_run(tmp_path / name, seed=1)
-    made.finished_run(tmp_path / "other", seed=2)
-    made.write_run(tmp_path / "other" / name / "inside", rows=[{"step": 0, "val/reward": 1.0}])
+    fake_runs.finished_run(tmp_path / name, seed=1)
+    fake_runs.finished_run(tmp_path / "other", seed=2)
+    fake_runs.write_run(tmp_path / "other" / name / "inside", rows=[{"step": 0, "val/reward": 1.0}])
     assert sorted(names(tmp_path)) == sorted(["other", name])
 
 
 def test_a_sweep_may_have_the_name_of_a_runs_own_folders(tmp_path):
-    made.sweep(tmp_path / "eval")
+    fake_runs.sweep(tmp_path / "eval")
     assert len(collect([tmp_path]).runs) == 38
 
 
@@ -74,38 +74,38 @@ def test_a_job_stands_as_its_sweep_says(tmp_path, status):
         state.Job(1, "1", [], {"seed": "2"}, status=status),
     ]
     state.Sweep(tmp_path, "train", [], "/", [], jobs).save()
-    made.finished_run(tmp_path / "0", seed=1)
-    made.write_run(tmp_path / "1", settings=made.config(seed=2), rows=[{"step": 1, "train/loss": 1.0}])
+    fake_runs.finished_run(tmp_path / "0", seed=1)
+    fake_runs.write_run(tmp_path / "1", settings=fake_runs.config(seed=2), rows=[{"step": 1, "train/loss": 1.0}])
     assert [run.status for run in collect([tmp_path]).runs] == ["finished", status]
 
 
 def test_a_job_that_has_just_ended_is_finished_whatever_its_sweep_says_yet(tmp_path):
     state.Sweep(tmp_path, "train", [], "/", [], [state.Job(0, "0", [], {}, status="running")]).save()
-    made.finished_run(tmp_path / "0")
+    fake_runs.finished_run(tmp_path / "0")
     assert [run.status for run in collect([tmp_path]).runs] == ["finished"]
 
 
 def test_a_job_that_never_began_is_known_by_its_words(tmp_path):
     words = ["+algo.anchor=10", "algo.beta=0.5", "--config-dir", "here"]
     state.Sweep(tmp_path, "train", [], "/", [], [state.Job(0, "0", words, {"algo": "copg", "seed": "2"})]).save()
-    made.finished_run(tmp_path / "other")
+    fake_runs.finished_run(tmp_path / "other")
     waiting = collect([tmp_path]).runs[0]
     assert (waiting.algo, waiting.beta, waiting.seed, waiting.config["algo.anchor"]) == ("copg", 0.5, 2, 10)
 
 
 def test_a_directory_given_twice_counts_once(tmp_path):
-    run = made.finished_run(tmp_path / "sweep" / "run")
+    run = fake_runs.finished_run(tmp_path / "sweep" / "run")
     assert len(collect([run, tmp_path / "sweep", tmp_path]).runs) == 1
 
 
 def test_runs_of_several_directories_are_told_apart_by_them(tmp_path):
     for sweep in ("a", "b"):
-        made.finished_run(tmp_path / sweep / "0_seed=1")
+        fake_runs.finished_run(tmp_path / sweep / "0_seed=1")
     assert names(tmp_path / "a", tmp_path / "b") == ["a/0_seed=1", "b/0_seed=1"]
 
 
 def test_a_run_that_still_goes_on_has_its_last_numbers(tmp_path):
-    run = made.write_run(tmp_path / "r", rows=made.history(1.0, 4.0, 0.1))
+    run = fake_runs.write_run(tmp_path / "r", rows=fake_runs.history(1.0, 4.0, 0.1))
     (found,) = collect([run]).runs
     assert found.status == "unfinished"
     assert found.final["val/reward"] == 1.0
@@ -113,9 +113,9 @@ def test_a_run_that_still_goes_on_has_its_last_numbers(tmp_path):
 
 @pytest.mark.parametrize("file", ["metrics.csv", "samples.jsonl"])
 def test_a_line_torn_by_a_kill_is_dropped(tmp_path, file):
-    from shiqrun.report.files import read_lines
+    from shiqrun.report.run_files import read_lines
 
-    run = made.finished_run(tmp_path / "r")
+    run = fake_runs.finished_run(tmp_path / "r")
     text = (run / file).read_text()
     (run / file).write_text(text.rstrip("\n")[:-9])
     (found,) = collect([run]).runs
@@ -126,7 +126,7 @@ def test_a_line_torn_by_a_kill_is_dropped(tmp_path, file):
 
 
 def test_numbers_that_are_none_are_left_out(tmp_path):
-    run = made.finished_run(tmp_path / "r")
+    run = fake_runs.finished_run(tmp_path / "r")
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"val/kl": float("nan"), "val/win_rate": float("inf")}))
     (found,) = collect([run]).runs
@@ -136,8 +136,8 @@ def test_numbers_that_are_none_are_left_out(tmp_path):
 
 def broken(tmp_path, file, text):
     """A sweep of two runs, a file of the second of which holds `text`."""
-    made.finished_run(tmp_path / "0_seed=1", seed=1)
-    run = made.finished_run(tmp_path / "1_seed=2", seed=2)
+    fake_runs.finished_run(tmp_path / "0_seed=1", seed=1)
+    run = fake_runs.finished_run(tmp_path / "1_seed=2", seed=2)
     (run / file).write_text(text)
     return tmp_path
 
@@ -179,20 +179,20 @@ def test_an_evaluation_is_no_run(tmp_path):
 
 
 def test_a_run_without_metrics_is_named(tmp_path):
-    settings = made.config() | {"trainer": {"learning_rate": 1e-3}}
-    made.write_run(tmp_path / "r", settings=settings)
+    settings = fake_runs.config() | {"trainer": {"learning_rate": 1e-3}}
+    fake_runs.write_run(tmp_path / "r", settings=settings)
     with pytest.raises(InputError, match=r"r/metrics\.csv: no metrics, nor in summary\.json; run\.log there says"):
         collect([tmp_path / "r"])
 
 
 def test_a_run_without_metrics_among_others_is_listed(tmp_path):
-    made.write_run(tmp_path / "0_seed=0")
-    made.finished_run(tmp_path / "1_seed=1")
+    fake_runs.write_run(tmp_path / "0_seed=0")
+    fake_runs.finished_run(tmp_path / "1_seed=1")
     assert [run.status for run in collect([tmp_path]).runs] == ["unfinished", "finished"]
 
 
 def test_a_sweep_of_another_format_is_named(tmp_path):
-    made.sweep(tmp_path, failed=False)
+    fake_runs.sweep(tmp_path, failed=False)
     state = json.loads((tmp_path / "sweep.json").read_text())
     (tmp_path / "sweep.json").write_text(json.dumps(state | {"format": 7}))
     with pytest.raises(InputError, match=r"sweep\.json: format 7, this version reads 1"):
@@ -200,7 +200,7 @@ def test_a_sweep_of_another_format_is_named(tmp_path):
 
 
 def test_a_sweep_that_was_moved_is_read(tmp_path):
-    made.sweep(tmp_path / "here")
+    fake_runs.sweep(tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
     runs = collect([tmp_path / "there"]).runs
     assert len(runs) == 38
@@ -212,5 +212,5 @@ def test_settings_of_other_commands_are_no_runs(tmp_path):
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"study": {"name": "bandit"}}))
     (folder / "summary.json").write_text(json.dumps({"study": "bandit"}))
-    made.finished_run(tmp_path / "run")
+    fake_runs.finished_run(tmp_path / "run")
     assert names(tmp_path) == ["run"]

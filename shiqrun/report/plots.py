@@ -10,9 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from shiqrun.report.methods import KL, ORDER, REWARD, Estimate, Group
-from shiqrun.report.numbers import number, plus_minus
-from shiqrun.toy.figures import COLOURS, STYLE
+from shiqrun.report.number_text import number, plus_minus
+from shiqrun.report.seed_groups import KL, ORDER, REWARD, Estimate, Group
+from shiqrun.toy.plotting import COLOURS, STYLE
 
 INK, QUIET = "#24292f", "#6e7781"
 """Colours of text and axes, which the page replaces by its own."""

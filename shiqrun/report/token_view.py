@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.report.files import AGAIN, as_number, read_lines
-from shiqrun.report.runs import Run
+from shiqrun.report.run_files import AGAIN, as_number, read_lines
+from shiqrun.report.run_records import Run
 
 QUANTITIES = ("advantage", "shifted_value", "residual")
 MOST_TOKENS = 60_000

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.report.files import as_number, read_lines
-from shiqrun.report.runs import Run
+from shiqrun.report.run_files import as_number, read_lines
+from shiqrun.report.run_records import Run
 
 MOST_ROWS, MOST_CHARACTERS = 4000, 8_000_000
 """What the page carries at most; a browser opens that much from disk without waiting."""
