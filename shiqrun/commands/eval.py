@@ -16,7 +16,7 @@ from shiqrun.errors import InputError
 
 if TYPE_CHECKING:
     from shiqrun.evaluation.episodes import EpisodeEvaluator
-    from shiqrun.evaluation.evaluator import Evaluator
+    from shiqrun.evaluation.evaluator import CompletionEvaluator
     from shiqrun.evaluation.exact_treasure import ExactTreasure
     from shiqrun.evaluation.subject import Subject
     from shiqrun.rewards.reward import Reward
@@ -82,7 +82,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
 
 
 def _answered(
-    evaluator: "Evaluator | EpisodeEvaluator", subject: "Subject", config: DictConfig, run_dir: Path
+    evaluator: "CompletionEvaluator | EpisodeEvaluator", subject: "Subject", config: DictConfig, run_dir: Path
 ) -> dict[str, float]:
     """Metrics; the completions are written."""
     from shiqrun.evaluation.answer_files import write_answers
@@ -117,12 +117,12 @@ def _exact(
 
 def _evaluator(
     subject: "Subject", asked: "AnswerSettings", reward: "Reward | None", beta: float | None
-) -> "Evaluator | EpisodeEvaluator":
+) -> "CompletionEvaluator | EpisodeEvaluator":
     """What samples and scores, or plays."""
     from shiqrun.config.reference_answers import refuse_beside_episodes
     from shiqrun.data.bfcl import Bfcl
     from shiqrun.evaluation.episodes import EpisodeEvaluator, chosen_dialogues
-    from shiqrun.evaluation.evaluator import Evaluator
+    from shiqrun.evaluation.evaluator import CompletionEvaluator
 
     if isinstance(subject.source, Bfcl):
         refuse_beside_episodes(reward, asked)
@@ -142,7 +142,7 @@ def _evaluator(
         else:
             log.warning("eval.split=train: a reward model of this data was trained on these prompts")
         reward.fingerprint()  # loads it: what is wrong with it is said before anything is sampled
-    return Evaluator(prompts, subject.tokenizer, asked, tokens=asked.batch_tokens, reward=reward, beta=beta)
+    return CompletionEvaluator(prompts, subject.tokenizer, asked, tokens=asked.batch_tokens, reward=reward, beta=beta)
 
 
 def _of_run(config: DictConfig) -> "Subject":

@@ -25,7 +25,7 @@ from shiqrun.environments.bfcl.corruptions import Together, corrupted, said
 from shiqrun.environments.bfcl.episode import Arguments, Episode, Rewards, Rules
 from shiqrun.environments.bfcl.filling import bare
 from shiqrun.environments.bfcl.harness import Harness
-from shiqrun.environments.bfcl.samples import RELEASE, Sample, installed_data, load_samples, release
+from shiqrun.environments.bfcl.samples import RELEASE, BfclSample, installed_data, load_samples, release
 from shiqrun.environments.bfcl.shown import Functions
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message, UnitInterval
@@ -79,7 +79,7 @@ class Bfcl:
         self._played: dict[str, list[Example]] = {}
         self._read: dict[str, tuple[list[Example], Counter[str]]] = {}
 
-    def evaluated(self) -> list[Sample]:
+    def evaluated(self) -> list[BfclSample]:
         """The samples that a policy is evaluated on."""
         return [s for s in self.samples if self.split == "all" or s.is_test == (self.split == "test")]
 
@@ -102,7 +102,7 @@ class Bfcl:
                     played.append(self._play(sample, harness))
                 yield played[n]
 
-    def _file(self, split: str, chosen: Sequence[Sample]) -> list[Example]:
+    def _file(self, split: str, chosen: Sequence[BfclSample]) -> list[Example]:
         """The examples of `path`, read once."""
         if split not in self._read:
             self.dropped.clear()
@@ -112,12 +112,12 @@ class Bfcl:
         self.dropped = dropped.copy()
         return examples
 
-    def _play(self, sample: Sample, harness: Harness) -> Example:
+    def _play(self, sample: BfclSample, harness: Harness) -> Example:
         played = [self._episode(sample, messages, harness) for messages in self._dialogues(sample)]
         dialogues = [(e.messages[e.prompt :], e.message_rewards()) for e in played]
         return _example(sample, dialogues, played[0].messages[: played[0].prompt], sample.source)
 
-    def _dialogues(self, sample: Sample) -> Iterator[list[str]]:
+    def _dialogues(self, sample: BfclSample) -> Iterator[list[str]]:
         """What the policy says, turn after turn."""
         together, per_sample, share, seed = self._made
         rng, truth = np.random.default_rng([seed, sample.index]), sample.truth
@@ -132,7 +132,7 @@ class Bfcl:
                 texts += corrupted(calls, others, together, rng)[0] if wrong else said(calls, together)
             yield texts
 
-    def _episode(self, sample: Sample, texts: Sequence[str], harness: Harness) -> Episode:
+    def _episode(self, sample: BfclSample, texts: Sequence[str], harness: Harness) -> Episode:
         """The sample played with these messages."""
         episode = Episode(sample, harness, self.rules)
         for text in texts:
@@ -141,7 +141,7 @@ class Bfcl:
         episode.close()
         return episode
 
-    def _logged(self, chosen: Sequence[Sample], harness: Harness) -> Iterator[Example]:
+    def _logged(self, chosen: Sequence[BfclSample], harness: Harness) -> Iterator[Example]:
         """The dialogues of `path` that belong to these samples, those of one sample together."""
         known, wanted = {s.id for s in self.samples}, {s.id: s for s in chosen}
         found: dict[str, list[tuple[list[Message], list[float]]]] = {}
@@ -200,7 +200,7 @@ def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Epis
         yield OTHER_STATES
 
 
-def replayed(sample: Sample, messages: Sequence[Message], place: str, harness: Harness, rules: Rules) -> Episode:
+def replayed(sample: BfclSample, messages: Sequence[Message], place: str, harness: Harness, rules: Rules) -> Episode:
     """An episode in which the policy says what the dialogue's assistant says.
 
     A dialogue that stops early, be it in the middle of a call, is judged like an episode that is given up there: the
@@ -254,7 +254,7 @@ def spoken_text(message: Message, place: str) -> str:
 
 
 def _example(
-    sample: Sample, dialogues: Sequence[tuple[list[Message], list[float]]], prompt: list[Message], source: str
+    sample: BfclSample, dialogues: Sequence[tuple[list[Message], list[float]]], prompt: list[Message], source: str
 ) -> Example:
     return Example(
         messages=prompt,

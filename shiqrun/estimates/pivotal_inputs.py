@@ -20,7 +20,7 @@ from shiqrun.estimates.pivotal_search import PivotalSettings, Walk
 from shiqrun.models.attention import packs
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Answered, Reward
-from shiqrun.sampling.prompts import Prompt, padding, prompt_of
+from shiqrun.sampling.prompts import Prompt, padding_id, prompt_of
 from shiqrun.types import Example
 
 TOKENS = 8192
@@ -114,7 +114,7 @@ def walks_of(
     policy: Policy, chosen: Sequence[tuple[EncodedTrajectory, Example]], tokenizer: PreTrainedTokenizerBase
 ) -> list[Walk]:
     """The trajectories with the log-probabilities of their actions under the policy, which is the reference."""
-    rows, mode = Rows([t for t, _ in chosen], padding(tokenizer)), policy.training
+    rows, mode = Rows([t for t, _ in chosen], padding_id(tokenizer)), policy.training
     device = next(policy.parameters()).device
     rows.packed, rows.device = packs(policy.causal_lm), device.type
     logp: dict[int, np.ndarray] = {}

@@ -17,7 +17,7 @@ from shiqrun.estimates.prompt_values import asked
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Answered, Reward
 from shiqrun.sampling.generate import Completion, sample_completions
-from shiqrun.sampling.prompts import Prompt, padding, stop_tokens, tokens_key
+from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens, tokens_key
 
 KIND = Kind("pivotal", "pivotal tokens", column="visited", key="name")
 SEARCH, AGAIN = 3, 4
@@ -124,7 +124,7 @@ class Estimates:
         self, policy: Policy, tokenizer: PreTrainedTokenizerBase, reward: Reward, settings: PivotalSettings
     ) -> None:
         self.policy, self.tokenizer, self.reward, self.settings = policy, tokenizer, reward, settings
-        self._stop, self._pad = stop_tokens(tokenizer, policy.causal_lm), padding(tokenizer)
+        self._stop, self._pad = stop_tokens(tokenizer, policy.causal_lm), padding_id(tokenizer)
         self._known: dict[tuple[int, str, str], Rollouts] = {}
         self.rollouts, self.tokens, self.positions = 0, 0, 0
 

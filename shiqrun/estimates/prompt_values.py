@@ -17,7 +17,7 @@ from shiqrun.losses.soft_value import soft_value
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.sampling.prompts import Prompt, tokens_key
-from shiqrun.sampling.sampler import Sample, Sampler, rewarded
+from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion, score_completions
 from shiqrun.settings import SamplingSettings
 
 STREAM = 2
@@ -100,13 +100,13 @@ def estimate(
         seed=settings.seed,
     )
     for portion in progress(portions, f"values of prompts, portions of {each}"):
-        sampler = Sampler(portion, tokenizer, sampling, tokens=1)
-        samples = rewarded(sampler.answers(policy, stream=STREAM, description=""), reward)
+        sampler = CompletionSampler(portion, tokenizer, sampling, tokens=1)
+        samples = score_completions(sampler.answers(policy, stream=STREAM, description=""), reward)
         file.append(_row(p, samples[n * settings.samples :][: settings.samples]) for n, p in enumerate(portion))
     return len(missing)
 
 
-def _row(prompt: Prompt, samples: Sequence[Sample]) -> dict[str, Any]:
+def _row(prompt: Prompt, samples: Sequence[SampledCompletion]) -> dict[str, Any]:
     return {
         "asked": asked(prompt),
         "prompt": prompt.messages,

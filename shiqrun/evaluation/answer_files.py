@@ -4,19 +4,19 @@ import json
 from pathlib import Path
 
 from shiqrun.evaluation.completion_files import write_completions
-from shiqrun.evaluation.episodes import Episodes, Played
-from shiqrun.evaluation.evaluator import Answers, Evaluation
+from shiqrun.evaluation.episodes import EpisodeEvaluation, EpisodeResult
+from shiqrun.evaluation.evaluator import CompletionEvaluation, EvaluationResult
 
 
-def write_answers(directory: Path, answers: Answers) -> None:
+def write_answers(directory: Path, answers: EvaluationResult) -> None:
     """Completions of prompts as `write_completions` writes them; of episodes `episodes.jsonl` and `episodes.md`.
 
     `data=bfcl data.path=episodes.jsonl` reads the dialogues again.
     """
-    if isinstance(answers, Evaluation):
+    if isinstance(answers, CompletionEvaluation):
         write_completions(directory, answers)
         return
-    assert isinstance(answers, Episodes)
+    assert isinstance(answers, EpisodeEvaluation)
     with (directory / "episodes.jsonl").open("w", encoding="utf-8") as file:
         for p in answers.played:
             more = {"official": p.official, "log_ratio": p.log_ratio, "classes": p.classes}
@@ -25,7 +25,7 @@ def write_answers(directory: Path, answers: Answers) -> None:
     (directory / "episodes.md").write_text("\n".join(map(_readable, ranked)), encoding="utf-8")
 
 
-def _readable(p: Played) -> str:
+def _readable(p: EpisodeResult) -> str:
     """A dialogue, with the verdict behind every turn."""
     verdicts = iter(zip(p.record["turn_rewards"], p.record["counted"], p.record["why"], strict=True))
     lines, started = [f"## {p.sample} ({', '.join(p.classes)})", ""], False

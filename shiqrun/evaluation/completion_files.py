@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from shiqrun.console import number
-from shiqrun.evaluation.evaluator import Evaluation
-from shiqrun.sampling.sampler import Sample
+from shiqrun.evaluation.evaluator import CompletionEvaluation
+from shiqrun.sampling.sampler import SampledCompletion
 from shiqrun.util.intervals import HALF, bounds, is_bound
 
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -33,9 +33,9 @@ COLUMNS = pa.schema(
 )
 
 
-def write_completions(directory: Path, evaluation: Evaluation) -> None:
+def write_completions(directory: Path, evaluation: CompletionEvaluation) -> None:
     """`completions.parquet` with a row a completion, and `completions.md`, best reward first, for reading."""
-    others: Sequence[Sample | None] = evaluation.reference or [None] * len(evaluation.samples)
+    others: Sequence[SampledCompletion | None] = evaluation.reference or [None] * len(evaluation.samples)
     rows = [
         {
             "prompt_id": s.prompt.prompt_id,

@@ -14,14 +14,14 @@ from shiqrun.batching.encode import encode
 from shiqrun.batching.rows import Rows
 from shiqrun.environments.bfcl.episode import Episode, Rules
 from shiqrun.environments.bfcl.harness import Harness
-from shiqrun.environments.bfcl.samples import Sample as Dialogue
+from shiqrun.environments.bfcl.samples import BfclSample as Dialogue
 from shiqrun.errors import InputError
-from shiqrun.evaluation.evaluator import Answers
+from shiqrun.evaluation.evaluator import EvaluationResult
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Live
 from shiqrun.sampling.play import Playing, PolicyVoice, Script, Voice, play
-from shiqrun.sampling.prompts import padding
-from shiqrun.sampling.sampler import Sample, Sampler
+from shiqrun.sampling.prompts import padding_id
+from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion
 from shiqrun.settings import SamplingSettings
 from shiqrun.types import Example
 from shiqrun.util.intervals import interval
@@ -30,7 +30,7 @@ log = logging.getLogger("shiqrun")
 
 
 @dataclass(frozen=True)
-class Played:
+class EpisodeResult:
     """A finished episode, in plain numbers.
 
     Attributes:
@@ -54,20 +54,20 @@ class Played:
     official: bool
     log_ratio: float | None
     record: dict[str, Any]
-    samples: list[Sample]
+    samples: list[SampledCompletion]
     stopped: int
 
 
 @dataclass(frozen=True)
-class Episodes:
-    """What the episodes say; see `episode_figures` for the metrics."""
+class EpisodeEvaluation:
+    """What the episodes say; see `episode_metrics` for the metrics."""
 
     metrics: dict[str, float]
-    played: list[Played]
+    played: list[EpisodeResult]
     on_policy: bool
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[SampledCompletion]:
         """The policy's messages."""
         return [sample for p in self.played for sample in p.samples]
 
@@ -137,14 +137,14 @@ class EpisodeEvaluator:
         if reference is not None:
             reference.to(device)
 
-    def run(self, policy: Policy) -> Episodes:
+    def run(self, policy: Policy) -> EpisodeEvaluation:
         """Plays and measures; all ranks together, with the same result on each.
 
         Raises:
             InputError: no dialogue has room for a message.
         """
         voice = PolicyVoice(policy, self.tokenizer, self.settings, tokens=self.tokens, context=self.context)
-        played, error = list[Played](), None
+        played, error = list[EpisodeResult](), None
         try:
             played = played_by(voice, self.mine, self.rules, self.settings.samples_per_prompt, self._measuring(policy))
         except InputError as found:
@@ -163,15 +163,15 @@ class EpisodeEvaluator:
                 f"policy's context of {self.context} tokens; show less (data.functions) or take a model that reads more"
             )
         on_policy = self.settings.temperature == 1 and self.settings.top_p == 1
-        return Episodes(episode_figures(played, beta=self.beta, on_policy=on_policy), played, on_policy)
+        return EpisodeEvaluation(episode_metrics(played, beta=self.beta, on_policy=on_policy), played, on_policy)
 
-    def _measuring(self, policy: Policy) -> Callable[[Sequence[Sample]], list[Sample]]:
-        sampler = Sampler([], self.tokenizer, self.settings, self.tokens)
+    def _measuring(self, policy: Policy) -> Callable[[Sequence[SampledCompletion]], list[SampledCompletion]]:
+        sampler = CompletionSampler([], self.tokenizer, self.settings, self.tokens)
         return lambda samples: sampler.measured(samples, policy, self.reference)
 
-    def trajectories(self, answers: Answers, most: int) -> Rows:
+    def trajectories(self, answers: EvaluationResult, most: int) -> Rows:
         """The first few episodes as trajectories, written anew by the chat template."""
-        assert isinstance(answers, Episodes)
+        assert isinstance(answers, EpisodeEvaluation)
         examples = []
         for p in answers.played[:most]:
             messages, rewards = p.record["messages"], p.record["rewards"]
@@ -180,7 +180,7 @@ class EpisodeEvaluator:
             )
             said = [messages[start:]] if rewards else []
             examples.append(Example(messages[:start], said, [rewards] if rewards else [], p.sample))
-        return Rows([*encode(examples, self.tokenizer, Counter(), max_length=self.context)], padding(self.tokenizer))
+        return Rows([*encode(examples, self.tokenizer, Counter(), max_length=self.context)], padding_id(self.tokenizer))
 
 
 def chosen_dialogues(dialogues: Sequence[Dialogue], number: int, limit: int | None) -> list[Dialogue]:
@@ -200,10 +200,10 @@ def chosen_dialogues(dialogues: Sequence[Dialogue], number: int, limit: int | No
     return sorted(ranked, key=lambda d: d.index)
 
 
-def reference_answers(dialogues: Sequence[Dialogue], rules: Rules) -> Episodes:
+def reference_answers(dialogues: Sequence[Dialogue], rules: Rules) -> EpisodeEvaluation:
     """The samples played by their own reference answers."""
     played = played_by(Script(), dialogues, rules, 1, lambda samples: [*samples])
-    return Episodes(episode_figures(played, beta=None, on_policy=False), played, False)
+    return EpisodeEvaluation(episode_metrics(played, beta=None, on_policy=False), played, False)
 
 
 def played_by(
@@ -211,8 +211,8 @@ def played_by(
     dialogues: Sequence[Dialogue],
     rules: Rules,
     each: int,
-    measure: Callable[[Sequence[Sample]], list[Sample]],
-) -> list[Played]:
+    measure: Callable[[Sequence[SampledCompletion]], list[SampledCompletion]],
+) -> list[EpisodeResult]:
     """Every sample played `each` times."""
     with Harness() as harness:
         playing = [Playing(Episode(d, harness, rules), k) for d in dialogues for k in range(each)]
@@ -221,13 +221,13 @@ def played_by(
         return [_played(p, [next(measured) for _ in p.samples]) for p in playing]
 
 
-def _played(p: Playing, samples: list[Sample]) -> Played:
+def _played(p: Playing, samples: list[SampledCompletion]) -> EpisodeResult:
     episode = p.episode
     ratios = [s.log_ratio for s in samples]
     known = [r for r in ratios if r is not None]
     paid = [r for r, counted in zip(episode.rewards(), episode.counted(), strict=True) if counted]
     rewards = episode.message_rewards()[: len(samples)]
-    return Played(
+    return EpisodeResult(
         sample=episode.sample.id,
         classes=tuple(episode.sample.classes),
         test=episode.sample.is_test,
@@ -241,7 +241,7 @@ def _played(p: Playing, samples: list[Sample]) -> Played:
     )
 
 
-def episode_figures(played: Sequence[Played], *, beta: float | None, on_policy: bool) -> dict[str, float]:
+def episode_metrics(played: Sequence[EpisodeResult], *, beta: float | None, on_policy: bool) -> dict[str, float]:
     """What the episodes say of the policy, means over samples with 95 % intervals.
 
     reward             sum over the turns of an episode
@@ -251,12 +251,12 @@ def episode_figures(played: Sequence[Played], *, beta: float | None, on_policy: 
     kl                 E_pi[sum log pi / pi_ref] over the policy's tokens, at temperature 1 with top_p 1; else
                        `logratio_sum`
     """
-    groups: dict[str, list[Played]] = {}
+    groups: dict[str, list[EpisodeResult]] = {}
     for p in played:
         groups.setdefault(p.sample, []).append(p)
     found = {"episodes": float(len(played))}
 
-    def averaged(name: str, value: Callable[[Played], float], among: Callable[[Played], bool] = lambda p: True) -> None:
+    def averaged(name: str, value: Callable[[EpisodeResult], float], among: Any = lambda p: True) -> None:
         means = [sum(map(value, g)) / len(g) for g in groups.values() if among(g[0])]
         if means:
             found[name], found[f"{name}_ci95"] = interval(means)
@@ -278,7 +278,7 @@ def episode_figures(played: Sequence[Played], *, beta: float | None, on_policy: 
     return found | _counts(played)
 
 
-def _counts(played: Sequence[Played]) -> dict[str, float]:
+def _counts(played: Sequence[EpisodeResult]) -> dict[str, float]:
     """How messages and episodes ended, as shares."""
     why = [reason for p in played for reason in p.record["why"]]
     ended = [p.record["ended"] for p in played]

@@ -8,19 +8,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.rows import Rows
-from shiqrun.evaluation.figures import figures
+from shiqrun.evaluation.completion_metrics import completion_metrics
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Live
 from shiqrun.rewards.reward import Reward
 from shiqrun.sampling.prompts import Prompt
-from shiqrun.sampling.sampler import Sample, Sampler, rewarded
+from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion, score_completions
 from shiqrun.settings import SamplingSettings
 
 REFERENCE_STREAM = 1
 """The reference's answers are drawn apart from the policy's: a win rate compares independent answers."""
 
 
-class Answers(Protocol):
+class EvaluationResult(Protocol):
     """What an evaluation found."""
 
     @property
@@ -28,28 +28,28 @@ class Answers(Protocol):
         """By name, without a prefix."""
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[SampledCompletion]:
         """What the policy said."""
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """The lines of `samples.jsonl`."""
 
 
-class Answering(Protocol):
-    """What lets a policy answer: prompts (`Evaluator`), or in dialogues (`rollout.EpisodeEvaluator`)."""
+class PolicyEvaluator(Protocol):
+    """What lets a policy answer: prompts (`CompletionEvaluator`), or in dialogues (`rollout.EpisodeEvaluator`)."""
 
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Before the first evaluation, on every rank."""
 
-    def run(self, policy: Policy) -> Answers:
+    def run(self, policy: Policy) -> EvaluationResult:
         """One evaluation; all ranks together, with the same result on each."""
 
-    def trajectories(self, answers: Answers, most: int) -> Rows:
+    def trajectories(self, answers: EvaluationResult, most: int) -> Rows:
         """The first few answers as trajectories with their rewards, for the token view."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class CompletionEvaluation:
     """What a policy's answers say.
 
     Attributes:
@@ -60,13 +60,13 @@ class Evaluation:
     """
 
     metrics: dict[str, float]
-    samples: list[Sample]
-    reference: list[Sample] | None
+    samples: list[SampledCompletion]
+    reference: list[SampledCompletion] | None
     on_policy: bool
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """The lines of `samples.jsonl`."""
-        others: Sequence[Sample | None] = self.reference or [None] * len(self.samples)
+        others: Sequence[SampledCompletion | None] = self.reference or [None] * len(self.samples)
         return [
             {
                 "step": step,
@@ -84,7 +84,7 @@ class Evaluation:
         ]
 
 
-class Evaluator:
+class CompletionEvaluator:
     """Lets a policy answer fixed prompts and compares the answers with the reference's.
 
     Args:
@@ -109,9 +109,9 @@ class Evaluator:
         self.prompts, self.tokenizer, self.settings, self.tokens = prompts, tokenizer, settings, tokens
         self.reward, self.beta = reward, beta
         self.reference: Live | None = None
-        self.sampler = Sampler(prompts, tokenizer, settings, tokens)
+        self.sampler = CompletionSampler(prompts, tokenizer, settings, tokens)
         self.world = 1
-        self._answers: list[Sample] | None = None
+        self._answers: list[SampledCompletion] | None = None
 
     def described(self) -> str:
         """What would be sampled, for a dry run."""
@@ -119,7 +119,7 @@ class Evaluator:
 
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Moves to the device, takes this rank's share of the prompts, and lets the reference answer them."""
-        self.sampler = Sampler(self.prompts[rank::world], self.tokenizer, self.settings, self.tokens)
+        self.sampler = CompletionSampler(self.prompts[rank::world], self.tokenizer, self.settings, self.tokens)
         self.world, self.reference = world, reference
         if self.reward is not None:
             self.reward.to(device)
@@ -129,24 +129,24 @@ class Evaluator:
                 answers = self.sampler.answers(policy, stream=REFERENCE_STREAM, description="answers of the reference")
             self._answers = self._scored(answers)
 
-    def run(self, policy: Policy) -> Evaluation:
+    def run(self, policy: Policy) -> CompletionEvaluation:
         """Samples, measures and scores; all ranks together, with the same result on each."""
         samples = self.sampler.measured(self.sampler.answers(policy), policy, self.reference)
         samples = self._gathered(self._scored(samples))
         reference = None if self._answers is None else self._gathered(self._answers)
         on_policy = self.settings.temperature == 1 and self.settings.top_p == 1
         right = None if self.reward is None else self.reward.right
-        metrics = figures(samples, reference, beta=self.beta, on_policy=on_policy, right=right)
-        return Evaluation(metrics, samples, reference, on_policy)
+        metrics = completion_metrics(samples, reference, beta=self.beta, on_policy=on_policy, right=right)
+        return CompletionEvaluation(metrics, samples, reference, on_policy)
 
-    def trajectories(self, answers: Answers, most: int) -> Rows:
+    def trajectories(self, answers: EvaluationResult, most: int) -> Rows:
         """The first few answers, in the tokens that were sampled."""
         return self.sampler.rows(answers.samples[:most])
 
-    def _scored(self, samples: list[Sample]) -> list[Sample]:
-        return samples if self.reward is None or not samples else rewarded(samples, self.reward)
+    def _scored(self, samples: list[SampledCompletion]) -> list[SampledCompletion]:
+        return samples if self.reward is None or not samples else score_completions(samples, self.reward)
 
-    def _gathered(self, mine: list[Sample]) -> list[Sample]:
+    def _gathered(self, mine: list[SampledCompletion]) -> list[SampledCompletion]:
         """The samples of all ranks, in the order of the prompts."""
         if self.world == 1:
             return mine

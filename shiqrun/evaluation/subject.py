@@ -19,7 +19,7 @@ from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.models.reference import Frozen, Live, weights_fingerprint
 from shiqrun.rewards.reward import Reward
-from shiqrun.sampling.prompts import Prompt, choose_prompts, expect_prompts, readable_by
+from shiqrun.sampling.prompts import Prompt, choose_prompts, expect_prompts, fits_reward
 from shiqrun.settings import STAMP, AnswerSettings
 from shiqrun.types import Example
 
@@ -68,7 +68,7 @@ class Subject:
             number=asked.max_prompts,
             room=None if limit is None else limit - asked.max_new_tokens,
             seen=seen,
-            fits=readable_by(reward, asked.max_new_tokens),
+            fits=fits_reward(reward, asked.max_new_tokens),
         )
         expect_prompts(prompts, left_out, asked.max_new_tokens)
         return prompts

@@ -16,8 +16,8 @@ from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.settings import ONLINE, RolloutSettings
 from shiqrun.rollout.trajectory import Trajectory
 from shiqrun.sampling.generate import Completion, sample_completions
-from shiqrun.sampling.prompts import Prompt, padding, stop_tokens
-from shiqrun.sampling.sampler import Sample, rewarded, text_of
+from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens
+from shiqrun.sampling.sampler import SampledCompletion, score_completions, text_of
 
 STREAM = 5
 """Apart from the streams of evaluation, prompt values and the pivotal search."""
@@ -55,7 +55,7 @@ class Worker:
         self.policy, self.tokenizer, self.prompts, self.reward = policy, tokenizer, prompts, reward
         self.settings, self.number, self.version = settings, number, 0
         self.name, self._stream = f"w{place}-{incarnation}", [seed, STREAM, place, incarnation]
-        self._stop, self._pad = stop_tokens(tokenizer, policy.causal_lm), padding(tokenizer)
+        self._stop, self._pad = stop_tokens(tokenizer, policy.causal_lm), padding_id(tokenizer)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # of the prompts, in a pass
         self.seconds = {"sampling": 0.0, "rewards": 0.0}
 
@@ -93,7 +93,7 @@ class Worker:
         )
         sampled = time.perf_counter()
         samples = [
-            Sample(prompt, k % s.samples_per_prompt, text_of(c, self.tokenizer), c.tokens, c.ended)
+            SampledCompletion(prompt, k % s.samples_per_prompt, text_of(c, self.tokenizer), c.tokens, c.ended)
             for k, prompt, c in zip(numbers, prompts, completions, strict=True)
         ]
         scored = self.scored(samples)
@@ -103,14 +103,14 @@ class Worker:
         made = zip(numbers, groups, scored, completions, temperatures, strict=True)
         return [self._trajectory(*parts) for parts in made]
 
-    def scored(self, samples: Sequence[Sample]) -> list[Sample]:
+    def scored(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
         """The samples with their rewards.
 
         Raises:
             TrainingError: the reward gave no answer in time.
         """
         seconds, name = self.settings.reward_timeout, self.reward.about().get("name")
-        return in_time(lambda: rewarded(samples, self.reward), seconds, name)
+        return in_time(lambda: score_completions(samples, self.reward), seconds, name)
 
     def _prompt(self, group: int) -> Prompt:
         passed, place = divmod(group, len(self.prompts))
@@ -124,7 +124,7 @@ class Worker:
         return low + (high - low) * float(np.random.default_rng([*self._stream, 2, group]).random())
 
     def _trajectory(
-        self, number: int, group: int, sample: Sample, completion: Completion, temperature: float
+        self, number: int, group: int, sample: SampledCompletion, completion: Completion, temperature: float
     ) -> Trajectory:
         prompt = sample.prompt
         assert sample.reward is not None

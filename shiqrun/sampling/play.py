@@ -15,7 +15,7 @@ from shiqrun.environments.bfcl.corruptions import said
 from shiqrun.environments.bfcl.episode import Episode
 from shiqrun.models.policy import Policy
 from shiqrun.sampling.prompts import Prompt
-from shiqrun.sampling.sampler import Sample, Sampler
+from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion
 from shiqrun.settings import SamplingSettings
 
 
@@ -31,7 +31,7 @@ class Playing:
 
     episode: Episode
     index: int
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[SampledCompletion] = field(default_factory=list)
 
 
 class Voice(Protocol):
@@ -105,7 +105,7 @@ class PolicyVoice:
                 p.episode.give_up("special token")  # the tokenizer would take it for one, and training drops such rows
             else:
                 asked.append((p, _prompt(p, head)))
-        sampler = Sampler([prompt for _, prompt in asked], self.tokenizer, self._one_each(), self.tokens)
+        sampler = CompletionSampler([prompt for _, prompt in asked], self.tokenizer, self._one_each(), self.tokens)
         for (p, _), sample in zip(asked, sampler.answers(self.policy, description=""), strict=True):
             p.samples.append(sample)
             p.episode.say(sample.text)

@@ -121,7 +121,7 @@ def _misfit(prompt: Prompt, specials: Sequence[str], room: int | None, fits: Cal
     return None if fits(prompt) else "too long for the reward model"
 
 
-def readable_by(reward: Any, max_new_tokens: int) -> Callable[[Prompt], bool]:
+def fits_reward(reward: Any, max_new_tokens: int) -> Callable[[Prompt], bool]:
     """Whether a reward reads a prompt with any answer, by its own tokens; always, where it has no context.
 
     An answer may have more tokens for the reward model than for the policy: as many times more as the prompt has.
@@ -181,6 +181,6 @@ def _some_word(tokenizer: PreTrainedTokenizerBase) -> str:
     return min(word for word, number in tokenizer.get_vocab().items() if number not in special)
 
 
-def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token id that fills rows; masks say where."""
     return next(int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)

@@ -15,12 +15,12 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
 from shiqrun.rewards.reward import Answered, Bounded, Reward
 from shiqrun.sampling.generate import Completion, sample_completions
-from shiqrun.sampling.prompts import Prompt, padding, stop_tokens
+from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens
 from shiqrun.settings import SamplingSettings
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledCompletion:
     """One answer.
 
     Attributes:
@@ -51,7 +51,7 @@ class Sample:
         return Answered(self.prompt.messages, said, self.prompt.answer, self.prompt.source)
 
 
-class Sampler:
+class CompletionSampler:
     """Answers prompts by a policy.
 
     Args:
@@ -66,7 +66,7 @@ class Sampler:
     ) -> None:
         self.prompts, self.tokenizer, self.settings, self.tokens = prompts, tokenizer, settings, tokens
 
-    def answers(self, policy: Policy, *, stream: int = 0, description: str = "sampling") -> list[Sample]:
+    def answers(self, policy: Policy, *, stream: int = 0, description: str = "sampling") -> list[SampledCompletion]:
         """`samples_per_prompt` answers of each prompt, by prompt; `stream` tells independent draws apart."""
         s = self.settings
         asked = [(prompt, k) for prompt in self.prompts for k in range(s.samples_per_prompt)]
@@ -75,7 +75,7 @@ class Sampler:
             [prompt.tokens for prompt, _ in asked],
             [[s.seed, stream, prompt.key, k] for prompt, k in asked],
             stop=stop_tokens(self.tokenizer, policy.causal_lm),
-            pad=padding(self.tokenizer),
+            pad=padding_id(self.tokenizer),
             max_new_tokens=s.max_new_tokens,
             temperature=s.temperature,
             top_p=s.top_p,
@@ -83,12 +83,14 @@ class Sampler:
             description=description,
         )
         return [
-            Sample(prompt, k, text_of(c, self.tokenizer), c.tokens, c.ended)
+            SampledCompletion(prompt, k, text_of(c, self.tokenizer), c.tokens, c.ended)
             for (prompt, k), c in zip(asked, completions, strict=True)
         ]
 
     @torch.no_grad()
-    def measured(self, samples: Sequence[Sample], policy: Policy, reference: Reference | None) -> list[Sample]:
+    def measured(
+        self, samples: Sequence[SampledCompletion], policy: Policy, reference: Reference | None
+    ) -> list[SampledCompletion]:
         """The samples with the log-ratio of their tokens and the policy's entropy on them."""
         if not samples:
             return []
@@ -112,7 +114,7 @@ class Sampler:
         policy.train(mode)
         return [_with(s, **values) for s, values in zip(samples, found, strict=True)]
 
-    def rows(self, samples: Sequence[Sample]) -> Rows:
+    def rows(self, samples: Sequence[SampledCompletion]) -> Rows:
         """The samples as trajectories whose actions are the sampled tokens; the reward falls on the last."""
         made = []
         for n, s in enumerate(samples):
@@ -124,7 +126,7 @@ class Sampler:
                 rewards[-1] = s.reward
             name = s.prompt.prompt_id
             made.append(EncodedTrajectory(ids, index, rewards, name, n, s.index, s.prompt.source, name))
-        return Rows(made, padding(self.tokenizer))
+        return Rows(made, padding_id(self.tokenizer))
 
 
 def text_of(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -133,7 +135,7 @@ def text_of(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
-def rewarded(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
+def score_completions(samples: Sequence[SampledCompletion], reward: Reward) -> list[SampledCompletion]:
     """The samples with their rewards.
 
     A text of which a reward model would read more tokens than it can (odd characters may become many) loses its end.
@@ -149,7 +151,7 @@ def rewarded(samples: Sequence[Sample], reward: Reward) -> list[Sample]:
     return [_with(s, reward=v, cut=i in long) for i, (s, v) in enumerate(zip(samples, values, strict=True))]
 
 
-def _shortened(sample: Sample, reward: Bounded, context: int) -> Answered:
+def _shortened(sample: SampledCompletion, reward: Bounded, context: int) -> Answered:
     """The answer with as many characters as a reward model can read, found by bisection."""
     fits, more = 0, len(sample.text)
     while more - fits > 1:
@@ -159,5 +161,5 @@ def _shortened(sample: Sample, reward: Bounded, context: int) -> Answered:
     return sample.answered(fits)
 
 
-def _with(sample: Sample, **values: Any) -> Sample:
-    return Sample(**{**sample.__dict__, **values})
+def _with(sample: SampledCompletion, **values: Any) -> SampledCompletion:
+    return SampledCompletion(**{**sample.__dict__, **values})

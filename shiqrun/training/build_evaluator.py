@@ -11,10 +11,10 @@ from shiqrun.data.bfcl import Bfcl
 from shiqrun.data.treasure import Treasure
 from shiqrun.errors import InputError
 from shiqrun.evaluation.episodes import EpisodeEvaluator, chosen_dialogues
-from shiqrun.evaluation.evaluator import Answering, Evaluator
+from shiqrun.evaluation.evaluator import CompletionEvaluator, PolicyEvaluator
 from shiqrun.losses.requirements import needs_of
 from shiqrun.rewards.labels import in_one_unit
-from shiqrun.sampling.prompts import choose_prompts, expect_prompts, readable_by
+from shiqrun.sampling.prompts import choose_prompts, expect_prompts, fits_reward
 
 if TYPE_CHECKING:
     from shiqrun.training.plan import Plan
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("shiqrun")
 
 
-def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> Answering | None:
+def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> PolicyEvaluator | None:
     """What lets the policy answer validation prompts or play episodes; None where that is not asked or says nothing.
 
     Not on treasure, which is evaluated exactly, nor for reward models; for a method without a reference only with a
@@ -51,7 +51,7 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
         number=settings.max_prompts,
         room=None if limit is None else limit - settings.max_new_tokens,
         seen=encoded.prompts,
-        fits=readable_by(plan.reward, settings.max_new_tokens),
+        fits=fits_reward(plan.reward, settings.max_new_tokens),
     )
     try:
         expect_prompts(prompts, left_out, settings.max_new_tokens)
@@ -71,7 +71,7 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
             "may have another unit: there is no val/regularised_return, and the best checkpoint goes by val/reward"
         )
         beta = None
-    return Evaluator(prompts, tokenizer, settings, tokens=tokens, reward=plan.reward, beta=beta)
+    return CompletionEvaluator(prompts, tokenizer, settings, tokens=tokens, reward=plan.reward, beta=beta)
 
 
 def _episodes(plan: "Plan", source: Bfcl, tokenizer: PreTrainedTokenizerBase) -> EpisodeEvaluator:

@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from shiqrun.errors import InputError, TrainingError
-from shiqrun.evaluation.evaluator import Answering, Answers
+from shiqrun.evaluation.evaluator import EvaluationResult, PolicyEvaluator
 from shiqrun.models.reference import Live
 from shiqrun.training.step.method import Method
 
@@ -148,14 +148,14 @@ class Validation(Callback):
         checkpoints: Checkpoints,
         exact: Exact | None = None,
         *,
-        answers: Answering | None = None,
+        answers: PolicyEvaluator | None = None,
         live: Live | None = None,
         keep: Callable[[Trainer, list[dict[str, Any]]], None] = lambda trainer, rows: None,
     ) -> None:
         self.every, self.checkpoints, self.exact = every, checkpoints, exact
         self.answers, self.live, self.keep = answers, live, keep
         self.first: dict[str, float] = {}
-        self.last: Answers | None = None
+        self.last: EvaluationResult | None = None
         self.seconds, self.at = 0.0, -1  # at: the last step that was evaluated
         self._wall, self._began = 0.0, time.perf_counter()
 
@@ -215,7 +215,7 @@ class Validation(Callback):
         """Of the wall time so far, what evaluations took."""
         return self.seconds / max(self.wall(), 1e-9)
 
-    def _answered(self, answers: Answering, trainer: Trainer, module: Method) -> Answers:
+    def _answered(self, answers: PolicyEvaluator, trainer: Trainer, module: Method) -> EvaluationResult:
         """The policy's answers; what is wrong with them ends a run that has begun only after it is saved.
 
         Not after the last step, which a resumed run would not evaluate again, and not where other ranks wait for this

@@ -15,7 +15,7 @@ from shiqrun.batching.rows import Rows
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.prompt_values import ValueSettings
-from shiqrun.evaluation.evaluator import Answering
+from shiqrun.evaluation.evaluator import PolicyEvaluator
 from shiqrun.models.policy import ModelSettings, Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.settings import RolloutSettings
@@ -71,7 +71,7 @@ class Run:
     weights: str
     offset: float
     max_steps: int
-    evaluator: Answering | None
+    evaluator: PolicyEvaluator | None
     scored_by: str | None  # fingerprint of what scores the policy's answers
     further: Rows | None = None  # of the source `further` of rollouts
     prompt_values: dict[str, float] | None = None  # Q0 of each prompt id, for methods that read it

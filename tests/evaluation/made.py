@@ -3,7 +3,7 @@
 import numpy as np
 
 from shiqrun.sampling.prompts import Prompt
-from shiqrun.sampling.sampler import Sample
+from shiqrun.sampling.sampler import SampledCompletion
 from shiqrun.settings import SamplingSettings
 
 
@@ -14,7 +14,7 @@ def prompt(name, text="hello"):
 
 def sample(name, index=0, *, text="", length=1, ended=True, reward=None, kl=None, entropy=None):
     """A sample of that many tokens."""
-    return Sample(prompt(name), index, text, np.full(length, 9), ended, reward, kl, entropy)
+    return SampledCompletion(prompt(name), index, text, np.full(length, 9), ended, reward, kl, entropy)
 
 
 def sampling(**options):

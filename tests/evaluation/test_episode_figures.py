@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the README says how to install")
 
-from shiqrun.evaluation.episodes import Played, episode_figures
+from shiqrun.evaluation.episodes import EpisodeResult, episode_metrics
 from tests.evaluation.made import sample
 from tests.rollout.made import PROSE, Lines, dialogues, first_turns, spoken
 
@@ -21,14 +21,14 @@ def played(name, rewards, *, classes=("A",), test=True, official=None, ratio=Non
     right = all(rewards)
     record = {"why": why or ["" if r else "state" for r in rewards], "ended": ended, "refused": more.get("refused", [])}
     said = [sample(name, length=more.get("length", 2), ended=not ended, kl=ratio, entropy=more.get("entropy"))]
-    return Played(
+    return EpisodeResult(
         name, classes, test, rewards, right, right if official is None else official, ratio, record, said,
         more.get("stopped", 0),
     )  # fmt: skip
 
 
 def of(episodes, **options):
-    return episode_figures(episodes, **({"beta": None, "on_policy": True} | options))
+    return episode_metrics(episodes, **({"beta": None, "on_policy": True} | options))
 
 
 def test_means_are_over_samples_with_the_interval_of_students_t():

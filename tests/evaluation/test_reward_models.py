@@ -6,11 +6,11 @@ from collections import Counter
 import pytest
 
 from shiqrun.data.jsonl import Jsonl
-from shiqrun.evaluation.figures import figures
+from shiqrun.evaluation.completion_metrics import completion_metrics
 from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.rewards.labels import in_one_unit
-from shiqrun.sampling.prompts import choose_prompts, readable_by
-from shiqrun.sampling.sampler import Sample, rewarded
+from shiqrun.sampling.prompts import choose_prompts, fits_reward
+from shiqrun.sampling.sampler import SampledCompletion, score_completions
 from tests.evaluation.made import prompt, sample
 from tests.rewards.classifiers import reward, save, tokens
 from tests.support import helpers
@@ -25,24 +25,24 @@ def small(tmp_path_factory):
 
 
 def said(text):
-    return Sample(prompt("a"), 0, text, sample("a").tokens, True)
+    return SampledCompletion(prompt("a"), 0, text, sample("a").tokens, True)
 
 
 def test_of_an_answer_that_it_cannot_read_the_beginning_is_scored(small):
     long, short = said("€" * 40), said("fine")  # three tokens a character
-    scored = rewarded([long, short], reward(small))
+    scored = score_completions([long, short], reward(small))
     assert [s.cut for s in scored] == [True, False]
     assert [s.text for s in scored] == [long.text, short.text]
     kept = next(n for n in range(40, -1, -1) if len(tokens(small, said("€" * n).answered())) <= CONTEXT)
     assert 0 < kept < 40
     assert scored[0].reward == pytest.approx(reward(small).score([said("€" * kept).answered()])[0], abs=1e-5)
-    assert figures(scored, None, beta=None, on_policy=True)["completions/cut_for_reward"] == 0.5
+    assert completion_metrics(scored, None, beta=None, on_policy=True)["completions/cut_for_reward"] == 0.5
 
 
 def test_prompts_that_leave_the_reward_model_no_room_are_left_out_and_counted(small):
     talks = [helpers.example("x", prompt=(text,), prompt_id=text) for text in ("hi", "€" * 8)]
     made = helpers.tokenizer(helpers.CHATML)
-    chosen, left_out = choose_prompts(talks, made, number=9, room=None, fits=readable_by(reward(small), 4))
+    chosen, left_out = choose_prompts(talks, made, number=9, room=None, fits=fits_reward(reward(small), 4))
     assert [p.messages[0]["content"] for p in chosen] == ["hi"]
     assert left_out == Counter({"too long for the reward model": 1})
 

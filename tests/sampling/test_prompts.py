@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from shiqrun.batching.encode import with_template
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
-from shiqrun.sampling.prompts import choose_prompts, expect_prompts, padding, stop_tokens
+from shiqrun.sampling.prompts import choose_prompts, expect_prompts, padding_id, stop_tokens
 from tests.support.helpers import (
     BARE,
     CHATML,
@@ -172,9 +172,9 @@ def test_an_unknown_word_or_a_last_word_ends_no_answer():
 
 
 def test_padding_is_the_pad_token_else_eos_else_the_first_token():
-    assert padding(tokenizer()) == tokenizer().pad_token_id
-    assert padding(tokenizer(pad=None)) == tokenizer(pad=None).eos_token_id
-    assert padding(tokenizer(pad=None, eos=None)) == 0
+    assert padding_id(tokenizer()) == tokenizer().pad_token_id
+    assert padding_id(tokenizer(pad=None)) == tokenizer(pad=None).eos_token_id
+    assert padding_id(tokenizer(pad=None, eos=None)) == 0
 
 
 @needs_stories

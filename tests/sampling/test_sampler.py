@@ -1,4 +1,4 @@
-"""Answers, what is measured on them, and the KL that they estimate, against dense computations of the same model."""
+"""Completions, what is found on them, and the KL that they estimate, against dense computations of that model."""
 
 import copy
 import itertools
@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from shiqrun.evaluation.completion_files import write_completions
-from shiqrun.evaluation.evaluator import Evaluator
+from shiqrun.evaluation.evaluator import CompletionEvaluator
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Frozen
 from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.sampling.prompts import choose_prompts, stop_tokens
-from shiqrun.sampling.sampler import Sampler, rewarded
+from shiqrun.sampling.sampler import CompletionSampler, score_completions
 from tests.evaluation.made import sampling
 from tests.support.helpers import CHATML, example, llama, tokenizer, user
 
@@ -41,7 +41,7 @@ def prompts(count=7, words="how are you"):
 
 
 def answers(policy, asked, *, stream=0, **options):
-    return Sampler(asked, TOKENIZER, sampling(**options), 10_000).answers(policy, stream=stream)
+    return CompletionSampler(asked, TOKENIZER, sampling(**options), 10_000).answers(policy, stream=stream)
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def logp_of(causal_lm, prompt, tokens):
 @pytest.mark.parametrize("budget", [20, 60, 10_000])
 def test_log_ratio_and_entropy_are_those_of_dense_log_probabilities(budget):
     policy, reference = Policy(model()), Policy(model(seed=1))
-    sampler = Sampler(prompts(), TOKENIZER, sampling(samples_per_prompt=2), budget)
+    sampler = CompletionSampler(prompts(), TOKENIZER, sampling(samples_per_prompt=2), budget)
     cut = [replace(s, tokens=s.tokens[: 1 + n % 6]) for n, s in enumerate(sampler.answers(policy))]
     found = sampler.measured(cut, policy, Frozen(reference))
     assert [len(s.tokens) for s in found] == [1 + n % 6 for n in range(14)]
@@ -67,7 +67,7 @@ def test_log_ratio_and_entropy_are_those_of_dense_log_probabilities(budget):
 
 
 def test_without_a_reference_there_is_no_log_ratio():
-    sampler, policy = Sampler(prompts(), TOKENIZER, sampling(), 10_000), Policy(model())
+    sampler, policy = CompletionSampler(prompts(), TOKENIZER, sampling(), 10_000), Policy(model())
     found = sampler.measured(sampler.answers(policy), policy, None)
     assert {s.log_ratio for s in found} == {None}
     assert all(s.entropy > 0 for s in found)
@@ -75,7 +75,7 @@ def test_without_a_reference_there_is_no_log_ratio():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_switches_dropout_off_puts_the_mode_back_and_keeps_no_gradient(training):
-    sampler, policy = Sampler(prompts(2), TOKENIZER, sampling(), 10_000), Policy(model(attention_dropout=0.5))
+    sampler, policy = CompletionSampler(prompts(2), TOKENIZER, sampling(), 10_000), Policy(model(attention_dropout=0.5))
     found = sampler.measured(sampler.answers(policy), policy.train(training), Frozen(policy))
     assert {s.log_ratio for s in found} == {0.0}
     assert policy.training is training
@@ -83,7 +83,7 @@ def test_measuring_switches_dropout_off_puts_the_mode_back_and_keeps_no_gradient
 
 
 def test_a_policy_is_no_nat_away_from_itself():
-    sampler, policy = Sampler(prompts(), TOKENIZER, sampling(), 60), Policy(model())
+    sampler, policy = CompletionSampler(prompts(), TOKENIZER, sampling(), 60), Policy(model())
     assert {s.log_ratio for s in sampler.measured(sampler.answers(policy), policy, Frozen(policy))} == {0.0}
 
 
@@ -139,7 +139,7 @@ def test_a_verifiable_reward_reads_what_the_policy_said(temperature):
         told = replace(prompt, answer=answer)
         (s,) = answers(parrot(" fine"), [told], temperature=temperature)
         assert (s.text, s.ended, len(s.tokens)) == ("fine", True, 2)
-        (scored,) = rewarded([s], ExactMatch(ignore_case=False))
+        (scored,) = score_completions([s], ExactMatch(ignore_case=False))
         assert scored.reward == right
 
 
@@ -168,7 +168,7 @@ def test_the_sampled_kl_is_the_exact_one_within_its_interval_and_one_from_the_wr
     kl, variance = exact_kl(causal_lm, other, asked)
     deviation = math.sqrt(variance / each)
     asking = sampling(samples_per_prompt=each, max_new_tokens=2, batch_size=1200)
-    evaluator = Evaluator(asked, TOKENIZER, asking, tokens=9000, reward=None, beta=None)
+    evaluator = CompletionEvaluator(asked, TOKENIZER, asking, tokens=9000, reward=None, beta=None)
     evaluator.begin(Frozen(Policy(other)), torch.device("cpu"))
     found = evaluator.run(Policy(causal_lm)).metrics
     assert found["kl"] == pytest.approx(kl, abs=3 * deviation)
@@ -180,7 +180,7 @@ def test_the_sampled_kl_is_the_exact_one_within_its_interval_and_one_from_the_wr
 
 
 def evaluated(asked, policy, reference, reward=None, **options):
-    made = Evaluator(asked, TOKENIZER, sampling(**options), tokens=9000, reward=reward, beta=0.5)
+    made = CompletionEvaluator(asked, TOKENIZER, sampling(**options), tokens=9000, reward=reward, beta=0.5)
     made.begin(None if reference is None else Frozen(reference), torch.device("cpu"))
     return made.run(policy)
 

@@ -5,7 +5,7 @@ import torch
 
 from shiqrun.cli import main
 from shiqrun.errors import InputError
-from shiqrun.evaluation.evaluator import Evaluator
+from shiqrun.evaluation.evaluator import CompletionEvaluator
 from tests.support.command_line import checkpoint, metrics, timeless
 from tests.support.online_words import TINY, live
 
@@ -41,7 +41,7 @@ def sampled_by(found):
 
 
 def test_a_run_whose_evaluation_failed_goes_on_as_one_whose_did_not(home, whole, monkeypatch, capfd):
-    answered, calls = Evaluator.run, []
+    answered, calls = CompletionEvaluator.run, []
 
     def failing(self, policy):
         calls.append(1)
@@ -50,7 +50,7 @@ def test_a_run_whose_evaluation_failed_goes_on_as_one_whose_did_not(home, whole,
         return answered(self, policy)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "run", failing)
+        patch.setattr(CompletionEvaluator, "run", failing)
         assert live("shiq", *WORDS, "run_dir=failed", model=TINY) == 1
     assert "the evaluation of step 6 failed: the judge is away" in " ".join(capfd.readouterr().err.split())
     assert sampled_by(checkpoint(home / "failed", "best")) == (3, 3)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from shiqrun.evaluation.figures import pass_at_k
+from shiqrun.evaluation.completion_metrics import pass_at_k
 from shiqrun.util.intervals import RESAMPLES, bootstrap, bounds, is_bound
 
 SHAPE = (0.5, 1.5)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from shiqrun.environments.bfcl.calls import Call, Refusal, calls_in
 from shiqrun.environments.bfcl.filling import Filler
 from shiqrun.environments.bfcl.harness import Harness, Verdict
-from shiqrun.environments.bfcl.samples import Sample
+from shiqrun.environments.bfcl.samples import BfclSample
 from shiqrun.environments.bfcl.shown import Functions, shortened, system_messages
 from shiqrun.types import Message
 
@@ -49,7 +49,7 @@ class Episode:
             outgrew the policy's context), "special token" (it holds the text of one).
     """
 
-    def __init__(self, sample: Sample, harness: Harness, rules: Rules) -> None:
+    def __init__(self, sample: BfclSample, harness: Harness, rules: Rules) -> None:
         self.sample, self.rules = sample, rules
         self.messages: list[Message] = system_messages(sample.documents, rules.functions)
         self.messages.append(_user(sample.questions[0]))

@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from shiqrun.environments.bfcl.samples import Sample
+from shiqrun.environments.bfcl.samples import BfclSample
 from shiqrun.environments.bfcl.worker import OUT_OF_MEMORY
 from shiqrun.errors import InputError, TrainingError
 
@@ -59,7 +59,7 @@ class Harness:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, sample: Sample) -> "Session":
+    def open(self, sample: BfclSample) -> "Session":
         """New backends of a sample.
 
         Raises:
@@ -72,7 +72,7 @@ class Harness:
             raise session.unloaded("it takes too much time or memory") from None
         return session
 
-    def official(self, sample: Sample, turns: list[list[list[str]]]) -> bool:
+    def official(self, sample: BfclSample, turns: list[list[list[str]]]) -> bool:
         """The verdict of the official checker on calls by turn and step, which have run in a session before.
 
         Raises:
@@ -166,7 +166,7 @@ class Session:
     """
 
     harness: Harness
-    sample: Sample
+    sample: BfclSample
     stopped: int = 0
     seconds: float = 0.0
     _name: str = field(default_factory=lambda: uuid.uuid4().hex)

@@ -36,7 +36,7 @@ TEST_EVERY, TEST_REST = 5, 4
 
 
 @dataclass(frozen=True)
-class Sample:
+class BfclSample:
     """One dialogue to be played.
 
     Attributes:
@@ -96,7 +96,7 @@ def release() -> str | None:
         return None
 
 
-def load_samples(folder: Path) -> list[Sample]:
+def load_samples(folder: Path) -> list[BfclSample]:
     """All samples of a directory, in file order.
 
     Raises:
@@ -119,7 +119,7 @@ def load_samples(folder: Path) -> list[Sample]:
         documents = [d for name in row["involved_classes"] for d in _documents(folder, name, place)]
         kept = {key: row[key] for key in ("id", "initial_config", "involved_classes")}
         samples.append(
-            Sample(row["id"], index, questions, kept | {"ground_truth": truths[row["id"]]}, documents, place)
+            BfclSample(row["id"], index, questions, kept | {"ground_truth": truths[row["id"]]}, documents, place)
         )
     return samples
 

@@ -21,7 +21,7 @@ from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.trajectory import Trajectory
 from shiqrun.rollout.worker import Worker
 from shiqrun.sampling.prompts import Prompt
-from shiqrun.sampling.sampler import Sample, rewarded
+from shiqrun.sampling.sampler import SampledCompletion, score_completions
 
 READY_SECONDS = 600
 """For a reward to be made: a model may have to be loaded."""
@@ -78,9 +78,9 @@ class Scorer:
         self._reward = self._again()
         self._reward.to(own_device())
 
-    def score(self, samples: Sequence[Sample]) -> list[Sample]:
+    def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
         """With rewards."""
-        return rewarded(samples, self._reward)
+        return score_completions(samples, self._reward)
 
 
 class Scoring:
@@ -107,7 +107,7 @@ class Scoring:
 
         ray.get(self._made, timeout=READY_SECONDS)
 
-    def score(self, samples: Sequence[Sample]) -> list[Sample]:
+    def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
         """With rewards.
 
         Raises:
@@ -132,7 +132,7 @@ class Scoring:
 class ActorWorker(Worker):
     """A worker whose `reward` is a `Scoring`."""
 
-    def scored(self, samples: Sequence[Sample]) -> list[Sample]:
+    def scored(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
         """See `Scoring`."""
         scoring: Any = self.reward
         return list(scoring.score(samples))

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from shiqrun.environments.bfcl.corruptions import corrupted, said
 from shiqrun.environments.bfcl.episode import Episode, Rules
-from shiqrun.environments.bfcl.samples import Sample, installed_data, load_samples
+from shiqrun.environments.bfcl.samples import BfclSample, installed_data, load_samples
 
 RULES = Rules(rewards="independent", max_steps=20, functions="names", result_chars=None, arguments="said")
 
@@ -26,7 +26,9 @@ def calculator(*truth):
     """A hand-made sample of the class that has no state; `truth` by turn."""
     row = {"id": "multi_turn_base_900", "initial_config": {}, "involved_classes": ["MathAPI"], "ground_truth": truth}
     documents = [{"name": name, "parameters": {}} for name in ("add", "power", "square_root")]
-    return Sample("multi_turn_base_900", 900, [f"question {n}" for n in range(len(truth))], row, documents, "hand:1")
+    return BfclSample(
+        "multi_turn_base_900", 900, [f"question {n}" for n in range(len(truth))], row, documents, "hand:1"
+    )
 
 
 def reference_messages(sample, together="one"):

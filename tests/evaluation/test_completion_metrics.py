@@ -7,14 +7,14 @@ import math
 
 import pytest
 
-from shiqrun.evaluation.figures import figures, pass_at_k
+from shiqrun.evaluation.completion_metrics import completion_metrics, pass_at_k
 from tests.evaluation.made import sample
 
 T2 = 4.302653
 
 
 def of(samples, reference=None, **options):
-    return figures(samples, reference, **({"beta": None, "on_policy": True} | options))
+    return completion_metrics(samples, reference, **({"beta": None, "on_policy": True} | options))
 
 
 def test_a_mean_has_the_interval_of_students_t_over_prompts():

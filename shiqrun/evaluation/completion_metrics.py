@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from shiqrun.sampling.sampler import Sample
+from shiqrun.sampling.sampler import SampledCompletion
 from shiqrun.util.intervals import HIGH, LOW, bootstrap, interval
 
 TIE = 1e-5  # float32 scores of one text in batches of other shapes differ by less
 PASS_AT = (1, 2, 5, 10, 20, 50, 100)
 
 
-def figures(
-    samples: Sequence[Sample],
-    reference: Sequence[Sample] | None,
+def completion_metrics(
+    samples: Sequence[SampledCompletion],
+    reference: Sequence[SampledCompletion] | None,
     *,
     beta: float | None,
     on_policy: bool,
@@ -59,7 +59,9 @@ def figures(
     return found if right is None else found | _pass_at(samples, right) | _solutions(samples, right)
 
 
-def _averaged(name: str, samples: Sequence[Sample], value: Callable[[Sample], float | None]) -> dict[str, float]:
+def _averaged(
+    name: str, samples: Sequence[SampledCompletion], value: Callable[[SampledCompletion], float | None]
+) -> dict[str, float]:
     values = [value(s) for s in samples]
     if not samples or any(v is None for v in values):
         return {}
@@ -68,18 +70,18 @@ def _averaged(name: str, samples: Sequence[Sample], value: Callable[[Sample], fl
     return {name: mean, f"{name}_ci95": half}
 
 
-def _by_prompt(samples: Sequence[Sample], values: Iterable[float]) -> list[list[float]]:
+def _by_prompt(samples: Sequence[SampledCompletion], values: Iterable[float]) -> list[list[float]]:
     groups: dict[str, list[float]] = defaultdict(list)
     for sample, value in zip(samples, values, strict=True):
         groups[sample.prompt.name].append(value)
     return list(groups.values())
 
 
-def _regularised(sample: Sample, beta: float) -> float | None:
+def _regularised(sample: SampledCompletion, beta: float) -> float | None:
     return None if sample.reward is None or sample.log_ratio is None else sample.reward - beta * sample.log_ratio
 
 
-def _win(policy: Sample, reference: Sample) -> float:
+def _win(policy: SampledCompletion, reference: SampledCompletion) -> float:
     """1, 0, or one half for equal answers and for scores that rounding may tell apart."""
     ours, theirs = policy.reward or 0.0, reference.reward or 0.0
     tie = policy.text == reference.text or math.isclose(ours, theirs, rel_tol=TIE, abs_tol=TIE)
@@ -91,7 +93,7 @@ def _deviation(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
 
 
-def _lengths(samples: Sequence[Sample]) -> dict[str, float]:
+def _lengths(samples: Sequence[SampledCompletion]) -> dict[str, float]:
     """Tokens of a completion with its stop token, as TRL counts them, and how they ended."""
     lengths = [len(s.tokens) for s in samples]
     ended = [len(s.tokens) for s in samples if s.ended]
@@ -105,7 +107,7 @@ def _lengths(samples: Sequence[Sample]) -> dict[str, float]:
     return found | ({"completions/mean_terminated_length": sum(ended) / len(ended)} if ended else {})
 
 
-def _variety(samples: Sequence[Sample]) -> dict[str, float]:
+def _variety(samples: Sequence[SampledCompletion]) -> dict[str, float]:
     """Share of different n-grams among all n-grams of words (Li et al. 2016, arXiv 1510.03055)."""
     found = {}
     for n in (1, 2):
@@ -117,7 +119,7 @@ def _variety(samples: Sequence[Sample]) -> dict[str, float]:
     return found
 
 
-def _pass_at(samples: Sequence[Sample], right: float) -> dict[str, float]:
+def _pass_at(samples: Sequence[SampledCompletion], right: float) -> dict[str, float]:
     """pass@k for every k that each prompt has samples for, with an interval by bootstrap over prompts."""
     groups = _by_prompt(samples, [float(s.reward == right) for s in samples])
     ks = [k for k in PASS_AT if k <= min(map(len, groups))]
@@ -129,7 +131,7 @@ def _pass_at(samples: Sequence[Sample], right: float) -> dict[str, float]:
     return found
 
 
-def _solutions(samples: Sequence[Sample], right: float) -> dict[str, float]:
+def _solutions(samples: Sequence[SampledCompletion], right: float) -> dict[str, float]:
     """Mean number of different right answers to a prompt; texts that differ in white space alone are one."""
     found: dict[str, set[str]] = {s.prompt.name: set() for s in samples}
     for s in samples:
