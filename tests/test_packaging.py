@@ -48,7 +48,9 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel):
     modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "shiqrun").rglob("*.py")}
     configs = {f"shiqrun/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     assert configs
-    page = {f"shiqrun/report/{name}" for name in ("page.css", "page.js", "completions.js", "tokens.js")}
+    report = REPOSITORY / "shiqrun" / "report"
+    page = {str(p.relative_to(REPOSITORY)) for p in report.rglob("*") if p.suffix in (".css", ".js", ".j2")}
+    assert {path.rpartition(".")[2] for path in page} == {"css", "js", "j2"}
     assert modules | configs | page | {"shiqrun/py.typed"} <= shipped
 
 

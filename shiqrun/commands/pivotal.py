@@ -167,9 +167,9 @@ def _tell(run_dir: Path, found: dict[str, Any], kept: "KeptFile", walks: Sequenc
 
 def _picture(row: dict[str, Any]) -> Text:
     """A trajectory's tokens, each with the chance of success behind it; pivotal tokens are underlined."""
-    from shiqrun.report.pivotal_view import along
+    from shiqrun.report.pivotal_view import chance_along_tokens
 
-    chances, pivots = along(row), {p["at"]: p for p in row["pivots"]}
+    chances, pivots = chance_along_tokens(row), {p["at"]: p for p in row["pivots"]}
     text = Text(f"\n{row['prompt'][-1]['content'][:200]}\n", style="dim")
     text.append(f"{chances[0]:.2f} ")
     for t, token in enumerate(row["tokens"]):

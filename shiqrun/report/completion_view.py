@@ -1,4 +1,4 @@
-"""Which completions the page carries, and how: each text once, a row of numbers a completion."""
+"""The completion browser of the page shows sampled completions beside the reference's; this module selects them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,39 +7,41 @@ from typing import Any
 
 from shiqrun.errors import InputError
 from shiqrun.report.run_files import as_number, read_lines
-from shiqrun.report.run_records import Run
+from shiqrun.report.run_records import RunRecord
 
 MOST_ROWS, MOST_CHARACTERS = 4000, 8_000_000
-"""What the page carries at most; a browser opens that much from disk without waiting."""
+"""The largest number of completions on the page and of characters in them; a browser opens that without waiting."""
 
 TEXTS = ("prompt", "completion", "reference_completion")
-OF_EVALUATION = {"ref_completion": "reference_completion", "ref_reward": "reference_reward", "log_ratio": "kl"}
-"""Columns of `completions.parquet` and what `samples.jsonl` calls them."""
+EVALUATION_COLUMNS = {"ref_completion": "reference_completion", "ref_reward": "reference_reward", "log_ratio": "kl"}
+"""Columns of `completions.parquet` and their names in `samples.jsonl`."""
+Labelled = tuple[int | str, dict[str, Any]]
+"""A completion behind the training step, or the name of the evaluation, at which it was sampled."""
 
 
 @dataclass
-class Carried:
-    """The completions on the page.
+class SelectedCompletions:
+    """The completions on the page, in the compact form that completions.js reads: each text once, rows of numbers.
 
     Attributes:
-        runs: label of each run that has some.
+        runs: label of each run that has completions.
         texts: every prompt and completion once.
-        rows: run, step (or name of an evaluation), prompt, completion, reference's completion (numbers into texts, -1
-            for none), reward, reference's reward, KL, tokens, whether it ended.
-        found: completions there were to carry.
+        rows: run, step (or name of an evaluation), prompt, completion, reference's completion (indices into texts, -1
+            for none), reward, reference's reward, KL in nats, tokens, whether it ended with EOS.
+        found: the number of completions before the limits of the page.
     """
 
     runs: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
     found: int = 0
-    _numbers: dict[str, int] = field(default_factory=dict)
+    _text_index: dict[str, int] = field(default_factory=dict)
     _characters: int = 0
 
     def add(self, run: int, step: int | str, row: dict[str, Any]) -> None:
-        """Carries a row of `samples.jsonl`, if there is room."""
+        """Add a row of `samples.jsonl`, unless the page is full."""
         self.found += 1
-        new = {t for t in (row.get(k) for k in TEXTS) if isinstance(t, str) and t not in self._numbers}
+        new = {t for t in (row.get(k) for k in TEXTS) if isinstance(t, str) and t not in self._text_index}
         size = sum(map(len, new))
         if len(self.rows) >= MOST_ROWS or self._characters + size > MOST_CHARACTERS:
             return
@@ -47,56 +49,65 @@ class Carried:
         numbers = [as_number(row.get(key)) for key in ("reward", "reference_reward", "kl")]
         tokens = as_number(row.get("tokens"))
         self.rows.append(
-            [run, step, *(self._text(row.get(key)) for key in TEXTS)]
+            [run, step, *(self._index_of(row.get(key)) for key in TEXTS)]
             + [None if n is None else float(f"{n:.5g}") for n in numbers]
             + [None if tokens is None else int(tokens), row.get("ended")]
         )
 
-    def _text(self, text: Any) -> int:
+    def _index_of(self, text: Any) -> int:
         if not isinstance(text, str):
             return -1
-        if text not in self._numbers:
-            self._numbers[text] = len(self.texts)
+        if text not in self._text_index:
+            self._text_index[text] = len(self.texts)
             self.texts.append(text)
-        return self._numbers[text]
+        return self._text_index[text]
 
-    def payload(self) -> dict[str, Any]:
-        """What the page's script reads."""
+    def script_data(self) -> dict[str, Any]:
+        """Return what completions.js reads."""
         return {"runs": self.runs, "texts": self.texts, "rows": self.rows}
 
 
-def carried(runs: Sequence[Run], labels: Sequence[str]) -> Carried:
-    """The completions of the last step of each run, in turn while there is room; of a single run, of all its steps."""
-    carrying = Carried()
-    last: list[tuple[int, Iterator[tuple[int | str, dict[str, Any]]]]] = []
+def select_completions(runs: Sequence[RunRecord], labels: Sequence[str]) -> SelectedCompletions:
+    """Select the completions of each run's last step and latest evaluation; of a single run, those of all its steps.
+
+    Where the page has no room for all, every run gets the same share.
+    """
+    selected = SelectedCompletions()
+    queues: list[tuple[int, Iterator[Labelled]]] = []
     for run, label in zip(runs, labels, strict=True):
-        rows = list(read_lines(run.directory / "samples.jsonl"))
-        for row in rows:
-            row["step"] = int(as_number(row.get("step")) or 0)
-        final = max((row["step"] for row in rows), default=0)
-        kept = [row for row in rows if len(runs) == 1 or row["step"] == final]
-        shown = [(row["step"], row) for row in sorted(kept, key=lambda row: -row["step"])] + _evaluated(run.directory)
-        if shown:
-            carrying.runs.append(label)
-            last.append((len(carrying.runs) - 1, iter(shown)))
-    while last:  # a row of each run in turn, so that a cap cuts all alike
+        rows = _training_completions(run.directory, all_steps=len(runs) == 1) + _evaluation_completions(run.directory)
+        if rows:
+            selected.runs.append(label)
+            queues.append((len(selected.runs) - 1, iter(rows)))
+    while queues:  # a row of each run in turn, so that the limits cut all runs alike
         remaining = []
-        for run_number, left in last:
-            if (item := next(left, None)) is not None:
-                carrying.add(run_number, *item)
-                remaining.append((run_number, left))
-        last = remaining
-    return carrying
+        for run_index, queue in queues:
+            if (item := next(queue, None)) is not None:
+                selected.add(run_index, *item)
+                remaining.append((run_index, queue))
+        queues = remaining
+    return selected
 
 
-def evaluations(directory: Path) -> list[Path]:
-    """The directories of `shiqrun eval run=...` under a run, oldest first."""
-    return sorted(path.parent for path in (directory / "eval").glob("*/eval.json"))
+def _training_completions(directory: Path, *, all_steps: bool) -> list[Labelled]:
+    """Return the completions of `samples.jsonl`, those of the last step first."""
+    rows = [(int(as_number(row.get("step")) or 0), row) for row in read_lines(directory / "samples.jsonl")]
+    last = max((step for step, _ in rows), default=0)
+    return [*sorted((r for r in rows if all_steps or r[0] == last), key=lambda r: -r[0])]
 
 
-def _evaluated(directory: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The completions of the latest evaluation of a run."""
-    files = [path / "completions.parquet" for path in evaluations(directory)[-1:]]
+def evaluation_directories(run: Path) -> list[Path]:
+    """Return the directories that `shiqrun eval run=...` made under a run directory, oldest first."""
+    return sorted(path.parent for path in (run / "eval").glob("*/eval.json"))
+
+
+def _evaluation_completions(directory: Path) -> list[Labelled]:
+    """Return the completions of the latest evaluation of a run.
+
+    Raises:
+        InputError: `completions.parquet` cannot be read.
+    """
+    files = [path / "completions.parquet" for path in evaluation_directories(directory)[-1:]]
     if not files or not files[0].exists():
         return []
     import pyarrow
@@ -107,5 +118,6 @@ def _evaluated(directory: Path) -> list[tuple[str, dict[str, Any]]]:
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{files[0]}: no Parquet ({error}); run `shiqrun eval` again or remove its folder") from None
     for row in rows:
-        row |= {new: row.get(old) for old, new in OF_EVALUATION.items()} | {"tokens": len(row.get("token_ids") or ())}
+        row |= {new: row.get(old) for old, new in EVALUATION_COLUMNS.items()}
+        row["tokens"] = len(row.get("token_ids") or ())
     return [(f"eval {files[0].parent.name}", row) for row in rows]

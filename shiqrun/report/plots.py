@@ -1,4 +1,4 @@
-"""The reward/KL frontier and the learning curves, as files and as SVG for the page."""
+"""Matplotlib draws the reward/KL frontier and the learning curves, as files and as SVG elements of the page."""
 
 import io
 import itertools
@@ -6,23 +6,24 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from shiqrun.report.number_text import number, plus_minus
-from shiqrun.report.seed_groups import KL, ORDER, REWARD, Estimate, Group
+from markupsafe import Markup, escape
+
+from shiqrun.report.number_text import format_number, format_plus_minus
+from shiqrun.report.seed_groups import KL, ORDER, REWARD, Estimate, SeedGroup
 from shiqrun.toy.plotting import COLOURS, STYLE
 
 INK, QUIET = "#24292f", "#6e7781"
-"""Colours of text and axes, which the page replaces by its own."""
+"""Colours of text and axes in the files; the page replaces them by its own (`inline_svg`)."""
 MARKERS = "osD^vPX<>hp*"
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 WIDE, NARROW, PANEL = (7.4, 4.4), (3.7, 4.6), (3.7, 2.5)
 """Sizes in inches; a CSS inch is 96 pixels, so that NARROW fits a phone."""
 SYMLOG_FROM = 40.0
-"""The ratio of the largest to the smallest positive KL from which its axis is logarithmic."""
-LOOK: dict[Any, Any] = STYLE | {
+"""The KL axis is logarithmic from this ratio of the largest to the smallest positive KL."""
+RC_PARAMS: dict[Any, Any] = STYLE | {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "text.parse_math": False,
@@ -36,22 +37,23 @@ LOOK: dict[Any, Any] = STYLE | {
     "ytick.labelcolor": INK,
 }
 LOG_FROM = 50.0
-"""The ratio of the largest to the smallest loss from which its axis is logarithmic."""
+"""The axis of a loss is logarithmic from this ratio of its largest to its smallest value."""
 SHORT_NAME, LINE, WIDE_LINE, MOST_LINES = 14, 22, 40, 3
-"""Characters of a method's name: those of which two stand side by side on a phone, and those of a line at the end of a
-curve and in a legend; and how many lines it gets."""
+"""Characters of a method's name: two of SHORT_NAME stand side by side in a legend on a phone, LINE fit at the end of a
+curve, WIDE_LINE in a legend; a name gets at most MOST_LINES lines."""
 EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.6}
 SMALLEST, LARGEST, STAR = 7, 11, 1.4
-"""Markers of the frontier, points, below which the forms look alike; and how much larger a star is, being thin."""
-Draw = Callable[[Any], None]
-Look = Mapping[str, dict[str, Any]]
-"""Method to colour, marker and dashes."""
+"""Sizes of the frontier's markers in points, and the factor of a star, which looks small because it is thin."""
+Plot = Callable[[Any], None]
+"""Draws on an empty matplotlib figure."""
+Styles = Mapping[str, dict[str, Any]]
+"""Method to colour, marker and dashes, as keywords of matplotlib."""
 
 
-def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dashes of each method; no two equal up to twelve.
+def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the colour, marker and dashes of each method; those of up to twelve methods differ.
 
-    Those of a method in `ORDER` are the same in every report; its first variant has them where it is not there itself.
+    A method in `ORDER` has the same style in every report. Where it is absent, its first variant has it.
     """
     own: dict[int, str] = {}
     for name in methods:
@@ -60,10 +62,10 @@ def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
             own.setdefault(ORDER.index(algo), name)
     left = (i for i in itertools.count() if i not in own)
     places = {name: i for i, name in own.items()}
-    return {name: _look(places[name] if name in places else next(left)) for name in methods}
+    return {name: _style(places[name] if name in places else next(left)) for name in methods}
 
 
-def _look(place: int) -> dict[str, Any]:
+def _style(place: int) -> dict[str, Any]:
     return {
         "color": COLOURS[place % len(COLOURS)],
         "marker": MARKERS[place % len(MARKERS)],
@@ -71,57 +73,76 @@ def _look(place: int) -> dict[str, Any]:
     }
 
 
-def labels(methods: Iterable[str], line: int) -> dict[str, str]:
-    """What a figure calls each method: its name in lines of so many characters; no two alike."""
-    made: dict[str, str] = {}
+def method_labels(methods: Iterable[str], line: int) -> dict[str, str]:
+    """Return each method's label in a figure: its name wrapped to `line` characters; no two labels are alike."""
+    wrapped: dict[str, str] = {}
     for name in methods:
         lines = textwrap.wrap(name, line, break_on_hyphens=False) or [name]
         label = "\n".join(lines[:MOST_LINES]) + "…" * (len(lines) > MOST_LINES)
-        again = sum(other == label or other.startswith(f"{label} #") for other in made.values())
-        made[name] = f"{label} #{again + 1}" if again else label
-    return made
+        again = sum(other == label or other.startswith(f"{label} #") for other in wrapped.values())
+        wrapped[name] = f"{label} #{again + 1}" if again else label
+    return wrapped
 
 
-def draw(figure: Draw, size: tuple[float, float], stem: Path | None) -> str:
-    """The figure as SVG text; with a stem, also written as `.svg` and `.png`."""
+def draw_svg(plot: Plot, size: tuple[float, float], stem: Path) -> str:
+    """Draw a figure, write it to `stem.svg` and `stem.png`, and return the SVG text.
+
+    Args:
+        plot: draws on the empty figure.
+        size: width and height in inches.
+        stem: path of the files without extension.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(LOOK):
-        canvas = Figure(figsize=size)
-        figure(canvas)
-        made = io.StringIO()
-        canvas.savefig(made, format="svg", metadata={"Date": None})
-        if stem is not None:
-            stem.with_name(f"{stem.name}.svg").write_text(made.getvalue(), encoding="utf-8")
-            canvas.set_layout_engine("none")  # it has been laid out
-            canvas.savefig(stem.with_name(f"{stem.name}.png"), dpi=150)
-    return made.getvalue()
+    with matplotlib.rc_context(RC_PARAMS):
+        figure = Figure(figsize=size)
+        plot(figure)
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        stem.with_name(f"{stem.name}.svg").write_text(svg.getvalue(), encoding="utf-8")
+        figure.set_layout_engine("none")  # it has been laid out
+        figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=150)
+    return svg.getvalue()
 
 
-def inlined(svg: str, name: str, title: str, tips: Mapping[str, str]) -> str:
-    """An SVG file as an element of the page: the page's colours, ids that begin with `name`, tooltips by their ids."""
+def inline_svg(svg: str, name: str, title: str, tips: Mapping[str, str]) -> Markup:
+    """Return an SVG file as an element of the page, in the page's colours.
+
+    Args:
+        svg: of `draw_svg`.
+        name: put before every id, so that ids of two figures differ.
+        title: the alternative text.
+        tips: id of a group to its tooltip.
+    """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     for point, text in tips.items():
         body = body.replace(f'<g id="{point}">', f'<g id="{point}" class="tip"><title>{escape(text)}</title>')
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
-    for colour, meant in ((INK, "currentColor"), (QUIET, "var(--quiet)"), ("#000000", "currentColor")):
-        body = body.replace(colour, meant)
+    for colour, variable in ((INK, "currentColor"), (QUIET, "var(--quiet)"), ("#000000", "currentColor")):
+        body = body.replace(colour, variable)
     body = body.replace("#ffffff", "var(--page)").replace("#b0b0b0", "var(--line)")
-    return body.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    return Markup(body.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1))
 
 
-def frontier(
-    groups: Sequence[Group], look: Look, reference: float | None, *, wide: bool
-) -> tuple[Draw, dict[str, str]]:
-    """Reward over KL, a point a method and beta with its intervals; and what to say of each point, by its id."""
+def frontier_plot(
+    groups: Sequence[SeedGroup], styles: Styles, reference: float | None, *, wide: bool
+) -> tuple[Plot, dict[str, str]]:
+    """Return the plot of reward over KL, a point for each method and beta with its intervals, and tooltips by point id.
+
+    Args:
+        groups: the runs by method and beta.
+        styles: of each method.
+        reference: mean reward of the reference policy, None for unknown.
+        wide: the legend stands beside the axes, else below.
+    """
     points = [(g, kl, reward) for g in groups if (kl := g.final(KL)) and (reward := g.final(REWARD))]
     betas = list(dict.fromkeys(sorted((g.beta for g in groups), key=lambda beta: (beta is not None, beta or 0.0))))
     tips = {f"point{i}": _tip(g, kl, reward) for i, (g, kl, reward) in enumerate(points)}
-    named = labels(look, WIDE_LINE)
+    labels = method_labels(styles, WIDE_LINE)
 
-    def drawn(figure: Any) -> None:
+    def plot(figure: Any) -> None:
         axes = figure.add_subplot()
         axes.axvline(0, color=QUIET, linewidth=0.8, linestyle=":")
         if reference is not None:
@@ -129,39 +150,39 @@ def frontier(
             axes.plot([0], [reference], "+", color=INK, markersize=11, label="reference", linestyle="none")
         for name in dict.fromkeys(g.method for g, _, _ in points):
             mine = [(i, *point) for i, point in enumerate(points) if point[0].method == name]
-            axes.plot([], [], **look[name], label=named[name])
-            _method(axes, mine, look[name], betas)
+            axes.plot([], [], **styles[name], label=labels[name])
+            _plot_method(axes, mine, styles[name], betas)
         label = f"KL to the reference, nats a sequence\n{_kl_scale(axes, [kl.mean for _, kl, _ in points])}".strip()
         axes.set(xlabel=label, ylabel="reward, mean over seeds")
-        columns = 1 if wide or any(len(name) > SHORT_NAME for name in look) else 2
+        columns = 1 if wide or any(len(name) > SHORT_NAME for name in styles) else 2
         figure.legend(loc="outside right upper" if wide else "outside lower center", ncols=columns)
 
-    return drawn, tips
+    return plot, tips
 
 
-def _method(
+def _plot_method(
     axes: Any,
-    points: list[tuple[int, Group, Estimate, Estimate]],
-    look: dict[str, Any],
+    points: list[tuple[int, SeedGroup, Estimate, Estimate]],
+    style: dict[str, Any],
     betas: Sequence[float | None],
 ) -> None:
-    """A method's points joined from small to large beta, larger markers for larger beta, with intervals."""
+    """Draw a method's points, joined from small to large beta, with intervals; a larger marker is a larger beta."""
     x, y = [p[2].mean for p in points], [p[3].mean for p in points]
-    axes.plot(x, y, **look | {"marker": ""}, linewidth=1.3)
+    axes.plot(x, y, **style | {"marker": ""}, linewidth=1.3)
     across = sorted((kl.mean, r.mean - r.half, r.mean + r.half) for _, _, kl, r in points if r.known)
     if len(across) > 1:
-        axes.fill_between(*zip(*across, strict=True), color=look["color"], alpha=0.09, linewidth=0)
+        axes.fill_between(*zip(*across, strict=True), color=style["color"], alpha=0.09, linewidth=0)
     for i, group, kl, reward in points:
-        whiskers = {"color": look["color"], "linewidth": 0.8, "alpha": 0.55}
+        whiskers = {"color": style["color"], "linewidth": 0.8, "alpha": 0.55}
         axes.plot([kl.mean - kl.half, kl.mean + kl.half], [reward.mean] * 2, **whiskers)
         axes.plot([kl.mean] * 2, [reward.mean - reward.half, reward.mean + reward.half], **whiskers)
         size = SMALLEST + (LARGEST - SMALLEST) * betas.index(group.beta) / max(1, len(betas) - 1)
-        size *= STAR if look["marker"] == "*" else 1
-        axes.plot([kl.mean], [reward.mean], **look, **EDGE, markersize=size, gid=f"point{i}")
+        size *= STAR if style["marker"] == "*" else 1
+        axes.plot([kl.mean], [reward.mean], **style, **EDGE, markersize=size, gid=f"point{i}")
 
 
 def _kl_scale(axes: Any, kls: Sequence[float]) -> str:
-    """Makes the KL axis linear near 0 and logarithmic beyond if the range asks for it, and says so."""
+    """Make the KL axis logarithmic beyond a linear part near 0 if the range asks for it; return words that say so."""
     positive = [kl for kl in kls if kl > 0]
     if not positive or max(positive) < SYMLOG_FROM * min(positive):
         return ""
@@ -172,36 +193,36 @@ def _kl_scale(axes: Any, kls: Sequence[float]) -> str:
     axes.set_xlim(left=-0.2 * linear)
     axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: "" if 0 < value < linear else _plain(value, _))
-    return f"(logarithmic beyond {number(linear)})"
+    return f"(logarithmic beyond {format_number(linear)})"
 
 
 def _plain(value: float, _: Any) -> str:
-    """A tick of a logarithmic axis without mathematical type, which a page's own font cannot set."""
+    """Return the label of a logarithmic tick without mathematical notation, which the page's font cannot set."""
     return f"{value:g}"
 
 
-def _tip(group: Group, kl: Estimate, reward: Estimate) -> str:
+def _tip(group: SeedGroup, kl: Estimate, reward: Estimate) -> str:
     beta = "" if group.beta is None else f", β = {group.beta:g}"
-    said = [
-        f"{what} {' ± '.join(filter(None, plus_minus(e.mean, e.half)))}" for what, e in (("reward", reward), ("KL", kl))
+    numbers = [
+        f"{name} {' ± '.join(filter(None, format_plus_minus(estimate.mean, estimate.half)))}"
+        for name, estimate in (("reward", reward), ("KL", kl))
     ]
-    return f"{group.method}{beta}: {', '.join(said)} ({reward.count} seeds)"
+    return f"{group.method}{beta}: {', '.join(numbers)} ({reward.count} seeds)"
 
 
-def curves(
-    metric: str, groups: Sequence[Group], title: str, look: Look, limits: tuple[float, float] | None = None
-) -> Draw:
-    """The metric over steps: a line a group, its mean over seeds with the 95 % interval, named at its right end."""
+def curve_plot(
+    metric: str, groups: Sequence[SeedGroup], title: str, styles: Styles, limits: tuple[float, float] | None = None
+) -> Plot:
+    """Return the plot of a metric over steps: mean over seeds with the 95 % interval, a line for each group."""
+    labels = method_labels(styles, LINE)
 
-    named = labels(look, LINE)
-
-    def drawn(figure: Any) -> None:
+    def plot(figure: Any) -> None:
         axes = figure.add_subplot()
         lines = [(group, curve) for group in groups if (curve := group.curve(metric))]
         values = [e.mean for _, curve in lines for _, e in curve]
         logarithmic = metric.endswith("loss") and min(values) > 0 and max(values) > LOG_FROM * min(values)
         floor = min(values) if logarithmic else -math.inf
-        ends = [_line(axes, curve, look[group.method], named[group.method], floor) for group, curve in lines]
+        ends = [_plot_curve(axes, curve, styles[group.method], labels[group.method], floor) for group, curve in lines]
         if logarithmic:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(_plain)
@@ -210,15 +231,15 @@ def curves(
             axes.set_ylim(limits)
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_xlabel("step")
-        _name_ends(axes, ends)
+        _label_ends(axes, ends)
 
-    return drawn
+    return plot
 
 
-def _line(
+def _plot_curve(
     axes: Any, curve: list[tuple[int, Estimate]], style: dict[str, Any], name: str, floor: float
 ) -> tuple[Any, ...]:
-    """Draws one curve with its band, which ends at the floor; its last value and step, name and colour."""
+    """Draw a curve and the band of its interval, cut at the floor; return last value, last step, name and colour."""
     steps, mean = [step for step, _ in curve], [e.mean for _, e in curve]
     lone = {"marker": style["marker"]} if len(steps) == 1 else {}
     axes.plot(steps, mean, color=style["color"], linestyle=style["linestyle"], linewidth=1.5, **lone)
@@ -227,27 +248,27 @@ def _line(
     return mean[-1], steps[-1], name, style["color"]
 
 
-def common_limits(metric: str, groups: Sequence[Group]) -> tuple[float, float] | None:
-    """Limits that hold the means of the metric in all of the groups; None where it has no range."""
+def common_limits(metric: str, groups: Sequence[SeedGroup]) -> tuple[float, float] | None:
+    """Return axis limits that hold the metric's means in all groups; None where these have no range."""
     values = [e.mean for group in groups for _, e in group.curve(metric)]
     room = 0.06 * (max(values) - min(values)) if values else 0.0
     return (min(values) - room, max(values) + room) if room else None
 
 
-def _name_ends(axes: Any, ends: list[tuple[Any, ...]]) -> None:
-    """Writes each curve's name to the right of the axes at its height, pushed apart where they would meet."""
+def _label_ends(axes: Any, ends: list[tuple[Any, ...]]) -> None:
+    """Write each curve's name to the right of the axes at its height, pushed apart where names would overlap."""
     ends = sorted(ends)
     axes.autoscale_view()  # else the limits are not those of the data yet
     pixels = [axes.transData.transform((step, value)) for value, step, *_ in ends]
-    at = [axes.transAxes.inverted().transform(pixel)[1] for pixel in pixels]
+    anchors = [axes.transAxes.inverted().transform(pixel)[1] for pixel in pixels]
     tall = [1 + name.count("\n") for _, _, name, _ in ends]
     steps = [(low + high) / 2 for low, high in itertools.pairwise(tall)]  # lines from one name's middle to the next's
     gap = min(0.085, 1 / max(1.0, sum(steps)))
     heights: list[float] = []
-    for i, height in enumerate(at):
+    for i, height in enumerate(anchors):
         room_above = 1 - gap * sum(steps[i:])
         heights.append(min(max(height, heights[-1] + gap * steps[i - 1] if heights else 0), room_above))
-    for height, here, (_, _, name, colour) in zip(heights, at, ends, strict=True):
-        axes.plot([1, 1.03], [here, height], transform=axes.transAxes, color=colour, lw=0.7, clip_on=False)
-        said = {"color": colour, "fontsize": 8, "va": "center", "linespacing": 1.0}
-        axes.text(1.04, height, name, transform=axes.transAxes, **said)
+    for height, anchor, (_, _, name, colour) in zip(heights, anchors, ends, strict=True):
+        axes.plot([1, 1.03], [anchor, height], transform=axes.transAxes, color=colour, lw=0.7, clip_on=False)
+        text_style = {"color": colour, "fontsize": 8, "va": "center", "linespacing": 1.0}
+        axes.text(1.04, height, name, transform=axes.transAxes, **text_style)

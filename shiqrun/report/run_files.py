@@ -1,7 +1,7 @@
-"""What runs leave on disk, read back: JSON, JSON lines, CSV and YAML, each error with its file and line.
+"""Strict readers of the files that runs leave: JSON, JSON lines, CSV and YAML; each error names the file and line.
 
 A run that was killed may have torn the last line of a file; such a line is dropped. Anything else that is broken ends
-the report, because a table with a hole in it that nobody sees is worse than none.
+the report, because a reader would not see that a number is missing from a table.
 """
 
 import csv
@@ -17,28 +17,29 @@ import yaml
 from shiqrun.errors import InputError
 
 AGAIN = "restore the file, or move its run out of the way and report on the others"
+"""The advice at the end of every error here."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        InputError: it holds no JSON object.
+        InputError: the file holds no JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no JSON ({error}); {AGAIN}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: a {type(found).__name__}, expected a JSON object; {AGAIN}")
-    return found
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a {type(value).__name__}, expected a JSON object; {AGAIN}")
+    return value
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, one after the other; nothing where there is no such file.
+    """Yield the objects of a JSON-lines file; none where there is no such file.
 
     Raises:
-        InputError: a line but a torn last one holds no JSON object.
+        InputError: a line other than a torn last one holds no JSON object.
     """
     if not path.exists():
         return
@@ -58,10 +59,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header.
+    """Return the rows of a CSV file by the names in its header.
 
     Raises:
-        InputError: there is no header, or a row but a torn last one has another number of columns.
+        InputError: the file has no header, or a row other than a torn last one has another number of columns.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -70,8 +71,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
     lines = list(csv.reader(io.StringIO(text, newline="")))
     if not lines:
         raise InputError(f"{path}: empty, expected a header; {AGAIN}")
-    whole = lines if text.endswith("\n") or len(lines) < 2 else lines[:-1]
-    header, rows = whole[0], [row for row in whole[1:] if row]
+    complete = lines if text.endswith("\n") or len(lines) < 2 else lines[:-1]
+    header, rows = complete[0], [row for row in complete[1:] if row]
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise InputError(f"{path} line {number}: {len(row)} columns, the header has {len(header)}; {AGAIN}")
@@ -79,32 +80,32 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's config with dotted keys, lists as JSON text; empty where there is no such file.
+    """Return a run's config by dotted keys, with lists as JSON text; empty where there is no such file.
 
     Raises:
-        InputError: it is no YAML mapping.
+        InputError: the file is no YAML mapping.
     """
     if not path.exists():
         return {}
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: no YAML ({' '.join(str(error).split())}); {AGAIN}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: a {type(found).__name__}, expected a mapping; {AGAIN}")
-    return dict(_flat(found, ""))
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a {type(value).__name__}, expected a mapping; {AGAIN}")
+    return dict(_dotted(value, ""))
 
 
-def _flat(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _dotted(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", json.dumps(value, default=str) if isinstance(value, list) else value
 
 
 def as_number(value: Any) -> float | None:
-    """A finite float, or None for anything else: text, nothing, NaN, an infinity, True."""
+    """Return a finite float; None for anything else, such as text, NaN, an infinity or a boolean."""
     if isinstance(value, bool):
         return None
     try:
@@ -115,7 +116,7 @@ def as_number(value: Any) -> float | None:
 
 
 def as_yaml(text: str) -> Any:
-    """The value that YAML reads in a word of a table: `0.1` is a number, `null` is None; other text as it is."""
+    """Return the value that YAML reads in a text (`0.1` is a number, `null` is None), else the text itself."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

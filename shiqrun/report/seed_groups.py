@@ -1,33 +1,33 @@
-"""Runs that differ in their seed alone as one: methods, their betas, means over seeds, the best beta."""
+"""Runs that differ in their seed alone form a group; this module names methods, averages over seeds and ranks betas."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shiqrun.report.run_records import FINISHED, Run, natural
+from shiqrun.report.run_records import FINISHED, RunRecord, natural_order
 from shiqrun.util.intervals import interval
 
 REWARD, KL, RETURN, LOSS = "val/reward", "val/kl", "val/regularised_return", "val/loss"
-OF_REFERENCE = "val/reference_reward"
-CRITERIA = ((REWARD, 1), (LOSS, -1))
-"""What the best beta is best by, the first that is there; and whether more or less is better.
+REFERENCE_REWARD = "val/reference_reward"
+RANKING_METRICS = ((REWARD, 1), (LOSS, -1))
+"""The metrics by which the best beta is chosen, the first that was measured, and 1 where more is better, -1 where less.
 
-Not the regularised return: it holds beta itself, so that those of two betas are returns of two problems.
+The regularised return is not one of them: it contains beta, so that those of two betas are returns of two problems.
 """
-WAYS = {1: "highest", -1: "lowest"}
+DIRECTIONS = {1: "highest", -1: "lowest"}
 ORDER = ("shiq", "shiq_init", "shiq_ms", "shiq_tk", "copg", "dpo", "dro", "dro_v", "direct", "sft")
-"""Of methods in every figure and table; others follow by name."""
+"""The order of methods in every figure and table; others follow by name."""
 
-PLACES = ("seed", "run_dir", "resume", "dry_run", "cache_dir", "algo.reference", "logger.", "hydra.", "sweep.")
+UNCOMPARED = ("seed", "run_dir", "resume", "dry_run", "cache_dir", "algo.reference", "logger.", "hydra.", "sweep.")
 """Keys, and beginnings of keys, that change where things are written or read and nothing that is measured."""
-ESTIMATES = ("algo.targets", "algo.values")
-"""Files that runs read if another setting says so; a name has them only where the runs read different ones."""
+ESTIMATE_FILES = ("algo.targets", "algo.values")
+"""Keys of files with estimates; the name of a method has them only where its runs read different files."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, half the width of its 95 % interval (NaN of one seed), and their number."""
+    """An estimate over seeds: mean, half the width of its 95 % interval (NaN for one seed), and the number of seeds."""
 
     mean: float
     half: float
@@ -40,100 +40,107 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Group:
-    """The runs of one method at one beta, one a seed."""
+class SeedGroup:
+    """The runs of one method at one beta, which differ in their seed alone.
+
+    Attributes:
+        method: the loss, and the settings in which its runs differ.
+        beta: reward units per nat, None for methods without it.
+        runs: finished or not.
+    """
 
     method: str
     beta: float | None
-    runs: list[Run]
+    runs: list[RunRecord]
 
     @property
-    def ended(self) -> list[Run]:
-        """Those that ended well."""
+    def all_finished(self) -> list[RunRecord]:
+        """Every run that finished, repeats of a seed included."""
         return [run for run in self.runs if run.status == FINISHED]
 
     @property
-    def finished(self) -> list[Run]:
-        """Those whose final numbers count: of each seed the last that ended well, as a repeat is no new evidence."""
-        return list({str(run.seed): run for run in self.ended}.values())
+    def finished(self) -> list[RunRecord]:
+        """The last finished run of each seed, which counts: a repeat of a seed is no new evidence."""
+        return list({str(run.seed): run for run in self.all_finished}.values())
 
     @property
-    def drawn(self) -> list[Run]:
-        """Those whose curves are drawn: the finished, or all where none has finished."""
+    def plotted(self) -> list[RunRecord]:
+        """The runs with curves on the page: the finished ones, or all where none has finished."""
         return self.finished or self.runs
 
     def final(self, metric: str) -> Estimate | None:
-        """The metric at the end of the finished runs; None where none has it."""
+        """Return the metric at the end of the finished runs; None where none has measured it."""
         values = [run.final[metric] for run in self.finished if metric in run.final]
         return Estimate(*interval(values), len(values)) if values else None
 
     def curve(self, metric: str) -> list[tuple[int, Estimate]]:
-        """The metric at each step that most of the runs have."""
-        at: dict[int, list[float]] = {}
-        for run in self.drawn:
+        """Return the metric at each step that at least half of the runs have measured."""
+        by_step: dict[int, list[float]] = {}
+        for run in self.plotted:
             for step, value in run.history.get(metric, {}).items():
-                at.setdefault(step, []).append(value)
-        most = max(map(len, at.values()), default=0)
-        return [(s, Estimate(*interval(v), len(v))) for s, v in sorted(at.items()) if 2 * len(v) > most]
+                by_step.setdefault(step, []).append(value)
+        most = max(map(len, by_step.values()), default=0)
+        return [(s, Estimate(*interval(v), len(v))) for s, v in sorted(by_step.items()) if 2 * len(v) > most]
 
 
-def compared(key: str) -> bool:
-    """Whether a key of the config can make runs differ in what they measure."""
-    return key not in PLACES and not key.startswith(tuple(p for p in PLACES if p.endswith(".")))
+def is_compared(key: str) -> bool:
+    """Return whether a key of the config can make runs differ in what they measure."""
+    return key not in UNCOMPARED and not key.startswith(tuple(p for p in UNCOMPARED if p.endswith(".")))
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """The compared keys that have different values among the runs, in the order of the configs."""
-    whole = [run for run in runs if run.configured]
-    keys = dict.fromkeys(key for run in whole for key in run.config if compared(key))
-    return [key for key in keys if len({repr(run.config.get(key)) for run in whole}) > 1]
+def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
+    """Return the compared keys that have different values among the runs, in the order of the configs."""
+    configured = [run for run in runs if run.configured]
+    keys = dict.fromkeys(key for run in configured for key in run.config if is_compared(key))
+    return [key for key in keys if len({repr(run.config.get(key)) for run in configured}) > 1]
 
 
-def method_names(runs: Sequence[Run]) -> list[str]:
-    """Each run's method: its loss, and what else is on that differs among runs of that loss, but beta and seed."""
+def method_names(runs: Sequence[RunRecord]) -> list[str]:
+    """Return each run's method: its loss and the settings, beta and seed aside, that differ among runs of that loss."""
     many_data = len({run.data for run in runs if run.data != "?"}) > 1
     keys: dict[tuple[str, str], list[str]] = {}
     for algo, data in {(run.algo, run.data) for run in runs}:
         same = [run for run in runs if run.algo == algo]
-        found = [k for k in differing(same) if not k.startswith("data.")]
-        found += [k for k in differing([run for run in same if run.data == data]) if k.startswith("data.")]
+        found = [k for k in differing_keys(same) if not k.startswith("data.")]
+        found += [k for k in differing_keys([run for run in same if run.data == data]) if k.startswith("data.")]
         found = [k for k in found if k not in ("algo.beta", "data.name") and not k.endswith("_target_")]
-        keys[algo, data] = [k for k in found if k not in ESTIMATES or _several(k, same)]
+        keys[algo, data] = [k for k in found if k not in ESTIMATE_FILES or _has_several_values(k, same)]
     names = []
     for run in runs:
         words = [run.algo] + ([f"on {run.data}"] if many_data else [])
         for key in keys[run.algo, run.data]:
-            if (run.configured or key in run.config) and not _idle(key, run) and not _off(key, run, runs):
-                words.append(f"{key.rpartition('.')[2]}={shown(run.config.get(key))}")
+            is_known = run.configured or key in run.config
+            if is_known and not _has_no_effect(key, run) and not _is_off_as_usual(key, run, runs):
+                words.append(f"{key.rpartition('.')[2]}={setting_text(run.config.get(key))}")
         names.append(" ".join(words))
     return names
 
 
-def _several(key: str, runs: Sequence[Run]) -> bool:
-    """Whether the setting has several values where it has one."""
+def _has_several_values(key: str, runs: Sequence[RunRecord]) -> bool:
+    """Return whether the runs that set the key set it to different values."""
     return len({str(run.config[key]) for run in runs if run.config.get(key) is not None}) > 1
 
 
-def _idle(key: str, run: Run) -> bool:
-    """Whether the setting says how to do something that the run does not do."""
+def _has_no_effect(key: str, run: RunRecord) -> bool:
+    """Return whether the setting says how to do something that the run does not do."""
     if key.startswith("values."):
         return run.config.get("algo.values", "none are read") is not None
     return key.startswith("algo.anchor_") and _is_off(run.config.get("algo.anchor"))
 
 
-def _off(key: str, run: Run, runs: Sequence[Run]) -> bool:
-    """Whether a method's runs need not say this setting: it is off, in the only way in which it is off in them."""
-    whole = [other for other in runs if other.configured and other.algo == run.algo]
-    ways = {repr(other.config.get(key)) for other in [run, *whole] if _is_off(other.config.get(key))}
-    return _is_off(run.config.get(key)) and len(ways) == 1
+def _is_off_as_usual(key: str, run: RunRecord, runs: Sequence[RunRecord]) -> bool:
+    """Return whether the setting is off, and off by the same value wherever it is off in runs of this loss."""
+    same = [other for other in runs if other.configured and other.algo == run.algo]
+    off_values = {repr(other.config.get(key)) for other in [run, *same] if _is_off(other.config.get(key))}
+    return _is_off(run.config.get(key)) and len(off_values) == 1
 
 
 def _is_off(value: Any) -> bool:
     return value in (None, "", "none") or (isinstance(value, int | float) and value == 0)
 
 
-def shown(value: Any) -> str:
-    """A value of a config as YAML would have it."""
+def setting_text(value: Any) -> str:
+    """Return a value of a config as YAML writes it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -141,61 +148,73 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
-    """The runs by method, in the order of `ORDER`, variants after their method, and beta, from small to large."""
-    found: dict[tuple[str, float | None], list[Run]] = {}
-    names = method_names(runs)
-    for name, run in zip(names, runs, strict=True):
-        found.setdefault((name, run.beta), []).append(run)
-    groups = [Group(method, beta, members) for (method, beta), members in found.items()]
-    return sorted(groups, key=_place)
+def group_runs(runs: Sequence[RunRecord]) -> list[SeedGroup]:
+    """Group runs by method and beta: methods in the order of `ORDER`, each before its variants, betas ascending."""
+    members: dict[tuple[str, float | None], list[RunRecord]] = {}
+    for name, run in zip(method_names(runs), runs, strict=True):
+        members.setdefault((name, run.beta), []).append(run)
+    return sorted((SeedGroup(method, beta, same) for (method, beta), same in members.items()), key=_sort_key)
 
 
-def _place(group: Group) -> tuple[Any, ...]:
+def _sort_key(group: SeedGroup) -> tuple[Any, ...]:
     algo = group.runs[0].algo
-    known = ORDER.index(algo) if algo in ORDER else len(ORDER)
-    return known, algo, natural(group.method), -math.inf if group.beta is None else group.beta
+    place = ORDER.index(algo) if algo in ORDER else len(ORDER)
+    return place, algo, natural_order(group.method), -math.inf if group.beta is None else group.beta
 
 
-def criterion(groups: Sequence[Group]) -> tuple[str, int] | None:
-    """What every finished group can be ranked by: (metric, 1 where more is better)."""
-    done = [group for group in groups if group.finished]
-    for metric, sign in CRITERIA:
-        if done and all(group.final(metric) for group in done):
+def ranking_metric(groups: Sequence[SeedGroup]) -> tuple[str, int] | None:
+    """Return the metric that ranks the groups, and 1 where more is better or -1 where less is.
+
+    It is the first of `RANKING_METRICS` that all finished groups measured, else the first that one did; None where
+    none did.
+    """
+    finished = [group for group in groups if group.finished]
+    for metric, sign in RANKING_METRICS:
+        if finished and all(group.final(metric) for group in finished):
             return metric, sign
-    return next(((m, s) for m, s in CRITERIA if any(group.final(m) for group in done)), None)
+    return next(((m, s) for m, s in RANKING_METRICS if any(group.final(m) for group in finished)), None)
 
 
-def best(groups: Sequence[Group]) -> dict[str, Group]:
-    """Each method's best beta, by the mean over seeds of `criterion` of its own groups; its first where none ended."""
-    chosen: dict[str, Group] = {}
+def best_groups(groups: Sequence[SeedGroup]) -> dict[str, SeedGroup]:
+    """Return each method's group at its best beta, by the mean over seeds of the method's `ranking_metric`.
+
+    A method of which no run has finished is represented by its first group.
+    """
+    best: dict[str, SeedGroup] = {}
     for method in dict.fromkeys(group.method for group in groups):
-        mine = [group for group in groups if group.method == method]
-        ranked = criterion(mine)
-        values = [(ranked[1] * e.mean, g) for g in mine if ranked and (e := g.final(ranked[0]))]
-        chosen[method] = max(values, key=lambda pair: pair[0])[1] if values else mine[0]
-    return chosen
+        same = [group for group in groups if group.method == method]
+        ranked = ranking_metric(same)
+        values = [(ranked[1] * e.mean, g) for g in same if ranked and (e := g.final(ranked[0]))]
+        best[method] = max(values, key=lambda pair: pair[0])[1] if values else same[0]
+    return best
 
 
-def trained_on(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """What the finished runs of each method were trained on, `1,000 trajectories in 32 steps`, to the methods."""
-    found: dict[str, list[str]] = {}
+def training_amounts(groups: Sequence[SeedGroup]) -> dict[str, list[str]]:
+    """Return the methods by the amount of data that their finished runs saw: `1,000 trajectories in 32 steps`."""
+    amounts: dict[str, list[str]] = {}
     for method in dict.fromkeys(group.method for group in groups):
-        done = [run for group in groups if group.method == method for run in group.finished]
-        words = [_range(done, "trajectories/train", "trajectories"), _range(done, "steps", "steps")]
-        if said := " in ".join(filter(None, words)):
-            found.setdefault(said, []).append(method)
-    return found
+        finished = [run for group in groups if group.method == method for run in group.finished]
+        counts = [
+            _count_range(finished, "trajectories/train", "trajectories"),
+            _count_range(finished, "steps", "steps"),
+        ]
+        if amount := " in ".join(filter(None, counts)):
+            amounts.setdefault(amount, []).append(method)
+    return amounts
 
 
-def _range(runs: Sequence[Run], name: str, unit: str) -> str:
-    """`5 steps`, `5 to 7 steps`; empty where no run says it."""
+def _count_range(runs: Sequence[RunRecord], name: str, unit: str) -> str:
+    """Return text such as `5 steps` or `5 to 7 steps`; empty where no run has counted them."""
     values = sorted({int(run.final[name]) for run in runs if name in run.final})
-    return f"{' to '.join(f'{v:,}' for v in dict.fromkeys((values[0], values[-1])))} {unit}" if values else ""
+    ends = dict.fromkeys((values[0], values[-1])) if values else {}
+    return f"{' to '.join(f'{value:,}' for value in ends)} {unit}" if ends else ""
 
 
-def reference_reward(runs: Sequence[Run]) -> float | None:
-    """The mean over runs of the reference's reward: of its own answers, else the policy's at step 0, where it is it."""
-    values = [run.final[OF_REFERENCE] for run in runs if OF_REFERENCE in run.final]
+def reference_reward(runs: Sequence[RunRecord]) -> float | None:
+    """Return the mean reward of the reference over runs; None where it is not known.
+
+    It is the reward of the reference's own completions, else that of the policy at step 0, where it is the reference.
+    """
+    values = [run.final[REFERENCE_REWARD] for run in runs if REFERENCE_REWARD in run.final]
     values = values or [run.history[REWARD][0] for run in runs if 0 in run.history.get(REWARD, {})]
     return math.fsum(values) / len(values) if values else None

@@ -10,8 +10,18 @@ from rich.table import Table
 
 from shiqrun.console import console, number
 from shiqrun.errors import InputError
-from shiqrun.report.run_records import collect
-from shiqrun.report.seed_groups import CRITERIA, KL, LOSS, REWARD, WAYS, Group, best, criterion, grouped
+from shiqrun.report.run_records import collect_runs
+from shiqrun.report.seed_groups import (
+    DIRECTIONS,
+    KL,
+    LOSS,
+    RANKING_METRICS,
+    REWARD,
+    SeedGroup,
+    best_groups,
+    group_runs,
+    ranking_metric,
+)
 from shiqrun.sweeping.state import Sweep, as_csv
 from shiqrun.util.atomic import replace
 
@@ -34,7 +44,7 @@ class Chosen:
 
     swept: dict[str, str]
     by: tuple[str, int]
-    group: Group
+    group: SeedGroup
 
 
 def chosen(sweep: Sweep) -> list[Chosen]:
@@ -43,12 +53,12 @@ def chosen(sweep: Sweep) -> list[Chosen]:
     Raises:
         InputError: a file of a run is broken.
     """
-    groups = grouped(collect([sweep.folder]).runs)
+    groups = group_runs(collect_runs([sweep.folder]).runs)
     asked = {sweep.place(job).resolve(): job.swept for job in sweep.jobs}
     keys = [ALGO, *(key for key in sweep.swept if key not in (ALGO, BETA, SEED)), *({BETA} & set(sweep.swept))]
     found = []
-    for method, group in best(groups).items():
-        by = criterion([g for g in groups if g.method == method])
+    for method, group in best_groups(groups).items():
+        by = ranking_metric([g for g in groups if g.method == method])
         if by is None:
             continue
         known = [{ALGO: run.algo, **asked.get(run.directory.resolve(), {})} for run in group.finished]
@@ -84,7 +94,7 @@ def conclude(sweep: Sweep) -> None:
     line = reference_line(finished)
     if line:
         console.print(line, highlight=False, soft_wrap=True)
-    if not any(metric in values for values in finished for metric, _ in CRITERIA):
+    if not any(metric in values for values in finished for metric, _ in RANKING_METRICS):
         return
     try:
         found = chosen(sweep)
@@ -117,7 +127,7 @@ def write(path: Path, found: Sequence[Chosen]) -> None:
 def shown(found: Sequence[Chosen]) -> Table:
     """The same for a person."""
     keys, metrics = list(found[0].swept), _columns(found)
-    by = " or ".join(dict.fromkeys(f"{WAYS[sign]} mean {metric}" for metric, sign in (one.by for one in found)))
+    by = " or ".join(dict.fromkeys(f"{DIRECTIONS[sign]} mean {metric}" for metric, sign in (one.by for one in found)))
     of = "The best beta of each method" if BETA in keys else "The methods"
     table = Table(title=f"{of}, by {by} over seeds; ± is the 95 % interval over seeds", title_justify="left")
     for key in (*keys, "seeds", *metrics):

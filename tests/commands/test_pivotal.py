@@ -228,11 +228,11 @@ def test_the_terminal_shows_the_tokens(searched, policy, capsys):
 
 
 def test_the_line_between_estimates_is_straight():
-    from shiqrun.report.pivotal_view import along
+    from shiqrun.report.pivotal_view import chance_along_tokens
 
     row = {
         "tokens": ["a", "b", "c", "d"],
         "rates": [{"at": 0, "rate": 0.2}, {"at": 2, "rate": 0.4}, {"at": 4, "rate": 1}],
     }
-    assert along(row) == pytest.approx([0.2, 0.3, 0.4, 0.7, 1.0])
-    assert math.isclose(sum(along(row)), 2.6)
+    assert chance_along_tokens(row) == pytest.approx([0.2, 0.3, 0.4, 0.7, 1.0])
+    assert math.isclose(sum(chance_along_tokens(row)), 2.6)

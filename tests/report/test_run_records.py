@@ -5,13 +5,13 @@ import pytest
 import yaml
 
 from shiqrun.errors import InputError
-from shiqrun.report.run_records import SWEEP_FORMAT, collect
+from shiqrun.report.run_records import SWEEP_FORMAT, collect_runs
 from shiqrun.sweeping import state
 from tests.report import fake_runs
 
 
 def names(*directories):
-    return [run.name for run in collect(directories).runs]
+    return [run.name for run in collect_runs(directories).runs]
 
 
 def test_sweeps_write_the_format_that_reports_read():
@@ -19,7 +19,7 @@ def test_sweeps_write_the_format_that_reports_read():
 
 
 def test_a_run_is_its_config_its_summary_and_its_metrics(tmp_path):
-    (run,) = collect([fake_runs.finished_run(tmp_path / "one", "copg", 0.3, 2)]).runs
+    (run,) = collect_runs([fake_runs.finished_run(tmp_path / "one", "copg", 0.3, 2)]).runs
     assert (run.algo, run.data, run.beta, run.seed, run.status) == ("copg", "hh", 0.3, 2, "finished")
     assert run.final["val/reward"] == 0.7
     assert run.history["train/loss"] == {1: 2.0, 100: 1.0}
@@ -33,7 +33,7 @@ def test_jobs_of_a_sweep_come_in_the_order_of_their_numbers(tmp_path):
 
 
 def test_failed_and_missing_jobs_of_a_sweep_are_listed(tmp_path):
-    runs = collect([fake_runs.sweep(tmp_path)]).runs
+    runs = collect_runs([fake_runs.sweep(tmp_path)]).runs
     assert len(runs) == 38
     assert [run.status for run in runs[-2:]] == ["failed", "waiting"]
     assert (runs[-1].algo, runs[-1].beta, runs[-1].seed) == ("dpo", 1.0, 5)
@@ -64,7 +64,7 @@ def test_a_job_may_have_the_name_of_a_runs_own_folders(tmp_path, name):
 
 def test_a_sweep_may_have_the_name_of_a_runs_own_folders(tmp_path):
     fake_runs.sweep(tmp_path / "eval")
-    assert len(collect([tmp_path]).runs) == 38
+    assert len(collect_runs([tmp_path]).runs) == 38
 
 
 @pytest.mark.parametrize("status", ["running", "waiting", "interrupted", "failed"])
@@ -76,26 +76,26 @@ def test_a_job_stands_as_its_sweep_says(tmp_path, status):
     state.Sweep(tmp_path, "train", [], "/", [], jobs).save()
     fake_runs.finished_run(tmp_path / "0", seed=1)
     fake_runs.write_run(tmp_path / "1", settings=fake_runs.config(seed=2), rows=[{"step": 1, "train/loss": 1.0}])
-    assert [run.status for run in collect([tmp_path]).runs] == ["finished", status]
+    assert [run.status for run in collect_runs([tmp_path]).runs] == ["finished", status]
 
 
 def test_a_job_that_has_just_ended_is_finished_whatever_its_sweep_says_yet(tmp_path):
     state.Sweep(tmp_path, "train", [], "/", [], [state.Job(0, "0", [], {}, status="running")]).save()
     fake_runs.finished_run(tmp_path / "0")
-    assert [run.status for run in collect([tmp_path]).runs] == ["finished"]
+    assert [run.status for run in collect_runs([tmp_path]).runs] == ["finished"]
 
 
 def test_a_job_that_never_began_is_known_by_its_words(tmp_path):
     words = ["+algo.anchor=10", "algo.beta=0.5", "--config-dir", "here"]
     state.Sweep(tmp_path, "train", [], "/", [], [state.Job(0, "0", words, {"algo": "copg", "seed": "2"})]).save()
     fake_runs.finished_run(tmp_path / "other")
-    waiting = collect([tmp_path]).runs[0]
+    waiting = collect_runs([tmp_path]).runs[0]
     assert (waiting.algo, waiting.beta, waiting.seed, waiting.config["algo.anchor"]) == ("copg", 0.5, 2, 10)
 
 
 def test_a_directory_given_twice_counts_once(tmp_path):
     run = fake_runs.finished_run(tmp_path / "sweep" / "run")
-    assert len(collect([run, tmp_path / "sweep", tmp_path]).runs) == 1
+    assert len(collect_runs([run, tmp_path / "sweep", tmp_path]).runs) == 1
 
 
 def test_runs_of_several_directories_are_told_apart_by_them(tmp_path):
@@ -106,7 +106,7 @@ def test_runs_of_several_directories_are_told_apart_by_them(tmp_path):
 
 def test_a_run_that_still_goes_on_has_its_last_numbers(tmp_path):
     run = fake_runs.write_run(tmp_path / "r", rows=fake_runs.history(1.0, 4.0, 0.1))
-    (found,) = collect([run]).runs
+    (found,) = collect_runs([run]).runs
     assert found.status == "unfinished"
     assert found.final["val/reward"] == 1.0
 
@@ -118,7 +118,7 @@ def test_a_line_torn_by_a_kill_is_dropped(tmp_path, file):
     run = fake_runs.finished_run(tmp_path / "r")
     text = (run / file).read_text()
     (run / file).write_text(text.rstrip("\n")[:-9])
-    (found,) = collect([run]).runs
+    (found,) = collect_runs([run]).runs
     if file == "metrics.csv":
         assert sorted(found.history["val/reward"]) == [0, 50]
     else:
@@ -129,7 +129,7 @@ def test_numbers_that_are_none_are_left_out(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"val/kl": float("nan"), "val/win_rate": float("inf")}))
-    (found,) = collect([run]).runs
+    (found,) = collect_runs([run]).runs
     assert "val/kl" not in found.final
     assert "val/win_rate" not in found.final
 
@@ -152,43 +152,43 @@ BROKEN = {
 @pytest.mark.parametrize(("file", "text", "said"), [(k, *v) for k, v in BROKEN.items()])
 def test_a_broken_file_is_named(tmp_path, file, text, said):
     with pytest.raises(InputError) as raised:
-        collect([broken(tmp_path, file, text)])
+        collect_runs([broken(tmp_path, file, text)])
     assert f"1_seed=2/{file}" in str(raised.value)
     assert said in str(raised.value)
 
 
 def test_a_table_without_steps_is_named(tmp_path):
     with pytest.raises(InputError, match=r"1_seed=2/metrics\.csv: a row without a step"):
-        collect([broken(tmp_path, "metrics.csv", "epoch\n1\n")])
+        collect_runs([broken(tmp_path, "metrics.csv", "epoch\n1\n")])
 
 
 def test_a_directory_without_runs_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no run in it or below .*give the run_dir"):
-        collect([tmp_path])
+        collect_runs([tmp_path])
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such directory"):
-        collect([tmp_path / "nowhere"])
+        collect_runs([tmp_path / "nowhere"])
 
 
 def test_an_evaluation_is_no_run(tmp_path):
     (tmp_path / "eval.json").write_text("{}")
     with pytest.raises(InputError, match="this is an evaluation; give the run's own directory"):
-        collect([tmp_path])
+        collect_runs([tmp_path])
 
 
 def test_a_run_without_metrics_is_named(tmp_path):
     settings = fake_runs.config() | {"trainer": {"learning_rate": 1e-3}}
     fake_runs.write_run(tmp_path / "r", settings=settings)
     with pytest.raises(InputError, match=r"r/metrics\.csv: no metrics, nor in summary\.json; run\.log there says"):
-        collect([tmp_path / "r"])
+        collect_runs([tmp_path / "r"])
 
 
 def test_a_run_without_metrics_among_others_is_listed(tmp_path):
     fake_runs.write_run(tmp_path / "0_seed=0")
     fake_runs.finished_run(tmp_path / "1_seed=1")
-    assert [run.status for run in collect([tmp_path]).runs] == ["unfinished", "finished"]
+    assert [run.status for run in collect_runs([tmp_path]).runs] == ["unfinished", "finished"]
 
 
 def test_a_sweep_of_another_format_is_named(tmp_path):
@@ -196,13 +196,13 @@ def test_a_sweep_of_another_format_is_named(tmp_path):
     state = json.loads((tmp_path / "sweep.json").read_text())
     (tmp_path / "sweep.json").write_text(json.dumps(state | {"format": 7}))
     with pytest.raises(InputError, match=r"sweep\.json: format 7, this version reads 1"):
-        collect([tmp_path])
+        collect_runs([tmp_path])
 
 
 def test_a_sweep_that_was_moved_is_read(tmp_path):
     fake_runs.sweep(tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
-    runs = collect([tmp_path / "there"]).runs
+    runs = collect_runs([tmp_path / "there"]).runs
     assert len(runs) == 38
     assert [run.status for run in runs].count("failed") == 1
 

@@ -11,7 +11,7 @@ import pytest
 
 from shiqrun.errors import InputError
 from shiqrun.report import completion_view, token_view
-from shiqrun.report.html_page import embedded
+from shiqrun.report.html_page import json_for_script
 from shiqrun.report.run_report import write_report
 from shiqrun.sweeping.state import Job, Sweep
 from tests.report import fake_runs
@@ -28,6 +28,7 @@ class Reader(HTMLParser):
         self.fetched, self.items = [], []
         self.feed(text)
         self.close()
+        self.text = re.sub(r"\s+", " ", self.text)
 
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
@@ -132,7 +133,6 @@ def test_every_run_is_listed_with_how_it_ended(reported):
 
 
 def test_the_summary_says_what_was_run(reported):
-    said = re.sub(r"\s+", " ", reported.html.text)
     for fact in (
         "shiq, copg, dpo on hh",
         "36 finished1 failed, 1 waiting",
@@ -145,7 +145,7 @@ def test_the_summary_says_what_was_run(reported):
         "aaaaaaaaaaaa",
         "shiqrun sweep algo=shiq,copg,dpo",
     ):
-        assert fact in said
+        assert fact in reported.html.text
 
 
 def test_it_says_that_the_best_was_chosen_on_the_same_prompts(reported):
@@ -257,7 +257,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 @pytest.mark.parametrize("text", ["</script>", "<!--", "]]>", "\u2028", "\ud800", "&lt;"])
 def test_embedded_text_comes_back_and_closes_nothing(text):
-    made_of_it = embedded({"a": text})
+    made_of_it = json_for_script({"a": text})
     assert json.loads(made_of_it)["a"] == text.encode("utf-8", "replace").decode()
     assert not set("<>&") & set(made_of_it)
 
