@@ -1,4 +1,9 @@
-"""Every loss under the name that `algo=` knows; pure functions of a batch and two models' scores."""
+"""The losses: each is a pure function of a batch and two models' scores, and has the name that `algo=` knows.
+
+docs/math.md has the formula, unit, value estimate and source of each. Arguments are the same everywhere: `batch` is a
+`Trajectories`, `policy` and `reference` are `ActionScores`, and hyperparameters are keywords. A loss returns
+`LossTerms`, a sum and a count of units.
+"""
 
 from shiqrun.losses.contrastive import copg
 from shiqrun.losses.derivation import direct, soft_q

@@ -1,19 +1,31 @@
-"""The anchor: hold a few sampled logits at the reference's, so that nothing drifts to tokens that no data shows.
+"""The anchor: a term that holds a few sampled logits at the reference's, against drift to tokens that no data shows.
 
-Where data shows only some actions, the losses leave flat directions: raising W_{t+1} through logits of tokens never
-seen, and l(s_t,a_t) with it, changes no residual. The anchor is the prior q = 0 for actions without data. Ours; no
-paper has it. When to trust which setting: docs/treasure.md.
+Where data shows only some actions, the losses leave flat directions: raising W_{t+1} through the logits of tokens never
+seen, and l(s_t,a_t) with it, changes no residual. The anchor is the prior Q = 0 for actions without data. It is this
+project's own; no paper has it. docs/treasure.md says which settings to trust when.
 """
 
-import torch
-
+from shiqrun.losses.requirements import needs
+from shiqrun.losses.residual import action_count
 from shiqrun.types import ActionScores, LossTerms, Trajectories
 
 
+@needs(units=action_count)
 def anchor(
     batch: Trajectories, policy: ActionScores, reference: ActionScores, *, kappa: float, beta: float
 ) -> LossTerms:
-    """kappa beta^2 sum_t sum_j (l(s_t,b_j) - l_ref(s_t,b_j))^2 over the anchor tokens b_j != a_t; unit: action.
+    """Return the anchor term: squared distances of the policy's logits from the reference's at sampled tokens.
+
+        kappa beta^2 sum_t sum_j (l(s_t,b_j) - l_ref(s_t,b_j))^2    over the anchor tokens b_j != a_t
+
+    Summed over every action and its anchor tokens; unit: action. docs/math.md, "Anchor".
+
+    Args:
+        batch: trajectories with `anchor_tokens` `[B, A, K]`.
+        policy: the policy's scores, with `further`, its logits at the anchor tokens, nats; these take the gradient.
+        reference: the frozen reference's scores, with `further` at the same tokens, nats.
+        kappa: weight of the term, no unit.
+        beta: KL temperature, reward units per nat.
 
     Raises:
         ValueError: the batch has no anchor tokens, or the scores lack their logits.
@@ -23,6 +35,6 @@ def anchor(
     taken = batch.input_ids.gather(1, batch.action_index)
     keep = batch.action_mask[..., None] & (batch.anchor_tokens != taken[..., None])
     gap = (policy.further - reference.further).masked_fill(~keep, 0)
-    total, count = kappa * beta**2 * gap.square().sum(), batch.action_mask.sum()
-    shown = torch.stack([gap.detach().abs().sum(), keep.sum().to(gap.dtype)])
-    return LossTerms(total, count, {"anchor": (total.detach(), count), "anchor_gap": (shown[0], shown[1])})
+    total, count = kappa * beta**2 * gap.square().sum(), action_count(batch)
+    distance = (gap.detach().abs().sum(), keep.sum().to(gap.dtype))
+    return LossTerms(total, count, {"anchor": (total.detach(), count), "anchor_gap": distance})

@@ -1,50 +1,54 @@
-"""Which trajectories of a batch are compared with each other: pairs, and the mean over a prompt's completions."""
+"""Comparisons of completions of one prompt: their returns, the pairs they form, and the mean over a prompt's group."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from shiqrun.losses.residual import masked, regularised_rewards
+from shiqrun.losses.residual import regularised_rewards, zero_padding
 from shiqrun.types import ActionScores, Trajectories
 
 Pairing = Literal["all", "best_worst"]
+"""Which completions of one prompt are compared: all pairs, or the one with the largest return with the smallest."""
 
 
 def returns(batch: Trajectories) -> Tensor:
-    """R(x, y) = sum_t r_t, `[B]`, reward units."""
-    return masked(batch.rewards, batch).sum(-1)
+    """Return the return of every trajectory, R = sum_t r_t, `[B]`, reward units."""
+    return zero_padding(batch.rewards, batch).sum(-1)
 
 
 def regularised_returns(batch: Trajectories, policy: ActionScores, reference: ActionScores, beta: float) -> Tensor:
-    """R(x, y) - beta sum_t D_t, `[B]`, reward units."""
+    """Return the KL-regularised return of every trajectory, U = R - beta sum_t D_t, `[B]`, reward units."""
     return regularised_rewards(batch, policy, reference, beta).sum(-1)
 
 
 def pair_rows(batch: Trajectories, pairing: Pairing = "all") -> tuple[Tensor, Tensor]:
-    """(first, second), rows `[P]` of every compared pair, the first with the return that is not smaller.
+    """Return the pairs of rows that are compared, as two index tensors `[P]` int64.
 
-    "all" compares all completions of one prompt, "best_worst" the one with the largest return with the one with the
-    smallest. A row without actions is in no pair.
+    The first row of a pair has the return that is not smaller. A row without actions is in no pair.
+
+    Args:
+        batch: trajectories with rewards; rows with equal `group` answer the same prompt.
+        pairing: "all" pairs of a prompt's completions, or "best_worst", one pair a prompt.
     """
-    level, there = returns(batch), batch.action_mask.any(-1)
+    level, acts = returns(batch), batch.action_mask.any(-1)
     if pairing == "best_worst":
-        same = (batch.group[:, None] == batch.group) & there[:, None] & there
+        same = (batch.group[:, None] == batch.group) & acts[:, None] & acts
         far = torch.finfo(level.dtype).max
         levels = level.expand_as(same)
         best = levels.masked_fill(~same, -far).argmax(-1)
         from_end = levels.masked_fill(~same, far).flip(-1).argmin(-1)  # the last of equals: a tie is a pair
         worst = len(level) - 1 - from_end
         row = torch.arange(len(level), device=level.device)
-        chosen = there & (best == row) & (best != worst)
+        chosen = acts & (best == row) & (best != worst)
         return row[chosen], worst[chosen]
-    one, other = _neighbours(batch.group, there.nonzero().squeeze(-1))
+    one, other = _pairs_of_groups(batch.group, acts.nonzero().squeeze(-1))
     swap = level[one] < level[other]
     return torch.where(swap, other, one), torch.where(swap, one, other)
 
 
-def _neighbours(group: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """All pairs of these rows that have one group, in memory of the order of rows and pairs."""
+def _pairs_of_groups(group: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return all pairs of these rows that share a group, in memory of the order of rows and pairs."""
     rows = rows[group[rows].argsort(stable=True)]
     ones, others, distance = [rows[:0]], [rows[:0]], 1
     while (near := group[rows[distance:]] == group[rows[: len(rows) - distance]]).any():
@@ -54,10 +58,32 @@ def _neighbours(group: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(ones), torch.cat(others)
 
 
+def decided_pairs(batch: Trajectories, pairing: Pairing = "all") -> tuple[Tensor, Tensor, Tensor]:
+    """Return winner and loser rows `[P]` int64 of pairs with different returns, and the number of ties, `[]` int64.
+
+    Returns that differ by rounding alone are a tie: equal rewards summed in another order give another float.
+    """
+    first, second = pair_rows(batch, pairing)
+    level, size = returns(batch), zero_padding(batch.rewards, batch).abs().sum(-1)
+    rounding = 1e-6 * (size[first] + size[second])
+    decided = level[first] - level[second] > rounding
+    return first[decided], second[decided], (~decided).sum()
+
+
+def pair_count(batch: Trajectories, pairing: Pairing = "all") -> Tensor:
+    """Return the number of compared pairs, ties included, `[]` int64."""
+    return torch.full_like(pair_rows(batch, pairing)[0], 1).sum()
+
+
+def decided_pair_count(batch: Trajectories, pairing: Pairing = "all") -> Tensor:
+    """Return the number of pairs with different returns, `[]` int64."""
+    return torch.full_like(decided_pairs(batch, pairing)[0], 1).sum()
+
+
 def group_means(x: Tensor, batch: Trajectories) -> Tensor:
-    """`[B]`, the mean of x over the rows that answer the same prompt and have actions."""
-    there = batch.action_mask.any(-1)
-    _, place = batch.group.unique(return_inverse=True)
-    sums = x.new_zeros(len(x)).index_add(0, place, x.masked_fill(~there, 0))
-    counts = x.new_zeros(len(x)).index_add(0, place, there.to(x.dtype))
+    """Return, for every row, the mean of x `[B]` over the rows of its group that have actions; `[B]`, unit of x."""
+    acts = batch.action_mask.any(-1)
+    _, place = torch.unique(batch.group, return_inverse=True)
+    sums = x.new_zeros(len(x)).index_add(0, place, x.masked_fill(~acts, 0))
+    counts = x.new_zeros(len(x)).index_add(0, place, acts.to(x.dtype))
     return (sums / counts.clamp(min=1))[place]

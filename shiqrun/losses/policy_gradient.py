@@ -1,20 +1,20 @@
-"""PPO: the clipped policy gradient of the regularised return, with a value (Schulman et al., arXiv 1707.06347).
+"""PPO: the clipped policy gradient of the KL-regularised return, with a learned value.
 
-Three policies stand behind one batch. mu is the distribution that it was sampled from: older weights perhaps, at a
-temperature, with top-p. pi_prox is the policy when the batch came to be trained on, pi the policy now. pi is held near
-pi_prox, and a weight w = pi_prox / mu corrects for mu: holding pi near mu would hold it back (Hilton et al., "Batch
-size-invariance for policy optimization", arXiv 2110.00641, the decoupled objective). w corrects the choice of one
-action, neither how often mu comes to its state nor what mu does afterwards: on single actions the policy's gradient is
-exact wherever mu looked, on longer trajectories it is as old as mu is.
+Schulman et al. 2017, arXiv 1707.06347. Three policies stand behind one batch. mu is the distribution that the batch was
+sampled from: older weights perhaps, at a temperature, with top-p. pi_prox is the policy when the batch came to be
+trained on, and pi is the policy now. Clipping holds pi near pi_prox, and a weight w = pi_prox / mu corrects for mu,
+because holding pi near mu would hold it back (Hilton et al. 2021, arXiv 2110.00641, the decoupled objective). w
+corrects the choice of one action, but neither how often mu comes to its state nor what mu does afterwards: on single
+actions the policy's gradient is exact wherever mu has probability, on longer trajectories it is as old as mu is.
 
-The reward of an action is r_t - beta D_t of pi_prox, so that the fixed point is the optimum of the same regularised
+The reward of an action is r_t - beta D_t of pi_prox, so the fixed point is the optimum of the same regularised
 objective, with the same beta, as that of every other method here.
 
 The unit is the action and not the trajectory. Divided by trajectories, the gradient of the return would point the same
 way with another length, which Adam undoes; but a mean per action keeps `trainer.grad_clip` and the value's error on one
 scale while answers grow. Two usual parts are missing. The value has its own parameters, optimiser group and clipping,
-so that a coefficient of its loss would do nothing that `algo.value_lr_ratio` does not. And advantages are not
-normalised: that takes a mean over the whole step, and their scale, too, is Adam's to undo.
+so a coefficient of its loss would do nothing that `algo.value_lr_ratio` does not. And advantages are not normalised:
+that takes a mean over the whole step, and their scale, too, is Adam's to undo.
 """
 
 from typing import Annotated
@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shiqrun.losses.requirements import needs
-from shiqrun.losses.residual import log_ratios, masked, regularised_rewards, suffix_sum
+from shiqrun.losses.residual import action_count, log_ratios, regularised_rewards, suffix_sum, zero_padding
 from shiqrun.types import ActionScores, LossTerms, Positive, Trajectories, UnitInterval
 
 
-@needs("rewards", "value", "behaviour", "proximal")
+@needs("rewards", "value", "behaviour", "proximal", units=action_count)
 def ppo(
     batch: Trajectories,
     policy: ActionScores,
@@ -42,19 +42,23 @@ def ppo(
     value_clip: Positive | None = None,
     importance_cap: Positive = 2.0,
 ) -> LossTerms:
-    """sum_t -w_t min(rho_t A_t, clip(rho_t, 1 - clip, 1 + clip) A_t) + (V_t - V_prox,t - A_t)^2 / 2; unit: action.
+    """Return the PPO loss: the clipped policy gradient of the regularised return, and the squared error of the value.
 
-    rho = pi / pi_prox and V alone have gradients. A are `advantages`, w = min(pi_prox / mu, importance_cap). Where
-    `batch.proximal` is None, in the first update on a batch, the policy is its own: rho is 1, and there the gradient is
-    the policy gradient. No weight is on the value's error.
+        sum_t -w_t min(rho_t A_t, clip(rho_t, 1 - clip, 1 + clip) A_t) + 1/2 (V_t - V_prox,t - A_t)^2
+
+    Summed over every action; unit: action. Schulman et al. 2017, arXiv 1707.06347, equation 7, with the weights of
+    Hilton et al. 2021, arXiv 2110.00641; docs/math.md, "PPO". rho = pi / pi_prox, w = min(pi_prox / mu,
+    importance_cap), and A are the `advantages` of pi_prox. Gradients flow through rho and V alone; the value's error
+    has no weight. Where `batch.proximal` is None, in the first update on a batch, the policy is its own pi_prox: rho is
+    1, and the gradient is the policy gradient.
 
     Args:
-        batch: with `behaviour_logp`, log mu.
-        policy: with a value.
-        reference: of the regularisation.
-        beta: reward units per nat.
+        batch: trajectories with rewards, reward units, and `behaviour_logp`, log mu, nats.
+        policy: the policy's scores, nats, with `value`, reward units.
+        reference: the frozen reference's scores, nats.
+        beta: KL temperature, reward units per nat.
         clip: no unit: how far rho may go from 1 and still gain by it.
-        gae_lam: no unit: lambda of the advantages; 1: no bias from V, 0: least variance.
+        gae_lam: no unit: lambda of generalised advantage estimation; 1: no bias from V, 0: least variance.
         discount: no unit: of later rewards, per action; below 1 the fixed point is not the regularised optimum.
         value_clip: reward units: how far V may go from V_prox and still gain by it; None: anywhere.
         importance_cap: no unit: largest w, so that an action which mu hardly ever takes moves no step alone.
@@ -64,18 +68,18 @@ def ppo(
     """
     proximal = (batch.proximal or policy).fixed()
     advantage = advantages(batch, proximal, reference, beta=beta, gae_lam=gae_lam, discount=discount)
-    weight, change = importance(batch, proximal), log_ratios(batch, policy, proximal)
+    weight, change = importance_weights(batch, proximal), log_ratios(batch, policy, proximal)
     gain = weight.clamp(max=importance_cap) * _clipped(change.exp(), advantage, clip)
     error = _value_errors(batch, policy, proximal, advantage, value_clip)
-    shown = _shown(change, advantage, clip) | {
+    values = _update_metrics(change, advantage, clip) | {
         "policy_loss": -gain,
         "value_loss": error,
         "importance_mean": weight,
         "importance_capped": weight > importance_cap,
-        "value_mean": value_of(policy),
+        "value_mean": state_values(policy),
     }
-    count = batch.action_mask.sum()
-    metrics = {name: (masked(x.detach(), batch).sum(), count) for name, x in shown.items()}
+    count = action_count(batch)
+    metrics = {name: (zero_padding(x.detach(), batch).sum(), count) for name, x in values.items()}
     return LossTerms((error - gain).sum(), count, metrics)
 
 
@@ -89,31 +93,36 @@ def advantages(
     gae_lam: float,
     discount: float,
 ) -> Tensor:
-    """A_t = e_t + discount gae_lam A_{t+1}, e_t = r_t - beta D_t + discount V_{t+1} - V_t, `[B, A]`, reward units.
+    """Return the generalised advantages of the regularised reward, `[B, A]`, reward units, zero in the padding.
 
-    Generalised advantages (Schulman et al., arXiv 1506.02438, Eq. 16), zero where there is no action. V is 0 after the
-    last action, also of a trajectory that was cut off: its return is what it got.
+        A_t = e_t + discount gae_lam A_{t+1},    e_t = r_t - beta D_t + discount V_{t+1} - V_t
+
+    Schulman et al. 2015, arXiv 1506.02438, equation 16. No gradient. V is 0 after the last action, also of a trajectory
+    that was cut off: its return is what it earned.
+
+    Raises:
+        ValueError: the proximal scores have no value.
     """
-    value = masked(value_of(proximal), batch)
+    value = zero_padding(state_values(proximal), batch)
     following = pad(value[:, 1:], (0, 1)) if value.shape[1] else value
     errors = regularised_rewards(batch, proximal, reference, beta) + discount * following - value
     return suffix_sum(errors, decay=discount * gae_lam)
 
 
 @torch.no_grad()
-def importance(batch: Trajectories, proximal: ActionScores) -> Tensor:
-    """pi_prox(a_t|s_t) / mu(a_t|s_t), `[B, A]`, 1 where there is no action.
+def importance_weights(batch: Trajectories, proximal: ActionScores) -> Tensor:
+    """Return the importance weights pi_prox(a_t|s_t) / mu(a_t|s_t), `[B, A]`, 1 in the padding; no gradient.
 
     Raises:
-        ValueError: the batch does not say how it was sampled.
+        ValueError: the batch has no log-probabilities of the distribution it was sampled from.
     """
     if batch.behaviour_logp is None:
         raise ValueError("ppo reads the distribution that was sampled from in behaviour_logp, but the batch has none")
-    return masked(proximal.logp - batch.behaviour_logp, batch).exp()
+    return zero_padding(proximal.logp - batch.behaviour_logp, batch).exp()
 
 
-def value_of(scores: ActionScores) -> Tensor:
-    """V(s_t), `[B, A]`, reward units.
+def state_values(scores: ActionScores) -> Tensor:
+    """Return the values of the actions' states V(s_t), `[B, A]`, reward units.
 
     Raises:
         ValueError: the policy has no value head.
@@ -124,15 +133,15 @@ def value_of(scores: ActionScores) -> Tensor:
 
 
 def _clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """The smaller one of rho A with rho as it is and with rho near 1, elementwise."""
+    """Return the clipped objective min(rho A, clip(rho) A), elementwise, reward units."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 def _value_errors(
     batch: Trajectories, policy: ActionScores, proximal: ActionScores, advantage: Tensor, value_clip: float | None
 ) -> Tensor:
-    """1/2 (V - A - V_prox)^2, `[B, A]`; clipped, the larger one of V's and of V's within `value_clip` of V_prox."""
-    moved = masked(value_of(policy) - value_of(proximal), batch)
+    """Return the value's errors 1/2 (V - V_prox - A)^2, `[B, A]`; clipped, the larger of V's and the clipped V's."""
+    moved = zero_padding(state_values(policy) - state_values(proximal), batch)
     error = (moved - advantage).square()
     if value_clip is not None:
         error = torch.maximum(error, (moved.clamp(-value_clip, value_clip) - advantage).square())
@@ -140,8 +149,8 @@ def _value_errors(
 
 
 @torch.no_grad()
-def _shown(change: Tensor, advantage: Tensor, clip: float) -> dict[str, Tensor]:
-    """Of an update, elementwise: whether clipping has taken the gradient, KL(pi_prox || pi) in nats, and |A|."""
+def _update_metrics(change: Tensor, advantage: Tensor, clip: float) -> dict[str, Tensor]:
+    """Return metrics of an update, elementwise: clipped gradients, an estimate of KL(pi_prox || pi) in nats, |A|."""
     ratio = change.exp()
     return {
         "clip_fraction": ((advantage > 0) & (ratio > 1 + clip)) | ((advantage < 0) & (ratio < 1 - clip)),

@@ -1,4 +1,8 @@
-"""DRO: regress one trajectory's regularised return on a value of its prompt (Richemond et al., arXiv 2405.19107)."""
+"""DRO: losses that regress a trajectory's regularised return on a value of its prompt.
+
+Richemond et al. 2024, "Offline regularised reinforcement learning for large language models alignment",
+arXiv 2405.19107.
+"""
 
 from typing import Literal
 
@@ -6,11 +10,11 @@ from torch import Tensor
 
 from shiqrun.losses.pairs import group_means, regularised_returns
 from shiqrun.losses.requirements import needs
-from shiqrun.losses.residual import masked, sequences
+from shiqrun.losses.residual import trajectory_count, zero_padding
 from shiqrun.types import ActionScores, LossTerms, Positive, Trajectories
 
 
-@needs("rewards", group_if={"baseline": "group_mean"})
+@needs("rewards", group_if={"baseline": "group_mean"}, units=trajectory_count)
 def dro(
     batch: Trajectories,
     policy: ActionScores,
@@ -19,37 +23,57 @@ def dro(
     beta: Positive,
     baseline: Literal["none", "group_mean"] = "none",
 ) -> LossTerms:
-    """(R - beta sum_t D_t - V)^2 over trajectories, no factor 1/2 [S101]; unit: trajectory with an action.
+    """Return the DRO loss on single trajectories: squares of the regularised return less a baseline.
 
-    V = 0 (`none`, as the ShiQ paper runs it; biased unless rewards are centred) or the mean of R - beta sum D over the
-    completions of the same prompt (`group_mean`, as in AGRO; unbiased, and detaching it would change nothing).
+        sum over trajectories of (R - beta sum_t D_t - V)^2,    without a factor 1/2
+
+    Unit: trajectory with an action. Equation 101 of arXiv 2505.11081; docs/math.md, "DRO".
+
+    Args:
+        batch: trajectories with rewards, reward units; with "group_mean", rows with equal `group` answer one prompt.
+        policy: the policy's scores, nats, with gradient.
+        reference: the frozen reference's scores, nats.
+        beta: KL temperature, reward units per nat.
+        baseline: "none" is V = 0, as the ShiQ paper runs it, biased unless rewards are centred. "group_mean" is the
+            mean of R - beta sum_t D_t over the completions of the prompt, as in AGRO (arXiv 2503.19612), unbiased;
+            the gradient flows through it, and detaching it would change nothing.
     """
     level = regularised_returns(batch, policy, reference, beta)
     residual = level - group_means(level, batch) if baseline == "group_mean" else level
-    return _terms(residual.square(), residual, batch)
+    return _sum_over_trajectories(residual.square(), residual, batch)
 
 
-@needs("rewards", "value")
+@needs("rewards", "value", units=trajectory_count)
 def dro_v(batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive) -> LossTerms:
-    """1/2 (U - V_phi(x))^2 + 1/(2 beta) (U - stop(V_phi(x)))^2, U = R - beta sum_t D_t [S25, S95]; unit: trajectory.
+    """Return the DRO-V loss: a learned value of the prompt is fitted to the regularised return, the policy to it.
 
-    The first term trains the value only (U is detached in it), the second the policy only. V_phi(x) is `policy.value`
-    at the first action. Adam with separate parameters undoes the factor 1/beta: set the value's learning-rate ratio.
+        sum over trajectories of 1/2 (stop(U) - V(x))^2 + 1/(2 beta) (U - stop(V(x)))^2,    U = R - beta sum_t D_t
+
+    Unit: trajectory with an action. Equations 25 and 95 of arXiv 2505.11081; docs/math.md, "DRO-V". `stop` detaches:
+    the first term trains the value alone, the second the policy alone. Adam with separate parameters undoes the
+    factor 1/beta, so `algo.value_lr_ratio` sets the ratio of learning rates.
+
+    Args:
+        batch: trajectories with rewards, reward units.
+        policy: the policy's scores, nats, with gradient; V(x) is `policy.value` at the first action, reward units.
+        reference: the frozen reference's scores, nats.
+        beta: KL temperature, reward units per nat.
 
     Raises:
         ValueError: the policy has no value head.
     """
     if policy.value is None:
         raise ValueError("dro_v reads V(x) from policy.value, but the policy has no value head")
-    value = masked(policy.value, batch)[:, :1].sum(-1)
+    value = zero_padding(policy.value, batch)[:, :1].sum(-1)
     level = regularised_returns(batch, policy, reference, beta)
     fitted = (level.detach() - value).square() / 2
     pulled = (level - value.detach()).square() / (2 * beta)
-    return _terms(fitted + pulled, level - value, batch)
+    return _sum_over_trajectories(fitted + pulled, level - value, batch)
 
 
-def _terms(losses: Tensor, residual: Tensor, batch: Trajectories) -> LossTerms:
-    there, count = batch.action_mask.any(-1), sequences(batch)
-    shown = residual.detach().masked_fill(~there, 0)
-    metrics = {"residual_mean": (shown.sum(), count), "residual_abs": (shown.abs().sum(), count)}
-    return LossTerms(losses.masked_fill(~there, 0).sum(), count, metrics)
+def _sum_over_trajectories(losses: Tensor, residual: Tensor, batch: Trajectories) -> LossTerms:
+    """Return the sum of `losses` `[B]` over trajectories with an action, with metrics of their residuals `[B]`."""
+    acts, count = batch.action_mask.any(-1), trajectory_count(batch)
+    detached = residual.detach().masked_fill(~acts, 0)
+    metrics = {"residual_mean": (detached.sum(), count), "residual_abs": (detached.abs().sum(), count)}
+    return LossTerms(losses.masked_fill(~acts, 0).sum(), count, metrics)

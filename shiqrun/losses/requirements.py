@@ -1,38 +1,102 @@
-"""What a loss asks of its data and its policy, said where the loss is defined and checked before training begins."""
+"""The requirements of a loss: the data and scores that it reads, and how its units are counted.
+
+A loss declares them with the decorator `needs` where it is defined. Training checks the needs before it loads a model,
+and counts units before it scores a batch, because a step that mixes several losses must know every divisor in advance.
+"""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any, Literal, TypeVar
 
+from torch import Tensor, zeros_like
+
+from shiqrun.types import ActionScores, LossTerms, Trajectories
+
 Need = Literal["rewards", "pairs", "order", "group", "value", "score", "prompt_value", "behaviour", "proximal"]
-"""rewards; completions of one prompt compared in pairs, with one of them better, or with their mean; policy.value at
-each action's state, or the score behind each action; Q0 of each prompt; log-probabilities of the actions under the
-distribution that was sampled from; the policy's scores when the batch came, where it is trained on more than once."""
-Loss = TypeVar("Loss", bound=Callable[..., Any])
+"""What a loss may need:
+
+rewards: a reward for every trajectory.
+pairs: completions of one prompt that are compared two by two.
+order: pairs in which one completion has the larger return.
+group: the mean over the completions of one prompt.
+value: `policy.value` at every action's state.
+score: `policy.value` behind every action, as a reward model has it.
+prompt_value: the soft value Q0 of every prompt.
+behaviour: log-probabilities of the actions under the distribution they were sampled from.
+proximal: the policy's scores when the batch came to be trained on, where a batch is trained on more than once.
+"""
+Loss = TypeVar("Loss", bound=Callable[..., LossTerms])
+UnitCount = Callable[..., Tensor]
+"""Counts the units of a loss on a batch, `[]`; takes the batch, and by name those hyperparameters it depends on."""
 
 
-def needs(*what: Need, group_if: Mapping[str, Any] | None = None) -> Callable[[Loss], Loss]:
-    """Marks a loss with what it needs besides tokens, and with the hyperparameters that make it compare a group."""
+@dataclass(frozen=True)
+class Requirements:
+    """What one loss declares about itself.
+
+    Attributes:
+        needs: what it reads besides tokens.
+        group_if: hyperparameters and the values with which the loss also needs the group.
+        units: counts its units from a batch alone; None where the author of a loss declared no such function.
+    """
+
+    needs: frozenset[str] = frozenset({"rewards"})
+    group_if: Mapping[str, Any] = field(default_factory=dict)
+    units: UnitCount | None = None
+
+
+def needs(
+    *what: Need, units: UnitCount | None = None, group_if: Mapping[str, Any] | None = None
+) -> Callable[[Loss], Loss]:
+    """Return a decorator that records the requirements of a loss.
+
+    Args:
+        what: see `Need`.
+        units: counts the loss's units from a batch, without scores: `action_count`, `trajectory_count`, ...
+        group_if: hyperparameters, with the values that make the loss compare the completions of a prompt.
+    """
 
     def mark(loss: Loss) -> Loss:
-        loss.needs = frozenset(what)  # type: ignore[attr-defined]
-        loss.group_if = dict(group_if or {})  # type: ignore[attr-defined]
+        loss.requirements = Requirements(frozenset(what), group_if or {}, units)  # type: ignore[attr-defined]
         return loss
 
     return mark
 
 
-def needs_of(loss: Callable[..., Any]) -> frozenset[str]:
-    """What the loss, or the loss inside a partial, was marked with; an unmarked loss needs rewards."""
-    given: dict[str, Any] = {}
-    while isinstance(loss, partial):
-        given = loss.keywords | given
-        loss = loss.func
-    wanted = getattr(loss, "needs", frozenset({"rewards"}))
-    compares = any(given.get(key) == value for key, value in getattr(loss, "group_if", {}).items())
-    return wanted | {"group"} if compares else wanted
+def needs_of(loss: Callable[..., LossTerms]) -> frozenset[str]:
+    """Return the needs of a loss, or of the loss inside a partial; a loss without the decorator needs rewards."""
+    requirements, bound = _unwrap(loss)
+    compares = any(bound.get(key) == value for key, value in requirements.group_if.items())
+    return requirements.needs | {"group"} if compares else requirements.needs
 
 
-def compares_completions(loss: Callable[..., Any]) -> bool:
-    """Whether completions of one prompt must stay together in a micro-batch."""
+def compares_completions(loss: Callable[..., LossTerms]) -> bool:
+    """Return whether the completions of one prompt must stay together in a micro-batch."""
     return bool(needs_of(loss) & {"pairs", "group"})
+
+
+def unit_count(loss: Callable[..., LossTerms], batch: Trajectories) -> Tensor:
+    """Count the units by which a loss on this batch is divided, `[]`, before any model has scored the batch.
+
+    The count is that of the function which the loss declares. A loss that declares none is evaluated on scores of
+    zero, and the count it returns is taken.
+    """
+    requirements, bound = _unwrap(loss)
+    if requirements.units is None:
+        zero = zeros_like(batch.rewards)
+        scores = ActionScores(zero, zero, value=zero)
+        return loss(batch, scores, scores).count
+    read = signature(requirements.units).parameters
+    return requirements.units(batch, **{name: value for name, value in bound.items() if name in read})
+
+
+def _unwrap(loss: Callable[..., LossTerms]) -> tuple[Requirements, dict[str, Any]]:
+    """Return the requirements of the innermost loss, and the hyperparameters that all partials around it bind."""
+    bound: dict[str, Any] = {}
+    while isinstance(loss, partial):
+        bound = loss.keywords | bound
+        loss = loss.func
+    found = getattr(loss, "requirements", None)
+    return found if isinstance(found, Requirements) else Requirements(), bound

@@ -1,26 +1,13 @@
-"""The words that every loss is written in: regularised rewards, suffix sums, path and step residuals.
+"""Quantities that several losses share: log-ratios, regularised rewards, suffix sums, path and step residuals.
 
-With a value estimate V, the path-consistency residual of action t is
+docs/math.md, "Shared quantities", defines each of them and says which loss uses which value estimate V. In short: the
+path residual of action t is
 
     delta_t = R_t - beta * sum_{k>=t} D_k - V(s_t),    D = log pi - log pi_ref,   R_t = sum_{k>=t} r_k
 
-and the right value makes it zero on every suffix of every trajectory, whoever produced it. Who uses which value
-(v = logsumexp of the logits, W = v - v_ref; ShiQ is arXiv 2505.11081, equations S):
+and the right value makes it zero on every suffix of every trajectory, whichever policy produced the trajectory.
 
-| algorithm  | V(s_t)                    | squared over                 | equation |
-|------------|---------------------------|------------------------------|----------|
-| shiq       | beta W_t                  | every action                 | S15, S18 |
-| shiq_init  | beta v(s_t)               | every action                 | S19, S20 |
-| shiq_tk    | beta W_t                  | the first action of a turn   | S22, S23 |
-| shiq_ms    | (one step, no path)       | every action                 | S13, S21 |
-| dro        | 0, or the group's mean    | the first action             | S101     |
-| dro_v      | a value head's V(x)       | the first action             | S25, S95 |
-| copg       | the partner's U'          | the first action             | S24      |
-
-(U = R - beta sum D is the residual of the first action with V = 0.)
-
-The step residual e_t of shiq_ms is the difference of neighbours: delta_t = e_t + delta_{t+1}.
-Masked entries are replaced, never multiplied: 0 * NaN is NaN.
+Entries without an action are replaced by zero and never multiplied by it, because 0 * NaN is NaN.
 """
 
 from torch import Tensor, zeros_like
@@ -29,28 +16,31 @@ from torch.nn.functional import pad
 from shiqrun.types import ActionScores, LossTerms, Trajectories
 
 
-def masked(x: Tensor, batch: Trajectories) -> Tensor:
-    """x with exact zeros where there is no action, `[B, A]`; nothing of the padding survives, NaN included."""
+def zero_padding(x: Tensor, batch: Trajectories) -> Tensor:
+    """Return x with exact zeros where a row has no action, `[B, A]`; not even a NaN of the padding is left."""
     return x.masked_fill(~batch.action_mask, 0)
 
 
 def log_ratios(batch: Trajectories, policy: ActionScores, reference: ActionScores) -> Tensor:
-    """D_t = log pi(a_t|s_t) - log pi_ref(a_t|s_t), `[B, A]`, nats, zero where there is no action."""
-    return masked(policy.logp - reference.logp, batch)
+    """Return the log-ratios D_t = log pi(a_t|s_t) - log pi_ref(a_t|s_t), `[B, A]`, nats, zero in the padding."""
+    return zero_padding(policy.logp - reference.logp, batch)
 
 
 def partition_shifts(batch: Trajectories, policy: ActionScores, reference: ActionScores) -> Tensor:
-    """W_t = v(s_t) - v_ref(s_t), `[B, A]`, nats, zero where there is no action."""
-    return masked(policy.log_partition - reference.log_partition, batch)
+    """Return the shifts of the log-partition W_t = v(s_t) - v_ref(s_t), `[B, A]`, nats, zero in the padding."""
+    return zero_padding(policy.log_partition - reference.log_partition, batch)
 
 
 def regularised_rewards(batch: Trajectories, policy: ActionScores, reference: ActionScores, beta: float) -> Tensor:
-    """r_t - beta D_t, `[B, A]`, reward units, zero where there is no action."""
-    return masked(batch.rewards, batch) - beta * log_ratios(batch, policy, reference)
+    """Return the KL-regularised rewards r_t - beta D_t, `[B, A]`, reward units, zero in the padding."""
+    return zero_padding(batch.rewards, batch) - beta * log_ratios(batch, policy, reference)
 
 
 def suffix_sum(x: Tensor, decay: float = 1.0) -> Tensor:
-    """y_t = x_t + decay * y_{t+1} along the last axis, in log2(A) shifted additions; decay 1 gives sum_{k>=t} x_k."""
+    """Return the decayed suffix sums y_t = x_t + decay * y_{t+1} along the last axis, in the shape and unit of x.
+
+    Decay 1 gives sum_{k>=t} x_k. The recursion is unrolled into log2(A) shifted additions.
+    """
     shift, factor, length = 1, decay, x.shape[-1]
     while shift < length and factor != 0:
         x = x + factor * pad(x[..., shift:], (0, shift))
@@ -61,38 +51,64 @@ def suffix_sum(x: Tensor, decay: float = 1.0) -> Tensor:
 def path_residuals(
     batch: Trajectories, policy: ActionScores, reference: ActionScores, value: Tensor | float, beta: float
 ) -> Tensor:
-    """delta_t = sum_{k>=t} (r_k - beta D_k) - V(s_t), `[B, A]`, reward units, zero where there is no action."""
+    """Return the path residuals delta_t = sum_{k>=t} (r_k - beta D_k) - V(s_t), `[B, A]`, zero in the padding.
+
+    docs/math.md, "Path residual". Reward units. The gradient flows through the log-ratios and through `value`.
+
+    Args:
+        batch: trajectories with rewards.
+        policy: the policy's scores, nats.
+        reference: the frozen reference's scores, nats.
+        value: V(s_t), `[B, A]` or one number, reward units.
+        beta: KL temperature, reward units per nat.
+    """
     to_go = suffix_sum(regularised_rewards(batch, policy, reference, beta))
-    return masked(to_go - value, batch)
+    return zero_padding(to_go - value, batch)
 
 
 def step_residuals(batch: Trajectories, policy: ActionScores, reference: ActionScores, beta: float) -> Tensor:
-    """e_t = r_t + beta W_{t+1} - beta (l(s_t,a_t) - l_ref(s_t,a_t)), W = 0 after the last action, `[B, A]` [S13]."""
+    """Return the step residuals e_t = r_t + beta W_{t+1} - beta (l(s_t,a_t) - l_ref(s_t,a_t)), `[B, A]`.
+
+    docs/math.md, "Step residual". Reward units, zero in the padding. W is 0 after the last action, and s_{t+1} is the
+    state of the next action, behind any tokens that the environment inserted. The gradient flows through both of the
+    policy's terms.
+    """
     shifts = partition_shifts(batch, policy, reference)
     following = pad(shifts[:, 1:], (0, 1)) if shifts.shape[1] else zeros_like(shifts)
-    advantage = masked(policy.logit - reference.logit, batch)
-    return masked(batch.rewards + beta * (following - advantage), batch)
+    advantage = zero_padding(policy.logit - reference.logit, batch)
+    return zero_padding(batch.rewards + beta * (following - advantage), batch)
 
 
 def turn_starts(batch: Trajectories) -> Tensor:
-    """True on the first action of every turn, `[B, A]`: where `action_index` is not the previous one plus 1."""
+    """Return the first actions of turns, `[B, A]` bool: those whose token does not directly follow an action's."""
     continues = batch.action_index[:, 1:] == batch.action_index[:, :-1] + 1
     return batch.action_mask & ~pad(continues, (1, 0), value=False)
 
 
-def sequences(batch: Trajectories) -> Tensor:
-    """Number of trajectories that have an action, `[]`."""
+def action_count(batch: Trajectories) -> Tensor:
+    """Return the number of actions of a batch, `[]` int64: the unit of losses over tokens."""
+    return batch.action_mask.sum()
+
+
+def trajectory_count(batch: Trajectories) -> Tensor:
+    """Return the number of trajectories that have an action, `[]` int64: the unit of losses over sequences."""
     return batch.action_mask.any(-1).sum()
 
 
-def squares(residual: Tensor, chosen: Tensor, count: Tensor) -> LossTerms:
-    """sum of residual^2 over `chosen`, with the residual's own metrics; `count` is what the step divides by."""
+def sum_of_squares(residual: Tensor, chosen: Tensor, count: Tensor) -> LossTerms:
+    """Return the loss that sums squared residuals over the chosen actions, with metrics of the residuals.
+
+    Args:
+        residual: `[B, A]`, reward units, differentiable.
+        chosen: `[B, A]` bool, the actions that are summed.
+        count: `[]`, units by which the training step divides the sum.
+    """
     picked = residual.masked_fill(~chosen, 0)
-    size, shown = chosen.sum(), picked.detach()
-    metrics = {"residual_mean": (shown.sum(), size), "residual_abs": (shown.abs().sum(), size)}
-    place = chosen.cumsum(-1) - 1  # number of the unit in its row
+    size, detached = chosen.sum(), picked.detach()
+    metrics = {"residual_mean": (detached.sum(), size), "residual_abs": (detached.abs().sum(), size)}
+    place = chosen.cumsum(-1) - 1  # number of the chosen action in its row
     quarter = 4 * place // chosen.sum(-1, keepdim=True).clamp(min=1)
     for q in range(4):
         inside = chosen & (quarter == q)
-        metrics[f"residual_abs/quarter_{q + 1}"] = (shown.abs().masked_fill(~inside, 0).sum(), inside.sum())
+        metrics[f"residual_abs/quarter_{q + 1}"] = (detached.abs().masked_fill(~inside, 0).sum(), inside.sum())
     return LossTerms(picked.square().sum(), count, metrics)

@@ -1,63 +1,104 @@
-"""ShiQ and its ablations: squared Bellman residuals of the logits read as Q-values (Clavier et al., arXiv 2505.11081).
+"""ShiQ and its ablations: losses that read the policy's logits as Q-values and square their Bellman residuals.
 
-Each loss is summed over its units and never averaged; the training step divides once, by the units of the whole
-optimiser step. Gradients flow through both of the policy's numbers and through no number of the reference.
+Clavier et al. 2025, "ShiQ: Bringing back Bellman to LLMs", arXiv 2505.11081. Each loss is a sum over its units and
+never a mean; the training step divides once, by the units of the whole optimiser step. Gradients flow through both of
+the policy's numbers (logit and log-partition) and through no number of the reference.
 """
 
 from shiqrun.losses.requirements import needs
 from shiqrun.losses.residual import (
+    action_count,
     partition_shifts,
     path_residuals,
-    sequences,
-    squares,
     step_residuals,
     suffix_sum,
+    sum_of_squares,
+    trajectory_count,
     turn_starts,
 )
 from shiqrun.types import ActionScores, LossTerms, Positive, Trajectories, UnitInterval
 
 
-@needs("rewards")
+@needs("rewards", units=action_count)
 def shiq(
     batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive, lam: UnitInterval = 1.0
 ) -> LossTerms:
-    """sum_t (sum_{k>=t} (r_k - beta D_k) - beta W_t)^2 over every action [S15, S18]; unit: action.
+    """Return the ShiQ loss: squared path residuals, with the shift of the log-partition as the value.
 
-    lam < 1 is this project's ShiQ(lambda): delta_t = e_t + lam delta_{t+1} with the step residuals e of `shiq_ms`.
-    lam = 1 is the paper's loss, lam = 0 is `shiq_ms`. No paper has tried the values between on language.
+        sum_t (sum_{k>=t} (r_k - beta D_k) - beta W_t)^2
+
+    Summed over every action; unit: action. arXiv 2505.11081, equations 15 and 18; docs/math.md, "ShiQ". With lam < 1
+    it is this project's ShiQ(lambda), squares of delta_t = e_t + lam delta_{t+1} with the step residuals e_t; no paper
+    has tried these values on language.
+
+    Args:
+        batch: trajectories with rewards, reward units.
+        policy: the policy's scores, nats; the gradient flows through logit and log-partition.
+        reference: the frozen reference's scores, nats.
+        beta: KL temperature, reward units per nat.
+        lam: no unit; 1 is the paper's loss, 0 is `shiq_ms`.
     """
     if lam == 1:
         value = beta * partition_shifts(batch, policy, reference)
         residual = path_residuals(batch, policy, reference, value, beta)
     else:
         residual = suffix_sum(step_residuals(batch, policy, reference, beta), decay=lam)
-    return squares(residual, batch.action_mask, batch.action_mask.sum())
+    return sum_of_squares(residual, batch.action_mask, action_count(batch))
 
 
-@needs("rewards")
+@needs("rewards", units=action_count)
 def shiq_init(batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive) -> LossTerms:
-    """sum_t (sum_{k>=t} (r_k - beta D_k) - beta v(s_t))^2: ShiQ without its reward shaping [S19, S20]; unit: action.
+    """Return the loss of ShiQ without reward shaping: the value is the policy's own log-partition.
 
-    The value is the policy's own log-partition, not its shift from the reference's, so that l = l_ref is no fixed
-    point at r = 0 unless v_ref = 0.
+        sum_t (sum_{k>=t} (r_k - beta D_k) - beta v(s_t))^2
+
+    Summed over every action; unit: action. arXiv 2505.11081, equations 19 and 20; docs/math.md, "ShiQ/init". Without
+    rewards, a policy equal to the reference is no fixed point unless v_ref = 0.
+
+    Args:
+        batch: trajectories with rewards, reward units.
+        policy: the policy's scores, nats; the gradient flows through logit and log-partition.
+        reference: the frozen reference's scores, nats.
+        beta: KL temperature, reward units per nat.
     """
     residual = path_residuals(batch, policy, reference, beta * policy.log_partition, beta)
-    return squares(residual, batch.action_mask, batch.action_mask.sum())
+    return sum_of_squares(residual, batch.action_mask, action_count(batch))
 
 
-@needs("rewards")
+@needs("rewards", units=action_count)
 def shiq_ms(batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive) -> LossTerms:
-    """sum_t (r_t + beta W_{t+1} - beta (l - l_ref)(s_t,a_t))^2: ShiQ without multi-step [S13, S21]; unit: action.
+    """Return the loss of ShiQ without multi-step returns: squared one-step Bellman residuals.
 
-    The residual method: both terms carry gradient, there is no target network.
+        sum_t (r_t + beta W_{t+1} - beta (l(s_t,a_t) - l_ref(s_t,a_t)))^2
+
+    Summed over every action; unit: action. arXiv 2505.11081, equations 13 and 21; docs/math.md, "ShiQ/ms". The
+    gradient flows through the next state's value too (residual method): there is no target network.
+
+    Args:
+        batch: trajectories with rewards, reward units.
+        policy: the policy's scores, nats; the gradient flows through logit and log-partition.
+        reference: the frozen reference's scores, nats.
+        beta: KL temperature, reward units per nat.
     """
     residual = step_residuals(batch, policy, reference, beta)
-    return squares(residual, batch.action_mask, batch.action_mask.sum())
+    return sum_of_squares(residual, batch.action_mask, action_count(batch))
 
 
-@needs("rewards")
+@needs("rewards", units=trajectory_count)
 def shiq_tk(batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive) -> LossTerms:
-    """ShiQ's square at the first action of every turn only [S22, S23; S D.5]; unit: trajectory with an action."""
+    """Return the loss of ShiQ at the level of sequences: the path residual squared at each turn's first action only.
+
+        sum over the first action t of every turn of (sum_{k>=t} (r_k - beta D_k) - beta W_t)^2
+
+    Unit: trajectory with an action, however many turns it has. arXiv 2505.11081, equations 22 and 23, and appendix D.5
+    for several turns; docs/math.md, "ShiQ/tk".
+
+    Args:
+        batch: trajectories with rewards, reward units.
+        policy: the policy's scores, nats; the gradient flows through logit and log-partition.
+        reference: the frozen reference's scores, nats.
+        beta: KL temperature, reward units per nat.
+    """
     value = beta * partition_shifts(batch, policy, reference)
     residual = path_residuals(batch, policy, reference, value, beta)
-    return squares(residual, turn_starts(batch), sequences(batch))
+    return sum_of_squares(residual, turn_starts(batch), trajectory_count(batch))

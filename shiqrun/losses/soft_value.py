@@ -1,9 +1,13 @@
-"""Q0, the soft value of a prompt, from rewards of the reference's own completions (SPO, arXiv 2503.05453, P3)."""
+"""The soft value of a prompt, Q0 = beta log E_ref[exp(R / beta)], from rewards of the reference's own completions.
+
+Cohen et al. 2025, arXiv 2503.05453, equation 3; docs/math.md, "Prompt value".
+"""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 
 class SoftValue(NamedTuple):
@@ -13,11 +17,15 @@ class SoftValue(NamedTuple):
     error: float
 
 
-def soft_value(rewards: np.ndarray, beta: float) -> SoftValue:
-    """Q0 = beta (logsumexp(r / beta) - log K) over K sampled rewards `[K]`.
+def soft_value(rewards: npt.NDArray[Any], beta: float) -> SoftValue:
+    """Estimate a prompt's soft value from K sampled rewards: Q0 = beta (logsumexp(r / beta) - log K).
 
-    Biased low where what earns most is rare: with K samples nothing lies between the largest reward seen by none and
-    by one of them. The error is the delta method's, beta sd(w) / (sqrt(K) mean(w)) with w = exp(r / beta).
+    The estimate is biased low where what earns most is rare: K samples cannot tell a success rate of zero from one
+    below 1 / K. The error is the delta method's, beta sd(w) / (sqrt(K) mean(w)) with w = exp(r / beta).
+
+    Args:
+        rewards: `[K]`, reward units.
+        beta: KL temperature, reward units per nat.
     """
     scaled = np.asarray(rewards, np.float64) / beta
     top = scaled.max()
@@ -29,7 +37,14 @@ def soft_value(rewards: np.ndarray, beta: float) -> SoftValue:
 
 
 def from_success_rate(rate: float, beta: float, *, right: float = 0.0, wrong: float = -1.0) -> float:
-    """beta log(S exp(right / beta) + (1 - S) exp(wrong / beta)), reward units, for rewards of two values."""
+    """Return the soft value of a success rate S: beta log(S exp(right / beta) + (1 - S) exp(wrong / beta)).
+
+    Args:
+        rate: S, the share of the reference's completions that succeed.
+        beta: KL temperature, reward units per nat.
+        right: reward of a success, reward units.
+        wrong: reward of a failure, reward units.
+    """
     low, high = wrong / beta, right / beta
     top = max(low, high)
     return beta * (top + math.log(rate * math.exp(high - top) + (1 - rate) * math.exp(low - top)))

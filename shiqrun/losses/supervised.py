@@ -1,12 +1,20 @@
-"""Supervised fine-tuning: the starting point that every other method refines."""
+"""Supervised fine-tuning: the loss that makes the starting point which every other method refines."""
 
 from shiqrun.losses.requirements import needs
-from shiqrun.losses.residual import masked
+from shiqrun.losses.residual import action_count, zero_padding
 from shiqrun.types import ActionScores, LossTerms, Trajectories
 
 
-@needs()
+@needs(units=action_count)
 def sft(batch: Trajectories, policy: ActionScores, reference: ActionScores | None) -> LossTerms:
-    """-sum_t log pi(a_t|s_t) over every action, nats; unit: action. Neither rewards nor the reference are read."""
-    nll = -masked(policy.logp, batch)
-    return LossTerms(nll.sum(), batch.action_mask.sum())
+    """Return the loss of supervised fine-tuning: the negative log-likelihood -sum_t log pi(a_t|s_t).
+
+    Nats, summed over every action; unit: action. docs/math.md, "SFT".
+
+    Args:
+        batch: trajectories; rewards are not read.
+        policy: the policy's scores, nats, with gradient.
+        reference: not read, may be None.
+    """
+    nll = -zero_padding(policy.logp, batch)
+    return LossTerms(nll.sum(), action_count(batch))

@@ -191,7 +191,7 @@ class Validation(Callback):
     def run(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """One evaluation. `val/reward` is the policy's own, so the data's is left out."""
         assert isinstance(module, Method)
-        module.settle()
+        module.check_pending()
         began = time.perf_counter()
         metrics = self._on_data(trainer, module)
         if self.exact is not None:
@@ -235,9 +235,9 @@ class Validation(Callback):
         """The loss and its metrics on the logged trajectories of the validation split."""
         module.policy.eval()
         tallies = [
-            module.shown(batch.to(module.device))
+            module.validation_metrics(batch.to(module.device))
             for _, batch in trainer.datamodule.validation()  # type: ignore[attr-defined]
         ]
         module.policy.train()
-        found = module.reduced(tallies) if tallies else {}
+        found = module.reduce_metrics(tallies) if tallies else {}
         return {name: total / count for name, (total, count) in found.items() if count and name != "reward"}

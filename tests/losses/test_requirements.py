@@ -1,11 +1,17 @@
 """What a loss says that it needs of its data and its policy."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
 from shiqrun import losses
-from shiqrun.losses.requirements import compares_completions, needs_of
+from shiqrun.losses.anchor import anchor
+from shiqrun.losses.requirements import compares_completions, needs_of, unit_count
+from shiqrun.losses.soft_policy import monte_carlo
+from shiqrun.types import LossTerms
+from tests.losses.naive import LOSSES, ragged
 
 PAIRED = {"copg", "dpo", "reward_model"}
 
@@ -64,3 +70,60 @@ def test_dro_keeps_the_completions_of_a_prompt_together_with_the_groups_mean():
 
 def test_an_unmarked_loss_needs_rewards():
     assert needs_of(lambda batch, policy, reference: None) == {"rewards"}
+
+
+# ------------------------------------------------------------------ units without scores
+def declared(loss):
+    """What the innermost function says of itself."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    return loss.requirements
+
+
+@pytest.mark.parametrize("loss", [getattr(losses, name) for name in losses.__all__] + [anchor, monte_carlo])
+def test_every_loss_declares_how_its_units_are_counted(loss):
+    assert declared(loss).units is not None
+
+
+@pytest.mark.parametrize("loss", [loss for loss, _ in LOSSES.values()], ids=list(LOSSES))
+def test_units_counted_without_scores_are_those_of_the_loss(loss):
+    batch, policy, reference = ragged()
+    assert unit_count(loss, batch) == loss(batch, policy, reference).count
+
+
+@pytest.mark.parametrize("loss", [losses.ppo, losses.spo, losses.spo_nonterminal, losses.spo_advantage, monte_carlo])
+def test_so_are_the_units_of_losses_that_read_more_of_a_batch(loss):
+    batch, policy, reference = ragged()
+    target = batch.rewards.masked_fill(batch.rewards > 0, torch.nan)
+    batch = replace(batch, prompt_value=batch.rewards[:, 0], behaviour_logp=-batch.rewards.abs(), value_target=target)
+    count = loss(batch, policy, reference, beta=0.7).count
+    assert count > 0
+    assert unit_count(partial(loss, beta=0.7), batch) == count
+
+
+def test_a_loss_is_not_evaluated_to_count_its_units():
+    def refuses(*_, **__):
+        raise AssertionError
+
+    refuses.requirements = losses.shiq.requirements
+    batch, _, _ = ragged()
+    assert unit_count(partial(refuses, beta=1.0), batch) == batch.action_mask.sum()
+
+
+def test_the_units_of_pairs_depend_on_the_bound_pairing_and_ties():
+    batch, _, _ = ragged()
+    numbers = {
+        (name, pairing): int(unit_count(partial(getattr(losses, name), beta=1.0, pairing=pairing), batch))
+        for name in ("copg", "dpo")
+        for pairing in ("all", "best_worst")
+    }
+    # by hand from LEVELS of `naive`: 6 + 1 + 3 pairs, of which one in the first group and that of the second are ties
+    assert numbers == {("copg", "all"): 10, ("copg", "best_worst"): 3, ("dpo", "all"): 8, ("dpo", "best_worst"): 2}
+
+
+def test_units_of_a_loss_that_declares_no_count_are_those_it_returns():
+    def own(batch, policy, reference, *, weight):
+        return LossTerms(policy.logit.sum(), weight * torch.ones(()))
+
+    batch, _, _ = ragged()
+    assert unit_count(partial(own, weight=3.0), batch) == 3.0

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from shiqrun import losses
-from shiqrun.losses.soft_policy import cumulated, log_probability_loss, monte_carlo
+from shiqrun.losses.soft_policy import cumulative_q, log_probability_loss, monte_carlo
 from tests.losses.trees import Tree, kl
 
 BETA = 0.7
@@ -40,7 +40,7 @@ def batch_of(tree, value):
 
 def by_prefix(tree, table, reference, value):
     """Q of every prefix, from the rows of all paths, which must agree."""
-    quality = cumulated(batch_of(tree, value), tree.scores(table), tree.scores(reference), BETA)
+    quality = cumulative_q(batch_of(tree, value), tree.scores(table), tree.scores(reference), BETA)
     found = {}
     for path, row in zip(tree.paths, quality.tolist(), strict=True):
         for t in range(len(path)):

@@ -1,1 +1,1 @@
-"""One optimiser step: the LightningModule, the loss by source, extra terms, metrics, gradient sums, the optimiser."""
+"""One optimiser step: the LightningModule, losses by source, extra terms, metrics, device sums, the optimiser."""

@@ -1,4 +1,4 @@
-"""What every method shows of a batch, beside the metrics of its loss."""
+"""Metrics that are logged for every method, beside those of its loss; and the check that a run starts as it should."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from shiqrun.errors import TrainingError
-from shiqrun.losses.residual import log_ratios, masked, partition_shifts
-from shiqrun.training.step.sums import Tally
+from shiqrun.losses.residual import action_count, log_ratios, partition_shifts, zero_padding
+from shiqrun.training.step.sums import Sums
 from shiqrun.types import ActionScores, Trajectories
 
 
-class Scored(NamedTuple):
-    """A batch of one source with the policy's scores and the frozen reference's, None without one."""
+class ScoredBatch(NamedTuple):
+    """A batch of one source with the policy's scores and the frozen reference's, None where there is no reference."""
 
     batch: Trajectories
     policy: ActionScores
@@ -21,62 +21,74 @@ class Scored(NamedTuple):
 
 
 STEP_ZERO_TOLERANCE = {None: (1e-5, 1e-4), torch.bfloat16: (5e-3, 5e-2)}
-"""Nats of |mean log-ratio| and mean |log-ratio| that rounding explains while policy and reference are the same model:
-cached scores were computed in batches of other shapes."""
+"""By autocast dtype, the nats of |mean log-ratio| and of mean |log-ratio| that rounding explains while policy and
+reference are the same model: cached scores were computed in batches of other shapes."""
 
 
 @torch.no_grad()
-def measured(scored: Scored, beta: float, sources: Sequence[str] = ()) -> Tally:
-    """Sums and counts by name.
+def batch_metrics(scored: ScoredBatch, beta: float, sources: Sequence[str] = ()) -> Sums:
+    """Return the metrics of a batch that do not depend on the loss, as sums and counts.
+
+    They are the reward (in total and by source), log-ratios (nats), the shifted value beta W (reward units), and, where
+    the policy gave them, entropy (nats) and the share of actions that are the most likely token. For samples of the
+    policy, `acting_gap` is how far the sampler's log-probabilities are from the scored ones (nats).
 
     Args:
-        scored: see `Scored`.
-        beta: reward units per nat.
-        sources: of a step that mixes several, whose rewards are told apart.
+        scored: a batch with its scores.
+        beta: KL temperature, reward units per nat; where it is 0 (a method without one), the shift is in nats.
+        sources: those of a step that mixes several, whose rewards are logged apart.
     """
     batch, policy, reference = scored
-    actions, tally = batch.action_mask.sum(), Tally()
+    actions = action_count(batch)
+    metrics: Sums = {}
     if policy.entropy is not None and policy.hits is not None:
-        tally["entropy"] = (policy.entropy.sum(), actions)
-        tally["mean_token_accuracy"] = (policy.hits.sum(), actions)
-    earned = returns(batch)
-    known = batch.action_mask.any(-1) & ~earned.isnan()  # `sft` takes data without rewards
-    reward = (earned.masked_fill(~known, 0).sum(), known.sum())
-    tally["reward"] = reward
-    sources = sources if batch.source in sources else ()  # not those of validation
-    for name in sources:
-        tally[f"reward/{name}"] = tuple(x * (batch.source == name) for x in reward)  # type: ignore[assignment]
+        metrics["entropy"] = (policy.entropy.sum(), actions)
+        metrics["mean_token_accuracy"] = (policy.hits.sum(), actions)
+    sources = sources if batch.source in sources else ()  # a validation batch has none of them
+    metrics |= _rewards(batch, sources)
     if sources:
         sampled, gap = torch.zeros_like(actions), torch.zeros_like(policy.logit[:0].sum())
         if batch.acting_logp is not None and batch.source == "online":
-            sampled, gap = actions, masked(policy.logp - batch.acting_logp, batch).abs().sum()
-        tally["acting_gap"] = (gap, sampled)
+            sampled, gap = actions, zero_padding(policy.logp - batch.acting_logp, batch).abs().sum()
+        metrics["acting_gap"] = (gap, sampled)
     if reference is not None:
         ratio = log_ratios(batch, policy, reference)
-        tally["logratio_mean"] = (ratio.sum(), actions)
-        tally["logratio_abs"] = (ratio.abs().sum(), actions)
+        metrics["logratio_mean"] = (ratio.sum(), actions)
+        metrics["logratio_abs"] = (ratio.abs().sum(), actions)
         shift = (beta or 1.0) * partition_shifts(batch, policy, reference)
-        tally["shifted_value"] = (shift.sum(), actions)
-    return tally
+        metrics["shifted_value"] = (shift.sum(), actions)
+    return metrics
 
 
-def returns(batch: Trajectories) -> Tensor:
-    """`[B]`, each trajectory's return as the data has it, without the reward offset; 0 where it has no action."""
+def _rewards(batch: Trajectories, sources: Sequence[str]) -> Sums:
+    """Return the sum of returns and the number of trajectories that have one, in total and by source."""
+    earned = returns_before_offset(batch)
+    known = batch.action_mask.any(-1) & ~earned.isnan()  # `sft` takes data without rewards
+    total, count = earned.masked_fill(~known, 0).sum(), known.sum()
+    by_source = {f"reward/{name}": (total * (batch.source == name), count * (batch.source == name)) for name in sources}
+    return {"reward": (total, count), **by_source}
+
+
+def returns_before_offset(batch: Trajectories) -> Tensor:
+    """Return each trajectory's return as the data has it, before the reward offset, `[B]`, reward units.
+
+    It is 0 where a trajectory has no action.
+    """
     total = batch.rewards.masked_fill(~batch.action_mask, 0).sum(-1)
     return total if batch.offset is None else total + batch.offset.masked_fill(~batch.action_mask.any(-1), 0)
 
 
-def expect_equality(numbers: Mapping[str, tuple[float, float]], autocast: torch.dtype | None) -> None:
-    """Nothing, if before the first step the policy is the reference, and samples are of what is scored.
+def check_step_zero(numbers: Mapping[str, tuple[float, float]], autocast: torch.dtype | None) -> None:
+    """Check that before the first step the policy equals the reference, and that the sampler equals the policy.
 
-    A run that starts otherwise would report another problem's KL.
+    A run that starts otherwise would report the KL of another problem.
 
     Args:
-        numbers: sums and counts by name.
-        autocast: of the policy's body.
+        numbers: sums and counts of `batch_metrics`, by name.
+        autocast: dtype of the policy's body, None for float32.
 
     Raises:
-        TrainingError: they differ by more than rounding explains.
+        TrainingError: log-probabilities differ by more than rounding explains.
     """
     mean, most = STEP_ZERO_TOLERANCE[autocast]
     if "logratio_abs" in numbers:

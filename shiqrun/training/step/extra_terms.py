@@ -1,4 +1,8 @@
-"""What any method's loss may get added: the anchor, and SPO's Monte-Carlo term; each divided by units of its own."""
+"""Terms that may be added to any method's loss: the anchor, and SPO's Monte-Carlo term.
+
+Each term is divided by units of its own. A step divides its whole gradient once, by the units of the loss, so a term's
+sum is multiplied by (loss units / term units) before it is added: one division then normalises both.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,31 +11,28 @@ from typing import NamedTuple
 from torch import Tensor
 
 from shiqrun.losses.anchor import anchor
-from shiqrun.losses.soft_policy import annotated, monte_carlo
+from shiqrun.losses.residual import action_count
+from shiqrun.losses.soft_policy import annotated_action_count, monte_carlo
 from shiqrun.settings import AlgoSettings
-from shiqrun.training.step.loss_by_source import units
-from shiqrun.training.step.sums import Tally
+from shiqrun.training.step.sums import Sums
 from shiqrun.types import ActionScores, LossTerms, Trajectories
 
 
-class Weights(NamedTuple):
-    """`[]` each: units of the loss per action and per annotated action of a step.
-
-    A term's sum times its weight is divided by the loss's units with the rest, and so by the term's own.
-    """
+class TermWeights(NamedTuple):
+    """Ratios of units over a whole step, `[]` each: loss units per action, and loss units per annotated action."""
 
     per_action: Tensor
     per_annotated: Tensor
 
 
 @dataclass(frozen=True)
-class Additions:
-    """The terms of `algo.anchor` and `algo.monte_carlo`.
+class ExtraTerms:
+    """The terms that `algo.anchor` and `algo.monte_carlo` add to the loss; falsy where both are 0.
 
     Attributes:
-        loss: bound to its hyperparameters; where it has `top` and `eps`, the Monte-Carlo term has the same.
-        algo: their weights.
-        beta: reward units per nat.
+        loss: the method's, bound to its hyperparameters; the Monte-Carlo term takes `top` and `eps` from it.
+        algo: the weights of the terms.
+        beta: KL temperature, reward units per nat.
     """
 
     loss: Callable[..., LossTerms]
@@ -42,39 +43,46 @@ class Additions:
         return bool(self.algo.anchor or self.algo.monte_carlo)
 
     @staticmethod
-    def counts(batch: Trajectories, loss: Callable[..., LossTerms]) -> Tally:
-        """The units of a step's loss, actions and annotated actions, known before any score is."""
-        number = units(loss, batch)
-        return {"actions": (number, batch.action_mask.sum()), "annotated": (number, annotated(batch).sum())}
+    def counts(batch: Trajectories, loss_units: Tensor) -> Sums:
+        """Return the loss's units `[]` of a batch beside its actions and its annotated actions, before it is scored."""
+        return {
+            "actions": (loss_units, action_count(batch)),
+            "annotated": (loss_units, annotated_action_count(batch)),
+        }
 
     @staticmethod
-    def weights(summed: Tally) -> Weights:
-        """Of a whole step, whose counts are summed over micro-batches and ranks."""
-        per = [units / number.clamp(min=1) for units, number in (summed["actions"], summed["annotated"])]
-        return Weights(*per)
+    def weights(counts: Sums) -> TermWeights:
+        """Return a step's ratios of units, from counts that are summed over its micro-batches and ranks."""
+        return TermWeights(*(units / number.clamp(min=1) for units, number in (counts["actions"], counts["annotated"])))
 
-    def drawn(self, weights: Weights | None) -> int:
-        """Tokens a state that the policy is to draw for the anchor."""
+    def tokens_to_sample(self, weights: TermWeights | None) -> int:
+        """Return how many anchor tokens the policy must sample at every action's state; 0 without weights."""
         wanted = weights is not None and self.algo.anchor and self.algo.anchor_from == "policy"
         return self.algo.anchor_tokens if wanted else 0
 
-    def added(
-        self, terms: LossTerms, batch: Trajectories, policy: ActionScores, reference: ActionScores, weights: Weights
-    ) -> tuple[LossTerms, Tally]:
-        """The loss with its additions, and their metrics."""
-        tally: Tally = {}
+    def add_to(
+        self,
+        terms: LossTerms,
+        batch: Trajectories,
+        policy: ActionScores,
+        reference: ActionScores,
+        weights: TermWeights,
+    ) -> tuple[LossTerms, Sums]:
+        """Return the loss with its extra terms, and the metrics of these terms."""
+        metrics: Sums = {}
         if self.algo.anchor:
-            held = anchor(batch, policy, reference, kappa=self.algo.anchor, beta=self.beta)
-            terms = _plus(terms, held, weights.per_action)
-            tally |= held.metrics
+            extra = anchor(batch, policy, reference, kappa=self.algo.anchor, beta=self.beta)
+            terms = _plus(terms, extra, weights.per_action)
+            metrics |= extra.metrics
         if self.algo.monte_carlo:
-            own = getattr(self.loss, "keywords", {})
-            same = {name: own[name] for name in ("top", "eps") if name in own}
-            told = monte_carlo(batch, policy, reference, beta=self.beta, **same)
-            terms = _plus(terms, told, self.algo.monte_carlo * weights.per_annotated)
-            tally |= told.metrics
-        return terms, tally
+            bound = getattr(self.loss, "keywords", {})
+            shared = {name: bound[name] for name in ("top", "eps") if name in bound}
+            extra = monte_carlo(batch, policy, reference, beta=self.beta, **shared)
+            terms = _plus(terms, extra, self.algo.monte_carlo * weights.per_annotated)
+            metrics |= extra.metrics
+        return terms, metrics
 
 
-def _plus(terms: LossTerms, more: LossTerms, weight: Tensor) -> LossTerms:
-    return replace(terms, total=terms.total + weight.to(more.total.dtype) * more.total)
+def _plus(terms: LossTerms, extra: LossTerms, weight: Tensor) -> LossTerms:
+    """Return the loss with a weighted term in its sum; its count stays the loss's own."""
+    return replace(terms, total=terms.total + weight.to(extra.total.dtype) * extra.total)

@@ -1,71 +1,85 @@
-"""Which loss trains which source of trajectories, and how sums over different units become one."""
+"""The loss of each source of trajectories, and the weights that make one loss of sums over different units.
+
+A step may mix sources (logged, sampled, annotated, ... trajectories) that different losses train. It minimises
+
+    sum over losses g of  (N_g / N) * total_g / units_g
+
+where total_g and units_g are the loss's sum and count over the whole step, N_g the trajectories that it sees and N all
+trajectories: each loss's mean over its own units, weighted by its share of the trajectories.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from shiqrun.training.step.sums import Tally
+from shiqrun.losses.requirements import unit_count
+from shiqrun.losses.residual import trajectory_count
+from shiqrun.training.step.sums import Sums
 from shiqrun.types import ActionScores, LossTerms, Trajectories
 
 Loss = Callable[..., LossTerms]
-OWN = "the method's"
+DEFAULT = "default"
+"""The key of the method's own loss among those of sources."""
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """The loss of each source.
-
-    A step minimises sum_g N_g / N * total_g / units_g: each loss's mean over its own units, weighed by the trajectories
-    it sees. With one loss for all that is its mean.
+class LossBySource:
+    """The losses of a run: the method's own, and those of sources that another loss trains.
 
     Attributes:
-        loss: the method's.
-        by_source: those of sources that are trained by another one.
+        default: the method's loss.
+        by_source: source -> loss, for sources that the method's loss does not train.
     """
 
-    loss: Loss
+    default: Loss
     by_source: Mapping[str, Loss]
 
-    def counts(self, batch: Trajectories) -> Tally:
-        """(units, trajectories) by loss, known before any score is: losses count without looking."""
-        name = batch.source if batch.source in self.by_source else OWN
-        here = (units(self.by_source.get(name, self.loss), batch), batch.action_mask.any(-1).sum())
-        nothing = (batch.rewards.new_zeros(()),) * 2
-        return {other: here if other == name else nothing for other in (OWN, *self.by_source)}
+    def loss_of(self, batch: Trajectories) -> Loss:
+        """Return the loss that trains a batch, by its source."""
+        return self.by_source.get(batch.source, self.default)
 
-    def weighed(self, summed: Tally) -> "Weighed":
-        """The losses of a step, whose counts are summed over micro-batches and ranks."""
-        whole = torch.stack([seen for _, seen in summed.values()]).sum().clamp(min=1)
-        weights = {name: seen / whole / number.clamp(min=1) for name, (number, seen) in summed.items()}
-        return Weighed(self, weights)
+    def counts(self, batch: Trajectories) -> Sums:
+        """Return (units, trajectories) of a batch under the name of its loss, and zeros under the other names.
+
+        The counts need no scores, so they are known before the forward pass.
+        """
+        name = batch.source if batch.source in self.by_source else DEFAULT
+        here = (unit_count(self.loss_of(batch), batch), trajectory_count(batch))
+        nothing = (batch.rewards.new_zeros(()),) * 2
+        return {other: here if other == name else nothing for other in (DEFAULT, *self.by_source)}
+
+    def weighted(self, counts: Sums) -> "StepLoss":
+        """Return the loss of one step, from counts that are summed over its micro-batches and ranks."""
+        whole = torch.stack([trajectories for _, trajectories in counts.values()]).sum().clamp(min=1)
+        weights = {name: seen / whole / units.clamp(min=1) for name, (units, seen) in counts.items()}
+        return StepLoss(self, weights)
 
 
 @dataclass(frozen=True)
-class Weighed:
-    """The losses of a step; with their weights the units of the step add up to 1.
+class StepLoss:
+    """The loss of one optimiser step; with weights, the units of the whole step add up to 1.
 
     Attributes:
-        mixture: the losses.
-        weights: `[]` each, by loss; empty where there is one loss, which is left as it is.
+        losses: the losses of the run.
+        weights: `[]` each, by name of the loss; empty where one loss trains all sources and keeps its own units.
     """
 
-    mixture: Mixture
-    weights: Mapping[str, Tensor]
+    losses: LossBySource
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, batch: Trajectories, policy: ActionScores, reference: ActionScores | None) -> LossTerms:
-        """The loss of the batch's source."""
-        found = self.mixture.by_source.get(batch.source, self.mixture.loss)(batch, policy, reference)
-        weight = self.weights.get(batch.source, self.weights.get(OWN))
-        if weight is None:
-            return found
-        weight = weight.to(found.total.dtype)
-        return LossTerms(found.total * weight, found.count * weight, found.metrics)
+        """Return the weighted loss of a batch, by its source."""
+        terms = self.losses.loss_of(batch)(batch, policy, reference)
+        weight = self._weight(batch, terms.total.dtype)
+        return terms if weight is None else LossTerms(terms.total * weight, terms.count * weight, terms.metrics)
 
+    def unit_count(self, batch: Trajectories) -> Tensor:
+        """Return the weighted number of units of a batch, `[]`, before it is scored."""
+        units, weight = unit_count(self.losses.loss_of(batch), batch), self._weight(batch, batch.rewards.dtype)
+        return units if weight is None else units * weight
 
-def units(loss: Loss, batch: Trajectories) -> Tensor:
-    """`[]`, what the loss's sum over the batch is divided by."""
-    zero = torch.zeros_like(batch.rewards)
-    blank = ActionScores(zero, zero, value=zero)
-    return loss(batch, blank, blank).count
+    def _weight(self, batch: Trajectories, dtype: torch.dtype) -> Tensor | None:
+        weight = self.weights.get(batch.source, self.weights.get(DEFAULT))
+        return None if weight is None else weight.to(dtype)

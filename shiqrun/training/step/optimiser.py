@@ -1,6 +1,6 @@
-"""The optimiser's part of a step: fused AdamW, its learning rate, and summed gradients made a mean and clipped.
+"""The optimiser's part of a step: fused AdamW, its learning rates, and the division and clipping of summed gradients.
 
-Nothing here reads a number off the device, so that no step waits for one.
+Nothing here reads a number off the device, so no step waits for the GPU.
 """
 
 from typing import Any
@@ -14,13 +14,19 @@ from shiqrun.models.policy import Policy
 from shiqrun.settings import TrainerSettings
 
 FUSED = ("cpu", "cuda")
-"""Where torch has AdamW in one kernel, whose step a flag on the device (`found_inf`) turns into none."""
+"""Devices where torch has AdamW as one kernel, which a flag on the device (`found_inf`) can make do nothing."""
 PEAK = "initial_lr"
-"""Where a group keeps the peak of its schedule: torch's own name for it, in every checkpoint."""
+"""The key under which a parameter group keeps its peak learning rate: torch's own name for it, in every checkpoint."""
 
 
 def adamw(policy: Policy, settings: TrainerSettings, *, value_lr_ratio: float) -> AdamW:
-    """AdamW on what requires a gradient; a value function is a group of its own."""
+    """Return an AdamW optimiser over all parameters with a gradient; a value function is a group of its own.
+
+    Args:
+        policy: the model, with its value function if it has one.
+        settings: learning rate and weight decay.
+        value_lr_ratio: learning rate of the value function over the policy's, no unit.
+    """
     value = [] if policy.value is None else [p for p in policy.value.parameters() if p.requires_grad]
     own = {id(p) for p in value}
     rest = [p for p in policy.parameters() if p.requires_grad and id(p) not in own]
@@ -28,27 +34,32 @@ def adamw(policy: Policy, settings: TrainerSettings, *, value_lr_ratio: float) -
     groups: list[dict[str, Any]] = [{"params": params, "lr": rate, PEAK: rate} for params, rate in rates if params]
     fused = all(p.device.type in FUSED for p in (*rest, *value))
     optimizer = AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
-    optimizer.register_load_state_dict_pre_hook(_with_own_kernel)
+    optimizer.register_load_state_dict_pre_hook(_keep_kernel)
     return optimizer
 
 
-def _with_own_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint goes on in the kernel that this machine has, whichever wrote it."""
+def _keep_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's state with this machine's choice of kernel, whichever machine wrote the checkpoint."""
     fused = optimizer.defaults["fused"]
     return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
 
 
-def set_rates(optimizer: torch.optim.Optimizer, share: float) -> float:
-    """Sets every group to a share of its peak; returns the first group's, the policy's."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, share: float) -> float:
+    """Set every group's learning rate to a share of its peak; return the first group's, which is the policy's."""
     for group in optimizer.param_groups:
         group["lr"] = group[PEAK] * share
     return float(optimizer.param_groups[0]["lr"])
 
 
 def divide_and_clip(optimizer: torch.optim.Optimizer, scale: Tensor, largest: float | None) -> Tensor:
-    """Multiplies every gradient with `scale`, `[]`, and clips each group apart; the norms before, `[groups]`.
+    """Scale all gradients, clip the norm of each group, and return the norms before clipping, `[groups]`.
 
-    Apart, so that a value that starts far off does not shrink the policy's step.
+    Groups are clipped apart, so that a value function which starts far off does not shrink the policy's step.
+
+    Args:
+        optimizer: whose parameters hold gradients that are sums.
+        scale: `[]`, one over the units of the step.
+        largest: the largest norm, None for no clipping.
     """
     norms = []
     for group in optimizer.param_groups:

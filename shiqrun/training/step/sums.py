@@ -1,4 +1,4 @@
-"""Sums and counts while they are still on the device: added up, read in one go, and whether a step was finite."""
+"""Sums and counts on the device: added over micro-batches, read in one transfer, with deferred checks of finiteness."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,38 +6,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Tally = dict[str, tuple[Tensor, Tensor]]
-"""name -> (sum, count), `[]` each."""
+Sums = dict[str, tuple[Tensor, Tensor]]
+"""Sums and counts by name, `[]` each, still on the device; a metric's value is its sum over its count."""
+Numbers = dict[str, tuple[float, float]]
+"""The same as Python floats."""
 
 
-def added(tallies: list[Tally]) -> tuple[list[str], Tensor]:
-    """The names, and the sums and counts over all tallies, `[names, 2]` float64.
+def sum_parts(parts: list[Sums]) -> tuple[list[str], Tensor]:
+    """Add sums and counts over micro-batches; return the names and the totals, `[names, 2]` float64.
 
-    A name that one tally lacks counts as nothing there: losses of different sources measure different things.
+    A name that one micro-batch lacks counts as (0, 0) there, because losses of different sources have different
+    metrics.
     """
-    names = sorted({name for tally in tallies for name in tally})
-    nothing = (torch.zeros((), device=next(iter(tallies[0].values()))[0].device),) * 2
-    flat = torch.stack([x.double() for tally in tallies for name in names for x in tally.get(name, nothing)])
-    return names, flat.view(len(tallies), len(names), 2).sum(0)
+    names = sorted({name for part in parts for name in part})
+    nothing = (torch.zeros((), device=next(iter(parts[0].values()))[0].device),) * 2
+    flat = torch.stack([x.double() for part in parts for name in names for x in part.get(name, nothing)])
+    return names, flat.view(len(parts), len(names), 2).sum(0)
 
 
-def floats(tally: Tally) -> dict[str, tuple[float, float]]:
-    """The same numbers, read off the device at once."""
-    both = torch.stack([torch.stack(pair) for pair in tally.values()]).tolist()
-    return {name: (pair[0], pair[1]) for name, pair in zip(tally, both, strict=True)}
+def to_numbers(sums: Sums) -> Numbers:
+    """Read sums and counts off the device, in one transfer."""
+    both = torch.stack([torch.stack(pair) for pair in sums.values()]).tolist()
+    return {name: (pair[0], pair[1]) for name, pair in zip(sums, both, strict=True)}
 
 
 @dataclass(frozen=True)
-class Unread:
-    """What a step leaves on the device to be looked at later.
+class PendingStep:
+    """The numbers of a step whose finiteness has not been read from the device yet.
 
     Attributes:
-        step: counted from 1.
-        update: on its batch, counted from 1.
-        losses: `[]` each, the sums of this rank's micro-batches.
+        step: number of the optimiser step, counted from 1.
+        update: number of the update on the step's batch, counted from 1.
+        losses: `[]` each, the loss sums of this rank's micro-batches.
         total: `[]` float64, their sum over ranks.
-        norms: `[groups]` float64, of the gradient.
-        tokens: `[]` float64, over ranks.
+        norms: `[groups]` float64, the gradient norm of each group of parameters.
+        tokens: `[]` float64, tokens read, over ranks.
     """
 
     step: int
@@ -47,8 +50,12 @@ class Unread:
     norms: Tensor
     tokens: Tensor
 
-    def complaint(self, sources: Callable[[int, int], list[str]]) -> str:
-        """What of it is not finite; `sources` names this rank's rows of a step, counted from 0, and micro-batch."""
+    def error(self, sources: Callable[[int, int], list[str]]) -> str:
+        """Return the error message for a step that is not finite.
+
+        Args:
+            sources: names the data rows of a step, counted from 0, and a micro-batch of this rank.
+        """
         name = f"step {self.step}" + (f", update {self.update}" if self.update > 1 else "")
         bad = [k for k, loss in enumerate(self.losses) if not loss.isfinite()]
         if bad:
@@ -62,30 +69,33 @@ class Unread:
         return f"{name}: the gradient norm is {self.norms.tolist()}; nothing was updated"
 
 
-class Watch:
-    """The steps that nobody has looked at, and whether one of them was not finite: on all ranks the same."""
+class FiniteCheck:
+    """A deferred check that losses and gradient norms are finite, which avoids a GPU synchronisation at every step.
+
+    Its verdict is the same on all ranks, because it looks at numbers that are summed over ranks.
+    """
 
     def __init__(self) -> None:
-        self._steps: list[Unread] = []
-        self._broken: list[Tensor] = []  # of each step: it or one before it
+        self._pending: list[PendingStep] = []
+        self._failed: list[Tensor] = []  # for each pending step: whether it or one before it was not finite
 
-    def add(self, step: Unread) -> None:
-        """Notes a step, without asking the device for anything."""
-        broken = ~torch.cat([step.total.view(1), step.norms]).isfinite().all()
-        self._steps.append(step)
-        self._broken.append(broken | self._broken[-1] if self._broken else broken)
+    def add(self, step: PendingStep) -> None:
+        """Append a step to the pending ones, without reading a number off the device."""
+        failed = ~torch.cat([step.total.view(1), step.norms]).isfinite().all()
+        self._pending.append(step)
+        self._failed.append(failed | self._failed[-1] if self._failed else failed)
 
     @property
     def found_inf(self) -> Tensor | None:
-        """`[]`, 1 where an unread step was not finite, else 0: what a fused optimiser reads; None with none unread."""
-        return self._broken[-1].float() if self._broken else None
+        """The flag for a fused optimiser, `[]`: 1 where a pending step was not finite, else 0; None without any."""
+        return self._failed[-1].float() if self._failed else None
 
-    def read(self) -> tuple[int, Unread | None]:
-        """Tokens of the unread steps, and the first of them that was not finite; they are read then."""
-        steps, broken = self._steps, self._broken
-        self._steps, self._broken = [], []
-        if not steps:
+    def read(self) -> tuple[int, PendingStep | None]:
+        """Read the pending steps; return the number of their tokens and the first step that was not finite, if any."""
+        pending, failed = self._pending, self._failed
+        self._pending, self._failed = [], []
+        if not pending:
             return 0, None
-        found = torch.stack([torch.stack([s.tokens for s in steps]), torch.stack(broken).double()])
+        found = torch.stack([torch.stack([s.tokens for s in pending]), torch.stack(failed).double()])
         tokens, flags = found.tolist()
-        return int(sum(tokens)), steps[flags.index(1.0)] if 1.0 in flags else None
+        return int(sum(tokens)), pending[flags.index(1.0)] if 1.0 in flags else None

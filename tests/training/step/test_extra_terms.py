@@ -8,10 +8,11 @@ import torch
 
 from shiqrun.losses import shiq, spo, spo_advantage
 from shiqrun.losses.anchor import anchor
+from shiqrun.losses.requirements import unit_count
 from shiqrun.losses.soft_policy import monte_carlo
 from shiqrun.settings import AlgoSettings
-from shiqrun.training.step.extra_terms import Additions
-from shiqrun.training.step.sums import added
+from shiqrun.training.step.extra_terms import ExtraTerms
+from shiqrun.training.step.sums import sum_parts
 from shiqrun.types import ActionScores, Trajectories
 
 BETA = 0.3
@@ -56,32 +57,32 @@ def test_each_addition_is_divided_by_units_of_its_own(loss, parts):
     told = monte_carlo(whole, policy, reference, beta=BETA)
     assert told.count not in (0, own.count, held.count)
     expected = own.total / own.count + held.total / held.count + 1.9 * told.total / told.count
-    made = Additions(loss, SETTINGS, BETA)
+    made = ExtraTerms(loss, SETTINGS, BETA)
     batches = [cut(whole, rows) for rows in parts]
-    names, both = added([made.counts(part, made.loss) for part in batches])
+    names, both = sum_parts([made.counts(part, unit_count(made.loss, part)) for part in batches])
     weights = made.weights({name: (pair[0], pair[1]) for name, pair in zip(names, both, strict=True)})
     total = 0
     for part, rows in zip(batches, parts, strict=True):
         ours, theirs = (
             ActionScores(s.logit[rows], s.log_partition[rows], further=s.further[rows]) for s in (policy, reference)
         )
-        terms, _ = made.added(loss(part, ours, theirs), part, ours, theirs, weights)
+        terms, _ = made.add_to(loss(part, ours, theirs), part, ours, theirs, weights)
         total += terms.total
     assert total / own.count == pytest.approx(float(expected))
 
 
 def test_the_monte_carlo_term_has_the_loss_s_own_top_and_eps():
     whole, policy, reference = batch(), scores(), scores(seed=2)
-    made = Additions(partial(spo, beta=BETA, top=2.0, eps=0.1), replace(SETTINGS, anchor=0.0), BETA)
-    names, both = added([made.counts(whole, made.loss)])
+    made = ExtraTerms(partial(spo, beta=BETA, top=2.0, eps=0.1), replace(SETTINGS, anchor=0.0), BETA)
+    names, both = sum_parts([made.counts(whole, unit_count(made.loss, whole))])
     weights = made.weights({name: (pair[0], pair[1]) for name, pair in zip(names, both, strict=True)})
     own = made.loss(whole, policy, reference)
-    terms, _ = made.added(own, whole, policy, reference, weights)
+    terms, _ = made.add_to(own, whole, policy, reference, weights)
     told = monte_carlo(whole, policy, reference, beta=BETA, top=2.0, eps=0.1)
     assert float(terms.total - own.total) == pytest.approx(float(1.9 * told.total / told.count * own.count))
     assert float(told.total) != pytest.approx(float(monte_carlo(whole, policy, reference, beta=BETA).total))
 
 
 def test_without_weights_there_is_nothing_to_add():
-    assert not Additions(partial(spo, beta=BETA), replace(SETTINGS, anchor=0.0, monte_carlo=0.0), BETA)
-    assert Additions(partial(spo, beta=BETA), replace(SETTINGS, anchor=0.0), BETA)
+    assert not ExtraTerms(partial(spo, beta=BETA), replace(SETTINGS, anchor=0.0, monte_carlo=0.0), BETA)
+    assert ExtraTerms(partial(spo, beta=BETA), replace(SETTINGS, anchor=0.0), BETA)

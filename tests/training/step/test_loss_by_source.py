@@ -138,7 +138,7 @@ def gradient(loss, by_source, cut, **algo):
     made, seen = method(loss, by_source, acting=moved(), **algo), Gradients()
     made.reference = Frozen(policy())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shiqrun.training.step.method.expect_equality", lambda *_: None)
+        patch.setattr("shiqrun.training.step.method.check_step_zero", lambda *_: None)
         kept = fit(made, [batches(cut)], seen)
     return seen.seen[0], kept
 
@@ -237,7 +237,7 @@ def test_the_gap_between_acting_and_scoring_is_a_mean_over_sampled_actions():
     other, kept = moved(), {}
     made = method(SPO, {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shiqrun.training.step.method.expect_equality", lambda *_: None)
+        patch.setattr("shiqrun.training.step.method.check_step_zero", lambda *_: None)
         kept = fit(made, [acted(other)])
     batch = GIVEN["online"].collate(range(5))
     gap = (policy()(batch).logp - other(batch).logp).abs()[batch.action_mask]

@@ -28,7 +28,7 @@ from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
 from shiqrun.training.callbacks import Checkpoints, Signals, Stopped, Validation
 from shiqrun.training.step.method import Method
 from shiqrun.training.step.schedule import learning_rate_factor
-from shiqrun.training.step.sums import Unread
+from shiqrun.training.step.sums import PendingStep
 from tests.support import helpers
 
 BATCH = 3
@@ -184,15 +184,15 @@ def test_what_compares_completions_asks_in_its_loss_alone(monkeypatch):
 
 
 def test_the_questions_are_seen_where_there_are_any(monkeypatch):
-    assert asked(monkeypatch, method(steps=9, reads_late=False), given())["tally.py"] == 5
-    assert asked(monkeypatch, method(steps=9, reads_late=True), given(), logged=True)["tally.py"] > 3
+    assert asked(monkeypatch, method(steps=9, reads_late=False), given())["sums.py"] == 5
+    assert asked(monkeypatch, method(steps=9, reads_late=True), given(), logged=True)["sums.py"] > 3
 
 
 def test_metrics_are_computed_at_logged_steps_alone(monkeypatch):
-    from shiqrun.training.step import batch_metrics as measures
+    from shiqrun.training.step import batch_metrics
 
     calls = []
-    monkeypatch.setattr(measures, "log_ratios", lambda *a: calls.append(1) or torch.zeros(()))
+    monkeypatch.setattr(batch_metrics, "log_ratios", lambda *a: calls.append(1) or torch.zeros(()))
     made = method(steps=9, log_every=4)
     data = LoggedData(given(), batch_size=BATCH, micro_batch_tokens=24, seed=0)
     data.train_dataloader()
@@ -366,8 +366,8 @@ def test_nonsense_in_a_later_update_is_named_with_it(late):
 def test_data_that_nobody_sampled_are_validated_without_the_loss_that_samples_need():
     made = ppo()
     batch = given().val.collate([0, 1, 2])
-    assert {"loss", "policy_loss", "reward", "logratio_mean"} <= set(made.shown(batch))
-    assert set(made.shown(replace(batch, behaviour_logp=None))) == {
+    assert {"loss", "policy_loss", "reward", "logratio_mean"} <= set(made.validation_metrics(batch))
+    assert set(made.validation_metrics(replace(batch, behaviour_logp=None))) == {
         "reward",
         "logratio_mean",
         "logratio_abs",
@@ -468,7 +468,7 @@ def test_nor_is_it_evaluated(tmp_path):
 
 def test_another_ranks_nonsense_is_called_that():
     nan, one = torch.tensor(float("nan")), torch.ones(())
-    said = Unread(5, 1, [one], nan, one.view(1), one).complaint(sources=None)
+    said = PendingStep(5, 1, [one], nan, one.view(1), one).error(sources=None)
     assert said == "step 5: the loss is not finite on another rank; nothing was updated"
 
 

@@ -7,7 +7,7 @@ import torch
 
 from shiqrun.models.policy import Policy, ValueHead
 from shiqrun.settings import TrainerSettings
-from shiqrun.training.step.optimiser import adamw, divide_and_clip, set_rates
+from shiqrun.training.step.optimiser import adamw, divide_and_clip, set_learning_rates
 from shiqrun.training.step.schedule import learning_rate_factor
 from tests.support import helpers
 
@@ -60,7 +60,7 @@ def test_the_fused_optimiser_gives_the_weights_of_the_plain_one(dtype):
     for step in range(STEPS):
         gradients(one, step)
         gradients(other, step)
-        assert set_rates(fused, factor(step)) == pytest.approx(schedule.get_last_lr()[0])
+        assert set_learning_rates(fused, factor(step)) == pytest.approx(schedule.get_last_lr()[0])
         fused.step()
         loop.step()
         schedule.step()
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_the_plain_optimiser_goes_on_in_the_fused_one():
     for step in range(5, STEPS):
         gradients(one, step)
         gradients(other, step)
-        set_rates(fused, factor(step))
+        set_learning_rates(fused, factor(step))
         fused.step()
         loop.step()
         schedule.step()
