@@ -46,11 +46,10 @@ def ppo(
 
         sum_t -w_t min(rho_t A_t, clip(rho_t, 1 - clip, 1 + clip) A_t) + 1/2 (V_t - V_prox,t - A_t)^2
 
-    Summed over every action; unit: action. Schulman et al. 2017, arXiv 1707.06347, equation 7, with the weights of
-    Hilton et al. 2021, arXiv 2110.00641; docs/math.md, "PPO". rho = pi / pi_prox, w = min(pi_prox / mu,
-    importance_cap), and A are the `advantages` of pi_prox. Gradients flow through rho and V alone; the value's error
-    has no weight. Where `batch.proximal` is None, in the first update on a batch, the policy is its own pi_prox: rho is
-    1, and the gradient is the policy gradient.
+    Summed over every action; unit: action. arXiv 1707.06347, equation 7, with the weights of arXiv 2110.00641;
+    docs/math.md, "PPO". rho = pi / pi_prox, w = min(pi_prox / mu, importance_cap), and A are the `advantages` of
+    pi_prox. Gradients flow through rho and V alone; the value's error has no weight. Where `batch.proximal` is None, in
+    the first update on a batch, the policy is its own pi_prox: rho is 1, and the gradient is the policy gradient.
 
     Args:
         batch: trajectories with rewards, reward units, and `behaviour_logp`, log mu, nats.
