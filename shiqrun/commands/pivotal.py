@@ -17,10 +17,10 @@ from rich.text import Text
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
 from shiqrun.errors import InputError
-from shiqrun.util.atomic import replacing
+from shiqrun.util.atomic import atomic_writer
 
 if TYPE_CHECKING:
-    from shiqrun.estimates.jsonl_cache import KeptFile
+    from shiqrun.estimates.jsonl_cache import JsonlCache
     from shiqrun.estimates.pivotal_search import Estimates, PivotalSettings, Walk
 
 SCHEMA = Schema(
@@ -51,7 +51,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
 
     from shiqrun.batching.logged_data import DataSettings, examples_of
     from shiqrun.console import console, track
-    from shiqrun.estimates.jsonl_cache import KeptFile, locked
+    from shiqrun.estimates.jsonl_cache import JsonlCache, lock_cache
     from shiqrun.estimates.pivotal_inputs import trajectories_of, walks_of
     from shiqrun.estimates.pivotal_search import KIND, Estimates, PivotalSettings, search
     from shiqrun.estimates.prompt_values import key_of
@@ -83,8 +83,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
     made_with = asked.made_with(weights_fingerprint(model), reward)
     cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
     path, before = cache / "pivotal" / f"{key_of(made_with)}.jsonl", time.perf_counter()
-    with locked(path, "searches"):
-        kept, estimates = KeptFile(path, KIND, made_with), Estimates(policy, tokenizer, reward, asked)
+    with lock_cache(path, "searches"):
+        kept, estimates = JsonlCache(path, KIND, made_with), Estimates(policy, tokenizer, reward, asked)
         new = search(estimates, walks, kept, track)
     found = _write(run_dir, kept, walks, asked) | _cost(estimates, time.perf_counter() - before, new)
     about = {**made_with, **{f"dropped/{why}": n for why, n in dropped.items()}}
@@ -93,10 +93,10 @@ def run(config: DictConfig, run_dir: Path) -> None:
     _tell(run_dir, found, kept, walks, write_report([run_dir]))
 
 
-def _write(run_dir: Path, kept: "KeptFile", walks: Sequence["Walk"], asked: "PivotalSettings") -> dict[str, Any]:
+def _write(run_dir: Path, kept: "JsonlCache", walks: Sequence["Walk"], asked: "PivotalSettings") -> dict[str, Any]:
     """The searches, and their rollouts as a data set of logged trajectories; the figures over all of them."""
     count = Counter[str]()
-    with replacing(run_dir / FILE) as searches, replacing(run_dir / ROLLOUTS) as rollouts:
+    with atomic_writer(run_dir / FILE) as searches, atomic_writer(run_dir / ROLLOUTS) as rollouts:
         searches.write(json.dumps(kept.header) + "\n")
         given: set[str] = set()
         for row in kept.rows(dict.fromkeys(walk.name for walk in walks)):
@@ -144,7 +144,7 @@ def _cost(estimates: "Estimates", seconds: float, new: int) -> dict[str, Any]:
     }
 
 
-def _tell(run_dir: Path, found: dict[str, Any], kept: "KeptFile", walks: Sequence["Walk"], page: Path) -> None:
+def _tell(run_dir: Path, found: dict[str, Any], kept: "JsonlCache", walks: Sequence["Walk"], page: Path) -> None:
     from shiqrun.console import console, number
 
     table = Table(title="pivotal tokens", title_justify="left")

@@ -17,7 +17,7 @@ from rich.table import Table
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, target
 from shiqrun.errors import InputError
-from shiqrun.util.atomic import replacing
+from shiqrun.util.atomic import atomic_writer
 
 if TYPE_CHECKING:
     from shiqrun.batching.logged_data import Split
@@ -139,7 +139,7 @@ def _write(run_dir: Path, labelled: Sequence["Labelled"], *, own_val: bool) -> d
 def _written(path: Path, labelled: Sequence["Labelled"], form: "Form") -> Path:
     from shiqrun.data.labelled import row_of
 
-    with replacing(path) as file:
+    with atomic_writer(path) as file:
         for x in labelled:
             row = row_of(x.example, x.scores, form) | _verdicts(x.verdicts, form)
             print(json.dumps(row, ensure_ascii=False, default=str), file=file)

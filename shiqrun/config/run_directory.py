@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.errors import InputError
-from shiqrun.util.atomic import replacing
+from shiqrun.util.atomic import atomic_writer
 from shiqrun.util.quoting import for_shell
 
 CONFIG = Path(".hydra", "config.yaml")
@@ -104,7 +104,7 @@ def save(config: DictConfig, folder: Path) -> None:
     """Writes the config, every interpolation resolved, at once or not at all."""
     file = folder / CONFIG
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as draft:
+    with atomic_writer(file) as draft:
         OmegaConf.save(config, draft, resolve=True)
 
 

@@ -1,36 +1,33 @@
-"""Rows that took long to make: a JSONL file whose first line says what they are good with, appended row by row.
+"""A JSONL cache keeps rows that took long to compute; its first line, the header, says what they may be used with.
 
-Rows stay on disk (hundreds of completions of each of thousands of prompts are more than a machine's memory).
+The header holds the fingerprints of the reference and the reward and the sampling settings. Rows stay on disk, because
+hundreds of completions of each of thousands of prompts are more than a machine's memory.
 """
 
 import json
-import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.util.atomic import replace
+from shiqrun.util.atomic import write_atomic
+from shiqrun.util.jsonl import Line, append_lines, encode_line, read_lines, truncate
+from shiqrun.util.lock import wait_for_lock
 
-log = logging.getLogger("shiqrun")
 FORMAT = 1
-PATIENCE_SECONDS = 5
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What such a file holds.
+class CacheKind:
+    """What the rows of a cache are, and which command computes them.
 
     Attributes:
-        name: of the command that makes it; its first line has the key `shiqrun_<name>`.
-        what: in words.
-        column: that every row has.
-        key: the column by which rows are found, in the file that is appended to.
+        name: of the command; the header has the key `shiqrun_<name>`.
+        what: the rows in words, for messages.
+        column: a column that every row has.
+        key: the column by which rows are found.
     """
 
     name: str
@@ -40,35 +37,37 @@ class Kind:
 
     @property
     def mark(self) -> str:
-        """The key of the first line."""
+        """The key of the header that holds the format's number."""
         return f"shiqrun_{self.name}"
 
     @property
     def advice(self) -> str:
-        """How to get one."""
+        """How to get such a file, for messages."""
         return f"`shiqrun {self.name}` makes one, {self.name}.jsonl"
 
 
-class KeptFile:
-    """A header, then a row a line; a line that a kill has torn is cut off, and nothing before it is lost.
+class JsonlCache:
+    """A JSONL file of a header and one row a line; a torn last line, which a kill left, is cut off.
+
+    Only the byte at which each row starts is in memory.
 
     Args:
-        path: of the file; it need not be there.
-        kind: what it holds.
-        made_with: what equal rows need: fingerprints of reference and reward, and how was sampled.
+        path: of the file; it need not exist.
+        kind: what its rows are.
+        made_with: the header: fingerprints of reference and reward, and the sampling settings.
 
     Raises:
-        InputError: the file was made with something else, or is no such file; the message names what differs.
+        InputError: the file has another header, or is no such file; the message names what differs.
     """
 
-    def __init__(self, path: Path, kind: Kind, made_with: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, kind: CacheKind, made_with: Mapping[str, Any]) -> None:
         self.path, self.kind, self.made_with = path, kind, dict(made_with)
         self._starts: dict[str, int] = {}
         if path.exists() and path.stat().st_size:
             self._open()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace(path, json.dumps(self.header) + "\n")
+            write_atomic(path, encode_line(self.header))
 
     @property
     def header(self) -> dict[str, Any]:
@@ -76,36 +75,33 @@ class KeptFile:
         return {self.kind.mark: FORMAT, **self.made_with}
 
     def _open(self) -> None:
-        lines = read_lines(self.path, self.kind)
-        header, _, whole = next(lines)
-        expect_made_with(self.path, header, self.made_with, self.kind)
-        for row, start, end in lines:
-            self._know(row, start)
-            whole = end
-        with self.path.open("r+b") as file:
-            file.truncate(whole)  # a line that a kill has torn
+        lines = read_rows(self.path, self.kind)
+        header = next(lines)
+        expect_made_with(self.path, header.row, self.made_with, self.kind)
+        end = header.end
+        for line in lines:
+            self._remember(line.row, line.start)
+            end = line.end
+        truncate(self.path, end)
 
-    def _know(self, row: Mapping[str, Any], start: int) -> None:
+    def _remember(self, row: Mapping[str, Any], start: int) -> None:
+        """Note at which byte of the file a row starts."""
         self._starts[row[self.kind.key]] = start
 
     def __contains__(self, key: object) -> bool:
         return key in self._starts
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds rows, on disk when this returns."""
-        with self.path.open("ab") as file:
-            for row in rows:
-                start = file.tell()
-                file.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
-                self._know(row, start)
-            file.flush()
-            os.fsync(file.fileno())
+        """Add rows, on disk when this returns; after an error (a full disk) the file is as it was."""
+        new = list(rows)
+        for row, start in zip(new, append_lines(self.path, new, default=str), strict=True):
+            self._remember(row, start)
 
     def rows(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """The rows of these keys, in that order.
+        """Yield the rows of these keys, in that order, from the disk.
 
         Raises:
-            KeyError: one that is not there.
+            KeyError: the cache has no such row.
         """
         with self.path.open("rb") as file:
             for key in keys:
@@ -114,23 +110,16 @@ class KeptFile:
 
 
 @contextmanager
-def locked(path: Path, doing: str) -> Iterator[None]:
-    """Alone with a file; says what another process is doing with it for long."""
+def lock_cache(path: Path, doing: str) -> Iterator[None]:
+    """Hold the lock of a cache file inside the block; log what another process is `doing` with it for long."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=PATIENCE_SECONDS)
-    except Timeout:
-        log.info("another process %s with this reference and reward; waiting for it", doing)
-        lock.acquire()
-    try:
+    reason = f"another process {doing} with this reference and reward; waiting for it"
+    with wait_for_lock(path.with_name(f"{path.name}.lock"), reason):
         yield
-    finally:
-        lock.release()
 
 
-def expect_made_with(path: Path, header: Mapping[str, Any], made_with: Mapping[str, Any], kind: Kind) -> None:
-    """Nothing, if a header agrees.
+def expect_made_with(path: Path, header: Mapping[str, Any], made_with: Mapping[str, Any], kind: CacheKind) -> None:
+    """Check that a header agrees with what its rows are wanted for.
 
     Raises:
         InputError: naming each entry that differs.
@@ -144,43 +133,22 @@ def expect_made_with(path: Path, header: Mapping[str, Any], made_with: Mapping[s
         )
 
 
-class Line(NamedTuple):
-    """A whole line: what it says, and the bytes where it starts and ends."""
-
-    row: dict[str, Any]
-    start: int
-    end: int
-
-
-def read_lines(path: Path, kind: Kind) -> Iterator[Line]:
-    """The header of a file, then its rows; a last line that a kill has torn is left out.
+def read_rows(path: Path, kind: CacheKind) -> Iterator[Line]:
+    """Yield the header of a cache file, then its rows, without a torn last line.
 
     Raises:
-        InputError: it cannot be read, is no such file, or has a row that is broken in the middle.
+        InputError: the file cannot be read, is no such file, or has a broken row that is not the last.
     """
+    advice = "take the row out, and it is computed again"
     try:
-        with path.open("rb") as file:
-            header = _parsed(file.readline())
-            if header is None or header.get(kind.mark) != FORMAT:
-                raise InputError(f"{path}: no file of {kind.what}; {kind.advice}")
-            yield Line(header, 0, file.tell())
-            start = file.tell()
-            for number, line in enumerate(file, 2):
-                row = _parsed(line)
-                if row is None or kind.column not in row:
-                    if file.readline():
-                        raise InputError(f"{path}:{number}: a broken row; take it out, it is made again")
-                    return
-                yield Line(row, start, start := start + len(line))
+        lines = read_lines(path, advice, lambda row: kind.mark in row or kind.column in row)
+        try:
+            header = next(lines, None)
+        except InputError:  # its first line is no header, whatever else it is
+            header = None
+        if header is None or header.row.get(kind.mark) != FORMAT:
+            raise InputError(f"{path}: no file of {kind.what}; {kind.advice}")
+        yield header
+        yield from lines
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {kind.advice}") from error
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

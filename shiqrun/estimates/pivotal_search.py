@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.batching.token_text import pieces
 from shiqrun.errors import InputError
 from shiqrun.estimates.bisection import ROUNDING, Bisection, Split
-from shiqrun.estimates.jsonl_cache import KeptFile, Kind
+from shiqrun.estimates.jsonl_cache import CacheKind, JsonlCache
 from shiqrun.estimates.prompt_values import asked
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Answered, Reward
 from shiqrun.sampling.generate import Completion, sample_completions
 from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens, tokens_key
 
-KIND = Kind("pivotal", "pivotal tokens", column="visited", key="name")
+KIND = CacheKind("pivotal", "pivotal tokens", column="visited", key="name")
 SEARCH, AGAIN = 3, 4
 """Streams of random numbers, apart from those of evaluation and prompt values."""
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -66,7 +66,7 @@ class PivotalSettings:
             raise InputError(f"pivotal.between={list(self.between)}: expected [low, high], chances from 0 to 1")
 
     def made_with(self, reference: str, reward: Reward) -> dict[str, Any]:
-        """What equal searches need, for `KeptFile`."""
+        """What equal searches need, for `JsonlCache`."""
         names = ("rollouts", "gap", "bisect", "again", "between", "max_new_tokens", "seed")
         own = {name: getattr(self, name) for name in names}
         return {"reference": reference, "reward": reward.fingerprint(), **own, "between": list(self.between)}
@@ -176,7 +176,7 @@ def _answered(prompt: Prompt, text: str) -> Answered:
     return Answered(prompt.messages, [{"role": "assistant", "content": text}], prompt.answer, prompt.source)
 
 
-def search(estimates: Estimates, walks: Sequence[Walk], file: KeptFile, progress: Progress = lambda x, _: x) -> int:
+def search(estimates: Estimates, walks: Sequence[Walk], file: JsonlCache, progress: Progress = lambda x, _: x) -> int:
     """Searches and keeps what the file lacks; the number of trajectories that it lacked.
 
     Trajectories of a prompt are searched together, so that what they share is estimated once.

@@ -15,7 +15,7 @@ from shiqrun.console import track
 from shiqrun.data.bfcl import Bfcl
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
-from shiqrun.estimates.jsonl_cache import locked
+from shiqrun.estimates.jsonl_cache import lock_cache
 from shiqrun.estimates.prompt_values import ValueSettings, by_prompt, estimate, key_of, set_prompt_values
 from shiqrun.estimates.value_file import Valued, ValueFile, read_values
 from shiqrun.models.policy import Policy
@@ -122,7 +122,7 @@ def made(
     """
     made_with = settings.made_with(reference, reward)
     path = cache_dir / "values" / f"{key_of(made_with)}.jsonl"
-    with locked(path, "values prompts"):
+    with lock_cache(path, "values prompts"):
         file = ValueFile(path, made_with)
         home = next(policy.parameters()).device
         reward.to(device)

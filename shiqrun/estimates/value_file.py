@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shiqrun.errors import InputError
-from shiqrun.estimates.jsonl_cache import KeptFile, Kind, expect_made_with, read_lines
+from shiqrun.estimates.jsonl_cache import CacheKind, JsonlCache, expect_made_with, read_rows
 
-KIND = Kind("values", "prompt values", column="rewards", key="asked")
+KIND = CacheKind("values", "prompt values", column="rewards", key="asked")
 
 
-class ValueFile(KeptFile):
+class ValueFile(JsonlCache):
     """What is kept of prompts that were valued.
 
     A row has `asked`, which names the prompt and whatever its reward depends on, and the columns of `data=jsonl`.
@@ -32,8 +32,8 @@ class ValueFile(KeptFile):
         self.rewards: dict[str, np.ndarray] = {}
         super().__init__(path, KIND, made_with)
 
-    def _know(self, row: Mapping[str, Any], start: int) -> None:
-        super()._know(row, start)
+    def _remember(self, row: Mapping[str, Any], start: int) -> None:
+        super()._remember(row, start)
         self.rewards[row["asked"]] = np.array(row["rewards"], np.float64)
 
 
@@ -52,12 +52,12 @@ def read_values(path: Path, wanted: Mapping[str, Any]) -> dict[str, Valued]:
         wanted: what its header must say.
 
     Raises:
-        InputError: as `read_lines`; or it was made with something else, or has rewards that are no finite numbers.
+        InputError: as `read_rows`; or it was made with something else, or has rewards that are no finite numbers.
     """
-    lines = read_lines(path, KIND)
+    lines = read_rows(path, KIND)
     expect_made_with(path, next(lines).row, wanted, KIND)
     found = {}
-    for number, (row, _, _) in enumerate(lines, 2):
+    for number, row, _, _ in lines:
         try:
             rewards = np.array(row["rewards"], np.float64)
         except (TypeError, ValueError):

@@ -15,7 +15,7 @@ from shiqrun.estimates.prompt_values import asked
 from shiqrun.estimates.value_cache import Values
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.sampling.prompts import Prompt, tokens_key
-from shiqrun.util.atomic import replacing
+from shiqrun.util.atomic import atomic_writer
 
 FILE = "values.jsonl"
 TRAJECTORIES: dict[Split, str] = {"train": "trajectories.jsonl", "val": "trajectories_val.jsonl"}
@@ -59,10 +59,10 @@ def write_values(
     groups: dict[Split, Sequence[Prompt]] = {"train": [p for prompts in splits.values() for p in prompts]}
     if own_val:
         groups = dict(splits)
-    with replacing(run_dir / FILE) as file:
+    with atomic_writer(run_dir / FILE) as file:
         print(json.dumps({**values.file.header, "beta": beta}), file=file)
         for split, prompts in groups.items():
-            with replacing(run_dir / TRAJECTORIES[split]) as trajectories:
+            with atomic_writer(run_dir / TRAJECTORIES[split]) as trajectories:
                 for prompt, row in zip(prompts, values.file.rows(map(asked, prompts)), strict=True):
                     cut += row.pop("cut_off")
                     row = {"prompt_id": prompt.prompt_id} | {k: v for k, v in row.items() if k != "asked"}

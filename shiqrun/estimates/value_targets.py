@@ -8,7 +8,7 @@ import numpy as np
 
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
-from shiqrun.estimates.jsonl_cache import expect_made_with, read_lines
+from shiqrun.estimates.jsonl_cache import expect_made_with, read_rows
 from shiqrun.estimates.pivotal_search import KIND
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.rewards.reward import Reward
@@ -24,7 +24,7 @@ def read_targets(path: Path, reference: str, reward: Reward | None) -> Estimated
     Raises:
         InputError: it was made with another reference, or another reward than that of the run's evaluation.
     """
-    lines = read_lines(path, KIND)
+    lines = read_rows(path, KIND)
     wanted = {"reference": reference} | ({} if reward is None else {"reward": reward.fingerprint()})
     expect_made_with(path, next(lines).row, wanted, KIND)
     return estimated(line.row for line in lines)

@@ -25,7 +25,7 @@ from shiqrun.losses.residual import log_ratios, partition_shifts, path_residuals
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
 from shiqrun.types import Trajectories
-from shiqrun.util.atomic import replacing
+from shiqrun.util.atomic import atomic_writer
 
 Numbers = list[float | None]
 DIGITS = 7
@@ -156,5 +156,5 @@ def _brief(value: float) -> float | None:
 
 def write_credit(path: Path, rows: Iterable[Credit]) -> None:
     """Writes `credit.jsonl`, one trajectory a line, all or nothing."""
-    with replacing(path) as file:
+    with atomic_writer(path) as file:
         file.writelines(json.dumps(c.row(), ensure_ascii=False, allow_nan=False) + "\n" for c in rows)

@@ -11,24 +11,25 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from shiqrun.batching.rows import Batches, Rows, Scores
-from shiqrun.console import PATIENCE_SECONDS
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference_file import UNREADABLE, Expected, MappedScores, join_parts, read_part, write_part
 from shiqrun.types import ActionScores
+from shiqrun.util.atomic import remove_partials
+from shiqrun.util.lock import wait_for_lock
 
 log = logging.getLogger("shiqrun")
 FORMAT = "3"
 """Part of every key: raise it when files are laid out, or scores computed, in another way."""
+WAITING = "waiting for the reference scores that another job or rank computes"
 PART_SECONDS = 5.0
 """Of work between two parts: the most that a kill loses, beside one batch."""
 
@@ -92,7 +93,11 @@ def cached_scores(
     """
     path = directory / f"reference-{key}.arrow"
     expected = Expected(key, rows.actions, rows.anchor[0] if rows.anchor else 0)
-    with _turn(path):
+    with ExitStack() as stack:
+        with _disk(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(wait_for_lock(path.with_suffix(".lock"), WAITING))
+            remove_partials(directory, path.name)
         found = path.exists()
         parts = Parts(path.with_suffix(".parts"), expected)
         if not found:
@@ -151,8 +156,7 @@ class Parts:
         """
         with _disk(self.directory.parent):
             self.directory.mkdir(exist_ok=True)
-            for torn in self.directory.glob("*.tmp"):
-                torn.unlink()
+            remove_partials(self.directory)
             for path in sorted(self.directory.glob("*.arrow")):
                 self._take(path)
             if self._done.any():
@@ -215,28 +219,11 @@ class Parts:
 
 
 @contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Inside, no other process computes or joins the scores of `path`; says so where it has to wait."""
-    lock = FileLock(path.with_suffix(".lock"))
-    with _disk(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=PATIENCE_SECONDS)
-        except Timeout:
-            log.info("waiting for the reference scores that another job or rank computes (%s)", lock.lock_file)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
 def _disk(directory: Path) -> Iterator[None]:
     """Inside, what the disk refuses becomes an InputError."""
     try:
         yield
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+    except OSError as error:
         raise InputError(
             f"cache_dir={directory}: {error}; the scores written so far are kept. Make room or give another cache_dir"
         ) from error

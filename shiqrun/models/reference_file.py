@@ -8,16 +8,15 @@ but what is being looked at.
 
 import hashlib
 import mmap
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from shiqrun.errors import InputError
+from shiqrun.util.atomic import atomic_path
 
 KEY, SECONDS, DIGEST = b"key", b"seconds", b"digest"
 """Metadata: whose scores, what computing them took, and a hash of the numbers."""
@@ -84,20 +83,6 @@ class Expected(NamedTuple):
         return row
 
 
-@contextmanager
-def written(path: Path, folder: Path) -> Iterator[BinaryIO]:
-    """A file to write in `folder`, under another name; on the disk as a whole before it takes the place of `path`."""
-    partial = folder / f"{path.name}.{os.getpid()}.tmp"
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_part(path: Path, expected: Expected, rows: np.ndarray, scores: np.ndarray, *, seconds: float) -> None:
     """Writes the scores of some trajectories.
 
@@ -116,7 +101,7 @@ def write_part(path: Path, expected: Expected, rows: np.ndarray, scores: np.ndar
         at += width
     batch = pa.record_batch(columns, schema=expected.schema())
     schema = expected.schema(seconds=seconds, digest=_digest([batch]))
-    with written(path, path.parent) as file, pa.ipc.new_file(file, schema) as writer:
+    with atomic_path(path) as partial, partial.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
         writer.write_batch(batch)
 
 
@@ -139,7 +124,7 @@ def join_parts(path: Path, expected: Expected, folder: Path) -> None:
     said = [pa.ipc.open_file(pa.memory_map(str(part))).schema.metadata for part in parts]
     seconds = sum(float(metadata[SECONDS]) for metadata in said)
     schema = expected.schema(seconds=seconds, digest=_joined(metadata[DIGEST] for metadata in said))
-    with written(path, folder) as file, pa.ipc.new_file(file, schema) as writer:
+    with atomic_path(path) as partial, partial.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
         for part in parts:
             writer.write_batch(read_part(part, expected)[1])
 

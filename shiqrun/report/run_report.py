@@ -11,7 +11,7 @@ from shiqrun.report.report_sections import ReportSections
 from shiqrun.report.run_facts import page_title
 from shiqrun.report.run_records import collect_runs
 from shiqrun.report.seed_groups import group_runs
-from shiqrun.util.atomic import replace
+from shiqrun.util.atomic import write_atomic
 
 
 def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
@@ -42,7 +42,7 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
             report = ReportSections(found.runs, group_runs(found.runs), folder)
             sections = report.sections([sweep.state for sweep in found.sweeps], pivotal)
             html = render_page(*page_title(found.runs), sections, report.script_data)
-        replace(out, html.encode("utf-8", "replace").decode())
+        write_atomic(out, html.encode("utf-8", "replace").decode())
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error}); choose another place with --out FILE") from None
     return out

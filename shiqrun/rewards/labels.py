@@ -16,7 +16,7 @@ from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered, Bounded, Judging, Progress, Reward
 from shiqrun.types import Example
-from shiqrun.util.atomic import replace as write_whole
+from shiqrun.util.atomic import write_atomic
 from shiqrun.util.intervals import interval
 
 log = logging.getLogger("shiqrun")
@@ -101,7 +101,7 @@ class KeptScores:
 
     def _keep(self, new: dict[str, Known]) -> None:
         self._known |= new
-        write_whole(self.folder / f"{_hash(' '.join(new))}.json", json.dumps(new))
+        write_atomic(self.folder / f"{_hash(' '.join(new))}.json", json.dumps(new))
 
     def _read(self) -> Iterator[tuple[str, Known]]:
         for file in sorted(self.folder.glob("*.json")):

@@ -23,7 +23,7 @@ from shiqrun.report.seed_groups import (
     ranking_metric,
 )
 from shiqrun.sweeping.state import Sweep, as_csv
-from shiqrun.util.atomic import replace
+from shiqrun.util.atomic import write_atomic
 
 BEST = "best.csv"
 ALSO = (REWARD, KL, "val/win_rate", LOSS)
@@ -121,7 +121,7 @@ def write(path: Path, found: Sequence[Chosen]) -> None:
             numbers += [x if math.isfinite(x) else "" for x in pair]
         rows.append([*one.swept.values(), len(one.group.finished), one.by[0], *numbers])
     header = [*found[0].swept, "seeds", "best_by", *(n for m in metrics for n in (m, f"{m}_seeds_ci95"))]
-    replace(path, as_csv(header, rows))
+    write_atomic(path, as_csv(header, rows))
 
 
 def shown(found: Sequence[Chosen]) -> Table:

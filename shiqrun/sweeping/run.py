@@ -1,6 +1,5 @@
 """Running the jobs of a sweep: so many processes at a time, each with its own directory, until every one has ended."""
 
-import fcntl
 import signal
 import subprocess
 import threading
@@ -9,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from shiqrun.console import counted
 from shiqrun.errors import InputError
 from shiqrun.sweeping.machine import Machine
 from shiqrun.sweeping.state import CONFIG, CONSOLE, Job, Sweep
 from shiqrun.sweeping.view import View
+from shiqrun.util.lock import Lock, LockHeld
 from shiqrun.util.quoting import as_override
 
 FAILED, INTERRUPTED = 1, 130
@@ -50,7 +50,7 @@ class Runner:
         self.running: list[_Process] = []
         self._asked = 0  # signals that told the sweep to stop
         self._told = 0  # of these, passed on to the processes
-        self._lock: IO[str] | None = None
+        self._lock = Lock(sweep.folder / LOCK)
 
     def run(self) -> int:
         """Runs what is not finished.
@@ -61,7 +61,7 @@ class Runner:
         Raises:
             InputError: another process is running jobs of this sweep.
         """
-        with locked(self.sweep.folder) as self._lock, self._listening():
+        with self._locked(), self._listening():
             waiting = [job for job in self.sweep.jobs if job.status != "finished"]
             for job in waiting:
                 job.status, job.exit_code, job.error = "waiting", None, []
@@ -72,6 +72,19 @@ class Runner:
         if self._asked and any(job.status != "finished" for job in self.sweep.jobs):
             return INTERRUPTED
         return FAILED if any(job.status != "finished" for job in self.sweep.jobs) else 0
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._lock.acquire()
+        except LockHeld as held:
+            raise InputError(
+                f"{self.sweep.folder}: jobs of this sweep are running ({held}); wait for them, or end them first"
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _loop(self, waiting: list[Job]) -> None:
         while self.running or (waiting and not self._asked):
@@ -89,7 +102,6 @@ class Runner:
         slot = min(set(range(self.parallel)) - {process.slot for process in self.running})
         place = self.sweep.place(job)
         place.mkdir(exist_ok=True)
-        assert self._lock is not None
         with (place / CONSOLE).open("ab") as console:
             popen = subprocess.Popen(
                 [*self.program, *words_of(self.sweep, job)],
@@ -162,18 +174,3 @@ def said(console: Path, code: int) -> list[str]:
     head = [] if len(lines) <= ERROR_LINES or not told else [lines[0]]
     killed = [] if code >= 0 else [f"killed by {signal.Signals(-code).name}" + " (memory?)" * (code == -signal.SIGKILL)]
     return [*head, *lines[len(head) - ERROR_LINES :], *killed]
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[IO[str]]:
-    """Inside, nobody else runs jobs of the sweep in this directory.
-
-    Raises:
-        InputError: somebody does.
-    """
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{folder}: jobs of this sweep are running; wait for them, or end them first") from error
-        yield file

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shiqrun import __version__
 from shiqrun.errors import InputError
-from shiqrun.util.atomic import replace
+from shiqrun.util.atomic import write_atomic
 
 FORMAT = 1
 STATE, TABLE, CONSOLE = "sweep.json", "sweep.csv", "console.log"
@@ -97,8 +97,8 @@ class Sweep:
 
     def save(self) -> None:
         """Writes `sweep.json` and `sweep.csv`, each at once or not at all."""
-        replace(self.folder / STATE, json.dumps(self._state(), indent=1) + "\n")
-        replace(self.folder / TABLE, self._table())
+        write_atomic(self.folder / STATE, json.dumps(self._state(), indent=1) + "\n")
+        write_atomic(self.folder / TABLE, self._table())
 
     def _state(self) -> dict[str, Any]:
         return {

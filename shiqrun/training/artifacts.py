@@ -17,7 +17,8 @@ from shiqrun.models.adapter import has_adapter, is_quantized, merged, save_adapt
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards import provenance as trained_on
-from shiqrun.util.atomic import replace
+from shiqrun.util.atomic import atomic_directory, write_atomic
+from shiqrun.util.jsonl import append_lines, encode_line, read_lines
 
 LIBRARIES = ("torch", "transformers", "lightning", "hydra-core", "peft", "bitsandbytes")
 
@@ -86,9 +87,10 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: P
         load = LOAD_ADAPTER.format(base=base, path=apart)
         _write_card(apart, card, load, library="peft", about=ADAPTER.format(base=base) + about)
     model = merged(policy.model)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    _write_card(directory, card, LOAD.format(auto="AutoModelForCausalLM", path=directory), about=about)
+    with atomic_directory(directory) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _write_card(folder, card, LOAD.format(auto="AutoModelForCausalLM", path=directory), about=about)
     return weights_fingerprint(model)
 
 
@@ -114,12 +116,14 @@ def save_reward_model(
         raise ValueError(f"{type(scorer).__name__}: no score head to save")
     scorer.base_model.load_state_dict(model.base_model.state_dict())
     scorer.score.load_state_dict(policy.value.linear.state_dict())
-    scorer.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
     seen = trained_on.provenance_of(prompts)
-    write_json(directory / trained_on.FILE, seen.written())
     about = SCORES.format(count=f"{len(seen.names):,}", fingerprint=seen.fingerprint, file=trained_on.FILE)
-    _write_card(directory, card, LOAD.format(auto="AutoModelForSequenceClassification", path=directory), about=about)
+    load = LOAD.format(auto="AutoModelForSequenceClassification", path=directory)
+    with atomic_directory(directory) as folder:
+        scorer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / trained_on.FILE, seen.written())
+        _write_card(folder, card, load, about=about)
 
 
 def _pad_that_ends_no_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -164,18 +168,16 @@ def git_commit() -> str | None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes JSON, all or nothing."""
-    replace(path, json.dumps(values, indent=2, default=str) + "\n")
+    write_atomic(path, json.dumps(values, indent=2, default=str) + "\n")
 
 
 def append_samples(path: Path, rows: list[dict[str, Any]]) -> None:
     """Adds rows to `samples.jsonl`: step, prompt, completion, reward, kl and more."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    append_lines(path, rows)
 
 
 def keep_samples(path: Path, step: int) -> None:
     """Drops rows of later steps than this, and one that a kill cut short: a resumed run writes them again."""
     if path.is_file():
-        # split at line feeds alone: a completion may hold other characters that `splitlines` breaks at
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        replace(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+        lines = read_lines(path, "take the line out, or restore the file from a copy", lambda row: "step" in row)
+        write_atomic(path, b"".join(encode_line(line.row) for line in lines if line.row["step"] <= step))

@@ -1,6 +1,5 @@
 """What happens around the steps: checkpoints, signals, validation."""
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from shiqrun.errors import InputError, TrainingError
 from shiqrun.evaluation.evaluator import EvaluationResult, PolicyEvaluator
 from shiqrun.models.reference import Live
 from shiqrun.training.step.method import Method
+from shiqrun.util.atomic import atomic_path, remove_partials
 
 MONITORED = (("val/regularised_return", 1), ("val/reward", 1), ("val/loss", -1))
 """What the best checkpoint is best by, the first that is there; and whether more or less is better."""
@@ -25,11 +25,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Saves `checkpoint` under `path`, all or nothing."""
-        partial = f"{path}.{os.getpid()}.tmp"
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        target = Path(path)
+        remove_partials(target.parent, target.name)  # a run has one writer; what a killed one left may be large
+        with atomic_path(target) as partial:
+            super().save_checkpoint(checkpoint, partial, storage_options)
 
 
 class Checkpoints(Callback):

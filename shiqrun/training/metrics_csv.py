@@ -1,13 +1,14 @@
 """`metrics.csv`: every logged number, one row a logged step, on disk as soon as it is known."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from shiqrun.util.atomic import replacing
+from shiqrun.util.atomic import atomic_writer
 
 
 class MetricsFile(Logger):
@@ -25,8 +26,10 @@ class MetricsFile(Logger):
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if path.is_file():
-            with path.open(newline="") as file:
-                self.rows = [r for r in csv.DictReader(file) if keep is None or int(r["step"]) <= keep]
+            text = path.read_bytes().decode()
+            whole = text[: text.rfind("\n") + 1]  # a kill may have torn the last row
+            rows = csv.DictReader(io.StringIO(whole, newline=""))
+            self.rows = [r for r in rows if keep is None or int(r["step"]) <= keep]
         self.columns = ["step", *sorted({k for r in self.rows for k, v in r.items() if v and k != "step"})]
         if path.is_file():
             self._rewrite()
@@ -65,7 +68,7 @@ class MetricsFile(Logger):
                 csv.DictWriter(file, self.columns, restval="").writerow(self.rows[-1])
 
     def _rewrite(self) -> None:
-        with replacing(self.path) as file:
+        with atomic_writer(self.path) as file:
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)

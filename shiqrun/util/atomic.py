@@ -1,25 +1,89 @@
-"""Files that are there as a whole or not at all, whenever the process is killed."""
+"""Files and directories are replaced as a whole: a kill or a power cut leaves the old content or the new, no mixture.
+
+New content goes to a hidden path beside the target (`.NAME.PID.tmp`), is forced to the disk (`fsync`), takes the
+target's name (`os.replace`), and then the directory that holds the name is forced to the disk, too. What a killed
+writer leaves is such a hidden path, which no reader looks at and which `remove_partials` deletes.
+"""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+SUFFIX = ".tmp"
+"""What the name of every hidden path ends in."""
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """A text file to write, under another name; it takes the place of `path` at the end, and not after an error."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a hidden path to write a file to, which replaces `path` when the block ends without an error.
+
+    After an error in the block `path` is as it was, and the hidden file is gone.
+    """
+    partial = _hidden(path)
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(partial, path)
+        yield partial
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def replace(path: Path, text: str) -> None:
-    """Writes a whole text at once."""
-    with replacing(path) as file:
-        file.write(text)
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[str]]:
+    """Open a UTF-8 text file for writing, which replaces `path` when the block ends without an error."""
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file with this content; text is encoded as UTF-8."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Give a hidden, empty directory to fill, which replaces `path` when the block ends without an error.
+
+    A directory that holds files cannot be replaced in one step: the former one moves away first, so that a kill in
+    that moment leaves no directory under the name, but never half of one.
+    """
+    partial, former = _hidden(path), _hidden(path, ".old")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for entry in (*partial.rglob("*"), partial):
+            sync(entry)
+        if path.exists():
+            path.replace(former)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def remove_partials(directory: Path, name: str = "*") -> None:
+    """Delete the hidden files that killed writers of files called `name` (a glob pattern) left in a directory.
+
+    Only for a caller that knows that nobody else is writing there, for instance because it holds the lock.
+    """
+    for partial in directory.glob(f".{name}.*{SUFFIX}"):
+        partial.unlink()
+
+
+def sync(path: Path) -> None:
+    """Force a file's content, or the names in a directory, to the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _hidden(path: Path, mark: str = "") -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{mark}{SUFFIX}")

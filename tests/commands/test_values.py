@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from shiqrun.cli import main
 from shiqrun.data.program_language import parse, run
+from shiqrun.util.lock import Lock
 from tests.rewards.classifiers import save
 from tests.support.command_line import checkpoint, command, finished, largest_difference, metrics, summary
 
@@ -196,7 +196,7 @@ def test_a_second_process_waits_for_the_first_and_says_so(home):
     assert values("run_dir=begun", "data.problems=20", "cache_dir=cache_lock") == 0
     (file,) = Path("cache_lock/values").glob("*.jsonl")
     before = file.read_bytes()
-    with FileLock(f"{file}.lock"):
+    with Lock(Path(f"{file}.lock")):
         words = ("values", *FEW, *model(), "reward=programs", *ASKED, "run_dir=waited", "cache_dir=cache_lock")
         process = command(*words)
         assert any("waiting for it" in line for line in process.stdout)

@@ -10,7 +10,7 @@ import pytest
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
-from shiqrun.estimates.jsonl_cache import KeptFile
+from shiqrun.estimates.jsonl_cache import JsonlCache
 from shiqrun.estimates.pivotal_search import KIND, Estimates, PivotalSettings, Walk, search
 from shiqrun.estimates.value_targets import estimated, expect_targets, read_targets, set_value_targets
 from shiqrun.rewards.exact_match import ExactMatch
@@ -57,7 +57,7 @@ def chance(one, at):
 
 def made(folder, walks=WALKS, **settings):
     asked = replace(ASKED, **settings)
-    file = KeptFile(folder / "pivotal.jsonl", KIND, asked.made_with("me", REWARD))
+    file = JsonlCache(folder / "pivotal.jsonl", KIND, asked.made_with("me", REWARD))
     estimates = Estimates(POLICY, TOKENIZER, REWARD, asked)
     return search(estimates, walks, file), estimates, file
 

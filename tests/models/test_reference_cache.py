@@ -238,7 +238,7 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_who_has_to_wait_says_for_what(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("shiqrun.util.lock.PATIENCE_SECONDS", 0.01)
     policy, given = policy_of(), rows()
     said, lock = threading.Event(), tmp_path / f"reference-{key_of(policy, given)}.lock"
     heard = logging.Handler()

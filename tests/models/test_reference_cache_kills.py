@@ -16,7 +16,6 @@ from torch.testing import assert_close
 from shiqrun.batching.rows import Batches
 from shiqrun.errors import InputError
 from shiqrun.models import reference_cache as cache
-from shiqrun.models import reference_file as score_file
 from tests.models.scored import TOKENS, plain, policy_of, scores_of, watched
 from tests.support.helpers import rows
 
@@ -48,7 +47,7 @@ def killed(directory, where):
     if where == "scoring the fourth batch":
         policy.register_forward_hook(forward)
     else:
-        score_file.os.replace = rename
+        os.replace = rename
     if where == "removing the parts":
         cache.Parts.remove = end_now
     scores_of(policy, rows(), directory)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from shiqrun.errors import InputError
 from shiqrun.rollout.store.queue import Buffer
 from shiqrun.rollout.trajectory import Trajectory
-from shiqrun.util.atomic import replacing
+from shiqrun.util.atomic import write_atomic
 
 STORE, BOARD = "store", "board"
 """Names of the actors."""
@@ -84,8 +84,7 @@ class Store:
 
     def _note(self) -> None:
         text = json.dumps({"session": self._session, "incarnation": self._incarnation})
-        with replacing(self._file) as file:
-            file.write(text)
+        write_atomic(self._file, text)
 
     @property
     def buffer(self) -> Buffer:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from shiqrun.errors import InputError
-from shiqrun.rollout.store.journal import Journal, sync_directory, write_whole
+from shiqrun.rollout.store.journal import Journal
 from shiqrun.rollout.store.parquet import trajectories_in, written
 from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.util.atomic import remove_partials, sync, write_atomic
+from shiqrun.util.lock import Lock, LockHeld
 
 log = logging.getLogger("shiqrun")
 INDEX, PREFIX, SUFFIX = "INDEX", "experience-", ".parquet"
@@ -65,10 +66,12 @@ class Shards:
         self.directory = directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(directory / ".lock", timeout=PATIENCE_SECONDS, thread_local=False)
-            self._lock.acquire()
-        except Timeout:
-            raise InputError(f"{directory}: another process writes here; end it, or name another directory") from None
+            self._lock = Lock(directory / ".lock")
+            self._lock.acquire(PATIENCE_SECONDS)
+        except LockHeld as held:
+            raise InputError(
+                f"{directory}: another process writes here ({held}); end it, or name another directory"
+            ) from None
         except OSError as error:
             raise InputError(f"{directory}: cannot be written ({error.strerror}); name another directory") from error
         try:
@@ -89,8 +92,7 @@ class Shards:
 
     def _check(self) -> None:
         """Sets aside what a kill has left, and reads every other shard once."""
-        for partial in self.directory.glob(f".{PREFIX}*.partial"):
-            partial.unlink()
+        remove_partials(self.directory, f"{PREFIX}*")
         for number, shard in enumerate(self.shards, 1):
             path = self.directory / shard.name
             fault = shard.fault(path)
@@ -122,7 +124,7 @@ class Shards:
 
     def _set_aside(self, path: Path, suffix: str) -> None:
         path.replace(path.with_name(path.name + suffix))
-        sync_directory(self.directory)
+        sync(self.directory)
 
     def append(self, trajectories: Sequence[Trajectory]) -> None:
         """Writes one shard, on the disk when this returns; nothing for no trajectories.
@@ -139,7 +141,7 @@ class Shards:
         uids = trajectories[0].uid, trajectories[-1].uid
         shard = Shard(name, len(trajectories), len(content), digest_of(content), *uids)
         try:
-            write_whole(self.directory / name, content)
+            write_atomic(self.directory / name, content)
             self._index.append(shard._asdict())
         except OSError:
             (self.directory / name).unlink(missing_ok=True)

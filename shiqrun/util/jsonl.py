@@ -1,0 +1,110 @@
+"""JSON-lines files that only grow: appended rows are on the disk, and a line that a kill has torn is dropped.
+
+A writer that is killed while it appends leaves at most one torn line, the last: it has no line feed at its end, or
+holds no JSON. Any other broken line is damage, and reading stops with its place.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shiqrun.errors import InputError
+from shiqrun.util.atomic import sync
+
+Row = dict[str, Any]
+
+
+class Line(NamedTuple):
+    """A whole line of a file: its number from 1, its JSON object, and the bytes where it starts and ends."""
+
+    number: int
+    row: Row
+    start: int
+    end: int
+
+
+def read_lines(path: Path, advice: str, fits: Callable[[Row], bool] = lambda row: True) -> Iterator[Line]:
+    """Yield every whole line of a JSON-lines file, without a torn last line.
+
+    Args:
+        path: of the file.
+        advice: what to do about a broken line, for messages.
+        fits: whether an object is a row of this file.
+
+    Raises:
+        InputError: a line that is not torn holds no JSON object, or one that does not fit; the message names file and
+            line.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start = 0
+        for number, text in enumerate(file, 1):
+            row = _parsed(text)
+            if row is None and not file.readline():
+                return
+            if row is None or not fits(row):
+                raise InputError(f"{path}:{number}: a broken line; {advice}")
+            yield Line(number, row, start, start := start + len(text))
+
+
+def append_lines(
+    path: Path, rows: Iterable[Mapping[str, Any]], *, default: Callable[[Any], Any] | None = None
+) -> list[int]:
+    """Append a line for each row, on the disk when this returns; after an error (a full disk) the file is as it was.
+
+    Args:
+        path: of the file, which is created where it is missing; its last line must be whole.
+        rows: JSON objects.
+        default: makes a JSON value of an object that is none, as for `json.dumps`.
+
+    Returns:
+        The byte at which each line starts.
+
+    Raises:
+        OSError: the disk does not take them.
+    """
+    new, texts = not path.exists(), [encode_line(row, default) for row in rows]
+    size = 0 if new else path.stat().st_size
+    try:
+        with path.open("ab") as file:
+            file.write(b"".join(texts))
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync(path.parent)
+    except OSError:
+        truncate(path, size)
+        raise
+    return line_starts(texts, size)
+
+
+def line_starts(lines: Sequence[bytes], first: int = 0) -> list[int]:
+    """Return the byte at which each line starts, where the first one starts at byte `first`."""
+    return [*accumulate(map(len, lines), initial=first)][:-1]
+
+
+def truncate(path: Path, size: int) -> bool:
+    """Cut a file off behind its first `size` bytes, on the disk when this returns; whether it was longer."""
+    if not path.exists() or path.stat().st_size <= size:
+        return False
+    with path.open("r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+    return True
+
+
+def encode_line(row: Mapping[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
+    """Return a row as a line of a JSON-lines file, in UTF-8."""
+    return json.dumps(row, ensure_ascii=False, default=default).encode() + b"\n"
+
+
+def _parsed(text: bytes) -> Row | None:
+    """Return a line's JSON object, or None of a torn or broken line."""
+    try:
+        row = json.loads(text) if text.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

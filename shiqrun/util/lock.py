@@ -1,0 +1,123 @@
+"""An exclusive lock on a file ends with the process that holds it, and says which process that is.
+
+The lock is the kernel's (`flock`), so a killed holder leaves none. The lock file itself stays where it is, and names
+its last holder: `{"pid": 4711, "host": "node3", "since": "2026-01-31 12:00:00"}`.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+log = logging.getLogger("shiqrun")
+POLL_SECONDS = 0.05
+PATIENCE_SECONDS = 2.0
+"""How long `wait_for_lock` waits before it says so."""
+
+
+class LockHeld(Exception):
+    """Another process, named in the message, holds the lock."""
+
+
+class Lock:
+    """An exclusive lock on a file, among processes and among threads; a context manager that acquires at once.
+
+    Child processes that inherit the file's descriptor hold the lock, too, until the last of them ends.
+
+    Args:
+        path: of the lock file, which is created where it is missing; its directory must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self, timeout: float | None = 0.0) -> None:
+        """Take the lock.
+
+        Args:
+            timeout: seconds to wait for it; None waits until it is free.
+
+        Raises:
+            LockHeld: another holder has kept it for so long.
+            OSError: the file cannot be opened, or its file system has no locks.
+        """
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._lock(descriptor, timeout)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_this_process()).encode(), 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def _lock(self, descriptor: int, timeout: float | None) -> None:
+        if timeout is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise LockHeld(f"{holder(self.path)} holds {self.path}") from None
+            time.sleep(POLL_SECONDS)
+
+    def release(self) -> None:
+        """Give the lock back; nothing if this object does not hold it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def fileno(self) -> int:
+        """Return the descriptor that a child process must inherit to hold the lock with this process."""
+        assert self._descriptor is not None, "the lock is not held"
+        return self._descriptor
+
+    def __enter__(self) -> "Lock":
+        self.acquire()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+
+@contextmanager
+def wait_for_lock(path: Path, reason: str) -> Iterator[None]:
+    """Hold a lock inside the block; log `reason` and the present holder where it is not free within two seconds.
+
+    Raises:
+        OSError: the lock file cannot be opened, or its file system has no locks.
+    """
+    lock = Lock(path)
+    try:
+        lock.acquire(PATIENCE_SECONDS)
+    except LockHeld as held:
+        log.info("%s (%s)", reason, held)
+        lock.acquire(None)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def holder(path: Path) -> str:
+    """Describe the last holder of a lock file, for messages: `process 4711 on node3 since 2026-01-31 12:00:00`."""
+    try:
+        found = json.loads(path.read_bytes())
+        return f"process {found['pid']} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # one that is about to write its name, or another program
+        return "another process"
+
+
+def _this_process() -> dict[str, int | str]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
