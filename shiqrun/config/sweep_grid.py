@@ -16,7 +16,7 @@ from shiqrun.console import console, counted
 from shiqrun.errors import InputError
 from shiqrun.sweeping.run import Runner
 from shiqrun.sweeping.state import Job, Sweep, load, summary
-from shiqrun.sweeping.view import shown_jobs
+from shiqrun.sweeping.view import jobs_table
 from shiqrun.util.quoting import as_override, for_shell, plain
 
 log = logging.getLogger("shiqrun")
@@ -192,7 +192,7 @@ def collected(sweep: Sweep, folder: Path) -> int:
 
 def show(sweep: Sweep) -> None:
     """Prints the grid: the end of a dry run."""
-    console.print(shown_jobs(sweep))
+    console.print(jobs_table(sweep))
 
 
 def _run(sweep: Sweep, program: Sequence[str] | None, parallel: int) -> int:

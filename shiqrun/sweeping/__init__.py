@@ -1,1 +1,1 @@
-"""Grids of runs: which jobs there are, running each as a process of its own, and what came out of them."""
+"""A sweep runs a grid of configs, each job in a process of its own, and then compares the results."""

@@ -1,4 +1,4 @@
-"""What each process of a sweep gets of the machine: threads on a CPU, GPUs where there are several."""
+"""The jobs of a sweep share the machine: each process gets a number of CPU threads and, where it asks, its own GPUs."""
 
 import os
 import subprocess
@@ -9,18 +9,18 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Machine:
-    """Shares the machine among processes that run together.
+    """Divides the machine's CPU cores and GPUs among jobs that run at the same time.
 
     Args:
-        parallel: how many do.
+        parallel: number of jobs that run at the same time.
     """
 
     def __init__(self, parallel: int) -> None:
         self.parallel = parallel
-        self.gpus: list[str] | None = None  # asked for with the first job that wants one
+        self.gpus: list[str] | None = None  # None until the first job that wants one asks for them
 
     def environment(self, job: Job, slot: int) -> dict[str, str]:
-        """The environment of the job in one of the `parallel` slots; what the user set stays."""
+        """Return the environment variables of the job in one of the `parallel` slots; those that the user set stay."""
         given = dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
         if self.parallel == 1:
             return given
@@ -35,12 +35,12 @@ class Machine:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:
-    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if VISIBLE in os.environ:
         return [name for name in os.environ[VISIBLE].split(",") if name]
     try:

@@ -1,4 +1,4 @@
-"""What came out of a sweep: the best beta of each method over its seeds, and what sharing the reference saved."""
+"""A finished sweep is summarised: each method at its best beta over seeds, and what the cached reference saved."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,19 +27,19 @@ from shiqrun.util.atomic import write_atomic
 
 BEST = "best.csv"
 ALSO = (REWARD, KL, "val/win_rate", LOSS)
-"""What the table shows beside what is best by."""
+"""The metrics that the table shows beside the one that chooses the best beta."""
 BETA, SEED, ALGO = "algo.beta", "seed", "algo"
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A method at its best beta, as the report has it.
+class BestOfMethod:
+    """A method at its best beta, chosen by the same rule as in the report.
 
     Attributes:
         swept: the algorithm and each swept key but the seed, with its value; where jobs that the report takes for one
-            method have several, with commas.
-        by: the metric that it is best by, and 1 where more is better.
-        group: its runs.
+            method have several values, these with commas.
+        by: the metric that chose the beta, and 1 if more of it is better, else -1.
+        group: the runs of all seeds.
     """
 
     swept: dict[str, str]
@@ -47,8 +47,8 @@ class Chosen:
     group: SeedGroup
 
 
-def chosen(sweep: Sweep) -> list[Chosen]:
-    """Each method of the sweep at its best beta, by the report's own rule; methods without a number to go by are not.
+def best_of_methods(sweep: Sweep) -> list[BestOfMethod]:
+    """Return each method of the sweep at its best beta; a method without any metric to choose by is left out.
 
     Raises:
         InputError: a file of a run is broken.
@@ -63,12 +63,12 @@ def chosen(sweep: Sweep) -> list[Chosen]:
             continue
         known = [{ALGO: run.algo, **asked.get(run.directory.resolve(), {})} for run in group.finished]
         values = {key: ",".join(dict.fromkeys(each[key] for each in known if key in each)) for key in keys}
-        found.append(Chosen(values, by, group))
+        found.append(BestOfMethod(values, by, group))
     return found
 
 
 def reference_line(finished: Sequence[Mapping[str, Any]]) -> str | None:
-    """What one pass of the reference for the whole sweep saved; None where no job read a cache."""
+    """Say how often the reference was scored and how many seconds the cache saved; None where no job needed one."""
     known = [values for values in finished if isinstance(values.get("seconds/reference_computed"), int | float)]
     read = [values for values in known if values.get("reference_cached")]
     scored = [values for values in known if not values.get("reference_cached")]
@@ -89,7 +89,7 @@ def _times(count: int) -> str:
 
 
 def conclude(sweep: Sweep) -> None:
-    """Prints what came out and writes `best.csv`; nothing where no job has a metric to go by."""
+    """Print the summary of a sweep and write `best.csv`; without a metric to choose by, only the reference's line."""
     finished = [values for _, values in sweep.finished()]
     line = reference_line(finished)
     if line:
@@ -97,22 +97,22 @@ def conclude(sweep: Sweep) -> None:
     if not any(metric in values for values in finished for metric, _ in RANKING_METRICS):
         return
     try:
-        found = chosen(sweep)
+        found = best_of_methods(sweep)
     except InputError as error:  # the runs are there, and what is broken can be moved away
         console.print(f"no {BEST}: {error}", highlight=False, soft_wrap=True, markup=False)
         return
     if found:
-        write(sweep.folder / BEST, found)
-        console.print(shown(found))
+        write_best(sweep.folder / BEST, found)
+        console.print(as_table(found))
 
 
-def _columns(found: Sequence[Chosen]) -> list[str]:
+def _columns(found: Sequence[BestOfMethod]) -> list[str]:
     names = dict.fromkeys((*(one.by[0] for one in found), *ALSO))
     return [name for name in names if any(one.group.final(name) for one in found)]
 
 
-def write(path: Path, found: Sequence[Chosen]) -> None:
-    """`best.csv`: a row a method; means over seeds and half widths of their 95 % intervals (empty for one seed)."""
+def write_best(path: Path, found: Sequence[BestOfMethod]) -> None:
+    """Write `best.csv`, one row a method: means over seeds and half 95 % intervals (empty for one seed)."""
     metrics, rows = _columns(found), []
     for one in found:
         numbers: list[Any] = []
@@ -124,8 +124,8 @@ def write(path: Path, found: Sequence[Chosen]) -> None:
     write_atomic(path, as_csv(header, rows))
 
 
-def shown(found: Sequence[Chosen]) -> Table:
-    """The same for a person."""
+def as_table(found: Sequence[BestOfMethod]) -> Table:
+    """Return the same numbers as a table for the terminal."""
     keys, metrics = list(found[0].swept), _columns(found)
     by = " or ".join(dict.fromkeys(f"{DIRECTIONS[sign]} mean {metric}" for metric, sign in (one.by for one in found)))
     of = "The best beta of each method" if BETA in keys else "The methods"
@@ -140,5 +140,5 @@ def shown(found: Sequence[Chosen]) -> Table:
 
 
 def with_interval(mean: float, half: float) -> str:
-    """A mean and what it may be off by; the mean alone for one seed."""
+    """Return `mean ± half width` as text, or the mean alone where the half width is unknown (one seed)."""
     return f"{number(mean)} ± {half:.2g}" if math.isfinite(half) else number(mean)

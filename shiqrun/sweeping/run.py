@@ -1,4 +1,4 @@
-"""Running the jobs of a sweep: so many processes at a time, each with its own directory, until every one has ended."""
+"""A sweep's jobs run as processes, several at a time, each in a directory of its own, until every one has ended."""
 
 import signal
 import subprocess
@@ -14,7 +14,7 @@ from shiqrun.console import counted
 from shiqrun.errors import InputError
 from shiqrun.sweeping.machine import Machine
 from shiqrun.sweeping.state import CONFIG, CONSOLE, Job, Sweep
-from shiqrun.sweeping.view import View
+from shiqrun.sweeping.view import SweepView
 from shiqrun.util.lock import Lock, LockHeld
 from shiqrun.util.quoting import as_override
 
@@ -27,36 +27,38 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass
 class _Process:
+    """A job that runs: its process, its slot of the machine, when it began, and the seconds of its earlier sessions."""
+
     job: Job
     popen: "subprocess.Popen[bytes]"
     slot: int
     began: float
-    before: float  # seconds of the job's earlier sessions
+    before: float
 
 
 class Runner:
-    """The processes of a sweep.
+    """Runs the jobs of a sweep that are not finished, each as a process.
 
     Args:
-        sweep: its jobs; those that are not finished are run.
+        sweep: the jobs.
         program: the words that start the command, e.g. `python -m shiqrun train`.
-        parallel: processes at a time.
+        parallel: number of processes at a time.
     """
 
     def __init__(self, sweep: Sweep, program: Sequence[str], parallel: int) -> None:
         self.sweep, self.program, self.parallel = sweep, list(program), parallel
         self.machine = Machine(parallel)
-        self.view = View(sweep)
+        self.view = SweepView(sweep)
         self.running: list[_Process] = []
-        self._asked = 0  # signals that told the sweep to stop
-        self._told = 0  # of these, passed on to the processes
+        self._asked = 0  # signals received that ask the sweep to stop
+        self._told = 0  # how many of them were passed on to the processes
         self._lock = Lock(sweep.folder / LOCK)
 
     def run(self) -> int:
-        """Runs what is not finished.
+        """Run every job that is not finished.
 
         Returns:
-            The exit code: 0, 1 if a job did not finish, 130 if a signal stopped the sweep before all had ended.
+            The exit code: 0, 1 if a job did not finish, 130 if a signal stopped the sweep before every job had ended.
 
         Raises:
             InputError: another process is running jobs of this sweep.
@@ -75,6 +77,11 @@ class Runner:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        """Hold the sweep's lock inside the block.
+
+        Raises:
+            InputError: another process is running jobs of this sweep.
+        """
         try:
             self._lock.acquire()
         except LockHeld as held:
@@ -104,14 +111,14 @@ class Runner:
         place.mkdir(exist_ok=True)
         with (place / CONSOLE).open("ab") as console:
             popen = subprocess.Popen(
-                [*self.program, *words_of(self.sweep, job)],
+                [*self.program, *command_words(self.sweep, job)],
                 cwd=self.sweep.cwd if Path(self.sweep.cwd).is_dir() else None,
                 env=self.machine.environment(job, slot),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C reaches us alone, and each process once, through us
-                pass_fds=[self._lock.fileno()],  # held by what outlives us, so that nobody starts the job twice
+                process_group=0,  # Ctrl-C reaches the sweep alone, which tells each job once
+                pass_fds=[self._lock.fileno()],  # a job that outlives us holds the lock, so that nobody starts it twice
             )
         self.running.append(_Process(job, popen, slot, time.monotonic(), job.seconds))
         job.status = "running"
@@ -126,12 +133,12 @@ class Runner:
         if code and (code == INTERRUPTED or self._told):
             job.status = "interrupted"
         if job.status == "failed":
-            job.error = said(self.sweep.place(job) / CONSOLE, code)
+            job.error = error_lines(self.sweep.place(job) / CONSOLE, code)
         self.sweep.save()
         self.view.ended(job)
 
     def _pass_on(self) -> None:
-        """Tells the processes what we were told: to save and end, then to end now, then nothing more is asked."""
+        """Pass signals on to the jobs: the first asks to save and end, the second to end now, the third kills."""
         while self._told < self._asked:
             self._told += 1
             number = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)[min(self._told, 3) - 1]
@@ -145,7 +152,7 @@ class Runner:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Inside, signals are noted; the handlers before are put back. Only the main thread can have any."""
+        """Count signals inside the block, then put the former handlers back; only the main thread can have any."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -157,16 +164,16 @@ class Runner:
                 signal.signal(number, handler)
 
 
-def words_of(sweep: Sweep, job: Job) -> list[str]:
-    """The job's own words, or those that go on with its run where one was begun."""
+def command_words(sweep: Sweep, job: Job) -> list[str]:
+    """Return the words of a job's command line: its overrides, or `resume=` where its run was begun before."""
     place = sweep.place(job).absolute()
     if sweep.command == "train" and (place / CONFIG).is_file():
         return [f"resume={as_override(place)}"]
     return [*job.words, f"run_dir={as_override(place)}"]
 
 
-def said(console: Path, code: int) -> list[str]:
-    """The last lines of a job that failed, from the line on that tells why."""
+def error_lines(console: Path, code: int) -> list[str]:
+    """Return the last lines that a failed job printed, from the line on that says why."""
     lines = console.read_text(encoding="utf-8", errors="replace").splitlines() if console.is_file() else []
     told = [number for number, line in enumerate(lines) if line.startswith("shiqrun: ")]
     lines = [line for line in lines[told[-1] if told else 0 :] if line.strip()]

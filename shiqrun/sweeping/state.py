@@ -1,4 +1,4 @@
-"""A sweep's directory: `sweep.json` says what its jobs are and how each stands, `sweep.csv` the same as a table."""
+"""A sweep's directory holds its state: `sweep.json` lists the jobs and their status, `sweep.csv` is a table of them."""
 
 import csv
 import io
@@ -23,20 +23,20 @@ Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 
 @dataclass
 class Job:
-    """One point of the grid.
+    """A job is one point of the grid: the overrides of one run, and how the run stands.
 
     Attributes:
-        number: from 0, in the order of the grid.
-        dir: its folder in the sweep's.
-        words: what stands after the command on its command line, without `run_dir`.
-        swept: each swept key and its value here.
-        max_steps: optimiser steps it will take, None where epochs count.
-        max_epochs: passes over its data.
-        gpus: GPUs it asks for, 0 on a CPU.
-        status: how it stands.
-        exit_code: of its process; 128 + the signal's number if one killed it; None where nobody saw it end.
-        seconds: wall time over all its sessions.
-        error: the last lines that it said, if it failed.
+        number: place in the grid, from 0.
+        dir: name of the job's directory in the sweep's.
+        words: the words after the command on the job's command line, without `run_dir`.
+        swept: each swept key and its value in this job.
+        max_steps: optimiser steps that the run takes, None where epochs are counted.
+        max_epochs: passes over the data.
+        gpus: number of GPUs that the job asks for, 0 on a CPU.
+        status: how the job stands.
+        exit_code: of the process; 128 + the signal's number if a signal killed it; None where nobody saw it end.
+        seconds: wall time over all sessions.
+        error: the last lines that a failed job printed.
     """
 
     number: int
@@ -53,21 +53,21 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What is swept, as a person reads it."""
+        """The swept keys and values as one line, for a person."""
         return " ".join(f"{key}={value}" for key, value in self.swept.items()) or self.dir
 
 
 @dataclass
 class Sweep:
-    """A grid of jobs and where it lies.
+    """A sweep is a grid of jobs of one command, in one directory.
 
     Attributes:
         folder: the sweep's directory.
-        command: of shiqrun, that each job runs.
+        command: the command of shiqrun that each job runs.
         typed: the words after `shiqrun` that made the sweep.
-        cwd: where they were typed; relative paths in the jobs' words start there.
+        cwd: the directory in which they were typed; relative paths in the jobs' words start there.
         fixed: overrides that all jobs share.
-        jobs: all of them.
+        jobs: all jobs, in the order of the grid.
     """
 
     folder: Path
@@ -79,24 +79,24 @@ class Sweep:
 
     @property
     def swept(self) -> list[str]:
-        """The swept keys, in the order in which they were given."""
+        """The swept keys, in the order in which they were typed."""
         return list(dict.fromkeys(key for job in self.jobs for key in job.swept))
 
     def place(self, job: Job) -> Path:
-        """The job's directory."""
+        """Return the job's directory."""
         return self.folder / job.dir
 
     def count(self, status: Status) -> int:
-        """Jobs that stand so."""
+        """Return the number of jobs with this status."""
         return sum(job.status == status for job in self.jobs)
 
     def finished(self) -> list[tuple[Job, dict[str, Any]]]:
-        """Every finished job that left a summary, with it."""
+        """Return every finished job that left a summary, and its summary."""
         done = [(job, summary(self.place(job))) for job in self.jobs if job.status == "finished"]
         return [(job, values) for job, values in done if values]
 
     def save(self) -> None:
-        """Writes `sweep.json` and `sweep.csv`, each at once or not at all."""
+        """Write `sweep.json` and `sweep.csv`, each as a whole."""
         write_atomic(self.folder / STATE, json.dumps(self._state(), indent=1) + "\n")
         write_atomic(self.folder / TABLE, self._table())
 
@@ -125,13 +125,13 @@ class Sweep:
 
 
 def load(folder: Path) -> Sweep:
-    """The sweep in a directory; nothing is written.
+    """Read the sweep in a directory; nothing is written.
 
-    A job that was never recorded as ended counts as finished if its summary is there (its time is then what
-    that says, unless more is on record), else as interrupted; one whose directory is gone is waiting.
+    A job recorded as running counts as finished if its summary exists (its time is then the summary's, unless more is
+    on record), else as interrupted. A finished job whose directory is gone waits again.
 
     Raises:
-        InputError: there is no sweep, one of another format, or one that cannot be understood.
+        InputError: the directory holds no sweep, one of another format, or one that cannot be understood.
     """
     file = folder / STATE
     if not file.is_file():
@@ -163,19 +163,19 @@ def load(folder: Path) -> Sweep:
 
 
 def summary(place: Path) -> dict[str, Any]:
-    """`summary.json` of a run directory; empty where there is none."""
+    """Return `summary.json` of a run directory, empty where there is none."""
     file = place / SUMMARY
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def metrics_of(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a summary that are final metrics."""
+    """Return the final metrics of a summary: the finite numbers under `val/` and `train/`."""
     numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     return {k: v for k, v in numbers.items() if k.startswith(("val/", "train/")) and math.isfinite(v)}
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table as text."""
+    """Return a table as the text of a CSV file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep: one table on a terminal, one line a job that ends elsewhere."""
+"""A running sweep is shown as a live table on a terminal, and elsewhere as one line for each job that ends."""
 
 import csv
 import time
@@ -20,17 +20,17 @@ from shiqrun.sweeping.state import METRICS, Job, Sweep
 SHOWN = ("val/reward", "val/kl", "val/loss")
 STYLE = {"running": "cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow", "waiting": "dim"}
 REFRESH_SECONDS = 1.0
-CHROME = 7  # lines of a terminal that are no rows of the table
-WIDE = 1000  # columns, to see how wide a table would be
-WIDEST = 24  # characters of a swept value
-ERRORS = 3  # failed jobs whose reason stands under it
+CHROME = 7  # lines around the rows of the table
+WIDE = 1000  # columns, more than any table needs: measures its own width
+WIDEST = 24  # characters of a swept value, at most
+ERRORS = 3  # failed jobs whose reason stands under the table
 
 
-class View:
-    """Shows the jobs that run, those that failed, and the last that finished.
+class SweepView:
+    """Shows the jobs of a sweep that run, that failed, and that finished last.
 
     Args:
-        sweep: whose jobs.
+        sweep: the jobs.
     """
 
     def __init__(self, sweep: Sweep) -> None:
@@ -41,7 +41,7 @@ class View:
         self._began, self._shown_at = time.monotonic(), 0.0
         self._live: Live | None = None
 
-    def __enter__(self) -> "View":
+    def __enter__(self) -> "SweepView":
         if console.is_terminal:
             self._live = Live(self, console=console, refresh_per_second=2)
             self._live.start()
@@ -54,7 +54,7 @@ class View:
             self._live = None
 
     def update(self) -> None:
-        """Reads again how far the running jobs are, once a second."""
+        """Read the metrics of the running jobs again, once a second at most."""
         if self._live is None or time.monotonic() - self._shown_at < REFRESH_SECONDS:
             return
         self._shown_at = time.monotonic()
@@ -63,30 +63,30 @@ class View:
                 self.latest(job)
 
     def ended(self, job: Job) -> None:
-        """Takes note of a job that ended."""
+        """Note that a job ended; print its line where no live table is shown."""
         self._ended += 1
         self.recent.append(job)
         if self._live is None:
             numbers = self.latest(job)
             parts = [f"{name} {number(numbers[name])}" for name in SHOWN if name in numbers]
             why = f"exit code {job.exit_code}: {reason(job)}" if job.status == "failed" else ""
-            words = [f"job {job.number}", job.name, f"{job.status} after {clock(job.seconds)}", *parts, why]
+            words = [f"job {job.number}", job.name, f"{job.status} after {as_clock(job.seconds)}", *parts, why]
             self.say("  ".join(word for word in (*words, f"({self.counts()})") if word))
 
     def say(self, text: str) -> None:
-        """One line, above the table."""
+        """Print one line, above the table."""
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def latest(self, job: Job) -> dict[str, float]:
-        """The last value of every metric that the job has logged."""
+        """Return the last value of every metric that the job has logged."""
         file = self.sweep.place(job) / METRICS
         changed = file.stat().st_mtime if file.is_file() else 0.0
         if changed and self._latest.get(job.number, (0.0, {}))[0] != changed:
-            self._latest[job.number] = changed, read(file)
+            self._latest[job.number] = changed, last_values(file)
         return self._latest.get(job.number, (0.0, {}))[1]
 
     def counts(self) -> str:
-        """How many jobs stand how."""
+        """Return how many jobs have which status, as text."""
         names = {"finished": "finished", "failed": "failed", "interrupted": "interrupted", "waiting": "to go"}
         return ", ".join(f"{n} {word}" for status, word in names.items() if (n := self.sweep.count(status)))  # type: ignore[arg-type]
 
@@ -100,20 +100,20 @@ class View:
         yield Group(self.headline(), next(fits, tables[-1]), *why)
 
     def headline(self) -> Text:
-        """Counts and time over the table."""
+        """Return the line above the table: counts of jobs and time."""
         running = self.sweep.count("running")
         spent = time.monotonic() - self._began
         text = f"{counted(len(self.sweep.jobs), 'job')}: {running} running" + (
             f", {self.counts()}" if self.counts() else ""
         )
-        text += f"  ·  {clock(spent)}"
+        text += f"  ·  {as_clock(spent)}"
         if self._ended and running:
             left = spent / self._ended * (running + self.sweep.count("waiting"))
-            text += f", about {clock(left)} left"
+            text += f", about {as_clock(left)} left"
         return Text(text, style="bold")
 
-    def chosen(self, room: int) -> list[Job]:
-        """The jobs that are shown: all that run, then failed ones, then the last that finished, then what is next."""
+    def visible_jobs(self, room: int) -> list[Job]:
+        """Return the jobs that fit in `room` rows: running, then failed ones, the last finished ones, the next ones."""
         running = [job for job in self.sweep.jobs if job.status == "running"]
         bad = [job for job in reversed(self.sweep.jobs) if job.status in ("failed", "interrupted")]
         done = [job for job in reversed(self.recent) if job.status == "finished"]
@@ -122,27 +122,27 @@ class View:
         return sorted((few + done + coming)[:room], key=lambda job: job.number)
 
     def table(self, room: int, shown: Sequence[str]) -> Table:
-        """One row a job, with these of its metrics."""
+        """Return the table: one row a job, with the metrics `shown`."""
         table = Table(expand=False, padding=(0, 1))
-        keys = short(self.sweep.swept)
+        keys = short_names(self.sweep.swept)
         table.add_column("job", justify="right", no_wrap=True)
         for key in keys.values():
             table.add_column(key, no_wrap=True, max_width=WIDEST)
         table.add_column("status", no_wrap=True)
         for name in ("step", *shown, "time"):
             table.add_column(name, justify="right", no_wrap=True)
-        for job in self.chosen(room):
+        for job in self.visible_jobs(room):
             numbers = self.latest(job)
             cells = [number(numbers[name]) if name in numbers else "" for name in shown]
             stands = Text(job.status, style=STYLE[job.status])
             swept = [job.swept.get(key, "") for key in keys]
-            spent = clock(job.seconds) if job.seconds else ""
+            spent = as_clock(job.seconds) if job.seconds else ""
             table.add_row(str(job.number), *swept, stands, progress(job, numbers), *cells, spent)
         return table
 
 
-def read(file: Path) -> dict[str, float]:
-    """The last number of each column of a `metrics.csv`."""
+def last_values(file: Path) -> dict[str, float]:
+    """Return the last number in each column of a `metrics.csv`."""
     found: dict[str, float] = {}
     with file.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
@@ -151,7 +151,7 @@ def read(file: Path) -> dict[str, float]:
 
 
 def progress(job: Job, numbers: dict[str, float]) -> str:
-    """Steps taken, of how many where that can be known."""
+    """Return the steps taken as text, and the total where it is known."""
     if "step" not in numbers:
         return ""
     step, total = int(numbers["step"]), job.max_steps
@@ -161,27 +161,27 @@ def progress(job: Job, numbers: dict[str, float]) -> str:
 
 
 def reason(job: Job) -> str:
-    """Why it failed, in one line: what was told, or the last line of a traceback."""
+    """Return in one line why a job failed: its message, or the last line of a traceback."""
     if not job.error:
-        return "said nothing"
+        return "it printed nothing"
     first = job.error[0].removeprefix("shiqrun: ").removeprefix("failed: ").removeprefix("error: ")
     line = job.error[-1] if first == "failed" or job.error[-1].startswith("killed by") else first
     return line.strip()
 
 
-def short(keys: list[str]) -> dict[str, str]:
-    """A heading for each key: its last part, where no other key ends alike."""
+def short_names(keys: list[str]) -> dict[str, str]:
+    """Return a heading for each key: its last part, or the whole key where another ends in the same part."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
 
 
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+def as_clock(seconds: float) -> str:
+    """Return seconds as hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
 
 
-def shown_jobs(sweep: Sweep) -> Table:
-    """The grid before anything ran."""
+def jobs_table(sweep: Sweep) -> Table:
+    """Return the table of a grid before any job runs."""
     table = Table(title=f"{counted(len(sweep.jobs), 'job')} of shiqrun {sweep.command}", title_justify="left")
     table.add_column("job", justify="right")
     for key in sweep.swept:

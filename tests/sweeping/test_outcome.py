@@ -4,7 +4,7 @@ import json
 import pytest
 
 from shiqrun.report.run_report import write_report
-from shiqrun.sweeping.outcome import chosen, conclude, reference_line, shown, write
+from shiqrun.sweeping.outcome import as_table, best_of_methods, conclude, reference_line, write_best
 from shiqrun.sweeping.state import Job, Sweep
 from tests.report import fake_runs
 
@@ -48,7 +48,7 @@ def table(path):
 
 
 def test_the_best_beta_has_the_best_mean_not_the_best_seed(tmp_path):
-    found = chosen(sweep_of(tmp_path, *GRID))
+    found = best_of_methods(sweep_of(tmp_path, *GRID))
     assert [one.swept for one in found] == [
         {"algo": "shiq", "algo.beta": "0.5"},
         {"algo": "copg", "algo.beta": "0.1"},
@@ -58,27 +58,27 @@ def test_the_best_beta_has_the_best_mean_not_the_best_seed(tmp_path):
 
 def test_of_losses_the_least_is_best(tmp_path):
     sweep = sweep_of(tmp_path, job("shiq", "0.1", "1", loss=2.0), job("shiq", "0.5", "1", loss=1.0))
-    (one,) = chosen(sweep)
+    (one,) = best_of_methods(sweep)
     assert (one.by, one.swept["algo.beta"]) == (("val/loss", -1), "0.5")
 
 
 def test_betas_are_ranked_by_reward_and_not_by_a_return_that_holds_beta(tmp_path):
     near = job("shiq", "0.1", "1", reward=1.0, regularised_return=3.0, loss=1.0)
     far = job("shiq", "0.5", "1", reward=2.0, regularised_return=1.0, loss=2.0)
-    (one,) = chosen(sweep_of(tmp_path, near, far))
+    (one,) = best_of_methods(sweep_of(tmp_path, near, far))
     assert (one.by[0], one.swept["algo.beta"]) == ("val/reward", "0.5")
 
 
 def test_each_method_goes_by_what_it_has_itself(tmp_path):
     sweep = sweep_of(tmp_path, job("shiq", "1", "1", reward=1.0, loss=1.0), job("sft", "1", "1", loss=1.0))
-    found = chosen(sweep)
+    found = best_of_methods(sweep)
     assert [(one.swept["algo"], one.by[0]) for one in found] == [("shiq", "val/reward"), ("sft", "val/loss")]
-    assert "by highest mean val/reward or lowest mean val/loss over seeds" in str(shown(found).title)
+    assert "by highest mean val/reward or lowest mean val/loss over seeds" in str(as_table(found).title)
 
 
 def test_whatever_else_is_swept_makes_methods(tmp_path):
     jobs = [({"algo": "shiq", "algo.clip": a}, {"reward": 1.0}, {"algo__clip": int(a)}) for a in "12"]
-    assert [one.swept for one in chosen(sweep_of(tmp_path, *jobs))] == [
+    assert [one.swept for one in best_of_methods(sweep_of(tmp_path, *jobs))] == [
         {"algo": "shiq", "algo.clip": "1"},
         {"algo": "shiq", "algo.clip": "2"},
     ]
@@ -90,19 +90,19 @@ def test_jobs_that_differ_in_nothing_that_is_measured_are_one_method(tmp_path):
         ({"algo.reference": place, "seed": seed}, {"reward": reward}, {"algo__reference": place})
         for place, seed, reward in (("cached", "1", 1.0), ("frozen", "1", 3.0), ("frozen", "2", 5.0))
     ]
-    (one,) = chosen(sweep_of(tmp_path, *jobs))
+    (one,) = best_of_methods(sweep_of(tmp_path, *jobs))
     assert one.swept == {"algo": "shiq", "algo.reference": "frozen"}
     assert one.group.final("val/reward").mean == 4.0
 
 
 def test_without_a_sweep_over_algorithms_the_run_names_it(tmp_path):
-    (one,) = chosen(sweep_of(tmp_path, ({"seed": "1"}, {"reward": 1.0}, {"algo__name": "dpo"})))
+    (one,) = best_of_methods(sweep_of(tmp_path, ({"seed": "1"}, {"reward": 1.0}, {"algo__name": "dpo"})))
     assert one.swept == {"algo": "dpo"}
 
 
 def test_the_table_of_the_best_has_means_and_intervals(tmp_path):
-    found = chosen(sweep_of(tmp_path, *GRID))
-    write(tmp_path / "best.csv", found)
+    found = best_of_methods(sweep_of(tmp_path, *GRID))
+    write_best(tmp_path / "best.csv", found)
     shiq, copg = table(tmp_path / "best.csv")
     columns = ["algo", "algo.beta", "seeds", "best_by", "val/reward", "val/reward_seeds_ci95"]
     assert list(shiq) == [*columns, "val/kl", "val/kl_seeds_ci95"]
@@ -110,7 +110,7 @@ def test_the_table_of_the_best_has_means_and_intervals(tmp_path):
     assert float(shiq["val/reward"]) == pytest.approx(2.6)
     assert float(shiq["val/reward_seeds_ci95"]) == pytest.approx(12.7062 * 0.1, rel=1e-4)  # t(.975, 1) s / sqrt(2)
     assert copg["val/kl_seeds_ci95"] == ""
-    assert "highest mean val/reward" in str(shown(found).title)
+    assert "highest mean val/reward" in str(as_table(found).title)
 
 
 def test_the_end_of_a_sweep_and_its_page_name_the_same_best(tmp_path):

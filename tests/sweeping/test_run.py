@@ -11,7 +11,7 @@ import time
 import pytest
 
 from shiqrun.errors import InputError
-from shiqrun.sweeping.run import Runner, said, words_of
+from shiqrun.sweeping.run import Runner, command_words, error_lines
 from shiqrun.sweeping.state import Job, Sweep, load
 
 PRELUDE = """
@@ -89,10 +89,10 @@ def test_a_run_that_was_begun_goes_on_and_another_command_starts_anew(tmp_path):
     sweep = sweep_of(tmp_path, 2)
     (tmp_path / "1/.hydra").mkdir(parents=True)
     (tmp_path / "1/.hydra/config.yaml").touch()
-    assert words_of(sweep, sweep.jobs[0]) == ["seed=0", f"run_dir='{tmp_path}/0'"]
-    assert words_of(sweep, sweep.jobs[1]) == [f"resume='{tmp_path}/1'"]
+    assert command_words(sweep, sweep.jobs[0]) == ["seed=0", f"run_dir='{tmp_path}/0'"]
+    assert command_words(sweep, sweep.jobs[1]) == [f"resume='{tmp_path}/1'"]
     sweep.command = "toy"
-    assert words_of(sweep, sweep.jobs[1]) == ["seed=1", f"run_dir='{tmp_path}/1'"]
+    assert command_words(sweep, sweep.jobs[1]) == ["seed=1", f"run_dir='{tmp_path}/1'"]
 
 
 def test_jobs_start_where_the_sweep_was_typed(tmp_path):
@@ -180,4 +180,4 @@ def test_a_signal_asks_a_second_insists_a_third_kills(tmp_path):
 def test_long_output_is_cut_to_what_was_told_and_its_end(tmp_path):
     lines = ["step 1", "shiqrun: failed", *(f"  line {n}" for n in range(30)), "  run directory: x", "  to go on: y"]
     (tmp_path / "console.log").write_text("\n".join(lines) + "\n")
-    assert said(tmp_path / "console.log", 1) == ["shiqrun: failed", *(f"  line {n}" for n in range(23, 30))]
+    assert error_lines(tmp_path / "console.log", 1) == ["shiqrun: failed", *(f"  line {n}" for n in range(23, 30))]

@@ -1,7 +1,7 @@
 from rich.console import Console
 
 from shiqrun.sweeping.state import Job, Sweep
-from shiqrun.sweeping.view import View, progress, reason, short, shown_jobs
+from shiqrun.sweeping.view import SweepView, jobs_table, progress, reason, short_names
 
 
 def grid(folder, statuses):
@@ -25,7 +25,7 @@ def screen(view, width=100, height=30):
 def test_84_jobs_fit_a_terminal_and_what_runs_what_failed_and_what_ended_last_is_there(tmp_path):
     sweep = grid(tmp_path, ["finished"] * 50 + ["failed"] * 2 + ["running"] * 3 + ["waiting"] * 29)
     sweep.jobs[51].error = ["shiqrun: failed: the loss is nan"]
-    lines = screen(View(sweep))
+    lines = screen(SweepView(sweep))
     text = "\n".join(lines)
     assert len(lines) <= 30
     assert "84 jobs: 3 running, 50 finished, 2 failed, 29 to go" in text
@@ -38,21 +38,21 @@ def test_84_jobs_fit_a_terminal_and_what_runs_what_failed_and_what_ended_last_is
 def test_a_narrow_terminal_keeps_a_line_a_job_and_leaves_out_metrics(tmp_path):
     sweep = grid(tmp_path, ["running"] * 3)
     for width, there in ((120, "val/loss"), (74, "val/reward"), (60, "step")):
-        lines = screen(View(sweep), width=width)
+        lines = screen(SweepView(sweep), width=width)
         assert len([line for line in lines if line.startswith("│")]) == 3
         assert max(map(len, lines)) <= width
         assert there in "\n".join(lines)
-    assert "val/loss" not in "\n".join(screen(View(sweep), width=74))
+    assert "val/loss" not in "\n".join(screen(SweepView(sweep), width=74))
 
 
 def test_a_sweep_that_mostly_failed_still_shows_what_runs(tmp_path):
     sweep = grid(tmp_path, ["failed"] * 60 + ["running"] * 2)
-    numbers = [int(line.split("│")[1]) for line in screen(View(sweep)) if line.startswith("│")]
+    numbers = [int(line.split("│")[1]) for line in screen(SweepView(sweep)) if line.startswith("│")]
     assert {60, 61} <= set(numbers)
 
 
 def test_a_row_has_the_last_of_each_metric_and_the_step(tmp_path):
-    (row,) = [line for line in screen(View(grid(tmp_path, ["running"]))) if line.startswith("│")]
+    (row,) = [line for line in screen(SweepView(grid(tmp_path, ["running"]))) if line.startswith("│")]
     assert "20/50" in row
     assert "0.5" in row
     assert "1.5" in row  # from the row before: the last that there is
@@ -75,10 +75,10 @@ def test_the_reason_is_what_was_told_or_the_last_line_of_a_traceback():
 
 def test_headings_are_short_where_that_names_one_key():
     keys = ["algo", "algo.beta", "a.seed", "seed"]
-    assert short(keys) == {"algo": "algo", "algo.beta": "beta", "a.seed": "a.seed", "seed": "seed"}
+    assert short_names(keys) == {"algo": "algo", "algo.beta": "beta", "a.seed": "a.seed", "seed": "seed"}
 
 
 def test_one_job_is_one_job(tmp_path):
     one, two = (grid(tmp_path / name, ["waiting"] * count) for count, name in ((1, "one"), (2, "two")))
-    assert [shown_jobs(sweep).title for sweep in (one, two)] == ["1 job of shiqrun train", "2 jobs of shiqrun train"]
-    assert screen(View(one))[0].startswith("1 job: ")
+    assert [jobs_table(sweep).title for sweep in (one, two)] == ["1 job of shiqrun train", "2 jobs of shiqrun train"]
+    assert screen(SweepView(one))[0].startswith("1 job: ")

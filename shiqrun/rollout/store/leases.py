@@ -1,4 +1,8 @@
-"""Which optimiser step got which trajectories: a journal, LEASES, of leases, of what was too old, and of steps done."""
+"""LEASES, a journal, records which optimiser step got which trajectories, which were too old, and which steps are done.
+
+A trajectory is leased when a step gets it, trained when that step is acknowledged, and stale when the weights that
+sampled it were too old.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,20 +16,20 @@ LEASE, STALE, DONE = frozenset({"step", "uids"}), frozenset({"step", "stale"}), 
 
 
 class Ledger:
-    """Who got what.
+    """The ledger of leases, read from the journal LEASES and appended to it.
 
     A line is `{"step", "uids", "stale"}`, `{"step", "stale"}` where too few were left for a lease, or `{"done": step}`.
 
     Args:
-        path: of the journal; it need not be there.
-        after: the step of the weights that go on. What later steps got is given back, and what steps up to it got was
-            trained, whether the journal knows that they were done or not: the weights contain them. None where the
-            trainer has lived on: what is leased stays leased.
+        path: of the journal; it need not exist.
+        after: the step of the checkpoint that training resumes from. Leases of later steps are undone. Leases of steps
+            up to it count as trained, acknowledged or not, because the checkpoint's weights contain them. None where
+            the trainer has lived on: every lease stays.
 
     Attributes:
         leases: uids by step.
-        stale: uids that were too old, by the step that dropped them.
-        done: steps that were acknowledged.
+        stale: uids of stale trajectories, by the step that dropped them.
+        done: acknowledged steps.
 
     Raises:
         InputError: a line before the last is broken.
@@ -59,23 +63,23 @@ class Ledger:
         self._know(row)
 
     def lease(self, step: int, uids: Sequence[str], stale: Sequence[str]) -> None:
-        """A step got some, and others were too old for it."""
+        """Record that a step got the trajectories `uids`, and that those of `stale` were too old for it."""
         self._add({"step": step, "uids": [*uids], "stale": [*stale]})
 
     def drop(self, step: int, stale: Sequence[str]) -> None:
-        """Some were too old for a step that got none yet."""
+        """Record that trajectories were too old for a step that has got none yet."""
         self._add({"step": step, "stale": [*stale]})
 
     def finish(self, step: int) -> None:
-        """The optimiser step is done."""
+        """Record that the optimiser step is done."""
         self._add({"done": step})
 
     def trained(self) -> dict[str, int]:
-        """The step of each trajectory that was trained on."""
+        """Return, by uid, the step that trained on each trajectory."""
         return {uid: step for step in self.leases if step in self.done for uid in self.leases[step]}
 
     def pending(self) -> dict[str, int]:
-        """The step of each trajectory that is leased to a step not done."""
+        """Return, by uid, the step of each trajectory that is leased to a step not yet done."""
         return {uid: step for step in self.leases if step not in self.done for uid in self.leases[step]}
 
 
@@ -88,16 +92,16 @@ def _fits(row: Row) -> bool:
 
 
 def _up_to(after: int, rows: Iterable[Row]) -> list[Row]:
-    """The lines of steps up to `after`, each lease followed by its end."""
+    """Return the lines of steps up to `after`, with an acknowledgement of each."""
     kept = [row for row in rows if row.get("step", after + 1) <= after]
     steps = dict.fromkeys(row["step"] for row in kept if "uids" in row)
     return kept + [{"done": step} for step in steps]
 
 
 def gaps(uids: Iterable[str]) -> int:
-    """How many numbers are missing between the first and the last of each worker's incarnation.
+    """Count the numbers that are missing between the first and the last trajectory of each worker's incarnation.
 
-    A uid is `worker-incarnation-number`; workers number without gaps. Others are not counted.
+    A uid is `worker-incarnation-number`, and workers number without gaps. Other uids are not counted.
     """
     numbers: dict[str, set[int]] = {}
     for uid in uids:
@@ -108,16 +112,16 @@ def gaps(uids: Iterable[str]) -> int:
 
 
 def audit(on_disk: Counter[str], ledger: Ledger, waiting: Iterable[str]) -> dict[str, int]:
-    """What became of every trajectory: accepted, trained, leased, waiting, stale, lost, duplicated.
+    """Count the trajectories by what became of them: accepted, trained, leased, waiting, stale, lost, duplicated.
 
-    Lost are those on the disk that nobody has, those that somebody had and that are not on the disk, and numbers
-    missing between two of a worker. Duplicated are those on the disk twice, and those given to two steps, or to one and
-    still waiting.
+    Lost are trajectories on the disk without a state, trajectories with a state that are not on the disk, and numbers
+    missing between two of a worker. Duplicated are trajectories that are on the disk twice, leased to two steps, or
+    leased and still waiting.
 
     Args:
-        on_disk: how often each uid is there.
-        ledger: who got what.
-        waiting: uids.
+        on_disk: how often each uid is on the disk.
+        ledger: the leases.
+        waiting: uids of trajectories that wait.
     """
     trained = [uid for step, uids in ledger.leases.items() if step in ledger.done for uid in uids]
     leased = [uid for step, uids in ledger.leases.items() if step not in ledger.done for uid in uids]

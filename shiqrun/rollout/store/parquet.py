@@ -1,4 +1,4 @@
-"""Trajectories as rows of a Parquet file that `data=jsonl` reads, and back."""
+"""Trajectories are stored as rows of a Parquet file, whose columns `data=jsonl` reads, too."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from shiqrun.rollout.trajectory import Trajectory
 
 PROMPT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 NAMES = {"messages": "prompt", "answer": "answer_json"}
-"""Columns that are called otherwise than the attribute, for `data=jsonl`."""
+"""The columns whose names differ from those of the `Trajectory` attributes, because `data=jsonl` expects them."""
 TYPES: dict[str, pa.DataType] = {
     "prompt": PROMPT,
     "completion": pa.string(),
@@ -36,14 +36,15 @@ TYPES: dict[str, pa.DataType] = {
 }
 ARRAYS = {"input_ids": np.int32, "behaviour_logp": np.float32, "policy_logp": np.float32}
 ATTRIBUTE_OF = {NAMES.get(field, field): field for field in Trajectory.__dataclass_fields__}
-"""The attribute of each column."""
+"""The `Trajectory` attribute of each column."""
 
 
-def written(trajectories: Sequence[Trajectory]) -> bytes:
-    """A Parquet file.
+def to_parquet(trajectories: Sequence[Trajectory]) -> bytes:
+    """Return the content of a Parquet file with one row a trajectory.
 
     Raises:
-        InputError: messages with further keys that come back otherwise (tool calls with different arguments).
+        InputError: messages have keys beside role and content that Parquet would not give back as they are (tool calls
+            with different arguments).
     """
     columns = {name: _column(name, [getattr(t, ATTRIBUTE_OF[name]) for t in trajectories]) for name in TYPES}
     sink = pa.BufferOutputStream()
@@ -65,13 +66,13 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
 
 
 def _prompts(values: Sequence[Sequence[dict[str, Any]]]) -> pa.Array:
-    """Messages of role and content; with further keys whatever Arrow makes of them, if they come back the same."""
+    """Return the column of prompts; messages with keys beside role and content are kept if they come back the same."""
     prompts = [[dict(message) for message in prompt] for prompt in values]
     if all(message.keys() == {"role", "content"} for prompt in prompts for message in prompt):
         return pa.array(prompts, PROMPT)
     try:
         column = pa.array(prompts)
-        if _said(column) == prompts:
+        if _messages_in(column) == prompts:
             return column
     except pa.ArrowException:
         pass
@@ -82,12 +83,12 @@ def _prompts(values: Sequence[Sequence[dict[str, Any]]]) -> pa.Array:
     )
 
 
-def _said(column: pa.Array) -> list[list[dict[str, Any]]]:
+def _messages_in(column: pa.Array) -> list[list[dict[str, Any]]]:
     return [[{k: v for k, v in m.items() if v is not None} for m in prompt] for prompt in column.to_pylist()]
 
 
-def trajectories_in(table: pa.Table) -> Iterator[Trajectory]:
-    """The rows of a table with all columns."""
+def from_parquet(table: pa.Table) -> Iterator[Trajectory]:
+    """Yield the trajectory of each row of a table with all columns of `TYPES`."""
     columns: dict[str, Sequence[Any]] = {}
     for name in TYPES:
         column = table[name].combine_chunks()
@@ -96,7 +97,7 @@ def trajectories_in(table: pa.Table) -> Iterator[Trajectory]:
             # Copies: a view would keep the whole shard in memory.
             columns[name] = [flat[a:b].copy() for a, b in pairwise(ends)]
         else:
-            columns[name] = _said(column) if name == "prompt" else column.to_pylist()
+            columns[name] = _messages_in(column) if name == "prompt" else column.to_pylist()
     columns["answer_json"] = [None if v is None else json.loads(v) for v in columns["answer_json"]]
     for row in zip(*columns.values(), strict=True):
         yield Trajectory(**{ATTRIBUTE_OF[name]: value for name, value in zip(columns, row, strict=True)})

@@ -1,7 +1,7 @@
-"""Between sampling and training: every accepted trajectory is on the disk, and is given to one optimiser step.
+"""The experience queue stands between sampling and training; each accepted trajectory is on disk and trained on once.
 
-Sampling puts, training leases a batch for a step and acknowledges it when the step is done. What a step of weights that
-were lost in a crash had got waits again, before what came later.
+Sampling puts trajectories; training leases a batch for an optimiser step and acknowledges it when the step is done.
+After a crash, leases newer than the checkpoint return to the queue, before what was sampled later.
 """
 
 import logging
@@ -19,15 +19,15 @@ LEASES = "LEASES"
 
 
 class Buffer:
-    """A queue of groups of trajectories, first in, first out, over `Shards` and a `Ledger`; threads may share it.
+    """A first-in, first-out queue of groups of trajectories over `Shards` and a `Ledger`; threads may share it.
 
-    In memory are the trajectories that wait or are leased, and the uids of all.
+    The trajectories that wait or are leased are in memory, and the uids of all.
 
     Args:
-        directory: `RUN/experience`; it need not be there.
-        after: the step of the checkpoint that training goes on from, 0 for the reference's weights: leases of later
-            steps are undone, and their trajectories wait again where they were; those of earlier steps were trained.
-            None where only this process has died and the trainer lives: everything stays as it was.
+        directory: `RUN/experience`; it need not exist.
+        after: the step of the checkpoint that training resumes from, 0 for the reference's weights. Leases of later
+            steps are undone, and their trajectories wait again in their former places; those of earlier steps count as
+            trained. None where only this process has died and the trainer lives: every lease stays.
 
     Raises:
         InputError: another process has it open, or its files are damaged; the message names file and line.
@@ -45,7 +45,7 @@ class Buffer:
             raise
 
     def close(self) -> None:
-        """Another process may open it."""
+        """Release the directory, so that another process may open it."""
         self._shards.close()
 
     def _load(self) -> None:
@@ -70,7 +70,7 @@ class Buffer:
             log.info("%s: %d trajectories, %d of them wait", self._shards.directory, len(self._known), self._waiting)
 
     def _wait(self, trajectory: Trajectory) -> None:
-        """To the end of the queue, with its group."""
+        """Add a trajectory to its group at the end of the queue."""
         if self._queue and self._queue[-1][0].group == trajectory.group:
             self._queue[-1].append(trajectory)
         else:
@@ -79,15 +79,15 @@ class Buffer:
 
     @property
     def waiting(self) -> int:
-        """Trajectories that no step has got and that are not too old."""
+        """The number of trajectories that no step has got and that are not too old."""
         return self._waiting
 
     def workers(self) -> set[str]:
-        """Names of all that have sampled: uids without the number."""
+        """Return the names of all workers that have sampled: uids without the number."""
         return {uid.rpartition("-")[0] for uid in self._known}
 
     def put(self, trajectories: Sequence[Trajectory]) -> int:
-        """How many had a uid that was never seen; these are on the disk when this returns, the others are ignored.
+        """Accept the trajectories whose uids are new, and return their number; they are on disk when this returns.
 
         Raises:
             OSError: they cannot be written; none is accepted.
@@ -104,14 +104,14 @@ class Buffer:
             return len(new)
 
     def lease(self, step: int, n: int, *, oldest: int | None = None) -> list[Trajectory] | None:
-        """The n trajectories of an optimiser step, first those that came first; None if fewer wait.
+        """Return the n trajectories of an optimiser step, the oldest first, or None if fewer wait.
 
-        A step that has got some gets the same again. Groups stay whole.
+        A step that asks again gets the same ones. Groups stay whole.
 
         Args:
             step: number of the optimiser step, from 1.
-            n: how many; a multiple of the completions of a prompt.
-            oldest: smallest policy version; groups with an older one are dropped for good (they stay on the disk).
+            n: number of trajectories, a multiple of the completions of a prompt.
+            oldest: smallest policy version; groups with an older member become stale (they stay on the disk).
 
         Raises:
             ValueError: the step is done, or a group would have to be divided.
@@ -137,7 +137,7 @@ class Buffer:
         return [] if oldest is None else [g for g in self._queue if min(t.version for t in g) < oldest]
 
     def _first(self, n: int, without: list[list[Trajectory]]) -> list[list[Trajectory]] | None:
-        """The first groups that hold n trajectories, or None if fewer wait."""
+        """Return the first groups that hold n trajectories and are not in `without`, or None if fewer wait."""
         if self._waiting - sum(map(len, without)) < n:
             return None
         skipped, chosen, left = set(map(id, without)), list[list[Trajectory]](), n
@@ -156,16 +156,16 @@ class Buffer:
         return chosen
 
     def _leave(self, groups: list[list[Trajectory]]) -> None:
-        """Out of the queue."""
+        """Take groups out of the queue."""
         gone = set(map(id, groups))
         self._queue = [group for group in self._queue if id(group) not in gone]
         self._waiting -= sum(map(len, groups))
 
     def acknowledge(self, step: int) -> None:
-        """The optimiser step is done: what it got was trained on; once or more often.
+        """Record that the optimiser step is done and its trajectories are trained; doing it again changes nothing.
 
         Raises:
-            ValueError: the step has got nothing.
+            ValueError: the step has no lease.
         """
         with self._mutex:
             if step <= self._after or step in self._ledger.done:
@@ -176,16 +176,16 @@ class Buffer:
             del self._leased[step]
 
     def trained(self, since_step: int = 0) -> Iterator[tuple[int, Trajectory]]:
-        """(step, trajectory) of what steps from `since_step` on were trained on, from the disk, as sampled."""
+        """Yield (step, trajectory) of all that steps from `since_step` on trained on, in the order of sampling."""
         with self._mutex:
             steps = {uid: step for uid, step in self._ledger.trained().items() if step >= since_step}
         for trajectory in self._shards.read(lambda uid: uid in steps):
             yield steps[trajectory.uid], trajectory
 
     def counts(self) -> dict[str, int]:
-        """What became of every trajectory, counted from the uids on the disk and the leases: see `audit`.
+        """Count all trajectories by what became of them, from the uids on disk and the leases: see `audit`.
 
-        Takes time with the number of all trajectories; `waiting` does not.
+        Its time grows with the number of all trajectories; that of `waiting` does not.
         """
         with self._mutex:
             for uids in self._shards.uids(self._counted):

@@ -1,7 +1,7 @@
-"""Trajectories in a directory of Parquet files, append-only: `experience-000017.parquet`, named one by one in INDEX.
+"""Sampled trajectories are appended to a directory as Parquet shards: `experience-000017.parquet`, listed in INDEX.
 
-A shard is written under a hidden name, synced, renamed, and then named in INDEX; only with that line has it happened.
-So whatever a kill leaves can be told from what was accepted. The directory is itself a data set of `data=jsonl`.
+A shard is written as a whole (`util.atomic`) and then gets its line in INDEX; with that line its trajectories are
+accepted. So what a kill leaves can be told from what was accepted. The directory is itself a data set of `data=jsonl`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from shiqrun.errors import InputError
 from shiqrun.rollout.store.journal import Journal
-from shiqrun.rollout.store.parquet import trajectories_in, written
+from shiqrun.rollout.store.parquet import from_parquet, to_parquet
 from shiqrun.rollout.trajectory import Trajectory
 from shiqrun.util.atomic import remove_partials, sync, write_atomic
 from shiqrun.util.lock import Lock, LockHeld
@@ -23,11 +23,11 @@ from shiqrun.util.lock import Lock, LockHeld
 log = logging.getLogger("shiqrun")
 INDEX, PREFIX, SUFFIX = "INDEX", "experience-", ".parquet"
 PATIENCE_SECONDS = 2
-"""For the lock: a process that was just killed may take a moment to end."""
+"""How long the lock is waited for: a process that was just killed may take a moment to end."""
 
 
 class Shard(NamedTuple):
-    """A line of INDEX: name, rows and bytes of a file, a hash of its bytes, and the uids of its first and last row."""
+    """A line of INDEX names a shard: its file, rows, bytes, a hash of these, the uids of its first and last row."""
 
     name: str
     rows: int
@@ -37,7 +37,7 @@ class Shard(NamedTuple):
     last: str
 
     def fault(self, path: Path) -> str | None:
-        """What is wrong with the file, or None; reads all of it."""
+        """Return what is wrong with the shard's file, or None; reads all of it."""
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -48,7 +48,7 @@ class Shard(NamedTuple):
 
 
 def digest_of(content: bytes) -> str:
-    """A hash, 32 hexadecimal digits."""
+    """Return a BLAKE2b hash of the bytes, 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -56,7 +56,7 @@ class Shards:
     """The shards of a directory, for one process at a time.
 
     Args:
-        directory: where they are; it need not be there.
+        directory: of the shards; it need not exist.
 
     Raises:
         InputError: another process writes there, or a shard before the last or INDEX is damaged; the message names it.
@@ -84,14 +84,14 @@ class Shards:
             raise
 
     def close(self) -> None:
-        """Another process may write from now on."""
+        """Release the lock, so that another process may write."""
         self._lock.release()
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
     def _check(self) -> None:
-        """Sets aside what a kill has left, and reads every other shard once."""
+        """Set aside what a kill has left, and check the bytes of every other shard."""
         remove_partials(self.directory, f"{PREFIX}*")
         for number, shard in enumerate(self.shards, 1):
             path = self.directory / shard.name
@@ -110,7 +110,7 @@ class Shards:
         self._drop_unnamed()
 
     def _drop_unnamed(self) -> None:
-        """Of a write that died before its line in INDEX there is at most one."""
+        """Set aside the shard, one at most, whose writer died before INDEX named it."""
         named = {shard.name for shard in self.shards}
         unnamed = [p for p in sorted(self.directory.glob(f"{PREFIX}*{SUFFIX}")) if p.name not in named]
         if len(unnamed) > 1:
@@ -127,7 +127,7 @@ class Shards:
         sync(self.directory)
 
     def append(self, trajectories: Sequence[Trajectory]) -> None:
-        """Writes one shard, on the disk when this returns; nothing for no trajectories.
+        """Write the trajectories as one shard, on disk when this returns; no trajectories, no shard.
 
         Raises:
             InputError: a prompt that Parquet cannot hold.
@@ -135,7 +135,7 @@ class Shards:
         """
         if not trajectories:
             return
-        content = written(trajectories)
+        content = to_parquet(trajectories)
         number = int(self.shards[-1].name[len(PREFIX) : -len(SUFFIX)]) + 1 if self.shards else 0
         name = f"{PREFIX}{number:06}{SUFFIX}"
         uids = trajectories[0].uid, trajectories[-1].uid
@@ -149,14 +149,14 @@ class Shards:
         self.shards.append(shard)
 
     def read(self, pick: Callable[[str], bool] = lambda uid: True) -> Iterator[Trajectory]:
-        """The trajectories whose uids are picked, in the order in which they were appended; one shard in memory."""
+        """Yield the trajectories whose uids are picked, in the order of appending; one shard is in memory at a time."""
         for number, uids in enumerate(self.uids()):
             if any(map(pick, uids)):
                 table = self._table(number)
-                yield from (t for t in trajectories_in(table) if pick(t.uid))
+                yield from (t for t in from_parquet(table) if pick(t.uid))
 
     def uids(self, start: int = 0) -> Iterator[list[str]]:
-        """The uids of each shard from the shard `start` on; reads no other column."""
+        """Yield the uids of each shard from number `start` on; reads no other column."""
         for number in range(start, len(self.shards)):
             yield self._table(number, ["uid"])["uid"].to_pylist()
 
@@ -170,7 +170,7 @@ class Shards:
 
 
 def _rows_in(path: Path) -> Any:
-    """How many rows a file of unknown state has, for messages."""
+    """Return how many rows a file of unknown state has, for messages."""
     try:
         return pq.read_metadata(path).num_rows
     except (OSError, pa.ArrowException):
