@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MinLen
 
 from shiqrun.batching.logged_data import Offset
 from shiqrun.errors import InputError
@@ -128,13 +128,14 @@ class AnswerSettings(SamplingSettings):
     """Keys of `eval:` in `conf/eval.yaml`.
 
     Attributes:
-        policy: model, or ground_truth: the data set's reference answers, a check of everything but the policy.
+        policy: model, or a scripted policy of the data set's environment (data=bfcl has ground_truth): a check of
+            everything but the model.
         split: whose prompts are answered.
         beta: KL temperature of the regularised return, None for the run's.
         batch_tokens: tokens of one forward pass when answers are measured.
     """
 
-    policy: Literal["model", "ground_truth"]
+    policy: Annotated[str, MinLen(1)]
     split: Literal["train", "val"]
     beta: Annotated[float, Gt(0)] | None
     batch_tokens: Annotated[int, Gt(0)]

@@ -22,14 +22,14 @@ LAYERS = (
     {
         "losses": "pure functions of a batch and two models' scores, one for each paper",
         "sandbox": "running programs that a model wrote where they can do no harm",
-        "environments": "what answers a policy over several turns",
+        "environments": "what answers a policy over several turns: the contract, and one folder or file a world",
     },
     {"data": "data sets: `load(split) -> Example`", "toy": "tabular studies on the same losses"},
     {"batching": "Example -> Trajectories, dealt to optimiser steps"},
     {"models": "policy, reference, scoring of actions"},
     {"rewards": "reward models and verifiers", "settings": "the keys of YAML nodes as frozen classes"},
     {"sampling": "completions and episodes drawn from a policy"},
-    {"evaluation": "reward, KL, exact regret of a policy"},
+    {"evaluation": "reward and KL of a policy, by completions or episodes"},
     {
         "estimates": "prompt values and pivotal tokens, computed before training",
         "report": "HTML and terminal views of runs",

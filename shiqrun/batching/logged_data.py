@@ -19,7 +19,7 @@ from shiqrun.batching.prefetch import Ahead
 from shiqrun.batching.rows import Batches, Rows, Steps
 from shiqrun.batching.selection import compared, distinct
 from shiqrun.data.chats import prompt_name
-from shiqrun.data.source import ClosedVocabulary, Source
+from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Trajectories
 
@@ -173,7 +173,7 @@ def load(
         raise InputError(f"data.max_length={settings.max_length} is more than the model's context of {context} tokens")
     dropped: Counter[str] = Counter()
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    own_template = source.chat_template if isinstance(source, ClosedVocabulary) else None
+    own_template = source.chat_template
     encoder = partial(encode, max_length=limit, train_on=settings.train_on, stable=own_template)
     splits, names, prompts = [], list[str](), frozenset[str]()
     for split in SPLITS:

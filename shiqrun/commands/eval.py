@@ -1,6 +1,7 @@
-"""`shiqrun eval`: a policy's answers to fixed prompts, scored, and their distance from the reference's."""
+"""`shiqrun eval` evaluates a policy: by scored completions, by episodes, or exactly where the optimum is known."""
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config import run_directory as rundir
+from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.of_run import data_beside, evaluation_beside
 from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
 from shiqrun.errors import InputError
 
 if TYPE_CHECKING:
-    from shiqrun.evaluation.episodes import EpisodeEvaluator
-    from shiqrun.evaluation.evaluator import CompletionEvaluator
-    from shiqrun.evaluation.exact_treasure import ExactTreasure
+    from shiqrun.data.source import ExactEvaluation
+    from shiqrun.evaluation.evaluator import PolicyEvaluator
     from shiqrun.evaluation.subject import Subject
     from shiqrun.rewards.reward import Reward
     from shiqrun.settings import AnswerSettings
@@ -27,6 +28,8 @@ SCHEMA = Schema(
     root="shiqrun.commands.eval.Root",
     nodes={**WITHOUT_TRAINING, "eval": "shiqrun.settings.AnswerSettings"},
 )
+MODEL = "model"
+"""`eval.policy=model` evaluates a model; other names are scripted policies of the data set's environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,110 +47,160 @@ class Root:
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
-    """Evaluates into `run_dir`, or only says what it would evaluate."""
+    """Evaluate into `run_dir`, or only say what would be evaluated."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from shiqrun.config.reference_answers import played_by_reference, write_result
-    from shiqrun.console import console
-    from shiqrun.data.bfcl import Bfcl
-    from shiqrun.rewards.labels import in_one_unit
     from shiqrun.settings import AnswerSettings
 
     disable_progress_bar()
     set_verbosity_error()
-    began = time.perf_counter()
     if config.run:
         config = evaluation_beside(config, rundir.load(Path(config.run)))
     asked = settings(config.eval, AnswerSettings)
-    if asked.policy == "ground_truth":
-        played_by_reference(config, run_dir, asked)
-        return
-    reward = target(config.reward) if config.get("reward") else None
+    if asked.policy == MODEL:
+        _evaluate_model(config, run_dir, asked)
+    else:
+        _evaluate_script(config, run_dir, asked)
+
+
+def _evaluate_model(config: DictConfig, run_dir: Path, asked: "AnswerSettings") -> None:
+    """Evaluate the policy of a run, or of a directory or the Hub."""
+    from shiqrun.evaluation.build import build_evaluator
+    from shiqrun.rewards.labels import in_one_unit
+
+    began = time.perf_counter()
+    reward = build_reward(config.reward) if config.get("reward") else None
     subject = _of_run(config) if config.run else _of_path(config)
     beta = asked.beta or (subject.beta if reward is None or in_one_unit(subject.source, reward) else None)
-    exact = _exact(subject, asked, reward, beta)
-    evaluator = None if exact else _evaluator(subject, asked, reward, beta)
+    exact = _exact(subject, asked, reward, beta) if subject.source.evaluated_exactly else None
+    evaluator = None
+    if exact is None:
+        evaluator = build_evaluator(
+            subject.source,
+            subject.data,
+            subject.tokenizer,
+            asked,
+            name=subject.name,
+            split=asked.split,
+            reward=reward,
+            beta=beta,
+            tokens=asked.batch_tokens,
+            context=subject.context,
+            training_prompts=subject.training_prompts,
+        )
     if config.dry_run:
-        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
-        console.print(evaluator.described() if evaluator else "evaluated exactly, nothing is sampled")
+        _print_dry_run(config, evaluator.description() if evaluator else "evaluated exactly, nothing is sampled")
         return
     metrics = exact.evaluate(subject.policy.model) if exact else {}
     if evaluator is not None:
-        metrics = _answered(evaluator, subject, config, run_dir)
+        metrics = _sample_and_measure(evaluator, subject, config, run_dir)
     about = {"exact": exact is not None, "beta": beta, **subject.about()}
-    if isinstance(subject.source, Bfcl):
-        about["data/split"] = subject.source.split
     about |= {f"reward/{key}": value for key, value in (reward.about() if reward else {}).items()}
-    write_result(run_dir, metrics, about, asked, seconds=time.perf_counter() - began, title=subject.title)
+    _write_metrics(run_dir, metrics, about, asked, seconds=time.perf_counter() - began, title=subject.title)
 
 
-def _answered(
-    evaluator: "CompletionEvaluator | EpisodeEvaluator", subject: "Subject", config: DictConfig, run_dir: Path
+def _sample_and_measure(
+    evaluator: "PolicyEvaluator", subject: "Subject", config: DictConfig, run_dir: Path
 ) -> dict[str, float]:
-    """Metrics; the completions are written."""
-    from shiqrun.evaluation.answer_files import write_answers
+    """Run the evaluator, write the completions or episodes, and return the metrics."""
+    from shiqrun.evaluation.result_files import write_results
 
     device = target(config.hardware).device()
     evaluator.begin(subject.reference, device)
-    evaluation = evaluator.run(subject.policy.to(device))
-    write_answers(run_dir, evaluation)
-    return evaluation.metrics
+    result = evaluator.run(subject.policy.to(device))
+    write_results(run_dir, result)
+    return result.metrics
 
 
 def _exact(
     subject: "Subject", asked: "AnswerSettings", reward: "Reward | None", beta: float | None
-) -> "ExactTreasure | None":
-    """What knows the result without sampling, where the data set has an optimum that can be enumerated."""
-    from shiqrun.data.treasure import Treasure
-    from shiqrun.evaluation.exact_treasure import ExactTreasure
+) -> "ExactEvaluation | None":
+    """Return the exact optimum under the subject's reference.
 
-    if not isinstance(subject.source, Treasure):
-        return None
+    Raises:
+        InputError: a reward is given, or there is no reference or no beta.
+    """
+    data = f"data={subject.name}"
     if reward is not None:
-        raise InputError("reward: data=treasure pays its own rewards and is evaluated exactly; leave it out")
+        raise InputError(f"reward: {data} pays its own rewards and is evaluated exactly; leave it out")
     if subject.reference is None:
-        raise InputError("data=treasure is evaluated exactly against a reference; give reference=DIR, or run=RUN_DIR")
+        raise InputError(f"{data} is evaluated exactly against a reference; give reference=DIR, or run=RUN_DIR")
     if beta is None:
-        raise InputError("data=treasure is evaluated exactly at a beta, and none is known here; set eval.beta")
-    exact = ExactTreasure(subject.source, subject.tokenizer, split=asked.split, beta=beta)
-    with subject.reference.acting() as policy:
-        exact.set_reference(policy.model)
+        raise InputError(f"{data} is evaluated exactly at a beta, and none is known here; set eval.beta")
+    exact = subject.source.exact(subject.tokenizer, split=asked.split, beta=beta)
+    if exact is not None:
+        with subject.reference.acting() as policy:
+            exact.set_reference(policy.model)
     return exact
 
 
-def _evaluator(
-    subject: "Subject", asked: "AnswerSettings", reward: "Reward | None", beta: float | None
-) -> "CompletionEvaluator | EpisodeEvaluator":
-    """What samples and scores, or plays."""
-    from shiqrun.config.reference_answers import refuse_beside_episodes
-    from shiqrun.data.bfcl import Bfcl
-    from shiqrun.evaluation.episodes import EpisodeEvaluator, chosen_dialogues
-    from shiqrun.evaluation.evaluator import CompletionEvaluator
+def _evaluate_script(config: DictConfig, run_dir: Path, asked: "AnswerSettings") -> None:
+    """Let a scripted policy of the data set's environment play: a check of everything but the model.
 
-    if isinstance(subject.source, Bfcl):
-        refuse_beside_episodes(reward, asked)
-        return EpisodeEvaluator(
-            chosen_dialogues(subject.source.evaluated(), asked.max_prompts, subject.data.limit),
-            subject.source.rules,
-            subject.tokenizer,
-            asked,
-            tokens=asked.batch_tokens,
-            context=subject.context,
-            beta=beta,
+    Raises:
+        InputError: a run, a reference or a reward is given, or the environment has no such policy.
+    """
+    from shiqrun.evaluation.episodes import choose_tasks, evaluate_script, tasks_of
+    from shiqrun.evaluation.result_files import write_results
+
+    began, name = time.perf_counter(), asked.policy
+    for key in ("run", "reference", "reward"):
+        if config.get(key):
+            value = config[key] if key != "reward" else config.reward.get("name")
+            raise InputError(
+                f"eval.policy={name} plays no model and earns the environment's rewards; leave out {key}={value}"
+            )
+    source, data = build_data(config.data)
+    environment = source.environment()
+    known = () if environment is None else environment.scripted_policies
+    if name not in known:
+        there = f"it has {', '.join(known)}" if known else "it has no scripted policy"
+        raise InputError(
+            f"eval.policy={name}: data={config.data.name} does not know it, {there}; or set eval.policy=model"
         )
-    prompts = subject.prompts(asked, reward)
-    if reward is not None:
-        if asked.split == "val":
-            reward.refuse_seen([p.messages for p in prompts])
-        else:
-            log.warning("eval.split=train: a reward model of this data was trained on these prompts")
-        reward.fingerprint()  # loads it: what is wrong with it is said before anything is sampled
-    return CompletionEvaluator(prompts, subject.tokenizer, asked, tokens=asked.batch_tokens, reward=reward, beta=beta)
+    tasks = choose_tasks(tasks_of(source, asked.split, data), asked.max_prompts, data.limit)
+    if config.dry_run:
+        _print_dry_run(config, f"{len(tasks)} tasks, played by the scripted policy {name}")
+        return
+    result = evaluate_script(name, source.environment, tasks)
+    write_results(run_dir, result)
+    about = {"exact": False, "beta": None, "policy": name, "data": config.data.name, **source.about()}
+    title = f"scripted policy {name} on {config.data.name}"
+    _write_metrics(run_dir, result.metrics, about, asked, seconds=time.perf_counter() - began, title=title)
+
+
+def _print_dry_run(config: DictConfig, what: str) -> None:
+    from shiqrun.console import console
+
+    console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
+    console.print(what)
+
+
+def _write_metrics(
+    run_dir: Path,
+    metrics: dict[str, float],
+    about: dict[str, Any],
+    asked: "AnswerSettings",
+    *,
+    seconds: float,
+    title: str,
+) -> None:
+    """Write `eval.json` and print its table."""
+    from shiqrun.console import console
+    from shiqrun.evaluation.result_files import result_table
+    from shiqrun.training.artifacts import provenance, write_json
+
+    found = {f"eval/{name}": value for name, value in metrics.items()}
+    known = {name: value if math.isfinite(value) else None for name, value in found.items()}  # JSON has no NaN
+    asked_for = {f"settings/{key}": value for key, value in sorted(vars(asked).items())}
+    write_json(run_dir / "eval.json", {**known, "seconds": seconds, **about, **asked_for, **provenance()})
+    console.print(result_table(found, title=title))
+    console.print(run_dir / "eval.json", highlight=False)
 
 
 def _of_run(config: DictConfig) -> "Subject":
-    """The policy of a run, its starting model as reference, its data unless others are given."""
-    from shiqrun.batching.logged_data import DataSettings
+    """Load the policy of a run, its starting model as reference, and its data unless others are given."""
+    from shiqrun.batching.logged_data import examples_of
     from shiqrun.evaluation.subject import Subject, trained_policy
     from shiqrun.models.policy import ModelSettings
 
@@ -156,7 +209,7 @@ def _of_run(config: DictConfig) -> "Subject":
     data_node = data_beside(config, former, SCHEMA)
     if config.reference is not None:
         raise InputError(f"run={folder} brings its own reference; leave out reference={config.reference}")
-    own, own_settings = build(former.data, DataSettings)
+    own, own_settings = build_data(former.data)
     choice, model = build(former.model, ModelSettings)
     trained = trained_policy(
         folder,
@@ -165,15 +218,16 @@ def _of_run(config: DictConfig) -> "Subject":
         checkpoint=config.checkpoint,
         seed=former.seed,
         autocast=target(config.hardware).autocast(),
-        examples=lambda: examples(own, own_settings),
+        examples=lambda: examples_of(own, "train", own_settings),
         source=own,
     )
-    source, data = build(data_node, DataSettings)
+    source, data = build_data(data_node)
     return Subject(
         title=f"{former.algo.name} on {former.data.name}, {folder}",
+        name=data_node.name,
         source=source,
         data=data,
-        training=lambda: examples(own, own_settings),
+        training=lambda: examples_of(own, "train", own_settings),
         tokenizer=trained.tokenizer,
         policy=trained.policy,
         reference=trained.reference,
@@ -183,25 +237,18 @@ def _of_run(config: DictConfig) -> "Subject":
     )
 
 
-def examples(source: Any, data: Any) -> Any:
-    """The training examples, for a tokenizer that is made from them."""
-    from shiqrun.batching.logged_data import examples_of
-
-    return examples_of(source, "train", data)
-
-
 def _of_path(config: DictConfig) -> "Subject":
-    """A policy that no run of ours made, and what it is compared with."""
-    from shiqrun.batching.logged_data import DataSettings
+    """Load a policy that no run of ours made, and the reference that it is compared with."""
+    from shiqrun.batching.logged_data import examples_of
     from shiqrun.evaluation.subject import Subject
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.pretrained import Pretrained
     from shiqrun.models.reference import Frozen
 
-    source, data = build(config.data, DataSettings)
+    source, data = build_data(config.data)
     choice, _ = build(config.model, ModelSettings)
-    tokenizer, autocast = choice.tokenizer(source, examples(source, data)), target(config.hardware).autocast()
-    reference = None
+    tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
+    autocast, reference = target(config.hardware).autocast(), None
     if config.reference is not None:
         other = Pretrained(path=config.reference, trust_remote_code=bool(config.model.get("trust_remote_code")))
         try:
@@ -213,9 +260,10 @@ def _of_path(config: DictConfig) -> "Subject":
         reference = Frozen(Policy(started, autocast=autocast))
     return Subject(
         title=f"{config.model.get('path') or 'random weights'} on {config.data.name}",
+        name=config.data.name,
         source=source,
         data=data,
-        training=lambda: examples(source, data),
+        training=lambda: examples_of(source, "train", data),
         tokenizer=tokenizer,
         policy=Policy(choice.build(tokenizer, config.seed), autocast=autocast),
         reference=reference,

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shiqrun.config import run_directory as rundir
+from shiqrun.config.choices import build_data
 from shiqrun.config.of_run import data_beside
 from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, target
 from shiqrun.errors import InputError
@@ -53,10 +54,10 @@ def run(config: DictConfig, run_dir: Path) -> None:
         return
     if config.out is not None:
         raise InputError(f"out={config.out}: there is something to write with run=RUN_DIR only")
-    from shiqrun.batching.logged_data import DataSettings, examples_of
+    from shiqrun.batching.logged_data import examples_of
     from shiqrun.models.policy import ModelSettings
 
-    source, data = build(config.data, DataSettings)
+    source, data = build_data(config.data)
     choice, _ = build(config.model, ModelSettings)
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
     encoded = _encoded(source, tokenizer, data, choice.context())
@@ -81,12 +82,11 @@ def _print_data(rows: "Rows", tokenizer: "PreTrainedTokenizerBase", limit: int) 
 
 def _look_into(config: DictConfig) -> None:
     """Prints the token view of a run."""
-    from shiqrun.batching.logged_data import DataSettings
     from shiqrun.console import console
     from shiqrun.evaluation.credit import credit, write_credit
 
     former = rundir.load(Path(config.run))
-    source, data = build(data_beside(config, former, SCHEMA), DataSettings)
+    source, data = build_data(data_beside(config, former, SCHEMA))
     trained = _trained(config, former)
     encoded = _encoded(source, trained.tokenizer, data, _context(trained))
     if config.dry_run:
@@ -117,13 +117,13 @@ def _trained(config: DictConfig, former: DictConfig) -> "Trained":
     """The run's policy and reference, where `hardware` says."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from shiqrun.batching.logged_data import DataSettings, examples_of
+    from shiqrun.batching.logged_data import examples_of
     from shiqrun.evaluation.subject import trained_policy
     from shiqrun.models.policy import ModelSettings
 
     disable_progress_bar()
     set_verbosity_error()
-    source, data = build(former.data, DataSettings)
+    source, data = build_data(former.data)
     choice, model = build(former.model, ModelSettings)
     trained = trained_policy(
         Path(config.run),

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from rich.text import Text
 
+from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
 from shiqrun.errors import InputError
@@ -49,7 +50,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     """Searches the trajectories into `run_dir`, or only says how many there are."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from shiqrun.batching.logged_data import DataSettings, examples_of
+    from shiqrun.batching.logged_data import examples_of
     from shiqrun.console import console, track
     from shiqrun.estimates.jsonl_cache import JsonlCache, lock_cache
     from shiqrun.estimates.pivotal_inputs import trajectories_of, walks_of
@@ -67,8 +68,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
         raise InputError(
             "reward: not set; success is what a reward calls right: give reward=NAME, as reward=unit_tests"
         )
-    reward, asked = target(config.reward), settings(config.pivotal, PivotalSettings)
-    source, data = build(config.data, DataSettings)
+    reward, asked = build_reward(config.reward), settings(config.pivotal, PivotalSettings)
+    source, data = build_data(config.data)
     choice, _ = build(config.model, ModelSettings)
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
     chosen, dropped = trajectories_of(source, data, tokenizer, asked, reward, choice.context())

@@ -14,8 +14,9 @@ from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
+from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
-from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, target
+from shiqrun.config.validate import WITHOUT_TRAINING, Schema, target
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
 
@@ -49,7 +50,7 @@ class Root:
 
 def run(config: DictConfig, run_dir: Path) -> None:
     """Scores into `run_dir`, or only says what it would score."""
-    from shiqrun.batching.logged_data import DataSettings, both_splits
+    from shiqrun.batching.logged_data import both_splits
     from shiqrun.console import console, track
     from shiqrun.rewards.labels import SCORED_BY, KeptScores, label, statistics
     from shiqrun.training.artifacts import provenance, write_json
@@ -59,7 +60,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         return
     began, dropped = time.perf_counter(), Counter[str]()
     reward = _reward(config)
-    source, data = build(_without_pair_rewards(config.data), DataSettings)
+    source, data = build_data(_without_pair_rewards(config.data))
     given = [*track(both_splits(source, data, dropped), "reading examples")]
     _expect(given, dropped, config.data.name)
     if config.dry_run:
@@ -95,7 +96,7 @@ def _reward(config: DictConfig) -> "Reward":
         raise InputError("reward: not set; give reward=DIR, the directory or Hub id of a reward model, or reward=NAME")
     disable_progress_bar()
     set_verbosity_error()
-    reward: Reward = target(config.reward)
+    reward = build_reward(config.reward)
     reward.to(target(config.hardware).device())
     reward.fingerprint()
     return reward

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 
+from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import Schema, build, settings, target
 from shiqrun.errors import InputError
@@ -67,14 +68,13 @@ def run(config: DictConfig, run_dir: Path) -> None:
 
 def plan(config: DictConfig, run_dir: Path) -> "Plan":
     """The objects that the config names."""
-    from shiqrun.batching.logged_data import DataSettings
     from shiqrun.estimates.prompt_values import ValueSettings
     from shiqrun.models.policy import ModelSettings
     from shiqrun.settings import AlgoSettings, EvalSettings, TrainerSettings
     from shiqrun.training.plan import Plan
 
     loss, algo = build(config.algo, AlgoSettings)
-    source, data = build(config.data, DataSettings)
+    source, data = build_data(config.data)
     choice, model = build(config.model, ModelSettings)
     shown: Any = OmegaConf.to_container(config, resolve=True)
     hardware = target(config.hardware)
@@ -96,8 +96,8 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
         trainer=settings(config.trainer, TrainerSettings),
         eval=settings(config.eval, EvalSettings),
         values=settings(config["values"], ValueSettings),
-        reward=target(config.eval.reward) if config.eval.reward else None,
-        reward_again=partial(target, config.eval.reward),
+        reward=build_reward(config.eval.reward) if config.eval.reward else None,
+        reward_again=partial(build_reward, config.eval.reward),
         rollout=None if config.rollout.name == "none" else target(config.rollout),
         hardware=hardware,
         cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache_dir(),

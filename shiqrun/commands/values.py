@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 from omegaconf import DictConfig, OmegaConf
 
+from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
 from shiqrun.errors import InputError
@@ -35,7 +36,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     """Values the prompts into `run_dir`, or only says how many there are."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from shiqrun.batching.logged_data import DataSettings, examples_of
+    from shiqrun.batching.logged_data import examples_of
     from shiqrun.console import console
     from shiqrun.estimates.prompt_values import ValueSettings
     from shiqrun.estimates.value_cache import made, prompts_of
@@ -50,8 +51,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
     began = time.perf_counter()
     if not config.get("reward"):
         raise InputError("reward: not set; a prompt's value is what completions earn: give reward=NAME or reward=DIR")
-    reward, asked = target(config.reward), settings(config["values"], ValueSettings)
-    source, data = build(config.data, DataSettings)
+    reward, asked = build_reward(config.reward), settings(config["values"], ValueSettings)
+    source, data = build_data(config.data)
     choice, _ = build(config.model, ModelSettings)
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
     splits = prompts_of(source, data, tokenizer, asked.max_new_tokens, choice.context())

@@ -21,8 +21,10 @@ from annotated_types import Ge
 
 from shiqrun.data.chats import as_messages, calls_of
 from shiqrun.data.files import read_rows
+from shiqrun.data.source import Source
 from shiqrun.environments.bfcl.corruptions import Together, corrupted, said
-from shiqrun.environments.bfcl.episode import Arguments, Episode, Rewards, Rules
+from shiqrun.environments.bfcl.environment import BfclEnvironment
+from shiqrun.environments.bfcl.episode import Arguments, Episode, Rewards, Rules, opening_messages
 from shiqrun.environments.bfcl.filling import bare
 from shiqrun.environments.bfcl.harness import Harness
 from shiqrun.environments.bfcl.samples import RELEASE, BfclSample, installed_data, load_samples, release
@@ -33,7 +35,7 @@ from shiqrun.types import Example, Message, UnitInterval
 log = logging.getLogger("shiqrun")
 
 
-class Bfcl:
+class Bfcl(Source):
     """Samples of BFCL multi-turn and logged trajectories of them.
 
     Args:
@@ -73,7 +75,6 @@ class Bfcl:
         self.samples = load_samples(Path(samples) if samples else folder)
         self.rules = Rules(rewards, max_steps, functions, result_chars, arguments)
         self.splits: tuple[str, ...] = ("train", "val")
-        self.dropped: Counter[str] = Counter()
         self.split, self.path = split, path
         self._made = (together, per_sample, corrupt, data_seed)
         self._played: dict[str, list[Example]] = {}
@@ -82,6 +83,36 @@ class Bfcl:
     def evaluated(self) -> list[BfclSample]:
         """The samples that a policy is evaluated on."""
         return [s for s in self.samples if self.split == "all" or s.is_test == (self.split == "test")]
+
+    def environment(self) -> BfclEnvironment:
+        """Return the environment that plays the samples of `split`."""
+        return BfclEnvironment(self.samples, self.rules, by_side=self.split == "all")
+
+    def tasks(self, split: str) -> Iterator[Example]:
+        """Yield the samples that `data.split` names, without trajectories.
+
+        Raises:
+            InputError: another split than "val" is asked for, or `data.split` names no sample.
+        """
+        if split != "val":
+            raise InputError(f"eval.split={split}: which samples of data=bfcl are played is said by data.split")
+        samples = self.evaluated()
+        if not samples:
+            raise InputError(f"data.split={self.split}: there are no samples on this side of data.samples")
+        for s in samples:
+            yield Example(opening_messages(s, self.rules.functions), [], None, prompt_id=s.id, source=s.source)
+
+    def expect_training(self) -> None:
+        """Check that a run is evaluated on test samples while it trains."""
+        if self.split != "test":
+            raise InputError(
+                f"data.split={self.split}: a run is evaluated on the test samples while it trains; leave it out, and "
+                f"ask `shiqrun eval run=RUN_DIR data.split={self.split}` afterwards"
+            )
+
+    def about(self) -> dict[str, Any]:
+        """Say which samples are evaluated."""
+        return {"data/split": self.split}
 
     def load(self, split: str) -> Iterator[Example]:
         """One example a sample: of "train" the 160, of "val" those evaluated that are no training samples.
@@ -109,7 +140,8 @@ class Bfcl:
             with Harness() as harness:
                 self._read[split] = [*self._logged(chosen, harness)], self.dropped.copy()
         examples, dropped = self._read[split]
-        self.dropped = dropped.copy()
+        self.dropped.clear()
+        self.dropped.update(dropped)
         return examples
 
     def _play(self, sample: BfclSample, harness: Harness) -> Example:

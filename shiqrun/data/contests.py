@@ -4,7 +4,6 @@ import ast
 import re
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -14,6 +13,7 @@ from annotated_types import Ge, Len
 
 from shiqrun.data.files import Row, read_rows
 from shiqrun.data.problem_rows import Hub, Rows, checked_rewards, example, readable
+from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
@@ -39,7 +39,7 @@ class Problem:
     columns: dict[str, Any] = field(default_factory=dict)
 
 
-class Contest:
+class Contest(Source):
     """Problems of programming contests with logged programs.
 
     Args:
@@ -68,7 +68,6 @@ class Contest:
         self._without, self._most, self.max_tests, self._unsolved = without, per_problem, max_tests, unsolved
         self._rows = Rows(path, self.hub)
         self.splits = self._rows.splits
-        self.dropped: Counter[str] = Counter()
 
     def load(self, split: str) -> Iterator[Example]:
         """The examples of a split, in file order; what is left out is counted in `dropped`.

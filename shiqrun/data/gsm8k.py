@@ -4,13 +4,13 @@ A solution ends in `#### 42`; the answer of an example is that number without it
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated
 
 from annotated_types import Len
 
 from shiqrun.data.problem_rows import Hub, Rows, checked_rewards, example, text
+from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
@@ -18,7 +18,7 @@ HUB = Hub("openai/gsm8k", "main", {"train": "train", "val": "test"})
 FINAL = re.compile(r"####\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?)\s*$")
 
 
-class GSM8K:
+class GSM8K(Source):
     """The problems with their worked solutions; the test problems are the validation split.
 
     Args:
@@ -30,7 +30,6 @@ class GSM8K:
         self._right, _ = checked_rewards(rewards)
         self._rows = Rows(path, HUB)
         self.splits = self._rows.splits
-        self.dropped: Counter[str] = Counter()
 
     def load(self, split: str) -> Iterator[Example]:
         """The examples of a split, in file order.

@@ -7,7 +7,6 @@ prompts where an answer itself plays on a dialogue.
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.files import SUFFIXES, read_rows
 from shiqrun.data.jsonl import announce_pair_rewards, checked_pair_rewards
+from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message
 from shiqrun.util.hub import reachable
@@ -26,7 +26,7 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
-class HH:
+class HH(Source):
     """Pairs of hh-rlhf: completions [chosen, rejected] of each prompt.
 
     Args:
@@ -55,7 +55,6 @@ class HH:
         self.path, self.folders, self.split = path, FOLDERS[subset], split
         self.pair_rewards = checked_pair_rewards(pair_rewards)
         self.on_embedded_marker = on_embedded_marker
-        self.dropped: Counter[str] = Counter()
         self._announced = False
 
     def load(self, split: str) -> Iterator[Example]:

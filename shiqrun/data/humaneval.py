@@ -5,20 +5,20 @@ The prompt is the function's head and documentation, the logged completion the w
 All problems are one split, of which a share is held out; `eval.split=train data.val_fraction=0` answers all of them.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated
 
 from annotated_types import Len
 
 from shiqrun.data.problem_rows import Hub, Rows, checked_rewards, example, text
+from shiqrun.data.source import Source
 from shiqrun.types import Example
 
 HUB = Hub("openai/openai_humaneval", None, {"train": "test"})
 COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
 
-class HumanEval:
+class HumanEval(Source):
     """The problems with their reference solutions.
 
     Args:
@@ -30,7 +30,6 @@ class HumanEval:
         self._right, _ = checked_rewards(rewards)
         self._rows = Rows(path, HUB)
         self.splits = self._rows.splits
-        self.dropped: Counter[str] = Counter()
 
     def load(self, split: str) -> Iterator[Example]:
         """The examples of a split, in file order.

@@ -16,13 +16,13 @@ cut behind it.
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from shiqrun.data.chats import as_messages, drop_reason, prompt_name, shared_prompt, without_prompt
 from shiqrun.data.files import read_rows
+from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message
 
@@ -36,7 +36,7 @@ READ |= {"score_rejected", "answer", "answer_json", "prompt_id"}
 """The columns that have a meaning here; others come along in `Example.columns`."""
 
 
-class Jsonl:
+class Jsonl(Source):
     """Rows of `.jsonl[.gz]`, `.json[.gz]` (one object per line) or Parquet files.
 
     Args:
@@ -51,7 +51,6 @@ class Jsonl:
     def __init__(self, *, path: str, val_path: str | None, pair_rewards: list[float] | None) -> None:
         self.paths = {"train": path} if val_path is None else {"train": path, "val": val_path}
         self.splits = tuple(self.paths)
-        self.dropped: Counter[str] = Counter()
         self.pair_rewards = checked_pair_rewards(pair_rewards)
         self._rewards_from: tuple[str | None, str] | None = None
         self._announced = False

@@ -9,7 +9,6 @@ Splits are by function: whatever the spelling, no logged program of the training
 function of val or test.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -29,6 +28,7 @@ from shiqrun.data.program_language import (
     spell,
     steps_of,
 )
+from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, UnitInterval
 
@@ -77,7 +77,7 @@ class Problem:
         return " ".join(f"{_words(xs)} -> {_words(ys)} ;".replace("  ", " ") for xs, ys in self.shown)
 
 
-class Programs:
+class Programs(Source):
     """Problems with logged programs, right and wrong.
 
     Args:
@@ -130,7 +130,6 @@ class Programs:
         if rewards[0] <= rewards[1]:
             raise InputError(f"data.rewards={rewards}: expected [right, wrong] with right above wrong, as [0, -1]")
         self.splits: tuple[str, ...] = ("train", "val")
-        self.dropped: Counter[str] = Counter()
         self.chat_template = _TEMPLATE
         self.vocabulary = [*_SPECIAL, "->", ";", "|", *PRIMITIVES, *map(str, range(base))]
         self.functions = functions(base, tuple(primitives), steps)

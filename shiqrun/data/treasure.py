@@ -1,4 +1,4 @@
-"""treasure: small maps written as text, a multi-turn problem whose optimum is computed exactly (`exact_treasure`).
+"""treasure: small maps written as text, a multi-turn problem whose optimum is computed exactly (`treasure_optimum`).
 
 prompt    start r0 c1 goal r2 c3 treasure r1 c1
 turn      the policy says one word, N E S or W; the environment answers with the cell reached, `r1 c1`
@@ -10,14 +10,15 @@ its last turn. The optimum is the same too: what a prefix has earned is a functi
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
 
+from shiqrun.data.source import Source
 from shiqrun.data.treasure_maps import MOVES, Episode, Maps, Tree, numbers, places
+from shiqrun.data.treasure_optimum import ExactTreasure
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message, UnitInterval
 
@@ -29,7 +30,7 @@ _TEMPLATE = (
 )
 
 
-class Treasure:
+class Treasure(Source):
     """Maps made from a seed, played well and at random; splits train and val share no map.
 
     Args:
@@ -50,6 +51,9 @@ class Treasure:
     Raises:
         InputError: more cells or maps asked for than there are.
     """
+
+    vocabulary: list[str]
+    evaluated_exactly = True
 
     def __init__(
         self,
@@ -76,7 +80,6 @@ class Treasure:
                 f"{treasures + 2} different cells of {size**2}; give at most data.treasures={size**2 - 2}"
             )
         self.splits: tuple[str, ...] = ("train", "val")
-        self.dropped: Counter[str] = Counter()
         self.vocabulary = [*_SPECIAL, "start", "goal", "treasure", *MOVES]
         self.vocabulary += [f"r{i}" for i in range(size)] + [f"c{i}" for i in range(size)]
         self.vocabulary += [f"x{i}" for i in range(fillers)]
@@ -95,6 +98,14 @@ class Treasure:
     def tree(self, split: str) -> Tree:
         """Every sequence of legal moves on every map of a split."""
         return self._maps[split].tree()
+
+    def answers_back(self) -> bool:
+        """Every move is answered by the cell that it reaches."""
+        return True
+
+    def exact(self, tokenizer: Any, *, split: str, beta: float) -> ExactTreasure:
+        """Return the exact optimum on the maps of a split."""
+        return ExactTreasure(self.maps(split), tokenizer, beta=beta)
 
     def load(self, split: str) -> Iterator[Example]:
         """One example a map, with its `per_map` completions; rewards are one number per turn."""

@@ -13,13 +13,13 @@ does not.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from shiqrun.data.chats import as_messages, drop_reason, prompt_name
 from shiqrun.data.files import SUFFIXES, read_rows
+from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message
 from shiqrun.util.hub import reachable
@@ -38,7 +38,7 @@ HUB_SPLITS = {"binarized": {"train": "train_prefs", "val": "test_prefs"}, "score
 UNKNOWN = (None, "", "N/A")
 
 
-class UltraFeedback:
+class UltraFeedback(Source):
     """Pairs or groups of four completions, with scores for rewards.
 
     Args:
@@ -51,7 +51,6 @@ class UltraFeedback:
     def __init__(self, *, path: str | None, variant: Variant, score: Score, revision: str | None) -> None:
         self.path = None if path is None else Path(path).expanduser()
         self.variant, self.score, self.revision = variant, score, revision
-        self.dropped: Counter[str] = Counter()
         self._files = self._local_files()
         own = HUB_SPLITS[variant] if self.path is None else self._files
         self.splits: tuple[str, ...] = ("train", "val") if "val" in own else ("train",)

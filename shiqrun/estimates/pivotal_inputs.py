@@ -14,7 +14,7 @@ from shiqrun.batching.logged_data import DataSettings, examples_of
 from shiqrun.batching.rows import Batches, Rows
 from shiqrun.batching.selection import distinct
 from shiqrun.console import track
-from shiqrun.data.source import ClosedVocabulary, Source
+from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.pivotal_search import PivotalSettings, Walk
 from shiqrun.models.attention import packs
@@ -51,7 +51,7 @@ def trajectories_of(
     dropped: Counter[str] = Counter()
     examples = list(track(examples_of(source, settings.split, data), "reading examples"))
     limit = min(x for x in (data.max_length, context) if x is not None) if data.max_length or context else None
-    own = source.chat_template if isinstance(source, ClosedVocabulary) else None
+    own = source.chat_template
     encoded = list(encode(examples, tokenizer, dropped, max_length=limit, train_on=data.train_on, stable=own))
     fitting = []
     for trajectory in distinct(encoded, dropped):

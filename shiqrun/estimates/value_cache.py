@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.batching.encode import special_words
 from shiqrun.batching.logged_data import DataSettings, Encoded, Split, both_splits
 from shiqrun.console import track
-from shiqrun.data.bfcl import Bfcl
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.jsonl_cache import lock_cache
@@ -43,9 +42,10 @@ def prompts_of(
     Raises:
         InputError: no prompt is left, one leaves no room for a completion, or the data are dialogues with functions.
     """
-    if isinstance(source, Bfcl):
+    if source.environment() is not None:
         raise InputError(
-            "data=bfcl: what an episode earns is no completion's reward, so its prompts have no values here"
+            "data: an environment answers the policy, and what an episode earns is no completion's reward, so these "
+            "prompts have no values"
         )
     limit, what = data.max_length or context, "data.max_length" if data.max_length else "the model's context"
     first: dict[str, tuple[Split, Example]] = {}

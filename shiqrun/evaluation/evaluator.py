@@ -36,7 +36,11 @@ class EvaluationResult(Protocol):
 
 
 class PolicyEvaluator(Protocol):
-    """What lets a policy answer: prompts (`CompletionEvaluator`), or in dialogues (`rollout.EpisodeEvaluator`)."""
+    """An evaluator samples from a policy: completions (`CompletionEvaluator`) or episodes (`EpisodeEvaluator`)."""
+
+    def description(self) -> str:
+        """Say what would be sampled, for a dry run."""
+        ...
 
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Before the first evaluation, on every rank."""
@@ -113,7 +117,7 @@ class CompletionEvaluator:
         self.world = 1
         self._answers: list[SampledCompletion] | None = None
 
-    def described(self) -> str:
+    def description(self) -> str:
         """What would be sampled, for a dry run."""
         return f"{len(self.prompts)} prompts, {self.settings.samples_per_prompt} answers each"
 

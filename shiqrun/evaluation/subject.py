@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.logged_data import DataSettings, examples_of
+from shiqrun.batching.logged_data import DataSettings
 from shiqrun.console import track
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.source import Source
@@ -18,9 +18,7 @@ from shiqrun.models.adapter import merged
 from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.models.reference import Frozen, Live, weights_fingerprint
-from shiqrun.rewards.reward import Reward
-from shiqrun.sampling.prompts import Prompt, choose_prompts, expect_prompts, fits_reward
-from shiqrun.settings import STAMP, AnswerSettings
+from shiqrun.settings import STAMP
 from shiqrun.types import Example
 
 
@@ -30,6 +28,7 @@ class Subject:
 
     Attributes:
         title: for people.
+        name: of the data set.
         source: whose prompts it answers.
         data: settings of the source.
         training: the examples that it was trained on, as far as they are known.
@@ -42,6 +41,7 @@ class Subject:
     """
 
     title: str
+    name: str
     source: Source
     data: DataSettings
     training: Callable[[], Iterable[Example]]
@@ -52,30 +52,17 @@ class Subject:
     beta: float | None
     where: dict[str, Any]
 
-    def prompts(self, asked: AnswerSettings, reward: Reward | None) -> list[Prompt]:
-        """The prompts to answer; of the validation split those that are no training prompts.
-
-        Raises:
-            InputError: there is none.
-        """
-        limit = min((n for n in (self.data.max_length, self.context) if n is not None), default=None)
-        seen: frozenset[str] = frozenset()
-        if asked.split == "val":
-            seen = frozenset(prompt_name(e.messages) for e in track(self.training(), "reading training prompts"))
-        prompts, left_out = choose_prompts(
-            track(examples_of(self.source, asked.split, self.data), "reading prompts"),
-            self.tokenizer,
-            number=asked.max_prompts,
-            room=None if limit is None else limit - asked.max_new_tokens,
-            seen=seen,
-            fits=fits_reward(reward, asked.max_new_tokens),
-        )
-        expect_prompts(prompts, left_out, asked.max_new_tokens)
-        return prompts
+    def training_prompts(self) -> frozenset[str]:
+        """Return the names of the prompts that the policy was trained on, as far as they are known."""
+        return frozenset(prompt_name(e.messages) for e in track(self.training(), "reading training prompts"))
 
     def about(self) -> dict[str, Any]:
         """For `eval.json`."""
-        return {**self.where, "fingerprint/policy": weights_fingerprint(merged(self.policy.model))}
+        return {
+            **self.where,
+            **self.source.about(),
+            "fingerprint/policy": weights_fingerprint(merged(self.policy.model)),
+        }
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from shiqrun.batching.encode import with_template
-from shiqrun.data.source import ClosedVocabulary, Source
+from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
@@ -45,7 +45,7 @@ class Tiny:
 
     def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
         """One token a word where the data set names its vocabulary, else byte-level BPE of the training text."""
-        if isinstance(source, ClosedVocabulary):
+        if source.vocabulary is not None:
             made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(source.vocabulary)}))
             made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         else:
@@ -58,7 +58,7 @@ class Tiny:
             model_max_length=self.max_position_embeddings,
             clean_up_tokenization_spaces=False,
         )
-        tokenizer.chat_template = source.chat_template if isinstance(source, ClosedVocabulary) else None
+        tokenizer.chat_template = source.chat_template
         return with_template(tokenizer)
 
     def _byte_pairs(self, training: Iterable[Example]) -> Tokenizer:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from shiqrun.errors import InputError
-from shiqrun.rewards.reward import Answered, Progress
+from shiqrun.rewards.reward import Answered, Progress, Reward
 from shiqrun.types import Message
 
 
-class ExactMatch:
+class ExactMatch(Reward):
     """Compares texts, white space at both ends aside.
 
     Args:

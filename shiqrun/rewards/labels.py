@@ -211,7 +211,7 @@ def in_one_unit(source: Source, reward: Reward) -> bool:
     """
     if reward.right is not None:
         return True
-    path = getattr(source, "paths", {}).get("train")
+    path = source.paths.get("train")
     beside = Path(path).expanduser().parent / "summary.json" if path else None
     if beside is None or not beside.is_file():
         return False

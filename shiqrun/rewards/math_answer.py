@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from shiqrun.errors import InputError
-from shiqrun.rewards.reward import Answered, Progress
+from shiqrun.rewards.reward import Answered, Progress, Reward
 from shiqrun.types import Message
 
 MARK = "####"
@@ -19,7 +19,7 @@ NUMBER = re.compile(
 )
 
 
-class MathAnswer:
+class MathAnswer(Reward):
     """Compares numbers exactly: 18, 18.00, $18 and 18 dollars are the same, 1,234 is 1234.
 
     Args:

@@ -25,7 +25,7 @@ from shiqrun.errors import InputError
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards.loading import Classifier, load_classifier
 from shiqrun.rewards.provenance import Provenance
-from shiqrun.rewards.reward import Answered, Progress
+from shiqrun.rewards.reward import Answered, Progress, Reward
 from shiqrun.types import Message
 
 log = logging.getLogger("shiqrun")
@@ -35,7 +35,7 @@ PADDED = 3
 """Tokens of padding where our reading of a model is checked."""
 
 
-class RewardModel:
+class RewardModel(Reward):
     """Any `AutoModelForSequenceClassification` with one label; loaded when first needed, in float32.
 
     A reward model that `shiqrun train algo=reward_model` made reads its score at the last action, as it was trained;

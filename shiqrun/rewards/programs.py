@@ -7,13 +7,13 @@ import torch
 
 from shiqrun.data.program_language import Digits, parse, run
 from shiqrun.errors import InputError
-from shiqrun.rewards.reward import Answered, Progress
+from shiqrun.rewards.reward import Answered, Progress, Reward
 from shiqrun.types import Message
 
 NEEDED = 'reward=programs needs `answer`: {"base": ..., "tests": [{"input": [...], "output": [...]}, ...]}'
 
 
-class Programs:
+class Programs(Reward):
     """Runs programs of the language of `shiqrun.data.program_language`; a text that spells none is wrong.
 
     Args:

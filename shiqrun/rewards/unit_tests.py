@@ -14,7 +14,7 @@ from annotated_types import Ge
 from shiqrun.errors import InputError
 from shiqrun.rewards.grading import PASSED, Run, limits, recorded, verdict
 from shiqrun.rewards.problems import Calls, Check, Problem, code_of, problem
-from shiqrun.rewards.reward import Answered, Progress
+from shiqrun.rewards.reward import Answered, Progress, Reward
 from shiqrun.sandbox.backends import WHAT
 from shiqrun.sandbox.choice import Choice, choose
 from shiqrun.sandbox.pool import Pool
@@ -31,7 +31,7 @@ class _Task(NamedTuple):
     source: str
 
 
-class UnitTests:
+class UnitTests(Reward):
     """Runs programs; what each is judged by is in `rewards.problems`, how in `rewards.grading`.
 
     Args:

@@ -1,7 +1,7 @@
-"""Plays episodes side by side: in every round each that goes on gets its next message."""
+"""Episodes are played side by side: in every round an actor gives each unfinished episode its next message."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Protocol
 
@@ -11,72 +11,114 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.batching.chat_template import Talk, render
 from shiqrun.batching.encode import special_words
 from shiqrun.console import track
-from shiqrun.environments.bfcl.corruptions import said
-from shiqrun.environments.bfcl.episode import Episode
+from shiqrun.environments.environment import NO_ROOM, SPECIAL_TOKEN, TOO_MANY_STEPS, Environment, Episode
 from shiqrun.models.policy import Policy
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion
 from shiqrun.settings import SamplingSettings
+from shiqrun.types import Example, Message
 
 
 @dataclass
-class Playing:
-    """An episode and what a policy has said in it.
+class RunningEpisode:
+    """An episode while it is played: the environment's side of it and what the policy has said and earned.
 
     Attributes:
-        episode: its state.
-        index: number of the episode among those of its sample.
-        samples: the policy's messages, as sampled.
+        task: what the episode was begun from.
+        index: number of the episode among those of its task.
+        episode: the environment's side.
+        max_messages: messages of the policy after which the episode is truncated, None for no limit.
+        messages: the dialogue so far.
+        rewards: of each message of the policy, reward units.
+        completions: the policy's messages as they were sampled; empty for other actors.
+        done: whether the episode is over.
+        truncated: why it was cut off before its end; empty if it was not.
     """
 
-    episode: Episode
+    task: Example
     index: int
-    samples: list[SampledCompletion] = field(default_factory=list)
+    episode: Episode
+    max_messages: int | None = None
+    messages: list[Message] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    completions: list[SampledCompletion] = field(default_factory=list)
+    done: bool = False
+    truncated: str = ""
+
+    def __post_init__(self) -> None:
+        self.messages = list(self.episode.opening)
+
+    def say(self, text: str) -> None:
+        """Hand the policy's next message to the environment and take its answer."""
+        assert not self.done
+        self.messages.append({"role": "assistant", "content": text})
+        step = self.episode.step(text)
+        self.messages += step.messages
+        self.rewards.append(step.reward)
+        self.done, self.truncated = step.terminated or bool(step.truncated), step.truncated
+        if not self.done and len(self.rewards) == self.max_messages:
+            self.truncate(TOO_MANY_STEPS)
+
+    def truncate(self, why: str) -> None:
+        """End the episode before its end."""
+        reward = self.episode.truncate(why)
+        if self.rewards:
+            self.rewards[-1] += reward
+        self.done, self.truncated = True, why
 
 
-class Voice(Protocol):
-    """Says the next message in every one of these episodes, or gives one up."""
+class Actor(Protocol):
+    """Something that chooses the next message of every unfinished episode, or truncates the episode."""
 
-    def speak(self, playing: Sequence[Playing]) -> None:
-        """One round."""
-
-
-def play(playing: Sequence[Playing], voice: Voice) -> None:
-    """Plays all to their ends; each ends after `max_steps` + 1 messages a turn at the latest."""
-    for going in track(_rounds(playing), "playing episodes, rounds"):
-        voice.speak(going)
+    def act(self, running: Sequence[RunningEpisode]) -> None:
+        """Play one round."""
 
 
-def _rounds(playing: Sequence[Playing]) -> Iterator[list[Playing]]:
-    while going := [p for p in playing if not p.episode.done]:
-        yield going
+def begin_episodes(environment: Environment, tasks: Sequence[Example], each: int) -> list[RunningEpisode]:
+    """Open `each` episodes of every task, those of a task side by side."""
+    limit = environment.max_messages
+    return [RunningEpisode(task, k, environment.begin(task), limit) for task in tasks for k in range(each)]
 
 
-class Script:
-    """Says the reference answers: a check of everything but the policy."""
-
-    def __init__(self) -> None:
-        self._lines: dict[int, list[str]] = {}
-
-    def speak(self, playing: Sequence[Playing]) -> None:
-        """The next line of each."""
-        for p in playing:
-            whole = [text for calls in p.episode.sample.truth for text in said(calls, "one")]
-            p.episode.say(self._lines.setdefault(id(p), whole).pop(0))
+def play(running: Sequence[RunningEpisode], actor: Actor) -> None:
+    """Play all episodes until the last is over."""
+    for unfinished in track(_rounds(running), "playing episodes, rounds"):
+        actor.act(unfinished)
 
 
-class PolicyVoice:
-    """Samples the next messages from a policy.
+def _rounds(running: Sequence[RunningEpisode]) -> Iterator[list[RunningEpisode]]:
+    while unfinished := [r for r in running if not r.done]:
+        yield unfinished
 
-    The dialogue is written anew by the chat template for every message, so that the policy always sees what training
-    would show it. A dialogue without room for another message is given up, and one whose text spells a special
-    token.
+
+class ScriptedActor:
+    """An actor that follows one of the environment's scripted policies: a check of everything but the policy.
+
+    Args:
+        policy: its name, one of `Environment.scripted_policies`.
+    """
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+
+    def act(self, running: Sequence[RunningEpisode]) -> None:
+        """Say the scripted next message in every episode."""
+        for r in running:
+            r.say(r.episode.scripted_message(self.policy))
+
+
+class PolicyActor:
+    """An actor that samples messages from a policy.
+
+    The chat template renders the dialogue anew for every message, so that the policy always sees what training
+    would show it. A dialogue that leaves no room for another message is truncated, and so is one whose text spells a
+    special token: the tokenizer would take the text for the token, and training drops such rows.
 
     Args:
         policy: on its device.
         tokenizer: with a chat template.
-        settings: of the sampling; `max_new_tokens` are those of one message.
-        tokens: of one forward pass.
+        settings: of the sampling; `max_new_tokens` bounds one message.
+        tokens: tokens of one forward pass.
         context: tokens that the policy reads, None for any number.
     """
 
@@ -89,35 +131,31 @@ class PolicyVoice:
         tokens: int,
         context: int | None,
     ) -> None:
-        self.policy, self.tokenizer, self.settings, self.tokens = policy, tokenizer, settings, tokens
+        self.policy, self.tokenizer, self.tokens = policy, tokenizer, tokens
+        self.settings = replace(settings, samples_per_prompt=1)
         self.specials = special_words(tokenizer)
         self.room = None if context is None else context - settings.max_new_tokens
 
-    def speak(self, playing: Sequence[Playing]) -> None:
-        """One message each, those of one round sampled together."""
-        talks = [Talk(p.episode.messages, len(p.episode.messages), p.episode.sample.source) for p in playing]
-        heads = render(talks, self.tokenizer, add_generation_prompt=True)["input_ids"]
-        asked: list[tuple[Playing, Prompt]] = []
-        for p, head in zip(playing, heads, strict=True):
-            if self.room is not None and len(head) > self.room:
-                p.episode.give_up("no room")
-            elif any(word in str(m["content"]) for m in p.episode.messages for word in self.specials):
-                p.episode.give_up("special token")  # the tokenizer would take it for one, and training drops such rows
+    def act(self, running: Sequence[RunningEpisode]) -> None:
+        """Sample one message for each episode, all of a round together."""
+        talks = [Talk(r.messages, len(r.messages), r.task.source) for r in running]
+        contexts = render(talks, self.tokenizer, add_generation_prompt=True)["input_ids"]
+        prompts: list[tuple[RunningEpisode, Prompt]] = []
+        for r, tokens in zip(running, contexts, strict=True):
+            if self.room is not None and len(tokens) > self.room:
+                r.truncate(NO_ROOM)
+            elif any(word in str(m["content"]) for m in r.messages for word in self.specials):
+                r.truncate(SPECIAL_TOKEN)
             else:
-                asked.append((p, _prompt(p, head)))
-        sampler = CompletionSampler([prompt for _, prompt in asked], self.tokenizer, self._one_each(), self.tokens)
-        for (p, _), sample in zip(asked, sampler.answers(self.policy, description=""), strict=True):
-            p.samples.append(sample)
-            p.episode.say(sample.text)
-
-    def _one_each(self) -> SamplingSettings:
-        names = SamplingSettings.__dataclass_fields__
-        return SamplingSettings(**{name: getattr(self.settings, name) for name in names} | {"samples_per_prompt": 1})
+                prompts.append((r, _dialogue_prompt(r, tokens)))
+        sampler = CompletionSampler([prompt for _, prompt in prompts], self.tokenizer, self.settings, self.tokens)
+        for (r, _), completion in zip(prompts, sampler.answers(self.policy, description=""), strict=True):
+            r.completions.append(completion)
+            r.say(completion.text)
 
 
-def _prompt(p: Playing, head: Sequence[int]) -> Prompt:
-    """The dialogue so far as a prompt; its name tells episodes and messages apart."""
-    episode = p.episode
-    name = blake2b(f"{episode.sample.id}/{p.index}/{len(p.samples)}".encode(), digest_size=8).hexdigest()
-    tokens = np.array(head, np.int64)
-    return Prompt(name, episode.sample.id, list(episode.messages), tokens, None, episode.sample.source)
+def _dialogue_prompt(r: RunningEpisode, tokens: Sequence[int]) -> Prompt:
+    """Return the dialogue so far as a prompt, whose name (it seeds the sampling) is its own in the evaluation."""
+    place = f"{r.task.prompt_id}/{r.index}/{len(r.completions)}"
+    name = blake2b(place.encode(), digest_size=8).hexdigest()
+    return Prompt(name, r.task.prompt_id, list(r.messages), np.array(tokens, np.int64), None, r.task.source)

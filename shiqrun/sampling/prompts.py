@@ -137,20 +137,33 @@ def fits_reward(reward: Any, max_new_tokens: int) -> Callable[[Prompt], bool]:
     return fits
 
 
+class NoPrompts(InputError):
+    """There is no prompt to complete.
+
+    Attributes:
+        left_out: number of prompts left out, by reason; empty where the split is.
+    """
+
+    def __init__(self, message: str, left_out: Counter[str] | None = None) -> None:
+        super().__init__(message)
+        self.left_out = left_out or Counter[str]()
+
+
 def expect_prompts(prompts: Sequence[Prompt], left_out: Counter[str], max_new_tokens: int) -> None:
-    """Says how many prompts were left out, if there is one to answer.
+    """Log how many prompts were left out, if there is one to complete.
 
     Raises:
-        InputError: there is none; the message counts why.
+        NoPrompts: there is none; the message counts why.
     """
     reasons = ", ".join(f"{n} {why}" for why, n in left_out.most_common()) or "the split is empty"
     if prompts:
         if left_out:
             log.info("%d prompts are answered; left out: %s", len(prompts), reasons)
         return
-    raise InputError(
+    raise NoPrompts(
         f"no prompt to answer: {reasons}; raise data.val_fraction or data.max_length, or lower "
-        f"eval.max_new_tokens={max_new_tokens}"
+        f"eval.max_new_tokens={max_new_tokens}",
+        left_out,
     )
 
 

@@ -135,7 +135,7 @@ class Validation(Callback):
     Args:
         every: optimiser steps.
         checkpoints: told of each result.
-        exact: of the model, e.g. `ExactTreasure.evaluate`; its keys get the prefix `val/`.
+        exact: of the model, see `ExactEvaluation.evaluate`; its keys get the prefix `val/`.
         answers: the evaluation by sampled answers, or None.
         live: the reference that it compares with.
         keep: what is done with the rows of `samples.jsonl`, on rank 0.

@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from shiqrun import losses
-from shiqrun.data.bfcl import Bfcl
-from shiqrun.data.treasure import Treasure
 from shiqrun.errors import InputError
 from shiqrun.losses.requirements import compares_completions, needs_of
 from shiqrun.losses.soft_policy import monte_carlo
@@ -37,7 +35,7 @@ def expect_fit(plan: "Plan") -> None:
         return
     if not wanted or "score" in wanted:
         raise InputError(f"rollout: algo={name} learns nothing from the policy's own samples; set rollout=none")
-    if isinstance(plan.source, Treasure | Bfcl):
+    if plan.source.answers_back():
         raise InputError(
             f"rollout: data={plan.names['data']} answers the policy, and a rollout is one completion; set "
             "rollout=none, or see data=programs"

@@ -1,7 +1,6 @@
 """The rows of a run's rollouts that are neither sampled nor of its data set: another file, or those with targets."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ log = logging.getLogger("shiqrun")
 HELD_OUT = "rollout.path, but the prompt is one of validation"
 
 
-class Without:
+class Without(Source):
     """A data set without some prompts, for training alone.
 
     Args:
@@ -32,11 +31,8 @@ class Without:
         names: `prompt_name` of the prompts that are left out; counted by completion.
     """
 
-    splits: tuple[str, ...] = ("train",)
-
     def __init__(self, source: Source, names: frozenset[str]) -> None:
         self.source, self.names = source, names
-        self.dropped: Counter[str] = Counter()
 
     def load(self, split: str) -> Iterator[Example]:
         """See `Source`."""

@@ -15,10 +15,9 @@ from lightning.pytorch.loggers import Logger
 
 from shiqrun.batching.logged_data import LoggedData
 from shiqrun.console import is_main_process, track
-from shiqrun.data.treasure import Treasure
+from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted
 from shiqrun.evaluation.credit import credit, write_credit
-from shiqrun.evaluation.exact_treasure import ExactTreasure
 from shiqrun.losses.requirements import needs_of
 from shiqrun.models.reference import AdapterOff, Frozen, Live, Reference, cached, weights_fingerprint
 from shiqrun.models.reference_cache import cache_key, cached_scores
@@ -40,7 +39,7 @@ from shiqrun.training.metrics_csv import MetricsFile
 from shiqrun.training.online import prompts_to_answer, sampling
 from shiqrun.training.plan import Run
 from shiqrun.training.step.method import Method
-from shiqrun.training.summary_tables import end_of_run, episodes, plan_table
+from shiqrun.training.summary_tables import draw_episodes, end_of_run, plan_table
 
 log = logging.getLogger("shiqrun")
 SAMPLES = "samples.jsonl"
@@ -82,13 +81,14 @@ def _reference(run: Run) -> tuple[Reference | None, dict[str, Any]]:
     return cached, cost
 
 
-def _exact(run: Run) -> ExactTreasure | None:
+def _exact(run: Run) -> ExactEvaluation | None:
     """Exact evaluation, where the problem has an optimum that can be enumerated and the method a temperature."""
     beta = run.plan.loss.keywords.get("beta")
-    if not isinstance(run.plan.source, Treasure) or beta is None or not run.plan.eval.every:
+    if beta is None or not run.plan.eval.every:
         return None
-    exact = ExactTreasure(run.plan.source, run.tokenizer, split="val", beta=beta)
-    exact.set_reference(run.policy.model)
+    exact = run.plan.source.exact(run.tokenizer, split="val", beta=beta)
+    if exact is not None:
+        exact.set_reference(run.policy.model)
     return exact
 
 
@@ -175,7 +175,7 @@ def _fit(
 
 
 def _validation(
-    run: Run, checkpoints: Checkpoints, exact: ExactTreasure | None, reference: Reference | None
+    run: Run, checkpoints: Checkpoints, exact: ExactEvaluation | None, reference: Reference | None
 ) -> Validation:
     def keep(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
         append_samples(run.plan.run_dir / SAMPLES, rows)
@@ -257,7 +257,7 @@ def _stand(run: Run, checkpoint: Path) -> int:
 
 
 def _finish(
-    run: Run, method: Method, validation: Validation | None, exact: ExactTreasure | None, cost: dict[str, Any]
+    run: Run, method: Method, validation: Validation | None, exact: ExactEvaluation | None, cost: dict[str, Any]
 ) -> None:
     plan = run.plan
     metrics = {k: v for k, v in method.latest.items() if np.isfinite(v)}
@@ -269,7 +269,7 @@ def _finish(
     else:
         saved = save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
     if exact is not None:
-        episodes(run, exact)
+        draw_episodes(run, exact)
     _write_credit(run, method, validation)
     summary = {
         **metrics,

@@ -9,9 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from shiqrun.console import console, number
-from shiqrun.data.treasure_maps import draw
-from shiqrun.evaluation.completion_files import spread
-from shiqrun.evaluation.exact_treasure import ExactTreasure
+from shiqrun.data.source import ExactEvaluation
+from shiqrun.evaluation.result_files import spread
 from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
 from shiqrun.training.artifacts import append_samples
 from shiqrun.util.intervals import is_bound
@@ -122,25 +121,15 @@ def _rank(name: str) -> tuple[int, str]:
     return FIRST.index(name) if name in FIRST else len(FIRST), padded
 
 
-def episodes(run: "Run", exact: ExactTreasure) -> None:
-    """Draws a few sampled episodes on held-out maps and keeps them in `samples.jsonl`."""
+def draw_episodes(run: "Run", exact: ExactEvaluation) -> None:
+    """Draw a few sampled episodes of a problem with an exact optimum and keep them in `samples.jsonl`."""
     policy = run.policy.eval()
-    played = exact.sample_episodes(policy.model, EPISODES, run.plan.seed)
+    drawn = exact.draw_episodes(policy.model, EPISODES, run.plan.seed)
     policy.train()
-    panels = []
-    for episode in played:
-        drawing = draw(exact.maps, episode)
-        panels.append(Panel(drawing, title=f"reward {sum(episode.rewards):.2g}", expand=False))
-    console.print("Episodes of the trained policy on held-out maps:")
-    console.print(Columns(panels))
+    console.print("Episodes of the trained policy on held-out prompts:")
+    console.print(Columns([Panel(e.drawing, title=f"reward {e.reward:.2g}", expand=False) for e in drawn]))
+    step = run.max_steps
     rows = [
-        {
-            "step": run.max_steps,
-            "prompt": exact.maps.prompt(e.map_index),
-            "completion": " ".join(e.words),
-            "reward": sum(e.rewards),
-            "kl": None,
-        }
-        for e in played
+        {"step": step, "prompt": e.prompt, "completion": e.completion, "reward": e.reward, "kl": None} for e in drawn
     ]
     append_samples(run.plan.run_dir / "samples.jsonl", rows)

@@ -75,21 +75,24 @@ def test_the_written_reference_answers_are_data_that_are_scored_alike(home):
 
 def test_a_dry_run_says_what_would_be_played_and_leaves_nothing(home, capsys):
     assert main([*TRUTH, "data.limit=3", f"run_dir={home / 'dry'}", "dry_run=true"]) == 0
-    assert "3 samples, played by their reference answers" in capsys.readouterr().out
+    assert "3 tasks, played by the scripted policy ground_truth" in capsys.readouterr().out
     assert not (home / "dry").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("data=treasure", "eval.policy=ground_truth"), "eval.policy=ground_truth is for data=bfcl; data=treasure"),
+        (
+            ("data=treasure", "eval.policy=ground_truth"),
+            "eval.policy=ground_truth: data=treasure does not know it, it has no scripted policy",
+        ),
         (("data=bfcl", "eval.policy=ground_truth", "reference=base"), "leave out reference=base"),
-        (("data=bfcl", "eval.policy=ground_truth", "reward=exact_match"), "reward: data=bfcl judges every turn"),
+        (("data=bfcl", "eval.policy=ground_truth", "reward=exact_match"), "leave out reward=exact_match"),
         (("data=bfcl", "eval.policy=ground_truth", "eval.split=train"), "eval.split=train: "),
         (("data=bfcl", "eval.policy=ground_truth", "eval.max_prompts=0"), "eval.max_prompts=0"),
         (
             ("data=bfcl", "data.functions=none", "data.per_sample=1", "reward=exact_match"),
-            "reward: data=bfcl judges every",
+            "reward: the environment of data=bfcl pays its own rewards",
         ),
     ],
 )
@@ -177,7 +180,7 @@ def test_a_model_that_reads_too_little_for_any_sample_is_an_error(home, capsys):
         f"run_dir={home / 'no'}",
     )
     assert main(words) == 2
-    assert "no sample leaves room for a message of eval.max_new_tokens=128" in " ".join(capsys.readouterr().err.split())
+    assert "no episode leaves room for a message of eval.max_new_tokens=" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_in_training_is_evaluated_on_test_samples_alone(home, shiq, capsys):

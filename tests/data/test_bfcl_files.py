@@ -10,8 +10,8 @@ pytest.importorskip("bfcl_eval", reason="bfcl-eval is not installed: pip install
 
 from shiqrun.batching.logged_data import load
 from shiqrun.errors import InputError
-from shiqrun.evaluation.answer_files import write_answers
-from shiqrun.evaluation.episodes import reference_answers
+from shiqrun.evaluation.episodes import evaluate_script
+from shiqrun.evaluation.result_files import write_results
 from tests.data.test_bfcl import bfcl, officially, parsed, settings, steps_of, train
 from tests.support.helpers import assistant, tokenizer, tool, user
 
@@ -21,7 +21,7 @@ def episodes(tmp_path_factory):
     """The reference answers, played and written as an evaluation does; (file, rows)."""
     source = bfcl(split="all")
     folder = tmp_path_factory.mktemp("episodes")
-    write_answers(folder, reference_answers(source.evaluated(), source.rules))
+    write_results(folder, evaluate_script("ground_truth", source.environment, [*source.tasks("val")]))
     file = folder / "episodes.jsonl"
     return file, [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 

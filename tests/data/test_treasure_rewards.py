@@ -17,7 +17,7 @@ from shiqrun import losses
 from shiqrun.batching.encode import encode
 from shiqrun.batching.rows import Rows
 from shiqrun.data.treasure import Treasure
-from shiqrun.evaluation.exact_treasure import ExactTreasure
+from shiqrun.data.treasure_optimum import ExactTreasure
 from shiqrun.models.tiny import Tiny
 from shiqrun.types import ActionScores
 from tests.support.command_line import metrics, train
@@ -169,7 +169,7 @@ def test_exact_figures_do_not_depend_on_where_the_return_is_written():
     found = []
     for where in ("turns", "last"):
         source = treasure(where)
-        exact = ExactTreasure(source, tokenizer_of(source), beta=BETA, maps=4)
+        exact = ExactTreasure(source.maps("val").first(4), tokenizer_of(source), beta=BETA)
         exact.set_reference(llama(len(source.vocabulary), seed=1))
         found.append(exact.evaluate(llama(len(source.vocabulary), seed=0)))
     assert found[0] == found[1]

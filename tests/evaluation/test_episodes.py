@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the README says how to install")
 
 from shiqrun.errors import InputError
-from shiqrun.evaluation.answer_files import write_answers
-from shiqrun.evaluation.episodes import chosen_dialogues, reference_answers
+from shiqrun.evaluation.episodes import choose_tasks
+from shiqrun.evaluation.result_files import write_results
 from shiqrun.models.reference import Frozen
 from tests.rollout.made import (
     Lines,
@@ -21,10 +21,15 @@ from tests.rollout.made import (
     dialogues,
     evaluator,
     first_turns,
+    official,
+    paid,
     policy,
+    reference_answers,
+    right,
     rules,
     short,
     spoken,
+    tasks,
     with_mistakes,
 )
 
@@ -47,7 +52,7 @@ def test_the_kl_is_the_mean_over_samples_of_the_log_ratio_of_all_that_the_policy
     made = evaluator(short(), reference=Frozen(reference), beta=beta, samples_per_prompt=2)
     made.tokens = budget
     found = made.run(of)
-    ratios = [log_ratio(of, reference, p.samples) for p in agreed(found.played)]
+    ratios = [log_ratio(of, reference, p.completions) for p in agreed(found.played)]
     assert [p.log_ratio for p in found.played] == pytest.approx(ratios)
     assert found.metrics["kl"] == pytest.approx(sum(ratios) / 6)
     returned = [sum(p.rewards) - beta * r for p, r in zip(found.played, ratios, strict=True)]
@@ -80,7 +85,7 @@ def test_a_sample_without_room_for_any_message_does_not_hide_the_kl_of_the_other
     )
     found = evaluator([long, brief], reference=Frozen(policy(seed=1)), beta=0.25, context=300).run(policy())
     mute, other = agreed(found.played)
-    assert (mute.samples, mute.log_ratio, sum(mute.rewards)) == ([], None, 0)
+    assert (mute.completions, mute.log_ratio, sum(mute.rewards)) == ([], None, 0)
     assert found.metrics["kl"] == pytest.approx(other.log_ratio / 2), "who says nothing is no nat away"
 
 
@@ -98,9 +103,9 @@ def test_two_ranks_find_what_one_finds(monkeypatch):
 
     for rank in (1, 0):
         monkeypatch.setattr(torch.distributed, "all_gather_object", exchange(rank))
-        both = evaluator(asked, rank=rank, world=2, **options).run(policy())
+        both = evaluator(asked, rank=rank, world_size=2, **options).run(policy())
     assert [len(pickle.loads(share)[0]) for share in (shares[0], shares[1])] == [6, 4]
-    assert [p.record for p in both.played] == [p.record for p in agreed(one.played)]
+    assert [p.row() for p in both.played] == [p.row() for p in agreed(one.played)]
     assert both.metrics == pytest.approx(one.metrics, nan_ok=True)  # of one sample there is no interval
     assert both.rows(7) == one.rows(7)
 
@@ -115,52 +120,52 @@ def test_a_rank_that_cannot_play_ends_all(monkeypatch):
         lambda found, mine: found.__setitem__(slice(None), [share, ([], broken)]),
     )
     with pytest.raises(InputError, match="does not load"):
-        evaluator(short(2), rank=0, world=2, reference=Frozen(policy(seed=1))).run(policy())
+        evaluator(short(2), rank=0, world_size=2, reference=Frozen(policy(seed=1))).run(policy())
 
 
 def test_the_same_few_samples_are_played_whatever_order_they_come_in_and_it_is_said(caplog):
-    test = [d for d in dialogues() if d.is_test]
+    test = tasks(d for d in dialogues() if d.is_test)
     with caplog.at_level(logging.WARNING, "shiqrun"):
-        five = chosen_dialogues(test, 5, None)
-    assert caplog.messages == ["5 of 40 samples are played (eval.max_prompts=5, data.limit=null)"]
-    assert chosen_dialogues(test[::-1], 5, None) == five == sorted(five, key=lambda d: d.index)
-    assert {d.id for d in five} < {d.id for d in chosen_dialogues(test, 9, None)}, "more are these and others"
-    assert {d.id for d in five} != {d.id for d in test[:5]}
-    assert chosen_dialogues(test, 200, 5) == test[:5], "as many as are trained on, and the same ones"
+        five = choose_tasks(test, 5, None)
+    assert caplog.messages == ["5 of 40 tasks are played (eval.max_prompts=5, data.limit=null)"]
+    assert choose_tasks(test[::-1], 5, None) == five[::-1]
+    assert five == [task for task in test if task in five], "in the order of the data set"
+    assert all(task in choose_tasks(test, 9, None) for task in five), "more are these and others"
+    assert five != test[:5]
+    assert choose_tasks(test, 200, 5) == test[:5], "as many as are trained on, and the same ones"
     caplog.clear()
-    assert chosen_dialogues(test, 40, 40) == test
+    assert choose_tasks(test, 40, 40) == test
     assert not caplog.messages
-    for asked, number, key in ((test, 0, r"eval\.max_prompts=0"), ([], 200, r"data\.split")):
+    for asked, number, key in ((test, 0, r"eval\.max_prompts=0"), ([], 200, "no task in this split")):
         with pytest.raises(InputError, match=key):
-            chosen_dialogues(asked, number, None)
+            choose_tasks(asked, number, None)
 
 
 @pytest.mark.parametrize("rewards", ["independent", "official_prefix"])
 def test_the_official_checker_agrees_on_every_episode_with_mistakes(rewards):
     played = spoken(Lines(with_mistakes(0)), dialogues()[::2], rules(rewards=rewards))
-    right = sum(p.right for p in played)
-    assert 15 < right < 85, "both verdicts are there"
-    assert all(p.right == (sum(p.rewards) == len(p.rewards)) for p in played)
+    assert 15 < sum(map(right, played)) < 85, "both verdicts are there"
+    assert all(right(p) == official(p) == (sum(paid(p)) == len(paid(p))) for p in played)
 
 
 def test_reference_answers_are_right_on_every_sample_and_count_one_a_turn():
-    found = reference_answers(dialogues(), rules())
-    assert {p.right for p in agreed(found.played)} == {True}
+    found = reference_answers(dialogues())
+    assert {right(p) for p in agreed(found.played)} == {True}
     turns = [sum(map(bool, d.truth)) for d in dialogues()]
-    assert [sum(p.rewards) for p in found.played] == [len(p.rewards) for p in found.played] == turns
+    assert [sum(p.rewards) for p in found.played] == [len(paid(p)) for p in found.played] == turns
     assert sum(turns) == 742  # of 745, three without a reference answer
 
 
 def test_the_written_dialogues_hold_every_message_and_verdict(tmp_path):
     found = reference_answers(short(), rules(functions="names"))
     found.played.extend(spoken(Lines(first_turns(1)), short()[:1]))
-    write_answers(tmp_path, found)
+    write_results(tmp_path, found)
     rows = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(r["id"], r["official"], r["turn_rewards"]) for r in rows] == [
         *((d.id, True, [1.0, 1.0, 1.0]) for d in short()),
         (short()[0].id, False, [1.0, 0.0, 0.0]),
     ]
-    assert [r["messages"] for r in rows] == [p.record["messages"] for p in found.played]
+    assert [r["messages"] for r in rows] == [p.messages for p in found.played]
     text = (tmp_path / "episodes.md").read_text(encoding="utf-8")
     assert text.count("*reward 1*") == 10
     assert text.count("*reward 0: no call*") == 2

@@ -1,4 +1,4 @@
-"""Samples of BFCL, small policies, and voices that are right and wrong on purpose."""
+"""Samples of BFCL, small policies, and actors that are right and wrong on purpose."""
 
 from functools import lru_cache
 
@@ -6,12 +6,13 @@ import numpy as np
 import torch
 
 from shiqrun.environments.bfcl.corruptions import corrupted, said
-from shiqrun.environments.bfcl.episode import Episode, Rules
-from shiqrun.environments.bfcl.harness import Harness
+from shiqrun.environments.bfcl.environment import BfclEnvironment
+from shiqrun.environments.bfcl.episode import Rules
 from shiqrun.environments.bfcl.samples import installed_data, load_samples
-from shiqrun.evaluation.episodes import EpisodeEvaluator, played_by
+from shiqrun.evaluation.episodes import EpisodeEvaluator, evaluate_script, play_tasks
 from shiqrun.models.policy import Policy
-from shiqrun.sampling.play import Playing, play
+from shiqrun.sampling.play import begin_episodes, play
+from shiqrun.types import Example
 from tests.evaluation.made import sampling
 from tests.support.helpers import CHATML, llama, tokenizer
 
@@ -44,32 +45,63 @@ def policy(seed=0, **options):
     return Policy(llama(seed=seed, **sizes).double())
 
 
-def evaluator(asked, *, reference=None, context=4096, beta=None, rank=0, world=1, play_by=None, **options):
+def tasks(asked):
+    """Samples as an environment begins episodes of them."""
+    return [Example([], [], None, prompt_id=d.id, source=d.source) for d in asked]
+
+
+def world(play_by=None):
+    """The environment of all samples."""
+    return BfclEnvironment(dialogues(), play_by or rules(), by_side=True)
+
+
+def evaluator(asked, *, reference=None, context=4096, beta=None, rank=0, world_size=1, play_by=None, **options):
     """An evaluator that has begun."""
     made = EpisodeEvaluator(
-        asked, play_by or rules(), TOKENIZER, sampling(**options), tokens=100_000, context=context, beta=beta
+        lambda: world(play_by), tasks(asked), TOKENIZER, sampling(**options), tokens=100_000, context=context, beta=beta
     )
-    made.begin(reference, torch.device("cpu"), rank, world)
+    made.begin(reference, torch.device("cpu"), rank, world_size)
     return made
+
+
+def official(p):
+    """The official checker's verdict on a finished episode."""
+    return bool(p.info.metrics["official_score"])
+
+
+def right(p):
+    """Our own verdict on a finished episode."""
+    return official(p) == bool(p.info.metrics["official_agreement"])
+
+
+def paid(p):
+    """Rewards of the counted turns of a finished episode."""
+    return [r for r, counted in zip(p.info.record["turn_rewards"], p.info.record["counted"], strict=True) if counted]
 
 
 def agreed(played):
     """The episodes, each of which the official checker judges as we do."""
-    assert [p.official for p in played] == [p.right for p in played]
+    assert {p.info.metrics["official_agreement"] for p in played} == {1.0}
+    assert [sum(p.rewards) for p in played] == [sum(p.info.record["turn_rewards"]) for p in played]
     return played
 
 
-def spoken(voice, asked, play_by=None, each=1):
-    """The finished episodes of a voice without a policy."""
-    return agreed(played_by(voice, asked, play_by or rules(), each, lambda samples: [*samples]))
+def spoken(actor, asked, play_by=None, each=1):
+    """The finished episodes of an actor without a policy."""
+    return agreed(play_tasks(actor, lambda: world(play_by), tasks(asked), each, list))
 
 
-def playing(voice, asked, play_by=None):
-    """What a voice has played, open to be looked into."""
-    with Harness() as harness:
-        made = [Playing(Episode(d, harness, play_by or rules()), 0) for d in asked]
-        play(made, voice)
-        assert [p.episode.official() for p in made] == [p.episode.right for p in made]
+def reference_answers(asked, play_by=None):
+    """The samples played by their own reference answers."""
+    return evaluate_script("ground_truth", lambda: world(play_by), tasks(asked))
+
+
+def playing(actor, asked, play_by=None):
+    """What an actor has played, open to be looked into."""
+    with world(play_by) as environment:
+        made = begin_episodes(environment, tasks(asked), 1)
+        play(made, actor)
+        assert [p.episode.dialogue.official() for p in made] == [p.episode.dialogue.right for p in made]
         return made
 
 
@@ -79,9 +111,9 @@ class Lines:
     def __init__(self, lines):
         self.lines, self.left = lines, {}
 
-    def speak(self, playing):
-        for p in playing:
-            p.episode.say(next(self.left.setdefault(id(p), iter(self.lines(p.episode.sample)))))
+    def act(self, running):
+        for r in running:
+            r.say(next(self.left.setdefault(id(r), iter(self.lines(r.episode.dialogue.sample)))))
 
 
 def first_turns(number):

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from shiqrun.evaluation.completion_files import write_completions
 from shiqrun.evaluation.evaluator import CompletionEvaluator
+from shiqrun.evaluation.result_files import write_completions
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Frozen
 from shiqrun.rewards.exact_match import ExactMatch

@@ -51,8 +51,7 @@ class Episode:
 
     def __init__(self, sample: BfclSample, harness: Harness, rules: Rules) -> None:
         self.sample, self.rules = sample, rules
-        self.messages: list[Message] = system_messages(sample.documents, rules.functions)
-        self.messages.append(_user(sample.questions[0]))
+        self.messages = opening_messages(sample, rules.functions)
         self.prompt = len(self.messages)
         self.verdicts: list[Verdict] = []
         self.refused: list[str] = []
@@ -67,6 +66,11 @@ class Episode:
     def done(self) -> bool:
         """Whether there is nothing more to say."""
         return bool(self.ended) or len(self.verdicts) == len(self.sample.questions)
+
+    @property
+    def turn_begun(self) -> bool:
+        """Whether the policy has sent a message in the turn that has not ended."""
+        return bool(self._turn_of) and self._turn_of[-1] == len(self.verdicts)
 
     def say(self, text: str) -> None:
         """The policy's next message: its calls run; where it has none the turn ends."""
@@ -167,6 +171,11 @@ class Episode:
             "refused": self.refused,
             "ended": self.ended,
         }
+
+
+def opening_messages(sample: BfclSample, functions: Functions) -> list[Message]:
+    """Return the messages before the policy's first: the functions, if they are shown, and the user's first turn."""
+    return [*system_messages(sample.documents, functions), _user(sample.questions[0])]
 
 
 def _user(text: str) -> Message:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shiqrun.data.treasure import Treasure
-from shiqrun.data.treasure_maps import MOVES, Episode, Maps
+from shiqrun.data.source import DrawnEpisode
+from shiqrun.data.treasure_maps import MOVES, Episode, Maps, draw
 from shiqrun.errors import InputError
 from shiqrun.types import Positive
 
@@ -36,11 +36,9 @@ class ExactTreasure:
     """The exact optimum on the maps of one split, and a policy's return, KL and regret.
 
     Args:
-        source: the problem.
-        tokenizer: one that makes one token of each of its words.
-        split: whose maps.
+        maps: to be evaluated on.
+        tokenizer: one that makes one token of each word of the problem.
         beta: KL temperature, reward units per nat.
-        maps: how many of them, from the first; None takes all.
 
     Attributes:
         maps: the maps evaluated.
@@ -50,10 +48,8 @@ class ExactTreasure:
         InputError: the tokenizer does not make one token of each word of the problem.
     """
 
-    def __init__(
-        self, source: Treasure, tokenizer: Any, *, split: str = "val", beta: Positive, maps: int | None = None
-    ):
-        self.maps = source.maps(split).first(maps)
+    def __init__(self, maps: Maps, tokenizer: Any, *, beta: Positive):
+        self.maps = maps
         self.identity_gap = float("nan")
         self._beta = beta
         self._tokens = _Tokens(tokenizer, self.maps)
@@ -123,6 +119,13 @@ class ExactTreasure:
             alive &= legal & ~done
             ids = torch.cat([ids, self._tokens.moves[move][:, None], self._tokens.answer(cell)], 1)
         return episodes
+
+    def draw_episodes(self, model: Model, number: int, seed: int) -> list[DrawnEpisode]:
+        """Sample episodes and draw each of them on its map."""
+        return [
+            DrawnEpisode(self.maps.prompt(e.map_index), " ".join(e.words), sum(e.rewards), draw(self.maps, e))
+            for e in self.sample_episodes(model, number, seed)
+        ]
 
     def _node_logits(self, model: Model) -> Iterator[Tensor]:
         """Logits at every live node, `[n, V]` a batch, in the model's precision."""

@@ -5,7 +5,7 @@ import math
 import pytest
 from rich.console import Console
 
-from shiqrun.evaluation.completion_files import result_table, spread
+from shiqrun.evaluation.result_files import result_table, spread
 
 
 @pytest.mark.parametrize(

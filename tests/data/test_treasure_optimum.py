@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shiqrun.data.treasure import Treasure
+from shiqrun.data.treasure_optimum import ExactTreasure
 from shiqrun.errors import InputError
-from shiqrun.evaluation.exact_treasure import ExactTreasure
 from shiqrun.models.tiny import Tiny
 
 CONF = Path(__file__).parents[2] / "conf" / "data" / "treasure.yaml"
@@ -115,7 +115,7 @@ def test_figures_are_those_of_a_sum_over_all_token_strings(fillers):
     source = micro(fillers=fillers)
     tokenizer = tokenizer_of(source)
     reference, policy = llama(len(tokenizer), 0).eval(), llama(len(tokenizer), 1).eval()
-    exact = ExactTreasure(source, tokenizer, beta=BETA)
+    exact = source.exact(tokenizer, split="val", beta=BETA)
     exact.set_reference(reference)
     # The models are float32, and their logits depend a little on how rows are batched.
     expected = naive_figures(source, tokenizer, reference, policy, 2)
@@ -128,7 +128,7 @@ def problem():
     """The real sizes, with a reference that moves: random weights put little mass on the four moves."""
     source = treasure(maps=64, val_maps=16)
     tokenizer = tokenizer_of(source)
-    exact = ExactTreasure(source, tokenizer, beta=BETA)
+    exact = source.exact(tokenizer, split="val", beta=BETA)
     moves = torch.tensor(tokenizer.convert_tokens_to_ids(["N", "E", "S", "W"]))
     reference, policy = (mover(llama(len(tokenizer), seed), moves) for seed in (0, 1))
     exact.set_reference(reference)
@@ -197,7 +197,7 @@ def test_the_optimal_policy_has_no_regret():
         rows = [[table.get(tuple(x[: t + 1]), torch.ones(len(tokenizer))) for t in range(len(x))] for x in ids.tolist()]
         return torch.stack([torch.stack(row) for row in rows]).log()
 
-    exact = ExactTreasure(source, tokenizer, beta=BETA)
+    exact = source.exact(tokenizer, split="val", beta=BETA)
     exact.set_reference(reference)
     figures = exact.evaluate(optimal)
     assert figures["kl"] > 0.1
@@ -210,7 +210,7 @@ def test_modes_of_the_model_and_its_parts_are_restored():
     model = llama(len(tokenizer), 0).train()
     model.model.layers[0].eval()
     before = {name: m.training for name, m in model.named_modules()}
-    exact = ExactTreasure(source, tokenizer, beta=BETA)
+    exact = source.exact(tokenizer, split="val", beta=BETA)
     exact.set_reference(model)
     exact.sample_episodes(model, 2, seed=0)
     assert {name: m.training for name, m in model.named_modules()} == before
@@ -220,21 +220,21 @@ def test_dropout_is_off_while_evaluating():
     source = micro()
     tokenizer = tokenizer_of(source)
     model = llama(len(tokenizer), 0, attention_dropout=0.5).train()
-    exact = ExactTreasure(source, tokenizer, beta=BETA)
+    exact = source.exact(tokenizer, split="val", beta=BETA)
     exact.set_reference(model)
     assert exact.evaluate(model)["kl"] == 0
 
 
 def test_the_first_maps_of_a_split_can_be_chosen():
     source = micro()
-    exact = ExactTreasure(source, tokenizer_of(source), split="train", beta=BETA, maps=3)
+    exact = ExactTreasure(source.maps("train").first(3), tokenizer_of(source), beta=BETA)
     assert [exact.maps.prompt(i) for i in range(len(exact.maps))] == [e.prompt_id for e in source.load("train")][:3]
 
 
 def test_a_policy_with_more_tokens_than_the_tokenizer_is_evaluated():
     source = micro()
     tokenizer = tokenizer_of(source)
-    exact = ExactTreasure(source, tokenizer, beta=BETA)
+    exact = source.exact(tokenizer, split="val", beta=BETA)
     exact.set_reference(llama(len(tokenizer) + 5, 0))
     assert exact.evaluate(llama(len(tokenizer) + 5, 1))["regret"] > 0
 
@@ -265,13 +265,13 @@ def test_a_foreign_tokenizer_is_refused_with_the_model_to_choose(case):
     else:
         tokenizer = made(words, "{% for m in messages %}start {{ m['content'] }}{% endfor %}")
     with pytest.raises(InputError, match="model=tiny"):
-        ExactTreasure(source, tokenizer, beta=BETA)
+        source.exact(tokenizer, split="val", beta=BETA)
 
 
 def test_a_policy_that_has_other_tokens_than_its_reference_is_refused():
     source = micro()
     tokenizer = tokenizer_of(source)
-    exact = ExactTreasure(source, tokenizer, beta=BETA)
+    exact = source.exact(tokenizer, split="val", beta=BETA)
     exact.set_reference(llama(len(tokenizer), 0))
     with pytest.raises(InputError, match="tokens"):
         exact.evaluate(llama(len(tokenizer) + 1, 0))

@@ -1,7 +1,8 @@
-"""What an evaluation leaves: completions as Parquet and as readable text, and its table."""
+"""Files of an evaluation: completions or episodes for programs and for reading; and the table of its metrics."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from shiqrun.console import number
-from shiqrun.evaluation.evaluator import CompletionEvaluation
+from shiqrun.evaluation.episodes import EpisodeEvaluation, EpisodeResult
+from shiqrun.evaluation.evaluator import CompletionEvaluation, EvaluationResult
 from shiqrun.sampling.sampler import SampledCompletion
 from shiqrun.util.intervals import HALF, bounds, is_bound
 
@@ -31,6 +33,44 @@ COLUMNS = pa.schema(
         "ref_reward": pa.float64(),
     }
 )
+
+
+def write_results(directory: Path, result: EvaluationResult) -> None:
+    """Write the completions of an evaluation by prompts, or the dialogues of one by episodes."""
+    if isinstance(result, CompletionEvaluation):
+        write_completions(directory, result)
+    else:
+        assert isinstance(result, EpisodeEvaluation)
+        write_episodes(directory, result.played)
+
+
+def write_episodes(directory: Path, played: Sequence[EpisodeResult]) -> None:
+    """Write `episodes.jsonl`, one episode a line, and `episodes.md`, largest return first, for reading."""
+    with (directory / "episodes.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(p.row(), ensure_ascii=False) + "\n" for p in played)
+    ranked = sorted(played, key=lambda p: -sum(p.rewards))
+    text = "\n".join(line for p in ranked for line in _readable_episode(p))
+    (directory / "episodes.md").write_text(text, encoding="utf-8")
+
+
+def _readable_episode(p: EpisodeResult) -> Iterator[str]:
+    """Yield the lines of a dialogue, each of the environment's remarks before the message that it names."""
+    classes = p.info.record.get("classes")
+    yield from (f"## {p.task} ({', '.join(classes)})" if classes else f"## {p.task}", "")
+    remarks = list(p.info.remarks) or _rewards_as_remarks(p)
+    for n, message in enumerate(p.messages):
+        yield from (line for place, text in remarks if place == n for line in (f"*{text}*", ""))
+        text = str(message["content"])
+        yield from (f"> {text}" if message["role"] == "tool" else f"**{message['role']}** {text}", "")
+    yield from (line for place, text in remarks if place >= len(p.messages) for line in (f"*{text}*", ""))
+    if p.truncated and not p.info.remarks:
+        yield from (f"*cut off: {p.truncated}*", "")
+
+
+def _rewards_as_remarks(p: EpisodeResult) -> list[tuple[int, str]]:
+    """Return the reward of each message of the policy, to be shown behind it."""
+    places = [n + 1 for n, message in enumerate(p.messages) if message["role"] == "assistant"]
+    return [(n, f"reward {reward:g}") for n, reward in zip(places, p.rewards, strict=False)]
 
 
 def write_completions(directory: Path, evaluation: CompletionEvaluation) -> None:

@@ -1,4 +1,4 @@
-"""Figures of episodes against numbers worked out by hand.
+"""Metrics of episodes against numbers worked out by hand.
 
 Quantiles of Student's t at .975: 12.706205, 4.302653 with 1, 2 degrees of freedom.
 """
@@ -9,7 +9,9 @@ import pytest
 
 pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the README says how to install")
 
-from shiqrun.evaluation.episodes import EpisodeResult, episode_metrics
+from shiqrun.environments.environment import EpisodeInfo
+from shiqrun.evaluation.episode_metrics import episode_metrics
+from shiqrun.evaluation.episodes import EpisodeResult
 from tests.evaluation.made import sample
 from tests.rollout.made import PROSE, Lines, dialogues, first_turns, spoken
 
@@ -17,14 +19,19 @@ T1, T2 = 12.706205, 4.302653
 
 
 def played(name, rewards, *, classes=("A",), test=True, official=None, ratio=None, ended="", why=None, **more):
-    """An episode of one message of two tokens."""
-    right = all(rewards)
-    record = {"why": why or ["" if r else "state" for r in rewards], "ended": ended, "refused": more.get("refused", [])}
+    """An episode of BFCL with one message of two tokens."""
+    right, why = all(rewards), why or ["" if r else "state" for r in rewards]
+    official, per_turn = right if official is None else official, sum(rewards) / len(rewards)
+    side, refused = "test" if test else "train", more.get("refused", [])
+    metrics = {"reward_per_turn": per_turn, "official_score": official, "official_agreement": official == right}
+    metrics |= {f"reward_per_turn/{part}": per_turn for part in (*classes, side)} | {f"official_score/{side}": official}
+    info = EpisodeInfo(
+        metrics=metrics,
+        shares={"turns/empty": (why.count("no call"), len(why))},
+        totals={"calls/refused": len(refused), "calls/stopped": more.get("stopped", 0)},
+    )
     said = [sample(name, length=more.get("length", 2), ended=not ended, kl=ratio, entropy=more.get("entropy"))]
-    return EpisodeResult(
-        name, classes, test, rewards, right, right if official is None else official, ratio, record, said,
-        more.get("stopped", 0),
-    )  # fmt: skip
+    return EpisodeResult(name, [], 0, rewards, ended, info, said, ratio)
 
 
 def of(episodes, **options):
@@ -64,7 +71,7 @@ def test_a_class_has_the_samples_in_which_it_takes_part_and_a_side_its_own():
     assert by_class["B_ci95"] == pytest.approx(T1 * 0.25, rel=1e-6)
     assert math.isnan(by_class["A_ci95"])
     assert (found["official_score/test"], found["official_score/train"]) == (1.0, 0.0)
-    assert not any("/train" in k or "/test" in k for k in of([played("a", [1.0]), played("b", [1.0])]))
+    assert not any("/train" in k for k in of([played("a", [1.0]), played("b", [1.0])]))
 
 
 def test_disagreement_would_show():

@@ -1,0 +1,94 @@
+"""The evaluator of a policy is built here from a data set, alike for training and for `shiqrun eval`."""
+
+import logging
+from collections.abc import Callable, Set
+
+from transformers import PreTrainedTokenizerBase
+
+from shiqrun.batching.logged_data import DataSettings, Split, examples_of
+from shiqrun.console import track
+from shiqrun.data.source import Source
+from shiqrun.errors import InputError
+from shiqrun.evaluation.episodes import EpisodeEvaluator, choose_tasks, tasks_of
+from shiqrun.evaluation.evaluator import CompletionEvaluator, PolicyEvaluator
+from shiqrun.rewards.reward import Reward
+from shiqrun.sampling.prompts import Prompt, choose_prompts, expect_prompts, fits_reward
+from shiqrun.settings import SamplingSettings
+
+log = logging.getLogger("shiqrun")
+
+
+def build_evaluator(
+    source: Source,
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: SamplingSettings,
+    *,
+    name: str,
+    split: Split,
+    reward: Reward | None,
+    beta: float | None,
+    tokens: int,
+    context: int | None,
+    training_prompts: Callable[[], Set[str]],
+) -> PolicyEvaluator:
+    """Return what evaluates a policy: by episodes where the data set names an environment, else by completions.
+
+    Args:
+        source: the data set.
+        data: its settings.
+        tokenizer: of the policy.
+        settings: of the sampling.
+        name: of the data set, for messages.
+        split: whose prompts or tasks.
+        reward: scores completions; an environment pays its own.
+        beta: KL temperature of the regularised return, reward units per nat, or None.
+        tokens: tokens of one forward pass when completions are measured.
+        context: tokens that the policy reads, where known.
+        training_prompts: names of the training prompts, none of which is a validation prompt.
+
+    Raises:
+        InputError: a reward beside an environment, or a reward model that was trained on the validation prompts.
+        NoPrompts: there is no prompt to complete.
+    """
+    if source.environment() is not None:
+        if reward is not None:
+            raise InputError(f"reward: the environment of data={name} pays its own rewards; leave it out")
+        tasks = choose_tasks(tasks_of(source, split, data), settings.max_prompts, data.limit)
+        return EpisodeEvaluator(
+            source.environment, tasks, tokenizer, settings, tokens=tokens, context=context, beta=beta
+        )
+    seen = training_prompts() if split == "val" else frozenset[str]()
+    prompts = _prompts(source, data, tokenizer, settings, split=split, reward=reward, context=context, seen=seen)
+    if reward is not None:
+        if split == "val":
+            reward.refuse_seen([p.messages for p in prompts])
+        else:
+            log.warning("eval.split=train: a reward model of this data was trained on these prompts")
+        reward.fingerprint()  # loads a reward model: what is wrong with it is said before anything is sampled
+    return CompletionEvaluator(prompts, tokenizer, settings, tokens=tokens, reward=reward, beta=beta)
+
+
+def _prompts(
+    source: Source,
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: SamplingSettings,
+    *,
+    split: Split,
+    reward: Reward | None,
+    context: int | None,
+    seen: Set[str],
+) -> list[Prompt]:
+    """Return the prompts to complete, none of which is in `seen`."""
+    limit = min((n for n in (data.max_length, context) if n is not None), default=None)
+    prompts, left_out = choose_prompts(
+        track(examples_of(source, split, data), "reading prompts"),
+        tokenizer,
+        number=settings.max_prompts,
+        room=None if limit is None else limit - settings.max_new_tokens,
+        seen=seen,
+        fits=fits_reward(reward, settings.max_new_tokens),
+    )
+    expect_prompts(prompts, left_out, settings.max_new_tokens)
+    return prompts
