@@ -132,7 +132,7 @@ def test_the_results_of_a_run_go_into_its_directory(done):
 
 def test_a_dry_run_counts_the_prompts_and_leaves_nothing(home, done, capsys):
     assert main(["eval", f"run={done}", *SCORED, f"run_dir={home / 'dry'}", "dry_run=true"]) == 0
-    assert "8 prompts, 2 answers each" in capsys.readouterr().out
+    assert "8 prompts, 2 completions each" in capsys.readouterr().out
     assert not (home / "dry").exists()
 
 

@@ -124,7 +124,7 @@ def test_prompts_left_out_are_said(caplog):
         expect_prompts(prompts, left_out, 9)
         assert not caplog.messages
         expect_prompts(prompts, Counter({"too long": 2}), 9)
-    assert caplog.messages == ["4 prompts are answered; left out: 2 too long"]
+    assert caplog.messages == ["4 prompts are completed; left out: 2 too long"]
 
 
 def model_with(ends, made):
