@@ -1,11 +1,11 @@
-"""bfcl: function calling over several turns (BFCL-V3 multi-turn), every turn judged by the real backends.
+"""The data set bfcl: function calling over several turns (BFCL-V3 multi-turn), judged turn by turn by real backends.
 
-prompt    [functions,] what the user says first
-turn      messages of calls, `[f(a=1), g()]`, each answered by its results; a message that is no call ends the turn
+prompt    [functions,] the user's first turn
+turn      messages with calls, `[f(a=1), g()]`, each answered by its results; a message without a call ends the turn
 reward    1 for a turn after which the backends' state and the results are those of the reference answer
 logged    reference answers and copies of them with mistakes, or any file of dialogues
 
-160 samples are trained on; `split` says which of the 200 are evaluated, the 40 others unless it says otherwise.
+A policy is trained on 160 samples; `data.split` says which of the 200 it is evaluated on, by default the 40 others.
 """
 
 import json
@@ -36,18 +36,18 @@ log = logging.getLogger("shiqrun")
 
 
 class Bfcl(Source):
-    """Samples of BFCL multi-turn and logged trajectories of them.
+    """The samples of BFCL multi-turn with logged trajectories.
 
     Args:
-        path: `.jsonl[.gz]` or Parquet file of dialogues with `id` and `messages`, which are replayed and paid by the
-            checker; None makes trajectories from the reference answers.
+        path: `.jsonl[.gz]` or Parquet file of dialogues with `id` and `messages`, which are replayed here and rewarded
+            by the checker; None makes trajectories from the reference answers.
         samples: directory with the data files of `bfcl-eval`, None for those of the installed package.
-        split: which samples are evaluated: test (the 40), train (the 160) or all.
+        split: which samples a policy is evaluated on: test (40), train (160) or all.
         rewards, max_steps, functions, result_chars, arguments: see `Rules`.
-        together: calls of a message in made trajectories: one, or all of a turn.
-        per_sample: made trajectories of a sample; the first is the reference answer.
-        corrupt: share of the turns of the others that get a mistake.
-        data_seed: decides which turns, which mistakes, and where.
+        together: calls of a message in trajectories that are made here: one, or all of a turn.
+        per_sample: trajectories made of a sample; the first is the reference answer.
+        corrupt: share of the turns of the other trajectories that get a mistake.
+        data_seed: decides which turns, which mistakes, and where in the turn.
 
     Raises:
         InputError: `bfcl-eval` is not installed.
@@ -81,7 +81,7 @@ class Bfcl(Source):
         self._read: dict[str, tuple[list[Example], Counter[str]]] = {}
 
     def evaluated(self) -> list[BfclSample]:
-        """The samples that a policy is evaluated on."""
+        """Return the samples that a policy is evaluated on."""
         return [s for s in self.samples if self.split == "all" or s.is_test == (self.split == "test")]
 
     def environment(self) -> BfclEnvironment:
@@ -115,10 +115,10 @@ class Bfcl(Source):
         return {"data/split": self.split}
 
     def load(self, split: str) -> Iterator[Example]:
-        """One example a sample: of "train" the 160, of "val" those evaluated that are no training samples.
+        """Yield one example a sample: for "train" the 160, for "val" those evaluated that are no training samples.
 
         Raises:
-            InputError: a row of `path` that is no dialogue of its sample.
+            InputError: a row of `path` is no dialogue of its sample.
         """
         chosen = [s for s in self.samples if not s.is_test]
         if split == "val":
@@ -134,7 +134,7 @@ class Bfcl(Source):
                 yield played[n]
 
     def _file(self, split: str, chosen: Sequence[BfclSample]) -> list[Example]:
-        """The examples of `path`, read once."""
+        """Return the examples of `path`, which is read once."""
         if split not in self._read:
             self.dropped.clear()
             with Harness() as harness:
@@ -150,7 +150,7 @@ class Bfcl(Source):
         return _example(sample, dialogues, played[0].messages[: played[0].prompt], sample.source)
 
     def _dialogues(self, sample: BfclSample) -> Iterator[list[str]]:
-        """What the policy says, turn after turn."""
+        """Yield the policy's messages of each logged trajectory."""
         together, per_sample, share, seed = self._made
         rng, truth = np.random.default_rng([seed, sample.index]), sample.truth
         if self.rules.arguments == "reference":
@@ -165,7 +165,7 @@ class Bfcl(Source):
             yield texts
 
     def _episode(self, sample: BfclSample, texts: Sequence[str], harness: Harness) -> Episode:
-        """The sample played with these messages."""
+        """Return a sample's episode after the policy has said these messages."""
         episode = Episode(sample, harness, self.rules)
         for text in texts:
             if not episode.done:
@@ -174,7 +174,7 @@ class Bfcl(Source):
         return episode
 
     def _logged(self, chosen: Sequence[BfclSample], harness: Harness) -> Iterator[Example]:
-        """The dialogues of `path` that belong to these samples, those of one sample together."""
+        """Yield the dialogues of `path` that belong to these samples, those of one sample together."""
         known, wanted = {s.id for s in self.samples}, {s.id: s for s in chosen}
         found: dict[str, list[tuple[list[Message], list[float]]]] = {}
         prompts: dict[str, tuple[list[Message], str]] = {}
@@ -212,10 +212,10 @@ OTHER_STATES = (
 
 
 def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Episode, place: str) -> Iterator[str]:
-    """What a logged dialogue has otherwise than the same dialogue played here.
+    """Yield in what a logged dialogue differs from the same dialogue played here.
 
     Raises:
-        InputError: `rewards` that are not one finite number for each assistant message.
+        InputError: `rewards` are not one finite number for each assistant message.
     """
     rewards = row.get("rewards")
     spoken = sum(m["role"] == "assistant" for m in messages)
@@ -233,20 +233,20 @@ def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Epis
 
 
 def replayed(sample: BfclSample, messages: Sequence[Message], place: str, harness: Harness, rules: Rules) -> Episode:
-    """An episode in which the policy says what the dialogue's assistant says.
+    """Replay a logged dialogue: return the episode in which the policy says what the dialogue's assistant says.
 
-    A dialogue that stops early, be it in the middle of a call, is judged like an episode that is given up there: the
-    turn that it does not finish by its calls so far, those that it does not begin are wrong.
+    A dialogue that stops early, be it in the middle of a call, is judged like an episode that is truncated there: the
+    unfinished turn by its calls so far, later turns as wrong.
 
     Raises:
-        InputError: its user says something else than the sample's, or not when a turn has ended; tool calls whose
-            arguments are no object.
+        InputError: the user says something else than in the sample, or at another place; or the arguments of a tool
+            call are no object.
     """
     episode = Episode(sample, harness, rules)
     start = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
     if start == 0 or messages[start - 1]["content"] != sample.questions[0]:
         raise InputError(f"{place}, message {max(start - 1, 0)}: not what the user of {sample.id} says first")
-    awaited: Message | None = None  # what the user says next, once a turn has ended
+    awaited: Message | None = None  # the user's next message, once a turn has ended
     for n, message in enumerate(messages[start:], start):
         here = f"{place}, message {n}"
         if message["role"] == "assistant":
@@ -268,10 +268,10 @@ def replayed(sample: BfclSample, messages: Sequence[Message], place: str, harnes
 
 
 def spoken_text(message: Message, place: str) -> str:
-    """What a message says as the gate reads it: its tool calls in the format of calls, else its content.
+    """Return a message as text in the format of calls: its tool calls if it has any, else its content.
 
     Raises:
-        InputError: a tool call whose arguments are neither an object nor the JSON of one.
+        InputError: the arguments of a tool call are neither an object nor the JSON of one.
     """
     calls = []
     for name, given in calls_of(message):

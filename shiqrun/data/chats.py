@@ -1,4 +1,4 @@
-"""Chat lists: checked messages from the columns of a file, where a prompt ends, and the name of a prompt."""
+"""Chat lists: messages are checked as a file gives them, prompts are split from completions and named by a hash."""
 
 import json
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def as_messages(value: Any, role: str, place: str) -> list[Message]:
-    """The chat list in `value`: itself, or one message of `role` where it is a string.
+    """Return a column's value as a chat list; a string becomes one message of `role`.
 
     Args:
         value: a string, or a list of `{"role": ..., "content": ...}`; keys that hold null are left out.
-        role: of a string.
-        place: file, line and column, for messages.
+        role: of the message that a string becomes.
+        place: file, line and column, for error messages.
 
     Raises:
-        InputError: neither a string nor a chat list; a role that is none of ROLES; a content that is not text;
-            tool calls that name no function.
+        InputError: the value is neither a string nor a chat list, a role is none of ROLES, a content is no text, or a
+            tool call names no function.
     """
     if isinstance(value, str):
         return [_checked({"role": role, "content": value}, place)]
@@ -61,16 +61,21 @@ def _function(call: dict[str, Any]) -> Any:
 
 
 def calls_of(message: Message) -> list[tuple[str, Any]]:
-    """(name, arguments) of each of a message's tool calls; the arguments as they stand, an object or its JSON."""
+    """Return (name, arguments) of each tool call of a message; arguments as they stand, an object or its JSON."""
     functions = [_function(call) for call in message.get("tool_calls") or []]
     return [(function["name"], function.get("arguments")) for function in functions]
 
 
 def expect_calls(message: Message, shown: str, source: str) -> None:
-    """Nothing where `shown`, the tokens of the message in text, names all functions that it calls.
+    """Check that a chat template shows the tool calls of a message.
+
+    Args:
+        message: of the assistant.
+        shown: the message as the template renders it.
+        source: file and line, for error messages.
 
     Raises:
-        InputError: one is missing: a policy trained on it would learn to say nothing instead.
+        InputError: the name of a called function is missing: a policy would learn to say nothing instead.
     """
     names = [name for name, _ in calls_of(message)]
     if not all(name in shown for name in names):
@@ -81,7 +86,7 @@ def expect_calls(message: Message, shown: str, source: str) -> None:
 
 
 def wording(message: Message) -> str:
-    """All text of a message: its content, and its tool calls as JSON."""
+    """Return all text of a message: its content, and its tool calls as JSON."""
     calls = message.get("tool_calls")
     return f"{message['content']}{json.dumps(calls, ensure_ascii=False, default=str) if calls else ''}"
 
@@ -92,15 +97,16 @@ def _brief(value: Any) -> str:
 
 
 def without_prompt(prompt: Sequence[Message], chat: Sequence[Message]) -> list[Message]:
-    """The completion in `chat`: what follows the prompt where the chat begins with it, else all of it."""
+    """Return the completion in a chat: what follows the prompt if the chat begins with it, else the whole chat."""
     starts = len(prompt) > 0 and list(chat[: len(prompt)]) == list(prompt)
     return list(chat[len(prompt) :]) if starts else list(chat)
 
 
 def shared_prompt(one: Sequence[Message], other: Sequence[Message]) -> int:
-    """Length of the prompt that two whole chats share: it ends before the last assistant turn up to which they agree.
+    """Return the length in messages of the prompt that two whole chats share; 0 where they share nothing.
 
-    So each chat keeps an assistant turn even where the chats are equal; 0 where they share nothing.
+    The prompt ends before the last assistant turn up to which the chats agree, so that each chat keeps an assistant
+    turn even where both are equal.
     """
     cut = 0
     for i, (a, b) in enumerate(zip(one, other, strict=False)):
@@ -112,7 +118,7 @@ def shared_prompt(one: Sequence[Message], other: Sequence[Message]) -> int:
 
 
 def drop_reason(completion: Sequence[Message]) -> str | None:
-    """Why a completion cannot be learned from, or None: "empty completion" or "no actions" (no assistant turn)."""
+    """Return why a completion cannot be trained on: "empty completion", "no actions" (no assistant turn), or None."""
     turns = [m for m in completion if m["role"] == "assistant"]
     if any(m["content"].strip() or m.get("tool_calls") for m in turns):
         return None
@@ -120,6 +126,6 @@ def drop_reason(completion: Sequence[Message]) -> str | None:
 
 
 def prompt_name(prompt: Sequence[Message]) -> str:
-    """A prompt's id, 16 hexadecimal digits: the same for equal messages on every machine."""
+    """Return the id of a prompt: a hash of its messages in 16 hexadecimal digits, the same on every machine."""
     text = json.dumps(list(prompt), sort_keys=True, ensure_ascii=False, default=str)
     return blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""CodeContests (Li et al. 2022, arXiv 2203.07814): problems of contests, with right and wrong programs.
+"""The data set CodeContests (Li et al. 2022, arXiv 2203.07814): contest problems with right and wrong programs.
 
 A row's tests and programs are columns of equal length: {"input": [...], "output": [...]} and {"language": [...],
 "solution": [...]}. The tests of the statement come first, then the private ones, then the generated ones.
@@ -17,13 +17,13 @@ TESTS = ("public_tests", "private_tests", "generated_tests")
 
 
 class CodeContests(Contest):
-    """The problems that are solved by reading and printing; problems with files of their own are left out."""
+    """Problems of CodeContests whose programs read standard input and print; those that use files are left out."""
 
     name = "code_contests"
     hub = Hub("deepmind/code_contests", None, {"train": "train", "val": "valid"})
 
     def read(self, row: Row, place: str) -> Problem | str:
-        """The problem of a row, or why it is left out."""
+        """Return the problem of a row, or why the row is left out."""
         if row.get("input_file") or row.get("output_file"):
             return "reads or writes files"
         statement = text(row, "description", place, self.name)
@@ -50,7 +50,7 @@ def _programs(row: Row, column: str, place: str) -> Iterator[str]:
 
 
 def _pairs(row: Row, column: str, names: tuple[str, str], place: str) -> list[tuple[Any, Any]]:
-    """The pairs of a column that holds two lists; none where the row has no such column."""
+    """Return the pairs of a column that holds two lists; none where the row has no such column."""
     value = row.get(column)
     if value is None:
         return []

@@ -1,4 +1,4 @@
-"""What data=code_contests and data=taco share: one example a problem, each problem once, Python 3 alone."""
+"""The base of the data sets of programming contests: one example a problem, each problem once, Python 3 alone."""
 
 import ast
 import re
@@ -18,18 +18,18 @@ from shiqrun.errors import InputError
 from shiqrun.types import Example
 
 STORY = 40
-"""Letters that must stand before the heading `Input` for the heading to cut a statement there."""
+"""Letters before the heading `Input` from which on the heading ends the story of a statement."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem of a contest.
+    """A problem of a programming contest.
 
     Attributes:
-        statement: the text that is asked.
-        tests: as `reward=unit_tests` reads them.
-        right, wrong: Python 3 programs that solve it, and that do not.
-        columns: what else is known of it.
+        statement: the prompt's text.
+        tests: in the form that `reward=unit_tests` reads.
+        right, wrong: Python 3 programs that solve the problem, and that do not.
+        columns: further columns of the row.
     """
 
     statement: str
@@ -40,7 +40,7 @@ class Problem:
 
 
 class Contest(Source):
-    """Problems of programming contests with logged programs.
+    """A data set of programming contests: each problem with logged programs, right and wrong.
 
     Args:
         path: a file, or a directory of files named after the Hub's splits; None reads the Hub.
@@ -70,7 +70,7 @@ class Contest(Source):
         self.splits = self._rows.splits
 
     def load(self, split: str) -> Iterator[Example]:
-        """The examples of a split, in file order; what is left out is counted in `dropped`.
+        """Yield the examples of a split, in file order; count in `dropped` what is left out.
 
         Raises:
             InputError: no network, an unreadable file or a row of another form.
@@ -96,7 +96,7 @@ class Contest(Source):
             yield example(made.statement, said, made.tests, place, made.columns)
 
     def read(self, row: Row, place: str) -> Problem | str:
-        """The problem of a row, or why it is left out.
+        """Return the problem of a row, or why the row is left out.
 
         Raises:
             InputError: a row of another form.
@@ -104,7 +104,7 @@ class Contest(Source):
         raise NotImplementedError
 
     def _programs(self, given: Sequence[str]) -> list[str]:
-        """The first different ones that are text."""
+        """Return the first different programs that are text, `per_problem` at most."""
         kept: dict[str, None] = {}
         for program in given:
             if len(kept) == self._most:
@@ -117,9 +117,10 @@ class Contest(Source):
 
 
 def statement_name(statement: str) -> str:
-    """A hash that two prints of one problem share: of the letters and digits of its story, case aside.
+    """Return a hash that copies of one problem in different collections share.
 
-    The story ends at the first line that says `Input` alone: what follows is laid out otherwise in each collection.
+    The hash is of the letters and digits of the statement's story, case aside. The story ends at the first line that
+    says `Input` alone: each collection lays out otherwise what follows.
     """
     story = re.split(r"(?mi)^\W*input\W*$", statement, maxsplit=1)[0]
     plain = _plain(story)
@@ -143,10 +144,10 @@ def _names_in(path: str) -> Iterator[str]:
 
 
 def is_python3(program: str) -> bool:
-    """Whether a text is a program of Python 3 by its grammar; it is not run."""
+    """Return whether a text parses as a Python 3 program; nothing is run."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes
+            warnings.simplefilter("ignore")  # the text may hold invalid escapes
             ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the parser raises all of these
         return False

@@ -1,4 +1,4 @@
-"""Rows of JSON-lines and Parquet files, streamed, each with its place (`file:line`) for error messages."""
+"""Readers of JSON-lines and Parquet files: rows are streamed, each with its place (`file:line`) for error messages."""
 
 import gzip
 import json
@@ -22,10 +22,11 @@ PARQUET_ROWS = 512
 
 
 def data_files(path: str | Path) -> list[Path]:
-    """The data files at `path`, sorted by name: the file itself, or those that lie directly in the directory.
+    """Return the data files at a path, sorted by name: the file itself, or those directly in the directory.
 
     Raises:
-        InputError: nothing there, not readable, no data file in it, or files of several splits beside each other.
+        InputError: the path does not exist or cannot be read, or the directory holds no data file or files of several
+            splits.
     """
     place = Path(path).expanduser()
     with _explained(place):
@@ -49,11 +50,10 @@ def data_files(path: str | Path) -> list[Path]:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
-    """(place, row) of each row of a file, or of each file of a directory, in order.
+    """Yield (place, row) of each row of a file, or of each file of a directory, in order.
 
     Raises:
-        InputError: a file that cannot be read or holds no row, or a row that is no JSON object; the message names
-            file and line.
+        InputError: a file cannot be read or holds no row, or a row is no JSON object; the message names file and line.
     """
     for file in data_files(path):
         empty = True
@@ -66,7 +66,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
 
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """What the system and the formats report of a file, as an InputError that names it."""
+    """Turn errors of the system and of file formats into an InputError that names the file."""
     try:
         yield
     except FileNotFoundError:

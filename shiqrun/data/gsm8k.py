@@ -1,4 +1,4 @@
-"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): school problems in words, solved step by step to one whole number.
+"""The data set GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems solved step by step to one whole number.
 
 A solution ends in `#### 42`; the answer of an example is that number without its commas, for `reward=math_answer`.
 """
@@ -19,11 +19,11 @@ FINAL = re.compile(r"####\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?)\s*$")
 
 
 class GSM8K(Source):
-    """The problems with their worked solutions; the test problems are the validation split.
+    """Problems of GSM8K with their worked solutions; the test problems are the validation split.
 
     Args:
         path: a file with `question` and `answer`, or a directory of files named train and test; None reads the Hub.
-        rewards: of a right and of a wrong answer; the solutions are right.
+        rewards: of a right and of a wrong completion, reward units; the logged solutions are right.
     """
 
     def __init__(self, *, path: str | None, rewards: Annotated[list[float], Len(2, 2)]) -> None:
@@ -32,7 +32,7 @@ class GSM8K(Source):
         self.splits = self._rows.splits
 
     def load(self, split: str) -> Iterator[Example]:
-        """The examples of a split, in file order.
+        """Yield the examples of a split, in file order.
 
         Raises:
             InputError: no network, an unreadable file, or a solution that does not end in `#### number`.

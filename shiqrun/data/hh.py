@@ -1,8 +1,8 @@
-"""Anthropic's hh-rlhf (Bai et al. 2022, arXiv 2204.05862): pairs of dialogues written as one text each.
+"""The data set hh-rlhf (Bai et al. 2022, arXiv 2204.05862): pairs of dialogues, each dialogue written as one text.
 
 Both texts of a row begin with the same prompt and differ in the last answer. The prompt ends at the last
-"\\n\\nAssistant:" at or before their first difference; cutting each text at its own last marker instead would give two
-prompts where an answer itself plays on a dialogue.
+"\\n\\nAssistant:" at or before their first difference. To cut each text at its own last marker would give two different
+prompts wherever an answer contains a marker itself.
 """
 
 import os
@@ -27,15 +27,15 @@ ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
 class HH(Source):
-    """Pairs of hh-rlhf: completions [chosen, rejected] of each prompt.
+    """Pairs of hh-rlhf: the completions [chosen, rejected] of each prompt.
 
     Args:
         path: a file, or a directory (the Hub's layout, or files directly in it); None reads the Hub.
         subset: harmless-base, helpful-base or both.
         split: of the source; a local file is read whatever it says.
-        pair_rewards: rewards of chosen and rejected; None leaves pairs without rewards.
-        on_embedded_marker: what to do with a pair of which an answer contains a further "\\n\\nHuman:" or
-            "\\n\\nAssistant:"; kept, it stays one turn of the policy.
+        pair_rewards: rewards of chosen and rejected, reward units; None leaves pairs without rewards.
+        on_embedded_marker: what to do with a pair whose answer contains a further "\\n\\nHuman:" or "\\n\\nAssistant:";
+            if the pair is kept, such an answer stays one turn of the policy.
 
     Raises:
         InputError: `pair_rewards` are not two finite numbers.
@@ -58,7 +58,7 @@ class HH(Source):
         self._announced = False
 
     def load(self, split: str) -> Iterator[Example]:
-        """The pairs of the source's `self.split`, in file order; `split` is "train", the only one.
+        """Yield the pairs of `data.split` of the source, in file order; `split` is "train", the only own split.
 
         Raises:
             InputError: no network, unreadable file, missing column, or an embedded marker where that is an error.
@@ -86,7 +86,7 @@ class HH(Source):
             yield from read_rows(_file_of(folder, self.split) if os.path.isdir(folder) else folder)
 
     def _example(self, chosen: str, rejected: str, place: str) -> Example | str:
-        """The pair, or why it is dropped."""
+        """Return the pair of two texts, or why it is dropped."""
         cut = _shared(chosen, rejected).rfind(ANSWER)
         prompt = _messages(chosen[: max(cut, 0)])
         if not prompt or prompt[-1]["role"] != "user":
@@ -114,7 +114,7 @@ def _shared(one: str, other: str) -> str:
 
 
 def _messages(text: str) -> list[Message]:
-    """The turns of a dialogue, consecutive ones of one role merged; [] where it does not begin with a marker."""
+    """Return the turns of a dialogue, consecutive turns of one role merged; [] if it does not begin with a marker."""
     before, *parts = TURN.split(text)
     merged: list[Message] = []
     for name, content in zip(parts[::2], parts[1::2], strict=True):
@@ -137,7 +137,7 @@ def _text(row: dict[str, Any], column: str, place: str) -> str:
 
 
 def _file_of(folder: Path, split: str) -> Path:
-    """The folder's file of the split where there is one named so, else the folder with all its files."""
+    """Return the folder's file of a split if one is named after it, else the folder with all its files."""
     named = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
     if not named and folder.name in FOLDERS["both"]:
         there = ", ".join(sorted(os.listdir(folder))) or "nothing"

@@ -1,8 +1,8 @@
-"""HumanEval (Chen et al. 2021, arXiv 2107.03374): 164 Python functions to complete, each with code that tests it.
+"""The data set HumanEval (Chen et al. 2021, arXiv 2107.03374): 164 Python functions to complete, each with tests.
 
-The prompt is the function's head and documentation, the logged completion the whole function, and the answer is what
-`reward=unit_tests` reads: the code that tests, and the reference solution, which shows with what it is called.
-All problems are one split, of which a share is held out; `eval.split=train data.val_fraction=0` answers all of them.
+The prompt is a function's signature and docstring, the logged completion the whole function. `Example.answer` is what
+`reward=unit_tests` reads: the tests, and the reference solution, from which the tested calls are learned.
+All problems are one split, of which a share is held out; `eval.split=train data.val_fraction=0` evaluates on all.
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
 
 class HumanEval(Source):
-    """The problems with their reference solutions.
+    """Problems of HumanEval with their reference solutions.
 
     Args:
         path: `HumanEval.jsonl[.gz]` or a Parquet file; None reads the Hub.
-        rewards: of a right and of a wrong answer; the reference solution is right.
+        rewards: of a right and of a wrong completion, reward units; the reference solution is right.
     """
 
     def __init__(self, *, path: str | None, rewards: Annotated[list[float], Len(2, 2)]) -> None:
@@ -32,7 +32,7 @@ class HumanEval(Source):
         self.splits = self._rows.splits
 
     def load(self, split: str) -> Iterator[Example]:
-        """The examples of a split, in file order.
+        """Yield the examples of a split, in file order.
 
         Raises:
             InputError: no network, an unreadable file or a row of another form.

@@ -1,4 +1,4 @@
-"""Your own files: JSON lines or Parquet with the column names of the ecosystem (trl, UltraFeedback, chat logs).
+"""The user's own files as a data set: JSON lines or Parquet with the usual column names (trl, UltraFeedback, chats).
 
 A row is one of
 
@@ -7,9 +7,9 @@ A row is one of
     [prompt,] chosen, rejected [, score_chosen, score_rejected]
     messages, reward | rewards                   a chat; its prompt ends before the first assistant turn
 
-and may hold `answer` or `tests` (for verifiers; with both it is `tests`), or `answer_json`, the same as JSON text, for
-Parquet, where all rows have one type; and `prompt_id` (else a hash of the prompt).
-A string prompt is one user message, a string completion one assistant message; a completion that repeats the prompt is
+A row may also hold `answer` or `tests` for verifiers (of both, `tests` is read), or `answer_json`, the same as a JSON
+text, for Parquet, where all rows have one type; and `prompt_id` (by default a hash of the prompt).
+A string prompt is one user message, a string completion one assistant message. A completion that repeats the prompt is
 cut behind it.
 """
 
@@ -33,16 +33,16 @@ Reward = float | list[float]
 LARGEST_REWARD = 1e15
 READ = {"prompt", "completion", "completions", "chosen", "rejected", "messages", "reward", "rewards", "score_chosen"}
 READ |= {"score_rejected", "answer", "answer_json", "prompt_id"}
-"""The columns that have a meaning here; others come along in `Example.columns`."""
+"""The columns that have a meaning here; all others go into `Example.columns`."""
 
 
 class Jsonl(Source):
-    """Rows of `.jsonl[.gz]`, `.json[.gz]` (one object per line) or Parquet files.
+    """A data set read from `.jsonl[.gz]`, `.json[.gz]` (one object per line) or Parquet files.
 
     Args:
         path: a file, or a directory of files.
-        val_path: the same for the validation split, or None.
-        pair_rewards: rewards of chosen and rejected in pairs without scores; None leaves those without rewards.
+        val_path: file or directory of the validation split, or None to hold out a share of the prompts.
+        pair_rewards: rewards of chosen and rejected in pairs without scores, reward units; None gives them none.
 
     Raises:
         InputError: `pair_rewards` are not two finite numbers.
@@ -56,7 +56,7 @@ class Jsonl(Source):
         self._announced = False
 
     def load(self, split: str) -> Iterator[Example]:
-        """The examples of a split, in file order.
+        """Yield the examples of a split, in file order.
 
         Raises:
             InputError: unreadable file, broken row, missing column or reward that is no finite number.
@@ -76,7 +76,7 @@ class Jsonl(Source):
                 yield example
 
     def _expect_same_origin(self, rewards_from: str | None, place: str) -> None:
-        """Rewards in some rows and none in others would be learned from as if they were comparable."""
+        """Check that all rows have the same reward columns; rewards of different columns are not comparable."""
         if self._rewards_from is None:
             self._rewards_from = (rewards_from, place)
         before, where = self._rewards_from
@@ -93,7 +93,7 @@ class Jsonl(Source):
             self.dropped["no prompt"] += 1
             return None
         if bad and row.is_pair:
-            self.dropped[bad[0]] += 1  # half a pair is no pair
+            self.dropped[bad[0]] += 1  # one completion is no pair
             return None
         self.dropped.update(bad)
         kept = [i for i, reason in enumerate(reasons) if reason is None]
@@ -113,7 +113,7 @@ class Jsonl(Source):
 
 
 def checked_pair_rewards(pair: Sequence[float] | None) -> tuple[float, float] | None:
-    """The rewards of (chosen, rejected), or None.
+    """Return the rewards of (chosen, rejected) after checking them, or None.
 
     Raises:
         InputError: not two finite numbers.
@@ -126,7 +126,7 @@ def checked_pair_rewards(pair: Sequence[float] | None) -> tuple[float, float] | 
 
 
 def announce_pair_rewards(pair: tuple[float, float]) -> None:
-    """Tell the user which rewards pairs get, since no file says them."""
+    """Log which rewards pairs get, since no file says them."""
     chosen, rejected = pair
     log.info(
         f"pairs without scores: chosen gets reward {chosen:g}, rejected {rejected:g} "
@@ -143,7 +143,7 @@ class _Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class _Row:
-    """One row's columns and its place in the file; a column that holds null counts as missing."""
+    """The columns of a row and its place in the file; a column that holds null counts as missing."""
 
     columns: dict[str, Any]
     place: str
@@ -208,7 +208,7 @@ class _Row:
         shared = chosen[: shared_prompt(chosen, rejected)]
         if self.has("prompt"):
             prompt = self._messages("prompt", "user")
-            # Whole chats may hold a system message that the column leaves out.
+            # Whole chats may begin with a system message that the column `prompt` leaves out.
             longer = chosen[: len(prompt)] != prompt and shared[-len(prompt) :] == prompt
             return shared if longer else prompt
         if isinstance(self.columns["chosen"], str):
@@ -243,7 +243,7 @@ class _Row:
         return None, None
 
     def _numbers(self, column: str, values: Any, completion: list[Message]) -> list[float]:
-        """One number per assistant turn, or more: then one per token, which only the tokenizer can count."""
+        """Return one number per assistant turn, or more: then one per token, which only the tokenizer can count."""
         turns = sum(m["role"] == "assistant" for m in completion)
         if not isinstance(values, list) or len(values) < turns:
             raise self._wrong(column, f"a list of {turns} numbers, one an assistant turn (or one a token)", values)

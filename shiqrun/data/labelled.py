@@ -1,4 +1,4 @@
-"""Examples as rows of a file: what `data=jsonl` reads back as the same examples, with the rewards they are given."""
+"""Writing examples as rows of a file, with new rewards; `data=jsonl` reads them back as the same examples."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -6,11 +6,11 @@ from typing import Any, Literal
 from shiqrun.types import Example
 
 Form = Literal["pair", "single", "several"]
-"""Columns: chosen, rejected and their scores; completion, reward; completions, rewards."""
+"""The columns of a file: chosen, rejected and their scores; or completion, reward; or completions, rewards."""
 
 
 def form_of(examples: Iterable[Example]) -> Form:
-    """The form that fits all examples of a file: its reader wants the rewards of all rows in the same columns."""
+    """Return the form that fits all examples of a file, whose rows must all have their rewards in the same columns."""
     kinds = {(example.alone, len(example.completions)) for example in examples}
     if kinds <= {(True, 2)}:
         return "pair"
@@ -18,17 +18,19 @@ def form_of(examples: Iterable[Example]) -> Form:
 
 
 def row_of(example: Example, rewards: Sequence[float], form: Form) -> dict[str, Any]:
-    """The row of an example in the columns of `data=jsonl`, and the further columns of its own row.
+    """Return the row of an example: the columns of `data=jsonl` and the further columns of the row it was read from.
 
     Args:
         example: of any data set.
-        rewards: one number a completion, which replaces what the example has.
+        rewards: one number a completion, reward units; they replace the rewards of the example.
         form: of the whole file.
     """
     prompt = list(example.messages)
     chats = [list(completion) for completion in example.completions]
     if any(message in prompt for chat in chats for message in chat):
-        chats = [prompt + chat for chat in chats]  # else the reader might take the repetition for the prompt
+        chats = [
+            prompt + chat for chat in chats
+        ]  # so that the reader does not mistake a repeated message for the prompt
     answers: dict[str, Any]
     if form == "pair":
         answers = {"chosen": chats[0], "rejected": chats[1], "score_chosen": rewards[0], "score_rejected": rewards[1]}

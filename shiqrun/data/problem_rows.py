@@ -1,4 +1,4 @@
-"""What the data sets of problems share: where their splits lie, rows of files or of the Hub, checked columns."""
+"""Rows of data sets of problems: from files or from the Hub, by split, with checked columns."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +15,14 @@ from shiqrun.util.hub import reachable
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set on the Hub.
+    """The place of a data set on the Hub.
 
     Attributes:
-        name: its id.
-        config: of `load_dataset`, None for the only one.
-        splits: our name of a split -> the Hub's.
-        arrow: it came with a loading script, which `datasets` no longer runs: its Arrow or Parquet files are read, of
-            which there is a directory a split.
+        name: the Hub id.
+        config: the configuration that `load_dataset` takes, None for the only one.
+        splits: our name of a split -> the Hub's name.
+        arrow: whether the data set came with a loading script, which `datasets` no longer runs; then its Arrow or
+            Parquet files are read, from one directory a split.
     """
 
     name: str
@@ -32,15 +32,15 @@ class Hub:
 
 
 class Rows:
-    """The rows of a data set of problems, by split.
+    """The rows of a data set of problems, by split, from files or from the Hub.
 
     Args:
         path: a file, or a directory whose files are named after the Hub's splits (`train.jsonl`, `x_test.parquet`,
-            `data/train-00000-of-00001.parquet`; others all count as train); None reads the Hub.
-        hub: where it lies.
+            `data/train-00000-of-00001.parquet`; files without such a name all count as train); None reads the Hub.
+        hub: where the data set lies on the Hub.
 
     Attributes:
-        splits: those there are.
+        splits: ("train", "val") or ("train",).
     """
 
     def __init__(self, path: str | None, hub: Hub) -> None:
@@ -50,7 +50,7 @@ class Rows:
         self.splits: tuple[str, ...] = ("train", "val") if "val" in own else ("train",)
 
     def of(self, split: str) -> Iterator[tuple[str, Row]]:
-        """(place, row) of each row of a split, in order.
+        """Yield (place, row) of each row of a split, in order.
 
         Raises:
             InputError: no network, an unreadable file, or a row that is no object.
@@ -63,7 +63,7 @@ class Rows:
 
 
 def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
-    """Split -> files of a directory that are named after it; nothing where there is none for train."""
+    """Return the files of a directory by the split that they are named after; {} if none is named after train."""
     if not path.is_dir():
         return {}
     folder = path / "data" if (path / "data").is_dir() else path
@@ -91,7 +91,7 @@ def _hub_rows(hub: Hub, split: str) -> Iterator[tuple[str, Row]]:
 
 
 def _downloaded(name: str, _: str | None, *, split: str) -> Any:
-    """The rows of a split's directory of Arrow or Parquet files."""
+    """Download a split's directory of Arrow or Parquet files and return its rows."""
     import datasets
     from huggingface_hub import snapshot_download
 
@@ -103,10 +103,10 @@ def _downloaded(name: str, _: str | None, *, split: str) -> Any:
 
 
 def text(row: Row, column: str, place: str, dataset: str) -> str:
-    """The text in a column.
+    """Return the text in a column of a row.
 
     Raises:
-        InputError: none there.
+        InputError: the column is missing or holds no text.
     """
     value = row.get(column)
     if not isinstance(value, str):
@@ -116,7 +116,7 @@ def text(row: Row, column: str, place: str, dataset: str) -> str:
 
 
 def readable(said: str) -> bool:
-    """Whether a text can be written as UTF-8 and is not empty."""
+    """Return whether a text can be written as UTF-8 and is not empty."""
     try:
         return bool(said.strip().encode())
     except UnicodeEncodeError:
@@ -124,7 +124,7 @@ def readable(said: str) -> bool:
 
 
 def checked_rewards(rewards: Sequence[float]) -> tuple[float, float]:
-    """(right, wrong).
+    """Return the rewards (of a right completion, of a wrong one) after checking their order.
 
     Raises:
         InputError: right is not above wrong.
@@ -138,7 +138,7 @@ def checked_rewards(rewards: Sequence[float]) -> tuple[float, float]:
 def example(
     question: str, said: Sequence[tuple[str, float]], answer: Any, place: str, columns: Mapping[str, Any] | None = None
 ) -> Example:
-    """A problem with its logged answers, (text, reward) each."""
+    """Return the example of a problem with its logged completions, each given as (text, reward)."""
     messages: list[Message] = [{"role": "user", "content": question}]
     return Example(
         messages=messages,

@@ -1,12 +1,12 @@
-"""The language of data=programs: short pipelines of list primitives, read, run and compared by code of ours.
+"""The language of data=programs: short pipelines of list primitives, parsed, run and compared here.
 
     program     step | step | ...
     step        reverse, sort, rotate (the first element goes to the end), unique (first occurrences), sums (running),
                 evens, odds (what is kept), or a word and a digit: add k, times k, cap k (the smaller of both), above k,
                 below k (what is kept), take k, drop k
 
-Lists hold digits below `base`, and arithmetic is modulo `base`, so that every value is one word. Nothing in the
-language can choose by its input, so no program holds a table of answers, and each ends after its few steps.
+Lists hold digits below `base`, and arithmetic is modulo `base`, so that every value is one word. The language has no
+conditions, so that no program can hold a table of answers, and no loops, so that each ends after its few steps.
 """
 
 import re
@@ -42,16 +42,16 @@ WITH_DIGIT: dict[str, Callable[[Digits, int, int], Digits]] = {
 PRIMITIVES = (*PLAIN, *WITH_DIGIT)
 
 LONGEST_PROGRAM = 8
-"""Steps; a longer text is no program, so that checking one takes bounded time."""
+"""Most steps of a program; a longer text is no program, so that checking one takes bounded time."""
 SHORTEST_LIST, LONGEST_LIST = 3, 6
-"""Digits of an input."""
+"""Fewest and most digits of an input."""
 PROBES = 256
 
 
 def steps_of(name: str, base: int) -> list[Step]:
-    """The steps of a primitive, for every digit below `base` that changes much and leaves much.
+    """Return the steps of a primitive, for every digit below `base` that changes much and leaves much.
 
-    Many steps give many pairs of steps: with a few hundred functions a model learns them by heart and solves no other.
+    Many steps give many pairs of steps: a model learns a few hundred functions by heart and then solves no other.
     """
     if name in PLAIN:
         return [(name, None)]
@@ -66,7 +66,7 @@ def steps_of(name: str, base: int) -> list[Step]:
 
 
 def parse(text: str) -> Program | None:
-    """The program a text spells, whatever its white space; None where it spells none."""
+    """Return the program that a text spells, whatever its white space; None where it spells none."""
     parts = [part.split() for part in text.split("|")]
     if len(parts) > LONGEST_PROGRAM:
         return None
@@ -83,18 +83,18 @@ def parse(text: str) -> Program | None:
 
 
 def spell(program: Program) -> str:
-    """The text of a program, one space between words."""
+    """Return the text of a program, one space between words."""
     return " | ".join(name if digit is None else f"{name} {digit}" for name, digit in program)
 
 
 def apply(step: Step, xs: Digits, base: int) -> Digits:
-    """What a step makes of a list."""
+    """Return the output of a step."""
     name, digit = step
     return PLAIN[name](xs, base) if digit is None else WITH_DIGIT[name](xs, digit, base)
 
 
 def run(program: Program, xs: Digits, base: int) -> Digits:
-    """What a program makes of a list of digits below `base`."""
+    """Return the output of a program for a list of digits below `base`."""
     for step in program:
         xs = apply(step, xs, base)
     return xs
@@ -102,11 +102,11 @@ def run(program: Program, xs: Digits, base: int) -> Digits:
 
 @lru_cache(maxsize=8)
 def probes(base: int) -> tuple[Digits, ...]:
-    """The PROBES different lists, always the same, on which two programs of one function must agree.
+    """Return PROBES different lists, always the same ones: programs compute one function if they agree on all.
 
     They have SHORTEST_LIST to LONGEST_LIST digits, half of them the most. The digits are in turn any, few, even but for
     one or two, odd but for one or two, and all different, so that filters and cuts show what they do. Shorter lists are
-    no input: a few examples could not say what becomes of them.
+    no input: a few examples could not tell what a program does to them.
     """
     rng = np.random.default_rng(base)
     kinds = [np.arange(base), np.arange(3), np.array([*range(0, base, 2), 1]), np.array([*range(1, base, 2), 0])]
@@ -122,9 +122,9 @@ def probes(base: int) -> tuple[Digits, ...]:
 
 @lru_cache(maxsize=8)
 def fixed_lists(base: int, count: int) -> tuple[Digits, ...]:
-    """`count` lists that prompts may share, always the same, and no probes.
+    """Return `count` lists that prompts may share, always the same ones and no probes.
 
-    They have LONGEST_LIST digits, one of them twice, and together all digits in turn; the seed is one with which two of
+    They have LONGEST_LIST digits, one of them twice, and together all digits in turn. The seed is chosen so that two of
     them tell every step from every other.
     """
     rng = np.random.default_rng([base, 3])
@@ -141,14 +141,14 @@ def fixed_lists(base: int, count: int) -> tuple[Digits, ...]:
 
 
 def signature(program: Program, base: int) -> tuple[Digits, ...]:
-    """The outputs on the probes: equal for programs of one function."""
+    """Return the outputs of a program on the probes, which are equal for programs of one function."""
     return tuple(run(program, xs, base) for xs in probes(base))
 
 
 def canonical(program: Program, base: int) -> Program:
-    """The program without idle steps: the shortest of its subsequences with its signature, the first of several.
+    """Return a program without idle steps: the shortest subsequence with the same signature, the first of several.
 
-    Two correct solutions count as different where their canonical forms are: `sort | reverse | reverse` is `sort`, but
+    Two right programs count as different if their canonical forms differ: `sort | reverse | reverse` is `sort`, but
     `add 1 | reverse` and `reverse | add 1` are two ways. A program that changes nothing is `()`.
     """
     whole = signature(program, base)

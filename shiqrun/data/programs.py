@@ -1,12 +1,12 @@
-"""programs: small program-synthesis problems, made by code from a seed and checked without running any Python.
+"""The data set programs: small program-synthesis problems, made from a seed and checked without running any Python.
 
 prompt      what a hidden function does to a few lists: `3 1 2 -> 4 2 3 ; 9 0 -> 0 1 ;`
 completion  a program in the language of `program_language`: `add 1`, or any other that computes the same
-answer      further lists and what becomes of them; a completion is right if its program is right on all of these, and
-            no other function of as many steps is, so that guessing from the shown lists does not pay
+answer      further lists with their outputs; a completion is right if its program is right on all of them. No other
+            function of as many steps is right on all, so that guessing from the shown lists does not pay
 
-Splits are by function: whatever the spelling, no logged program of the training split, right or wrong, computes a
-function of val or test.
+Functions are split, not problems: no logged program of the training split, right or wrong and however it is spelled,
+computes a function of val or test.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,7 @@ Primitive = Literal[
     "below",
     "take",
     "drop",
-]  # as PRIMITIVES, spelled out for the check of the settings
+]  # equal to PRIMITIVES, spelled out so that settings are checked
 SIDES = ("train", "val", "test")
 TRIES = 50
 _SPECIAL = ("<pad>", "<bos>", "<eos>")
@@ -60,12 +60,12 @@ _TEMPLATE = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem.
+    """A problem: to find the program that computes a hidden function.
 
     Attributes:
-        function: number of what is to be computed.
-        shown: the examples of the prompt, (list, what becomes of it).
-        hidden: those that decide.
+        function: number of the function.
+        shown: the examples of the prompt, (input, output).
+        hidden: the examples that decide whether a program is right.
     """
 
     function: int
@@ -73,12 +73,12 @@ class Problem:
     hidden: Sequence[tuple[Digits, Digits]]
 
     def prompt(self) -> str:
-        """The text that is asked."""
+        """Return the prompt's text."""
         return " ".join(f"{_words(xs)} -> {_words(ys)} ;".replace("  ", " ") for xs, ys in self.shown)
 
 
 class Programs(Source):
-    """Problems with logged programs, right and wrong.
+    """A data set of program-synthesis problems with logged programs, right and wrong.
 
     Args:
         base: digits of the language, 0 to base - 1.
@@ -152,7 +152,7 @@ class Programs(Source):
             )
 
     def load(self, split: str) -> Iterator[Example]:
-        """One example a problem; "val" is what `data.split` names.
+        """Yield one example a problem; "val" is the split that `data.split` names.
 
         `Example.columns` holds `steps`, those of the shortest solution, and `solutions`, the number of programs of at
         most `data.steps` steps, none of them idle, that solve it.
@@ -178,10 +178,10 @@ class Programs(Source):
             )
 
     def problems(self, side: str) -> Iterator[Problem]:
-        """The problems of train, val or test; how many train has changes nothing in the others.
+        """Yield the problems of train, val or test; the number of training problems changes no problem of the others.
 
-        The number of steps is drawn first, n as often as n squared says, then one of the functions that need so many:
-        there are few functions of one step, soon learnt.
+        The number of steps is drawn first, n with a chance proportional to n squared, then one of the functions that
+        need so many: there are few functions of one step, and they are soon learnt.
         """
         number = SIDES.index(side)
         rng = np.random.default_rng([self._seed, number])
@@ -197,7 +197,7 @@ class Programs(Source):
             yield Problem(function, self._examples(function, set(lists), rng), hidden)
 
     def _examples(self, function: int, hidden: set[Digits], rng: np.random.Generator) -> list[tuple[Digits, Digits]]:
-        """What a prompt shows: lists that decide nothing, and that no single other step explains, if some are found."""
+        """Return the examples of a prompt: none of them is hidden, and if possible no other step explains all."""
         program, base = self.functions.programs[function][0], self.functions.base
         rivals = [p for p in ((), *self._single) if self.functions.number[p] != function]
         for _ in range(TRIES):
@@ -212,13 +212,13 @@ class Programs(Source):
         return list(zip(lists, made, strict=True))
 
     def _solutions(self, function: int, rng: np.random.Generator) -> Iterator[Program]:
-        """Programs of a function in random order, again from the start when all were given."""
+        """Yield the programs of a function in random order, again from the start after the last."""
         programs = self.functions.programs[function]
         while True:
             yield from (programs[int(i)] for i in rng.permutation(len(programs)))
 
     def _mistake(self, function: int, side: str, rng: np.random.Generator) -> Program:
-        """A wrong program: a solution with one step exchanged, or a solution of another problem, with equal chances.
+        """Return a wrong program: one step exchanged, or a solution of another problem.
 
         In the training split it computes no held-out function.
         """

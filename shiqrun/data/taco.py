@@ -1,8 +1,8 @@
-"""TACO (Li et al. 2023, arXiv 2312.14852): problems of contests and of sites where a function is to be written.
+"""The data set TACO (Li et al. 2023, arXiv 2312.14852): contest problems, and problems that ask for a function.
 
-Programs and tests are JSON in a text. `input_output` is {"inputs": [...], "outputs": [...]}, of a function with its
-`fn_name`: then an input is the list of its arguments. TACO logs right programs alone, some of them of Python 2: those
-are left out by their grammar. Methods of a class are left out, since the grader calls functions.
+Programs and tests are JSON texts. `input_output` is {"inputs": [...], "outputs": [...]}; for a function it also has
+`fn_name`, and an input is the list of the function's arguments. TACO logs right programs only; those that do not parse
+as Python 3 are left out. Methods of a class are left out, since the grader calls functions.
 """
 
 import json
@@ -15,13 +15,13 @@ from shiqrun.errors import InputError
 
 
 class Taco(Contest):
-    """The problems that are solved by reading and printing, or by a function."""
+    """Problems of TACO that ask for a program that reads and prints, or for a function."""
 
     name = "taco"
     hub = Hub("BAAI/TACO", None, {"train": "train", "val": "test"}, arrow=True)
 
     def read(self, row: Row, place: str) -> Problem | str:
-        """The problem of a row, or why it is left out."""
+        """Return the problem of a row, or why the row is left out."""
         question = text(row, "question", place, self.name)
         if not question.strip():
             return "no statement"
@@ -61,10 +61,10 @@ def _statement(question: str, starter: str, name: str | None) -> str:
 
 
 def _json(row: Row, column: str, empty: Any, place: str) -> Any:
-    """What a column's JSON says, of the kind of `empty`; `empty` where there is nothing.
+    """Return the value of a column that holds JSON, of the type of `empty`; `empty` where the column is missing.
 
     Raises:
-        InputError: broken JSON, or of another kind.
+        InputError: broken JSON, or a value of another type.
         OverflowError: an integer of more digits than Python reads.
     """
     said = row.get(column)
@@ -83,7 +83,7 @@ def _json(row: Row, column: str, empty: Any, place: str) -> Any:
 
 
 def _streams(inputs: list[Any], outputs: list[Any]) -> list[dict[str, str]] | str:
-    """Tests of a program; lists are lines."""
+    """Return the tests of a program that reads and prints; a list holds lines. A text says why there are none."""
     texts = [[_lines(value) for value in pair] for pair in zip(inputs, outputs, strict=True)]
     if any(value is None for pair in texts for value in pair):
         return "tests that are neither texts nor lists of lines"
@@ -97,8 +97,10 @@ def _lines(value: Any) -> str | None:
 
 
 def _calls(name: str, inputs: list[Any], outputs: list[Any]) -> dict[str, Any] | str:
-    """Tests of a function. Where every output is a list of one value, that value is what is returned: so it is written
-    for most sites, and a list of one element cannot be told from it.
+    """Return the tests of a function; a text says why there are none.
+
+    Where every output is a list of one value, the function returns that value: most sites write it so, and a list of
+    one element cannot be told apart from it.
     """
     if not all(isinstance(arguments, list) for arguments in inputs):
         return "calls whose arguments are no list"

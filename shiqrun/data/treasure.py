@@ -1,12 +1,12 @@
-"""treasure: small maps written as text, a multi-turn problem whose optimum is computed exactly (`treasure_optimum`).
+"""The data set treasure: small maps written as text, a multi-turn problem with an exact optimum (`treasure_optimum`).
 
 prompt    start r0 c1 goal r2 c3 treasure r1 c1
 turn      the policy says one word, N E S or W; the environment answers with the cell reached, `r1 c1`
 reward    a step costs, a treasure pays when first entered, the goal pays and ends the episode; a move off the
           map stays put; any other word is illegal, ends the episode and earns 0
 
-With `rewards="last"` the logged trajectories are the same and so are their returns, but a trajectory's return falls on
-its last turn. The optimum is the same too: what a prefix has earned is a function of the prefix, and moves no choice.
+With `rewards="last"` the logged trajectories and their returns stay the same, but a trajectory's return falls on its
+last turn. The optimum stays the same, too: what a prefix has earned is a function of the prefix and changes no choice.
 """
 
 import math
@@ -31,15 +31,15 @@ _TEMPLATE = (
 
 
 class Treasure(Source):
-    """Maps made from a seed, played well and at random; splits train and val share no map.
+    """Maps made from a seed with logged episodes, good and random; the splits train and val share no map.
 
     Args:
         size: side of the map, cells.
         horizon: most moves of an episode; the goal is never further away.
-        treasures: number on a map.
+        treasures: number of treasures on a map.
         step_cost, treasure_reward, goal_reward: reward units.
         maps, val_maps: number of maps of the two splits, all different.
-        per_map: completions of a map.
+        per_map: logged episodes of a map.
         play: who moves: "good" is epsilon-greedy on the largest return, "random" uniform, "mixed" half and half.
         epsilon: share of the good player's moves that are random.
         illegal: share of random moves that are an illegal word instead.
@@ -92,11 +92,11 @@ class Treasure(Source):
         self._maps = {split: Maps(*rules, *places(size, horizon, treasures, n)) for split, n in drawn.items()}
 
     def maps(self, split: str) -> Maps:
-        """The maps of a split, in the order of `load`."""
+        """Return the maps of a split, in the order of `load`."""
         return self._maps[split]
 
     def tree(self, split: str) -> Tree:
-        """Every sequence of legal moves on every map of a split."""
+        """Return every sequence of legal moves on every map of a split."""
         return self._maps[split].tree()
 
     def answers_back(self) -> bool:
@@ -108,7 +108,7 @@ class Treasure(Source):
         return ExactTreasure(self.maps(split), tokenizer, beta=beta)
 
     def load(self, split: str) -> Iterator[Example]:
-        """One example a map, with its `per_map` completions; rewards are one number per turn."""
+        """Yield one example a map, with `per_map` completions; rewards are one number per turn."""
         maps = self._maps[split]
         episodes = self._play(split)
         for index in range(len(maps)):
@@ -123,7 +123,7 @@ class Treasure(Source):
             )
 
     def _play(self, split: str) -> list[Episode]:
-        """All episodes of a split, `per_map` a map; the first `_good` of each map are the good player's."""
+        """Play all episodes of a split, `per_map` a map; the good player plays the first `_good` of each map."""
         maps, tree = self._maps[split], self.tree(split)
         rng = np.random.default_rng([self._seed, 2 + self.splits.index(split)])
         index = np.repeat(np.arange(len(maps)), self._per_map)
@@ -133,7 +133,7 @@ class Treasure(Source):
         said, cells, rewards, moved = [], [], [], []
         for level, quality in enumerate(tree.best()):
             greedy = good & (rng.random(index.shape) >= self._epsilon)
-            # Noise breaks ties at random, so that good play does not prefer the first of two equal ways.
+            # Noise breaks ties at random, so that the good player does not prefer the first of two equal moves.
             best = (quality[index, node] + 1e-6 * rng.random((len(index), 4))).argmax(-1)
             move = np.where(greedy, best, rng.integers(0, 4, index.shape))
             illegal = ~greedy & (rng.random(index.shape) < self._illegal)
@@ -159,7 +159,7 @@ def _written(rewards: list[float], where: str) -> list[float]:
 
 
 def _completion(maps: Maps, episode: Episode) -> list[Message]:
-    """Moves and answers in turn; the answer to the last move is left out, nothing is conditioned on it."""
+    """Return moves and answers in turn, without the answer to the last move: no action follows it."""
     messages: list[Message] = []
     for word, cell in zip(episode.words, [*episode.cells, None], strict=False):
         messages.append({"role": "assistant", "content": word})

@@ -1,6 +1,6 @@
-"""The game behind `data=treasure`: numbered maps, their rules, the tree of all moves, and a drawing for people.
+"""The game of `data=treasure`: numbered maps, their rules, the tree of all moves, and a drawing for people.
 
-All maps of a size are numbered, so that they are drawn without repetition and held-out maps are never training maps.
+All maps of a size have numbers, so that maps are drawn without repetition and no held-out map is a training map.
 """
 
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ _DOWN, _RIGHT = np.array([-1, 0, 1, 0]), np.array([0, 1, 0, -1])
 
 @dataclass(frozen=True)
 class Tree:
-    """Every sequence of moves on every map. Level d has 4^d nodes, numbered by their moves in base 4.
+    """The tree of every sequence of moves on every map. Level d has 4^d nodes, numbered by their moves in base 4.
 
     Attributes:
-        alive: per level, `[maps, 4^d]`, the episode has not ended before the node.
+        alive: per level, `[maps, 4^d]`, whether the episode has not ended before the node.
         reward: per level, `[maps, 4^d, 4]`, what each move earns there.
-        done: per level, `[maps, 4^d, 4]`, the move reaches the goal.
+        done: per level, `[maps, 4^d, 4]`, whether the move reaches the goal.
         cell: per level, `[maps, 4^d, 4]`, the cell reached.
     """
 
@@ -37,7 +37,7 @@ class Tree:
     cell: list[Ints]
 
     def best(self) -> list[Floats]:
-        """Largest return from each move on, without regularisation: per level, `[maps, 4^d, 4]`, reward units."""
+        """Return the largest return from each move on, unregularised: per level, `[maps, 4^d, 4]`, reward units."""
         quality: list[Floats] = []
         following: Floats | None = None
         for reward, done in zip(reversed(self.reward), reversed(self.done), strict=True):
@@ -49,10 +49,10 @@ class Tree:
 
 @dataclass(frozen=True)
 class Maps:
-    """Maps of one size and their rules. Cells are numbered row by row.
+    """Maps of one size with their rules. Cells are numbered row by row.
 
     Attributes:
-        size: side, cells.
+        size: side of a map, cells.
         horizon: most moves of an episode.
         step_cost, treasure_reward, goal_reward: reward units.
         start, goal: `[maps]`, cells.
@@ -72,21 +72,21 @@ class Maps:
         return len(self.start)
 
     def first(self, count: int | None) -> "Maps":
-        """The first `count` maps; None takes all."""
+        """Return the first `count` maps; None takes all."""
         return replace(self, start=self.start[:count], goal=self.goal[:count], treasures=self.treasures[:count])
 
     def words(self, cell: int) -> str:
-        """The cell as the environment says it, `r1 c3`."""
+        """Return a cell as the environment names it, `r1 c3`."""
         return f"r{cell // self.size} c{cell % self.size}"
 
     def prompt(self, index: int) -> str:
-        """The map as the policy reads it."""
+        """Return a map as the policy reads it."""
         places = [("start", self.start[index]), ("goal", self.goal[index])]
         places += [("treasure", cell) for cell in self.treasures[index]]
         return " ".join(f"{name} {self.words(int(cell))}" for name, cell in places)
 
     def step(self, index: Ints, cell: Ints, taken: Ints, move: Ints) -> tuple[Ints, Ints, Floats, Bools]:
-        """(cell reached, treasures taken as a bit mask, reward, goal reached) of equally shaped arrays of moves."""
+        """Return (cell reached, treasures taken as a bit mask, reward, goal reached) of arrays of moves."""
         edge = self.size - 1
         row, column = (
             np.clip(cell // self.size + _DOWN[move], 0, edge),
@@ -101,7 +101,7 @@ class Maps:
         return reached, taken, reward + self.goal_reward * done, done
 
     def tree(self) -> Tree:
-        """Every sequence of moves on every map."""
+        """Return every sequence of moves on every map."""
         tree = Tree([], [], [], [])
         index = np.arange(len(self))[:, None]
         cell, taken, alive = self.start[:, None], np.zeros_like(index), np.ones(index.shape, bool)
@@ -119,7 +119,7 @@ class Maps:
 
 @dataclass(frozen=True)
 class Episode:
-    """One played map: the words the policy said, the cells the environment answered, the rewards of the words.
+    """An episode on a map: the words of the policy, the cells that the environment answered, the rewards of the words.
 
     An illegal word is the last one and has no cell.
     """
@@ -131,7 +131,7 @@ class Episode:
 
 
 def draw(maps: Maps, episode: Episode) -> str:
-    """The episode as a small map with rich markup; a number is the step that last entered the cell."""
+    """Draw an episode as a small map with rich markup; a number is the step that last entered the cell."""
     size, index = maps.size, episode.map_index
     signs = {int(cell): ("$", "yellow") for cell in maps.treasures[index]}
     signs |= {int(maps.start[index]): ("S", "cyan"), int(maps.goal[index]): ("G", "green")}
@@ -150,7 +150,7 @@ def draw(maps: Maps, episode: Episode) -> str:
 
 
 def _pairs(size: int, horizon: int) -> Ints:
-    """Every (start, goal) at most `horizon` moves apart, `[pairs, 2]`, cells."""
+    """Return every (start, goal) at most `horizon` moves apart, `[pairs, 2]`, cells."""
     cell = np.arange(size**2)
     row, column = cell // size, cell % size
     distance = abs(row[:, None] - row) + abs(column[:, None] - column)
@@ -158,7 +158,7 @@ def _pairs(size: int, horizon: int) -> Ints:
 
 
 def numbers(size: int, horizon: int, treasures: int, maps: int, val_maps: int, seed: int) -> dict[str, Ints]:
-    """The numbers of each split's maps, all different; those of val do not depend on how many train has."""
+    """Draw the numbers of each split's maps, all different; those of val do not depend on how many train has."""
     existing = len(_pairs(size, horizon)) * comb(size**2 - 2, treasures)
     if maps + val_maps > existing:
         raise InputError(
@@ -172,7 +172,7 @@ def numbers(size: int, horizon: int, treasures: int, maps: int, val_maps: int, s
 
 
 def places(size: int, horizon: int, treasures: int, number: Ints) -> tuple[Ints, Ints, Ints]:
-    """(start, goal, treasures) of the maps with these numbers: the pair, then the rank of the set of treasures."""
+    """Return (start, goal, treasures) of maps by number, which counts pairs, then sets of treasures."""
     cells = size**2 - 2
     pair, rank = np.divmod(number, comb(cells, treasures))
     start, goal = _pairs(size, horizon)[pair].T

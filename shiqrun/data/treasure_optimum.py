@@ -1,5 +1,6 @@
-"""Exact evaluation on treasure: the optimum of the regularised objective under the actual reference, and a policy's
-distance from it, by backward induction in float64 over the tree of legal prefixes.
+"""The exact optimum of data=treasure under a reference, and a policy's distance from it (its regret).
+
+Both come from backward induction in float64 over the tree of legal prefixes.
 
 With r the reward of a move and M the four moves; any other token is illegal, ends the episode and earns 0:
 
@@ -7,7 +8,7 @@ With r the reward of a move and M the four moves; any other token is illegal, en
     J(s)   = sum_{a in M} pi(a|s) (r + J(sa)) - beta sum_a pi(a|s) D(s,a),    D = log pi - log pi_ref
     regret = v* - J = beta KL(pi || pi*),    pi*(a|s) = pi_ref(a|s) exp((r + v*(sa) - v*(s)) / beta)
 
-The two forms of the regret come from two recursions, and their difference is kept as `identity_gap`.
+The two forms of the regret come from two recursions; `identity_gap` holds their difference.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +34,7 @@ _REMEDY = "data=treasure needs `model=tiny`, or as model.path a policy directory
 
 
 class ExactTreasure:
-    """The exact optimum on the maps of one split, and a policy's return, KL and regret.
+    """The exact optimum on some maps, and a policy's exact return, KL and regret.
 
     Args:
         maps: to be evaluated on.
@@ -60,7 +61,7 @@ class ExactTreasure:
         self._rows, self._is_node = self._tokens.prefixes(tree.alive[-1], tree.cell)
 
     def set_reference(self, model: Model) -> None:
-        """Solves the problem under this reference; the optimum is then `evaluate`'s yardstick."""
+        """Solve the problem under this reference; `evaluate` then measures the distance from the optimum."""
         self._reference_logits = torch.cat(list(self._node_logits(model)))
         reference = self._nodes(self._reference_logits.split(_BATCH))
         self._reference = reference
@@ -75,10 +76,10 @@ class ExactTreasure:
             self._value.insert(0, (self._beta * value).masked_fill(~self._alive[level], 0))
 
     def evaluate(self, model: Model) -> dict[str, float]:
-        """The policy's exact figures, means over maps; `set_reference` comes first.
+        """Return the policy's exact metrics, means over maps; `set_reference` comes first.
 
         optimum, regularised_return, regret and reward are in reward units, kl = E_pi sum_t D_t in nats; illegal and
-        reference_illegal are the probability that an episode ends by an illegal token.
+        reference_illegal are the probability that an episode ends with an illegal token.
 
         Raises:
             InputError: the policy has not as many tokens as the reference.
@@ -101,7 +102,7 @@ class ExactTreasure:
         return {name: x.mean().item() for name, x in figures.items()}
 
     def sample_episodes(self, model: Model, n: int, seed: int) -> list[Episode]:
-        """n episodes sampled token by token, one a map in order, and from the first map again after the last."""
+        """Sample n episodes token by token, one a map in order, and from the first map again after the last."""
         generator = torch.Generator().manual_seed(seed)
         index = np.arange(n) % len(self.maps)
         ids, cell, taken = self._tokens.prompts[index], self.maps.start[index], np.zeros_like(index)
@@ -128,7 +129,7 @@ class ExactTreasure:
         ]
 
     def _node_logits(self, model: Model) -> Iterator[Tensor]:
-        """Logits at every live node, `[n, V]` a batch, in the model's precision."""
+        """Yield the logits at every live node, `[n, V]` a batch, in the model's precision."""
         positions = self._tokens.prompts.shape[1] - 1 + _TURN * torch.arange(self.maps.horizon)
         for ids, is_node in zip(self._rows.split(_BATCH), self._is_node.split(_BATCH), strict=True):
             yield _logits(model, ids, positions)[is_node]
@@ -154,23 +155,23 @@ class ExactTreasure:
         return _Nodes([x[..., :-2] for x in tables], [x[..., -2] for x in tables], [x[..., -1] for x in tables])
 
     def _divergence(self, policy: "_Nodes", logp: list[Tensor], illegal: list[Tensor]) -> list[Tensor]:
-        """sum_a pi(a|s) (log pi - logp)(a|s) per node, nats; `illegal` is the share of tokens that are no moves."""
+        """Return sum_a pi(a|s) (log pi - logp)(a|s) per node, nats; `illegal` is the part of all other tokens."""
         moves = [(p * (x - y)).sum(-1) for p, x, y in zip(policy.p, policy.logp, logp, strict=True)]
         return [x + y for x, y in zip(moves, illegal, strict=True)]
 
     def _kl_to_optimum(self, policy: "_Nodes") -> Tensor:
-        """KL(pi || pi*), `[maps]`, nats; an illegal token has log pi*(a|s) = log pi_ref(a|s) - v*(s) / beta."""
+        """Return KL(pi || pi*), `[maps]`, nats; an illegal token has log pi*(a|s) = log pi_ref(a|s) - v*(s) / beta."""
         nodes = zip(policy.illegal, policy.illegal_divergence, self._value, strict=True)
         illegal = [divergence + mass * value / self._beta for mass, divergence, value in nodes]
         return self._expect(self._divergence(policy, self._optimal_logp, illegal), policy)
 
     def _below(self, levels: list[Tensor], level: int) -> Tensor:
-        """The next level's nodes, first in `levels`, by the move to them, `[maps, 4^level, 4]`; 0 after the end."""
+        """Return the next level's nodes, first in `levels`, `[maps, 4^level, 4]`; 0 after the end."""
         done = self._done[level]
         return levels[0].reshape(done.shape).masked_fill(done, 0) if levels else torch.zeros(done.shape).double()
 
     def _expect(self, here: Sequence[Tensor], policy: "_Nodes") -> Tensor:
-        """x(s) = here(s) + sum_{a in M} pi(a|s) x(sa) at the prompt, `[maps]`: the expected sum over an episode."""
+        """Return the expected sum, `[maps]`: x(s) = here(s) + sum_{a in M} pi(a|s) x(sa) at the prompt."""
         sums: list[Tensor] = []
         for level in reversed(range(self.maps.horizon)):
             total = here[level] + (policy.p[level] * self._below(sums, level)).sum(-1)
@@ -180,7 +181,7 @@ class ExactTreasure:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """What the recursions need of a policy, per level d; zeros where the episode is over.
+    """The numbers of a policy that the recursions read, per level d; zeros where the episode is over.
 
     Attributes:
         logp: log pi of the four moves, `[maps, 4^d, 4]`, nats.
@@ -198,7 +199,7 @@ class _Nodes:
 
 
 class _Tokens:
-    """The maps, moves and answers as token ids."""
+    """The maps, moves and answers of treasure as token ids."""
 
     def __init__(self, tokenizer: Any, maps: Maps):
         self._tokenizer, self._size = tokenizer, maps.size
@@ -225,15 +226,15 @@ class _Tokens:
             )
 
     def word(self, token: int) -> str:
-        """The token's text, for a person."""
+        """Return a token's text, for a person."""
         return self._tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
 
     def answer(self, cell: np.ndarray) -> Tensor:
-        """The two tokens that name a cell, `[..., 2]`."""
+        """Return the two tokens that name a cell, `[..., 2]`."""
         return self._answers[torch.from_numpy(cell)]
 
     def prefixes(self, alive: np.ndarray, cell: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """(token rows `[B, T]`, is_node `[B, A]`): a row is a map and all moves but the last of a live episode.
+        """Return (token rows `[B, T]`, is_node `[B, A]`); a row is a map and all moves but the last of a live episode.
 
         Logits at a row's A action positions belong to A nodes; is_node marks those that no earlier row has. Every
         live node lies on a row, since only one of its four moves reaches the goal.
@@ -261,7 +262,7 @@ def _only_token(tokenizer: Any, word: str) -> int:
 
 @torch.no_grad()
 def _logits(model: Model, ids: Tensor, positions: Tensor) -> Tensor:
-    """Logits at these positions of every row, `[B, A, V]`, on the CPU; the model is in eval mode meanwhile."""
+    """Return the logits at these positions of every row, `[B, A, V]`, on the CPU, with the model in eval mode."""
     if not isinstance(model, nn.Module):
         return model(ids)[:, positions]
     with _evaluating(model):

@@ -1,15 +1,15 @@
-"""UltraFeedback (Cui et al. 2023, arXiv 2310.01377): answers to 64,000 instructions, scored by GPT-4.
+"""The data set UltraFeedback (Cui et al. 2023, arXiv 2310.01377): completions of 64,000 instructions, scored by GPT-4.
 
-Two forms of it:
+It is read in two forms:
 
     binarized   HuggingFaceH4/ultrafeedback_binarized: a pair a prompt, `chosen` with the highest `overall_score`,
                 `rejected` one of the other three at random (so ties exist), with both scores; train and test splits
     scored      openbmb/UltraFeedback: four completions a prompt with all their ratings; one split
 
-A completion of the original was made under a `custom_system_prompt` of its own, by which the four answers differ in
-purpose. It is left out, as in the binarized form: the policy answers the bare instruction, and no loss here asks under
-which policy an answer was made. The original holds TruthfulQA's questions (`source` truthful_qa), the binarized form
-does not.
+In the original, each of the four completions has a `custom_system_prompt` of its own, so that they differ on purpose.
+The system prompt is left out, as in the binarized form: the policy completes the bare instruction, and no loss here
+asks which policy made a completion. The original holds TruthfulQA's questions (`source` truthful_qa), the binarized
+form does not.
 """
 
 import math
@@ -39,7 +39,7 @@ UNKNOWN = (None, "", "N/A")
 
 
 class UltraFeedback(Source):
-    """Pairs or groups of four completions, with scores for rewards.
+    """UltraFeedback as pairs or as groups of four completions, with scores as rewards.
 
     Args:
         path: a file, or a directory (the Hub's layout, or files directly in it); None reads the Hub.
@@ -56,7 +56,7 @@ class UltraFeedback(Source):
         self.splits: tuple[str, ...] = ("train", "val") if "val" in own else ("train",)
 
     def load(self, split: str) -> Iterator[Example]:
-        """The examples of a split, in file order.
+        """Yield the examples of a split, in file order.
 
         Raises:
             InputError: no network, unreadable file, a row of another form, or the wrong scores of the first release.
@@ -72,7 +72,7 @@ class UltraFeedback(Source):
                 yield made
 
     def _local_files(self) -> dict[str, list[Path]]:
-        """Split -> its files, where `path` is a directory in the Hub's layout of pairs."""
+        """Return the files of each split, where `path` is a directory in the Hub's layout of pairs."""
         if self.path is None or self.variant != "binarized" or not self.path.is_dir():
             return {}
         folder = self.path / "data" if (self.path / "data").is_dir() else self.path
@@ -90,7 +90,7 @@ class UltraFeedback(Source):
             yield from read_rows(file)
 
     def _pair(self, row: dict[str, Any], place: str) -> Example | str:
-        """The pair, or why it is dropped."""
+        """Return the pair of a row, or why the row is dropped."""
         sides = [_messages(row, column, place) for column in ("chosen", "rejected")]
         prompt = sides[0][:-1]  # with a system message where there is one
         if any(side[:-1] != prompt for side in sides):
@@ -111,7 +111,7 @@ class UltraFeedback(Source):
         )
 
     def _group(self, row: dict[str, Any], place: str) -> Example | str:
-        """The scored completions of a prompt, or why there is none; single ones are dropped and counted here."""
+        """Return the scored completions of a prompt, or why there is none; count completions that are dropped."""
         prompt = as_messages(_need(row, "instruction", str, place), "user", place)
         kept: list[tuple[Sequence[Message], float]] = []
         for number, answer in enumerate(_need(row, "completions", list, place), 1):
@@ -158,7 +158,7 @@ def _need(row: dict[str, Any], column: str, kind: type, place: str) -> Any:
 
 
 def _number(value: Any, where: str) -> float | None:
-    """A score, which files hold as a number or as its digits; None where it is unknown."""
+    """Return a score, which files hold as a number or as text; None where it is unknown."""
     if value in UNKNOWN or (isinstance(value, float) and math.isnan(value)):
         return None
     try:
@@ -171,11 +171,11 @@ def _number(value: Any, where: str) -> float | None:
 
 
 def _score(answer: dict[str, Any], which: Score, where: str) -> float | None:
-    """The reward of a completion.
+    """Return the reward of a completion.
 
     Raises:
-        InputError: an `overall_score` of 10 beside ratings of at most 2 on average: the first release, where the
-            worst answers have the best score.
+        InputError: an `overall_score` of 10 beside ratings of at most 2 on average: this is the first release, in
+            which the worst completions have the best score.
     """
     fine = _number(answer.get("fine-grained_score"), f"{where}, fine-grained_score")
     fine = _mean_rating(answer, where) if fine is None else fine  # the first release has ratings alone
@@ -191,7 +191,7 @@ def _score(answer: dict[str, Any], which: Score, where: str) -> float | None:
 
 
 def _mean_rating(answer: dict[str, Any], where: str) -> float | None:
-    """The mean of the aspects' ratings, which are texts "1" to "5" or "N/A"."""
+    """Return the mean rating over the aspects; ratings are the texts "1" to "5" or "N/A"."""
     aspects = {k: v for k, v in (answer.get("annotations") or {}).items() if isinstance(v, dict)}
     ratings = [_number(v.get("Rating"), f"{where}, rating of {k}") for k, v in aspects.items()]
     known = [r for r in ratings if r is not None]

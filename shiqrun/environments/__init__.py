@@ -1,1 +1,1 @@
-"""Environments answer a policy over several turns: each takes its message and gives the next messages with a reward."""
+"""Environments answer a policy over several turns: `environment` is their contract, the rest implements it."""

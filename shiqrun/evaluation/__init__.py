@@ -1,1 +1,1 @@
-"""Evaluation measures the reward and KL of a policy's own samples, or its distance from an exact optimum."""
+"""Evaluation measures the reward and the KL of a policy by completions or episodes that it samples."""

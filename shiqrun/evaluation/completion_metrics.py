@@ -1,4 +1,4 @@
-"""Samples to figures: means with 95 % intervals over prompts, shares, and what they say beside the reference's."""
+"""Metrics of sampled completions: means with 95 % intervals over prompts, shares, pass@k, win rate."""
 
 import math
 from collections import defaultdict
@@ -21,22 +21,21 @@ def completion_metrics(
     on_policy: bool,
     right: float | None = None,
 ) -> dict[str, float]:
-    """What the samples say of the policy.
+    """Return what completions say of the policy that sampled them.
 
-    A prompt with several samples counts as one observation (their mean), so that intervals are over prompts.
+    Several completions of one prompt count as one observation (their mean), so that intervals are over prompts.
 
     Args:
-        samples: of the policy, measured and rewarded as far as they can be.
-        reference: the reference's answers to the same prompts, in the same order, rewarded; None without any.
+        samples: completions of the policy, measured and scored as far as they can be.
+        reference: the reference's completions of the same prompts, in the same order, scored; None without any.
         beta: KL temperature, reward units per nat; None leaves the regularised return out.
         on_policy: sampled at temperature 1 from the whole distribution. Only then is the mean log-ratio E_pi[log pi /
             pi_ref], a KL; else it is called `logratio_sum`, and there is no regularised return.
-        right: reward of a right answer, for pass@k and solutions_distinct.
+        right: reward of a right completion, for pass@k and solutions_distinct.
 
     Returns:
         reward, kl, regularised_return, reference_reward, win_rate and solutions_distinct with `_ci95` (half width);
-        pass@k with `_ci95_low` and `_ci95_high`; entropy (nats a token), lengths in tokens, shares, distinct-n; see the
-        code for each.
+        pass@k with `_ci95_low` and `_ci95_high`; entropy (nats a token), lengths in tokens, shares, distinct-n.
     """
     found = {"prompts": float(len({s.prompt.name for s in samples})), **_lengths(samples), **_variety(samples)}
     if all(s.entropy is not None for s in samples):
@@ -82,7 +81,7 @@ def _regularised(sample: SampledCompletion, beta: float) -> float | None:
 
 
 def _win(policy: SampledCompletion, reference: SampledCompletion) -> float:
-    """1, 0, or one half for equal answers and for scores that rounding may tell apart."""
+    """Return 1 for a win, 0 for a loss, one half for equal texts and for scores that rounding may tell apart."""
     ours, theirs = policy.reward or 0.0, reference.reward or 0.0
     tie = policy.text == reference.text or math.isclose(ours, theirs, rel_tol=TIE, abs_tol=TIE)
     return 0.5 if tie else float(ours > theirs)
@@ -94,7 +93,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _lengths(samples: Sequence[SampledCompletion]) -> dict[str, float]:
-    """Tokens of a completion with its stop token, as TRL counts them, and how they ended."""
+    """Return lengths in tokens, stop token included as in TRL, and the shares of completions that ended or were cut."""
     lengths = [len(s.tokens) for s in samples]
     ended = [len(s.tokens) for s in samples if s.ended]
     found = {
@@ -108,7 +107,7 @@ def _lengths(samples: Sequence[SampledCompletion]) -> dict[str, float]:
 
 
 def _variety(samples: Sequence[SampledCompletion]) -> dict[str, float]:
-    """Share of different n-grams among all n-grams of words (Li et al. 2016, arXiv 1510.03055)."""
+    """Return distinct-n, the share of different n-grams of words among all (Li et al. 2016, arXiv 1510.03055)."""
     found = {}
     for n in (1, 2):
         grams = [
@@ -120,7 +119,7 @@ def _variety(samples: Sequence[SampledCompletion]) -> dict[str, float]:
 
 
 def _pass_at(samples: Sequence[SampledCompletion], right: float) -> dict[str, float]:
-    """pass@k for every k that each prompt has samples for, with an interval by bootstrap over prompts."""
+    """Return pass@k for every k that each prompt has completions for, with a bootstrap interval over prompts."""
     groups = _by_prompt(samples, [float(s.reward == right) for s in samples])
     ks = [k for k in PASS_AT if k <= min(map(len, groups))]
     rates = np.array([[pass_at_k(len(g), round(sum(g)), k) for k in ks] for g in groups])  # [P, K]
@@ -132,7 +131,7 @@ def _pass_at(samples: Sequence[SampledCompletion], right: float) -> dict[str, fl
 
 
 def _solutions(samples: Sequence[SampledCompletion], right: float) -> dict[str, float]:
-    """Mean number of different right answers to a prompt; texts that differ in white space alone are one."""
+    """Return the mean number of different right completions of a prompt; white space makes no difference."""
     found: dict[str, set[str]] = {s.prompt.name: set() for s in samples}
     for s in samples:
         if s.reward == right:
@@ -142,7 +141,7 @@ def _solutions(samples: Sequence[SampledCompletion], right: float) -> dict[str, 
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k): chance that one of k of the n samples is right, unbiased (arXiv 2107.03374).
+    """Return 1 - C(n - c, k) / C(n, k): the unbiased chance that one of k samples is right (arXiv 2107.03374).
 
     Raises:
         ValueError: fewer than k samples.

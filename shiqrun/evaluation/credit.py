@@ -1,11 +1,11 @@
-"""What the policy learned at every token of a trajectory: the numbers of the token view.
+"""Per-token credit: what the policy learned at every token of a trajectory, shown by the token view.
 
-    advantage      beta (log pi - log pi_ref)(a_t|s_t)            what it thinks of this token
-    shifted_value  beta (v - v_ref)(s_t)                          what it expects from here on
-    residual       R_t - beta sum_{k>=t} D_k - beta W_t           what it has not explained yet [S15]
+    advantage      beta (log pi - log pi_ref)(a_t|s_t)            what the policy thinks of this token
+    shifted_value  beta (v - v_ref)(s_t)                          what the policy expects from here on
+    residual       R_t - beta sum_{k>=t} D_k - beta W_t           return that neither explains (ShiQ's path residual)
 
-in reward units, with the words of `losses.residual`. The residual is ShiQ's whatever the method: so the return of a
-trajectory (less its reward offset) is the sum of its advantages, plus the shifted value and the residual at its start.
+All are in reward units; `losses.residual` defines D and W. The residual is ShiQ's for every method. So the return of a
+trajectory, less its reward offset, is the sum of its advantages plus the shifted value and the residual at its start.
 """
 
 import json
@@ -33,20 +33,20 @@ DIGITS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Credit:
-    """A trajectory, token by token. Every list has one entry a token; numbers are None where it is no action.
+    """The credit of a trajectory. Every list has one entry a token; numbers are None where the token is no action.
 
     Attributes:
-        kind: from the data, or sampled.
-        source: where it came from.
+        kind: "data" or "sample".
+        source: file and line of the trajectory.
         prompt_id: of its prompt.
-        earned: the return, reward units, without any offset; None where the data has no rewards.
+        earned: the return, reward units, without any offset; None where the data have no rewards.
         beta: reward units per nat.
-        tokens: text.
+        tokens: the text of each token.
         action: whether the policy chose the token.
         advantage: beta (log pi - log pi_ref).
         shifted_value: beta (v - v_ref) before the token.
         residual: ShiQ's path residual, of the rewards that training sees (with its offset); None without rewards.
-        reward: earned by the token, without any offset.
+        reward: what the token earned, without any offset.
     """
 
     kind: Literal["data", "sample"]
@@ -62,7 +62,7 @@ class Credit:
     reward: Numbers
 
     def row(self) -> dict[str, Any]:
-        """The row of `credit.jsonl`: the fields, `earned` as `return`."""
+        """Return the row of `credit.jsonl`: the fields, with `earned` under the name `return`."""
         return {("return" if key == "earned" else key): value for key, value in asdict(self).items()}
 
 
@@ -78,19 +78,19 @@ def credit(
     kind: Literal["data", "sample"] = "data",
     tokens: int = 8192,
 ) -> list[Credit]:
-    """What the policy learned on the rows, in their order; nothing of the policy changes, its mode included.
+    """Return the credit of trajectories, in their order; the policy does not change, its train or eval mode included.
 
-    Both numbers of an action are float32; the bodies compute as the policy and the reference are set to.
+    Logits and log-partitions are float32, whatever the dtype in which the bodies of the models compute.
 
     Args:
         policy: on the device where to compute.
-        reference: its scores, on the same device (`cached` reads those of the rows).
+        reference: on the same device (`cached` reads the scores that the rows hold).
         rows: trajectories.
         tokenizer: that made them.
-        beta: reward units per nat.
-        picked: numbers of the rows, None for all.
+        beta: KL temperature, reward units per nat.
+        picked: numbers of the rows to look at, None for all.
         kind: whether they are data or samples.
-        tokens: tokens of a forward pass; bounds memory, changes no number.
+        tokens: tokens of one forward pass; bounds memory, changes no number.
     """
     numbers = list(range(len(rows)) if picked is None else picked)
     device = next(policy.parameters()).device
@@ -111,7 +111,7 @@ def credit(
 
 
 def _learned(batch: Trajectories, policy: Policy, reference: Reference, beta: float) -> dict[str, torch.Tensor]:
-    """The three numbers of every action, `[B, A]`, reward units."""
+    """Return advantage, shifted value and residual of every action, `[B, A]`, reward units."""
     ours, theirs = policy(batch), reference(batch)
     shift = beta * partition_shifts(batch, ours, theirs)
     return {
@@ -142,7 +142,7 @@ def _credit(
 
 
 def _placed(values: Sequence[float], at: Sequence[int], length: int) -> Numbers:
-    """The actions' numbers in their tokens' places."""
+    """Return a list with one entry a token that holds the actions' numbers in their places."""
     out: Numbers = [None] * length
     for place, value in zip(at, values, strict=True):
         out[place] = _brief(value)
@@ -150,11 +150,11 @@ def _placed(values: Sequence[float], at: Sequence[int], length: int) -> Numbers:
 
 
 def _brief(value: float) -> float | None:
-    """The number as far as float32 knows it; None if it is not finite, which JSON cannot say."""
+    """Round a number to float32's digits; return None if it is not finite, which JSON cannot say."""
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def write_credit(path: Path, rows: Iterable[Credit]) -> None:
-    """Writes `credit.jsonl`, one trajectory a line, all or nothing."""
+    """Write `credit.jsonl`, one trajectory a line, whole or not at all."""
     with atomic_writer(path) as file:
         file.writelines(json.dumps(c.row(), ensure_ascii=False, allow_nan=False) + "\n" for c in rows)

@@ -1,4 +1,4 @@
-"""One evaluation of a policy, the same inside training and in `shiqrun eval`."""
+"""The evaluator of completions, the same in training and in `shiqrun eval`; the protocols that all evaluators share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion, score
 from shiqrun.settings import SamplingSettings
 
 REFERENCE_STREAM = 1
-"""The reference's answers are drawn apart from the policy's: a win rate compares independent answers."""
+"""The stream of the reference's completions: a win rate compares them with independent ones of the policy."""
 
 
 class EvaluationResult(Protocol):
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """By name, without a prefix."""
+        """Metrics by name, without a prefix."""
 
     @property
     def samples(self) -> list[SampledCompletion]:
-        """What the policy said."""
+        """What was sampled from the policy."""
 
     def rows(self, step: int) -> list[dict[str, Any]]:
-        """The lines of `samples.jsonl`."""
+        """Return the rows of `samples.jsonl`."""
 
 
 class PolicyEvaluator(Protocol):
@@ -43,23 +43,23 @@ class PolicyEvaluator(Protocol):
         ...
 
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        """Before the first evaluation, on every rank."""
+        """Prepare on every rank, before the first evaluation."""
 
     def run(self, policy: Policy) -> EvaluationResult:
-        """One evaluation; all ranks together, with the same result on each."""
+        """Evaluate a policy; all ranks together, with the same result on each."""
 
     def trajectories(self, answers: EvaluationResult, most: int) -> Rows:
-        """The first few answers as trajectories with their rewards, for the token view."""
+        """Return the first few completions or episodes as trajectories with rewards, for the token view."""
 
 
 @dataclass(frozen=True)
 class CompletionEvaluation:
-    """What a policy's answers say.
+    """The result of an evaluation by completions.
 
     Attributes:
-        metrics: see `figures`.
-        samples: its answers.
-        reference: the reference's answers to the same prompts, in the same order; None without a reference.
+        metrics: by name without a prefix, see `completion_metrics`.
+        samples: the policy's completions.
+        reference: the reference's completions of the same prompts, in the same order; None without a reference.
         on_policy: drawn from the policy's own distribution, so that log-ratios are draws of a KL.
     """
 
@@ -69,7 +69,7 @@ class CompletionEvaluation:
     on_policy: bool
 
     def rows(self, step: int) -> list[dict[str, Any]]:
-        """The lines of `samples.jsonl`."""
+        """Return the rows of `samples.jsonl`, one a completion."""
         others: Sequence[SampledCompletion | None] = self.reference or [None] * len(self.samples)
         return [
             {
@@ -89,14 +89,14 @@ class CompletionEvaluation:
 
 
 class CompletionEvaluator:
-    """Lets a policy answer fixed prompts and compares the answers with the reference's.
+    """An evaluator that has a policy complete fixed prompts and compares its completions with the reference's.
 
     Args:
-        prompts: to answer.
+        prompts: to complete.
         tokenizer: of the policy.
         settings: of the sampling.
-        tokens: tokens of one forward pass when answers are scored.
-        reward: scores answers, or None.
+        tokens: tokens of one forward pass when completions are measured.
+        reward: scores completions, or None.
         beta: KL temperature, reward units per nat, or None.
     """
 
@@ -118,11 +118,11 @@ class CompletionEvaluator:
         self._answers: list[SampledCompletion] | None = None
 
     def description(self) -> str:
-        """What would be sampled, for a dry run."""
-        return f"{len(self.prompts)} prompts, {self.settings.samples_per_prompt} answers each"
+        """Say what would be sampled, for a dry run."""
+        return f"{len(self.prompts)} prompts, {self.settings.samples_per_prompt} completions each"
 
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        """Moves to the device, takes this rank's share of the prompts, and lets the reference answer them."""
+        """Move to the device, take this rank's share of the prompts, and have the reference complete them."""
         self.sampler = CompletionSampler(self.prompts[rank::world], self.tokenizer, self.settings, self.tokens)
         self.world, self.reference = world, reference
         if self.reward is not None:
@@ -130,11 +130,13 @@ class CompletionEvaluator:
         if reference is not None:
             reference.to(device)
             with reference.acting() as policy:
-                answers = self.sampler.answers(policy, stream=REFERENCE_STREAM, description="answers of the reference")
+                answers = self.sampler.answers(
+                    policy, stream=REFERENCE_STREAM, description="completions of the reference"
+                )
             self._answers = self._scored(answers)
 
     def run(self, policy: Policy) -> CompletionEvaluation:
-        """Samples, measures and scores; all ranks together, with the same result on each."""
+        """Sample, measure and score; all ranks together, with the same result on each."""
         samples = self.sampler.measured(self.sampler.answers(policy), policy, self.reference)
         samples = self._gathered(self._scored(samples))
         reference = None if self._answers is None else self._gathered(self._answers)
@@ -144,14 +146,14 @@ class CompletionEvaluator:
         return CompletionEvaluation(metrics, samples, reference, on_policy)
 
     def trajectories(self, answers: EvaluationResult, most: int) -> Rows:
-        """The first few answers, in the tokens that were sampled."""
+        """Return the first few completions as trajectories, in the tokens that were sampled."""
         return self.sampler.rows(answers.samples[:most])
 
     def _scored(self, samples: list[SampledCompletion]) -> list[SampledCompletion]:
         return samples if self.reward is None or not samples else score_completions(samples, self.reward)
 
     def _gathered(self, mine: list[SampledCompletion]) -> list[SampledCompletion]:
-        """The samples of all ranks, in the order of the prompts."""
+        """Return the completions of all ranks, in the order of the prompts."""
         if self.world == 1:
             return mine
         shares: list[Any] = [None] * self.world

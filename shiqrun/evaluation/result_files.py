@@ -74,7 +74,7 @@ def _rewards_as_remarks(p: EpisodeResult) -> list[tuple[int, str]]:
 
 
 def write_completions(directory: Path, evaluation: CompletionEvaluation) -> None:
-    """`completions.parquet` with a row a completion, and `completions.md`, best reward first, for reading."""
+    """Write `completions.parquet`, a row a completion, and `completions.md`, best reward first, for reading."""
     others: Sequence[SampledCompletion | None] = evaluation.reference or [None] * len(evaluation.samples)
     rows = [
         {
@@ -123,7 +123,7 @@ def _quoted(text: str) -> str:
 
 
 def result_table(metrics: dict[str, float], title: str) -> Table:
-    """Each figure with its 95 % interval."""
+    """Return a table of metrics with their 95 % intervals."""
     table = Table(title=title, title_justify="left")
     for column in ("metric", "value", "95 % interval"):
         table.add_column(column, justify="left" if column == "metric" else "right")
@@ -134,7 +134,7 @@ def result_table(metrics: dict[str, float], title: str) -> Table:
 
 
 def spread(metrics: Mapping[str, float], name: str) -> str:
-    """A figure's 95 % interval, `± 0.1`, or `[0.2, 0.5]` where it is lopsided; empty where it has none."""
+    """Return a metric's 95 % interval as text: `± 0.1`, or `[0.2, 0.5]` if lopsided; empty where it has none."""
     half, ends = metrics.get(name + HALF, math.nan), bounds(metrics, name)
     if math.isfinite(half):
         return f"± {half:.2g}"

@@ -1,4 +1,4 @@
-"""What is evaluated: a policy with its reference, its data and its tokenizer; and how a finished run is loaded."""
+"""The subject of an evaluation: a policy with its reference, data and tokenizer; how a run's policy is loaded."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -24,20 +24,20 @@ from shiqrun.types import Example
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A policy with what it is evaluated on and against.
+    """A policy with the data set that it is evaluated on and the reference that it is compared with.
 
     Attributes:
-        title: for people.
+        title: of the table of results.
         name: of the data set.
-        source: whose prompts it answers.
-        data: settings of the source.
-        training: the examples that it was trained on, as far as they are known.
+        source: the data set.
+        data: settings of the data set.
+        training: yields the examples that the policy was trained on, as far as they are known.
         tokenizer: of the policy.
         policy: on the CPU.
-        reference: or None.
+        reference: the model that the KL is measured against, or None.
         context: tokens that the policy can read, where known.
-        beta: KL temperature that it was trained with, where known.
-        where: what `eval.json` says of its origin.
+        beta: KL temperature that the policy was trained with, where known, reward units per nat.
+        where: what `eval.json` says of the policy's origin.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Subject:
         return frozenset(prompt_name(e.messages) for e in track(self.training(), "reading training prompts"))
 
     def about(self) -> dict[str, Any]:
-        """For `eval.json`."""
+        """Return what `eval.json` says of the policy and of the data."""
         return {
             **self.where,
             **self.source.about(),
@@ -67,7 +67,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run was and made: its tokenizer, its policy, and the model that it started from."""
+    """The models of a run: its tokenizer, its policy, and the model that it started from (its reference)."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
@@ -85,20 +85,20 @@ def trained_policy(
     examples: Callable[[], Iterable[Example]],
     source: Source,
 ) -> Trained:
-    """The policy of a run directory and its reference, both in eval mode on the CPU.
+    """Load the policy of a run directory and its reference, both in eval mode on the CPU.
 
     Args:
         folder: the run directory.
-        choice: the run's `conf/model/*.yaml`, built.
-        model: its settings.
-        checkpoint: policy (the model that the run saved at its end), or last or best of its checkpoints.
-        seed: the run's.
+        choice: the run's model choice, built from its `conf/model/*.yaml`.
+        model: settings of the model.
+        checkpoint: policy (the model that the run saved at its end), or its last or best checkpoint.
+        seed: of the run.
         autocast: dtype of matrix products.
-        examples: the run's training examples, for a tokenizer that is made from them.
-        source: the run's data.
+        examples: yields the run's training examples, for a tokenizer that is trained on them.
+        source: the run's data set.
 
     Raises:
-        InputError: no such checkpoint, or the starting model is no longer what it was.
+        InputError: there is no such checkpoint, or the weights at the run's `model.path` have changed since.
     """
     saved = Pretrained(path=str(folder / "policy"), trust_remote_code=bool(getattr(choice, "trust_remote_code", False)))
     finished = (folder / "policy" / "config.json").is_file()
@@ -141,5 +141,5 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    prefix = "policy.model."  # a value function is beside it
+    prefix = "policy.model."  # the checkpoint also holds the value function
     return {k.removeprefix("policy."): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Which prompts are answered, in the tokens that the policy sees, and which tokens end an answer."""
+"""Prompts to complete, in the tokens that the policy sees, and the tokens that end a completion."""
 
 import hashlib
 import logging
@@ -20,20 +20,20 @@ from shiqrun.types import Example, Message
 
 log = logging.getLogger("shiqrun")
 SPARE = 8
-"""Tokens of a reward model's context that are left free: an answer's text may be cut otherwise than it was sampled."""
+"""Tokens of a reward model's context that stay free: it may tokenize a text otherwise than the policy."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to answer.
+    """A prompt to complete, in tokens.
 
     Attributes:
         name: 16 hexadecimal digits, equal for equal messages.
-        prompt_id: the data set's.
-        messages: chat list.
-        tokens: `[T]` int64, with what opens the assistant's turn.
+        prompt_id: as the data set names it.
+        messages: the prompt as a chat list.
+        tokens: `[T]` int64, ending with what opens the assistant's turn.
         answer: whatever a verifier needs.
-        source: where it came from.
+        source: file and line, for error messages.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """As a person reads it."""
+        """The prompt as a person reads it."""
         return "\n\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
 
     @property
     def key(self) -> int:
-        """The number that its random numbers start from."""
+        """The number that seeds the sampling of its completions."""
         return int(self.name, 16)
 
 
 def tokens_key(tokens: np.ndarray) -> str:
-    """32 hexadecimal digits, equal for equal tokens."""
+    """Return a hash of tokens: 32 hexadecimal digits, equal for equal tokens."""
     return hashlib.blake2b(np.ascontiguousarray(tokens, np.int64).tobytes(), digest_size=16).hexdigest()
 
 
@@ -68,18 +68,18 @@ def choose_prompts(
     seen: Set[str] = frozenset(),
     fits: Callable[[Prompt], bool] = lambda prompt: True,
 ) -> tuple[list[Prompt], Counter[str]]:
-    """At most `number` different prompts, and how many were left out, by reason.
+    """Choose at most `number` different prompts; count those that were left out, by reason.
 
-    Which ones depends on the prompts alone (the smallest hashes), so that runs with other seeds, methods or limits on
-    the training split answer the same ones.
+    The prompts with the smallest hashes are chosen. So the choice depends on the prompts alone: runs with other seeds,
+    methods or limits on the training split complete the same prompts.
 
     Args:
-        examples: of the validation split.
+        examples: of the split to choose from.
         tokenizer: with a chat template.
-        number: prompts at most.
-        room: tokens that a prompt may have, None for any number.
-        seen: names of training prompts, which are left out.
-        fits: whether the reward can read what may become of a prompt.
+        number: most prompts to choose.
+        room: most tokens of a prompt, None for any number.
+        seen: names of the training prompts, which are left out.
+        fits: whether the reward can read a prompt with any completion.
     """
     left_out: Counter[str] = Counter()
     first: dict[str, Example] = {}
@@ -103,7 +103,7 @@ def choose_prompts(
 
 
 def prompt_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    """The example's prompt with what opens the assistant's turn."""
+    """Return an example's prompt in tokens, ending with what opens the assistant's turn."""
     talk = Talk(list(example.messages), len(example.messages), example.source)
     tokens = np.array(render([talk], tokenizer, add_generation_prompt=True)["input_ids"][0], np.int64)
     return Prompt(
@@ -112,7 +112,7 @@ def prompt_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
 
 
 def _misfit(prompt: Prompt, specials: Sequence[str], room: int | None, fits: Callable[[Prompt], bool]) -> str | None:
-    """Why a prompt is not answered, or None."""
+    """Return why a prompt cannot be completed, or None."""
     spelled = next((word for word in specials if word in "\n".join(str(m["content"]) for m in prompt.messages)), None)
     if spelled is not None:
         return f"the text holds the special token {spelled}"
@@ -122,9 +122,10 @@ def _misfit(prompt: Prompt, specials: Sequence[str], room: int | None, fits: Cal
 
 
 def fits_reward(reward: Any, max_new_tokens: int) -> Callable[[Prompt], bool]:
-    """Whether a reward reads a prompt with any answer, by its own tokens; always, where it has no context.
+    """Return a test whether a reward model can read a prompt with any completion of at most `max_new_tokens` tokens.
 
-    An answer may have more tokens for the reward model than for the policy: as many times more as the prompt has.
+    The reward model counts its own tokens. A completion may have more of them than of the policy's; the prompt, which
+    both tokenize, says how many times more. A reward without a context reads everything.
     """
     context = reward.context() if isinstance(reward, Bounded) else None
 
@@ -158,7 +159,7 @@ def expect_prompts(prompts: Sequence[Prompt], left_out: Counter[str], max_new_to
     reasons = ", ".join(f"{n} {why}" for why, n in left_out.most_common()) or "the split is empty"
     if prompts:
         if left_out:
-            log.info("%d prompts are answered; left out: %s", len(prompts), reasons)
+            log.info("%d prompts are completed; left out: %s", len(prompts), reasons)
         return
     raise NoPrompts(
         f"no prompt to answer: {reasons}; raise data.val_fraction or data.max_length, or lower "
@@ -168,7 +169,11 @@ def expect_prompts(prompts: Sequence[Prompt], left_out: Counter[str], max_new_to
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:
-    """Tokens that end an answer: EOS, what the model's own settings say, and what closes a turn in the template."""
+    """Return the ids of tokens that end a completion.
+
+    They are EOS, the ends in the model's generation config, and the special token that closes the assistant's turn in
+    the chat template.
+    """
     own: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     word = _some_word(tokenizer)
@@ -179,7 +184,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> l
         prompt_id="",
     )
     special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    special -= {tokenizer.unk_token_id}  # a word that the tokenizer does not know closes no turn
+    special -= {tokenizer.unk_token_id}  # an unknown word closes no turn
     for turn in encode([example], tokenizer, Counter(), max_length=None):
         last = int(turn.input_ids[turn.action_index[-1]])
         ends |= {last} & special
@@ -187,7 +192,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> l
 
 
 def _some_word(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A word that the tokenizer can read: a list of words knows no other, and may have no unknown token either."""
+    """Return a word that the tokenizer knows: a closed list of words knows no other, and may lack an unknown token."""
     if type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
         return "hello"
     special = set(tokenizer.all_special_ids)
@@ -195,5 +200,5 @@ def _some_word(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token id that fills rows; masks say where."""
+    """Return the token id that fills rows on the right; masks hide it."""
     return next(int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)

@@ -1,4 +1,4 @@
-"""Answers to prompts, with the log-ratio to the reference and the entropy on their tokens."""
+"""Sampled completions of prompts, with their log-ratio to the reference, the policy's entropy and their reward."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from shiqrun.settings import SamplingSettings
 
 @dataclass(frozen=True)
 class SampledCompletion:
-    """One answer.
+    """A completion of a prompt, sampled from a policy.
 
     Attributes:
-        prompt: what it answers.
+        prompt: what it completes.
         index: number of the completion among those of its prompt.
         text: without stop token and special tokens, white space at both ends cut.
-        tokens: `[A]` int64.
-        ended: with a stop token; else it was cut off.
+        tokens: `[A]` int64, as sampled, with the stop token.
+        ended: whether a stop token ended it; else the limit of new tokens cut it off.
         reward: reward units, None without a reward.
         log_ratio: sum_t log pi / pi_ref over its tokens, nats, None without a reference.
-        entropy: mean over its tokens, nats, None where it was not measured.
-        cut: the end of its text was left out for a reward model that reads no more.
+        entropy: of the policy, mean over its tokens, nats, None where it was not measured.
+        cut: whether the end of its text was left out for a reward model that reads no more.
     """
 
     prompt: Prompt
@@ -46,19 +46,19 @@ class SampledCompletion:
     cut: bool = False
 
     def answered(self, characters: int | None = None) -> Answered:
-        """For a reward; with `characters`, so many of the text at most."""
+        """Return the completion as a reward reads it, with at most so many characters of its text."""
         said = [{"role": "assistant", "content": self.text[:characters]}]
         return Answered(self.prompt.messages, said, self.prompt.answer, self.prompt.source)
 
 
 class CompletionSampler:
-    """Answers prompts by a policy.
+    """A sampler of completions from a policy.
 
     Args:
-        prompts: to answer.
+        prompts: to complete.
         tokenizer: of the policy.
         settings: see `SamplingSettings`.
-        tokens: tokens of one forward pass when answers are scored.
+        tokens: tokens of one forward pass when completions are measured; bounds memory.
     """
 
     def __init__(
@@ -67,7 +67,13 @@ class CompletionSampler:
         self.prompts, self.tokenizer, self.settings, self.tokens = prompts, tokenizer, settings, tokens
 
     def answers(self, policy: Policy, *, stream: int = 0, description: str = "sampling") -> list[SampledCompletion]:
-        """`samples_per_prompt` answers of each prompt, by prompt; `stream` tells independent draws apart."""
+        """Sample `samples_per_prompt` completions of each prompt, those of a prompt together.
+
+        Args:
+            policy: to sample from.
+            stream: number that tells independent draws for the same prompts apart.
+            description: of the progress bar.
+        """
         s = self.settings
         asked = [(prompt, k) for prompt in self.prompts for k in range(s.samples_per_prompt)]
         completions = sample_completions(
@@ -91,7 +97,7 @@ class CompletionSampler:
     def measured(
         self, samples: Sequence[SampledCompletion], policy: Policy, reference: Reference | None
     ) -> list[SampledCompletion]:
-        """The samples with the log-ratio of their tokens and the policy's entropy on them."""
+        """Return the completions with their log-ratio to the reference and the policy's entropy on their tokens."""
         if not samples:
             return []
         rows, mode = self.rows(samples), policy.training
@@ -115,7 +121,7 @@ class CompletionSampler:
         return [_with(s, **values) for s, values in zip(samples, found, strict=True)]
 
     def rows(self, samples: Sequence[SampledCompletion]) -> Rows:
-        """The samples as trajectories whose actions are the sampled tokens; the reward falls on the last."""
+        """Return the completions as trajectories: sampled tokens are the actions, the reward falls on the last."""
         made = []
         for n, s in enumerate(samples):
             ids = np.concatenate([s.prompt.tokens, s.tokens]).astype(np.int32)
@@ -130,15 +136,15 @@ class CompletionSampler:
 
 
 def text_of(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Without stop token and special tokens, white space at both ends cut."""
+    """Decode a completion without its stop token and special tokens; cut white space at both ends."""
     tokens = completion.tokens[:-1] if completion.ended else completion.tokens
     return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
 def score_completions(samples: Sequence[SampledCompletion], reward: Reward) -> list[SampledCompletion]:
-    """The samples with their rewards.
+    """Return the completions with their rewards.
 
-    A text of which a reward model would read more tokens than it can (odd characters may become many) loses its end.
+    A text with more tokens than the reward model can read (odd characters may become many tokens) loses its end.
     """
     context = reward.context() if isinstance(reward, Bounded) else None
     items = [s.answered() for s in samples]
@@ -152,7 +158,7 @@ def score_completions(samples: Sequence[SampledCompletion], reward: Reward) -> l
 
 
 def _shortened(sample: SampledCompletion, reward: Bounded, context: int) -> Answered:
-    """The answer with as many characters as a reward model can read, found by bisection."""
+    """Return the completion with as many characters as a reward model can read, found by bisection."""
     fits, more = 0, len(sample.text)
     while more - fits > 1:
         middle = (fits + more) // 2

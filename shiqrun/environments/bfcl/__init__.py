@@ -1,1 +1,1 @@
-"""BFCL multi-turn: samples, the gate for a model's text, backends in a confined process, episodes, corruptions."""
+"""The environment BFCL multi-turn: a policy calls functions, whose backends run in a confined process."""

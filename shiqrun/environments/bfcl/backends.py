@@ -1,7 +1,7 @@
-"""The real backends of `bfcl-eval`, a pair of instances a session: the model's and the reference answer's.
+"""Sessions on the real backends of `bfcl-eval`: in each, one set of instances for the policy, one for the reference.
 
-Runs inside `bfcl.worker`. Calls go to the instances by `getattr` with literal arguments; the package's own executor
-evaluates text and keeps its instances in module globals, which tell sessions apart by name only.
+This module runs inside `bfcl.worker`. It calls the instances by `getattr` with literal arguments. The package's own
+executor would evaluate text, and it keeps its instances in module globals that tell sessions apart by name only.
 """
 
 import ast
@@ -16,13 +16,13 @@ from typing import Any
 from shiqrun.environments.bfcl.calls import arguments
 
 LONGEST_RESULT = 16_384
-"""Characters of a result, the model's or the reference's: what is longer is no reference's, and ends there."""
+"""Most characters of a result; longer ones are cut off there, and no result of a reference answer is that long."""
 EMPTY = "no call"
 NO_GROUND_TRUTH = "no reference answer"
 
 
 class Session:
-    """One sample's backends, for an episode.
+    """The backends of one episode, in the state that the calls so far have made.
 
     Args:
         sample: `initial_config`, `involved_classes`, `ground_truth` of the data set.
@@ -31,18 +31,18 @@ class Session:
     def __init__(self, sample: dict[str, Any]) -> None:
         self.truth: list[list[str]] = sample["ground_truth"]
         self.model, self.reference = _instances(sample), _instances(sample)
-        self.results: list[str] = []  # of the model's calls, all turns so far
+        self.results: list[str] = []  # of the policy's calls, all turns so far
         self.turn, self.called = 0, 0
 
     def run(self, call: str) -> str:
-        """The result of one of the model's calls."""
+        """Run one of the policy's calls and return its result."""
         result = _executed(self.model, call)
         self.results.append(result)
         self.called += 1
         return result
 
     def end_turn(self) -> dict[str, Any]:
-        """Whether the turn is right, and why not: state and results, as `multi_turn_checker` compares them.
+        """Judge the turn as `multi_turn_checker` does, by states and results; say why it is wrong.
 
         A turn without reference answer is not counted: the official checker skips it.
         """
@@ -63,7 +63,7 @@ class Session:
 
 
 def _instances(sample: dict[str, Any]) -> dict[str, Any]:
-    """New instances of the sample's classes, in its initial state."""
+    """Return new instances of a sample's classes, in its initial state."""
     from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_utils import CLASS_FILE_PATH_MAPPING, STATELESS_CLASSES
 
     made = {}
@@ -76,19 +76,19 @@ def _instances(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _executed(instances: dict[str, Any], call: str) -> str:
-    """What a call gives, written as the official executor writes it."""
+    """Run a call and return its result as the official executor writes it."""
     node = ast.parse(call, mode="eval").body
     assert isinstance(node, ast.Call)
     assert isinstance(node.func, ast.Name)
     positional, keywords = arguments(node)
     name = node.func.id
-    # Where two classes have a function of one name, the later class has it, as in the official executor.
+    # If two classes have a function of one name, the later class answers, as in the official executor.
     owner = next(instance for instance in reversed([*instances.values()]) if callable(getattr(instance, name, None)))
     try:
         return _written(getattr(owner, name)(*positional, **keywords))[:LONGEST_RESULT]
     except MemoryError:
         raise
-    except Exception as error:  # whatever else a backend raises is its answer
+    except Exception as error:  # any other error of a backend is its answer
         return f"Error during execution: {error}"
 
 
@@ -100,9 +100,9 @@ def _written(result: Any) -> str:
 
 
 def official(sample: dict[str, Any], turns: Sequence[Sequence[Sequence[str]]]) -> bool:
-    """The verdict of `multi_turn_checker` on calls by turn and step.
+    """Return the verdict of `multi_turn_checker` on calls by turn and step.
 
-    It evaluates text: the calls must have passed `bfcl.calls`.
+    The official checker evaluates text: the calls must have passed `bfcl.calls`.
     """
     from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import multi_turn_checker
 
@@ -115,7 +115,7 @@ def official(sample: dict[str, Any], turns: Sequence[Sequence[Sequence[str]]]) -
 
 @contextlib.contextmanager
 def _own_name() -> Iterator[str]:
-    """A model name for the package's globals, which are cleared of it afterwards."""
+    """Yield a unique model name for the package's module globals, and clear them of it afterwards."""
     from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_utils
 
     name = f"m{uuid.uuid4().hex}"

@@ -1,7 +1,7 @@
-"""From a model's text to function calls: parsed, never evaluated.
+"""Function calls in a policy's text are parsed here, never evaluated.
 
-A message is a list of calls, `[f(a=1), g()]`, or one call; anything else is prose. Of the calls only those run whose
-name is documented and whose arguments are literals; each of the others is answered by an error, like one that fails.
+A message is a list of calls, `[f(a=1), g()]`, or one call; anything else is prose. A call runs only if its function is
+documented and its arguments are literals; any other is refused and answered by an error, like a call that fails.
 """
 
 import ast
@@ -15,7 +15,7 @@ MOST_CALLS = 64  # in a message; the longest reference answer of a turn has 7
 
 @dataclass(frozen=True)
 class Call:
-    """A call that may run; `text` parses to it again."""
+    """A call that may run; `text` parses to the same call."""
 
     name: str
     text: str
@@ -23,27 +23,27 @@ class Call:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A call that may not, and the answer that the model gets instead of a result."""
+    """A call that may not run, and why; `answer` is what the policy gets instead of a result."""
 
     text: str
     why: str
 
     @property
     def answer(self) -> str:
-        """As the backends phrase an error."""
+        """The refusal in the backends' form of an error."""
         return f"Error during execution: {self.why}"
 
 
 def calls_in(text: str, documented: Set[str]) -> list[Call | Refusal] | None:
-    """The calls of a message in their order, None for prose (also for text that does not parse, or parses to no call).
+    """Return the calls of a message in their order; None for prose, that is for any text that parses to no call.
 
-    A message that is too long, or has too many calls, is one refusal: nothing of it runs.
+    A message that is too long or has too many calls becomes one refusal: nothing of it runs.
     """
     if len(text) > LONGEST_MESSAGE:
         why = f"the message has {len(text)} characters, the limit is {LONGEST_MESSAGE}"
         return [Refusal(text[:40] + "...", why)] if text.lstrip()[:1] == "[" or "(" in text[:200] else None
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd literals, in text that nobody here has written
+        with warnings.catch_warnings(action="ignore"):  # the policy's text may hold invalid escapes
             tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
@@ -72,10 +72,10 @@ def _admitted(node: ast.Call, documented: Set[str]) -> Call | Refusal:
 
 
 def arguments(node: ast.Call) -> tuple[list[object], dict[str, object]]:
-    """(positional, by keyword) values of a call.
+    """Return the values of a call's arguments, (positional, by keyword).
 
     Raises:
-        ValueError: an argument that is no literal, or a keyword given twice.
+        ValueError: an argument is no literal, or a keyword is given twice.
     """
     keywords: dict[str, object] = {}
     for keyword in node.keywords:

@@ -1,4 +1,4 @@
-"""Dialogues that are partly wrong: reference answers with a mistake in some turns, made from a seed."""
+"""Partly wrong dialogues for training: reference answers with a mistake in some turns, made from a seed."""
 
 import ast
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Together = Literal["one", "turn"]
 
 
 def said(calls: Sequence[str], together: Together) -> list[str]:
-    """The messages of a turn that makes these calls, one a message or all in one, and then ends."""
+    """Return the policy's messages of a turn: its calls, one a message or all in one, then the message that ends it."""
     if not calls:
         return [DONE]
     return [*([message_of([call]) for call in calls] if together == "one" else [message_of(calls)]), DONE]
@@ -23,15 +23,15 @@ def said(calls: Sequence[str], together: Together) -> list[str]:
 def corrupted(
     calls: Sequence[str], others: Sequence[str], together: Together, rng: np.random.Generator
 ) -> tuple[list[str], Kind | None]:
-    """The messages of a turn with one mistake, and which; the turn as it is where it has no call.
+    """Return the messages of a turn with one mistake, and its kind; the turn as it is if it has no call.
+
+    A mistake need not cost the reward: a repeated read is harmless. The checker decides.
 
     Args:
         calls: of the reference answer.
-        others: calls of the sample's other turns, of which an extra one is taken.
-        together: see `said`.
+        others: calls of the sample's other turns, from which an extra call is taken.
+        together: whether messages hold one call or all of the turn, see `turn_messages`.
         rng: decides which mistake and where.
-
-    A mistake need not cost the reward: a repeated read is harmless. The checker decides.
     """
     possible = [kind for kind in KINDS if _possible(kind, calls, others)]
     if not possible:
@@ -56,7 +56,7 @@ def corrupted(
         case "malformed":
             messages = said(calls, together)[:-1]
             at = int(rng.integers(len(messages)))
-            # It parses to nothing, so the turn ends there.
+            # The text parses to no call, so the turn ends there.
             return [*messages[:at], messages[at].rstrip(")]")], kind
     return said(made, together), kind
 
@@ -70,19 +70,19 @@ def _possible(kind: Kind, calls: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _differing(calls: Sequence[str]) -> list[int]:
-    """Where a call and the next one differ."""
+    """Return the places at which a call and the next one differ."""
     return [n for n in range(len(calls) - 1) if calls[n] != calls[n + 1]]
 
 
 def _arguments(call: str) -> list[ast.expr]:
-    """The arguments of a call that are plain literals."""
+    """Return the arguments of a call that are plain literals."""
     node = ast.parse(call, mode="eval").body
     assert isinstance(node, ast.Call)
     return [value for value in [*node.args, *(k.value for k in node.keywords)] if isinstance(value, ast.Constant)]
 
 
 def _with_wrong_argument(call: str, pool: Sequence[str], rng: np.random.Generator) -> str:
-    """The call with another value for one of its arguments: of the dialogue's where one of that type is there."""
+    """Return a call with another value for one argument, if possible one of that type from the dialogue."""
     tree = ast.parse(call, mode="eval")
     assert isinstance(tree.body, ast.Call)
     nodes = [*tree.body.args, *(k.value for k in tree.body.keywords)]
@@ -95,7 +95,7 @@ def _with_wrong_argument(call: str, pool: Sequence[str], rng: np.random.Generato
 
 
 def _altered(value: Any) -> Any:
-    """Another value of the same type."""
+    """Return another value of the same type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):

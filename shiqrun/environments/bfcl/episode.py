@@ -1,6 +1,6 @@
-"""One dialogue while it is played: what is said becomes calls, results come back, turns are judged.
+"""The dialogue of a BFCL sample while it is played: messages become calls, results come back, turns are judged.
 
-The same for logged trajectories (reference answers and their corruptions) and for a policy's own episodes.
+Logged trajectories (reference answers, corrupted or not) and a policy's own episodes are played alike.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ Arguments = Literal["said", "reference"]
 
 @dataclass(frozen=True)
 class Rules:
-    """How episodes are played and paid.
+    """The rules by which episodes are played and rewarded.
 
     Attributes:
         rewards: independent (1 for every right turn), or official_prefix (1 for right turns until a counted one is
             wrong, then 0).
-        max_steps: messages with calls in a turn; one more ends the episode, as in the official runner.
-        functions: how they are shown, see `system_messages`.
+        max_steps: most messages with calls in a turn; one more ends the episode, as in the official runner.
+        functions: how the functions are shown to the policy, see `system_messages`.
         result_chars: characters of a result that the policy sees, None for all; the checker sees all.
-        arguments: of calls: those that the policy said, or the reference answer's (see `Filler`).
+        arguments: whose arguments calls run with: the policy's ("said") or the reference answer's (see `Filler`).
     """
 
     rewards: Rewards
@@ -38,15 +38,14 @@ class Rules:
 
 
 class Episode:
-    """A sample being played; `say` a message while not `done`.
+    """A dialogue of a sample; the policy may `say` a message while the dialogue is not `done`.
 
     Attributes:
         messages: the dialogue so far.
-        prompt: how many of them stand before the policy's first.
-        verdicts: of the turns that have ended.
-        refused: calls that the gate turned away, as written.
-        ended: why it did not reach its end: "", "too many steps", "too much time or memory", "no room" (the dialogue
-            outgrew the policy's context), "special token" (it holds the text of one).
+        prompt: number of messages before the policy's first.
+        verdicts: on the turns that have ended.
+        refused: calls that were not run, as written.
+        ended: why the dialogue was cut off before its end, see `shiqrun.environments.environment`; empty if it was not.
     """
 
     def __init__(self, sample: BfclSample, harness: Harness, rules: Rules) -> None:
@@ -64,7 +63,7 @@ class Episode:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing more to say."""
+        """Whether the dialogue is over."""
         return bool(self.ended) or len(self.verdicts) == len(self.sample.questions)
 
     @property
@@ -73,7 +72,7 @@ class Episode:
         return bool(self._turn_of) and self._turn_of[-1] == len(self.verdicts)
 
     def say(self, text: str) -> None:
-        """The policy's next message: its calls run; where it has none the turn ends."""
+        """Take the policy's next message: run its calls; a message without a call ends the turn."""
         assert not self.done
         self.messages.append({"role": "assistant", "content": text})
         self._turn_of.append(len(self.verdicts))
@@ -113,7 +112,7 @@ class Episode:
             self._calls.append([])
 
     def give_up(self, why: str) -> None:
-        """Ends the episode in the middle of a turn, which is judged by its calls so far; those after it are wrong."""
+        """Cut the dialogue off: the present turn is judged by its calls so far, later turns are wrong."""
         self.ended = why
         self._end_turn()
         while len(self.verdicts) < len(self.sample.questions):
@@ -122,15 +121,15 @@ class Episode:
 
     @property
     def stopped(self) -> int:
-        """Calls that a limit ended."""
+        """Number of calls that a limit ended."""
         return self._session.stopped
 
     def close(self) -> None:
-        """Forgets the backends."""
+        """Forget the backends."""
         self._session.close()
 
     def rewards(self) -> list[float]:
-        """Of every turn, 0 or 1; 0 too for a turn that is not counted."""
+        """Return the reward of every turn, 0 or 1; 0 also for a turn that is not counted."""
         paid, failed = [], False
         for verdict in self.verdicts:
             failed |= verdict.counted and not verdict.right
@@ -139,11 +138,11 @@ class Episode:
         return paid
 
     def counted(self) -> list[bool]:
-        """Which turns have a reference answer."""
+        """Return which turns count, that is have a reference answer."""
         return [verdict.counted for verdict in self.verdicts]
 
     def message_rewards(self) -> list[float]:
-        """One number for each of the policy's messages: a turn's reward stands at its last."""
+        """Return the reward of each message of the policy: a turn's reward falls on its last message."""
         paid = self.rewards()
         last = {turn: n for n, turn in enumerate(self._turn_of)}
         return [paid[turn] if last[turn] == n else 0.0 for n, turn in enumerate(self._turn_of)]
@@ -155,7 +154,7 @@ class Episode:
         return begun and all(v.right for v in self.verdicts if v.counted)
 
     def official(self) -> bool:
-        """The official checker's verdict on the calls that have run."""
+        """Return the official checker's verdict on the calls that have run."""
         begun = len(self._calls) == len(self.sample.questions)
         return begun and self._harness.official(self.sample, self._calls)
 

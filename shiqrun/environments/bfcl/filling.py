@@ -1,7 +1,7 @@
-"""Arguments taken from the reference answer: BFCL for policies too small to copy names and numbers.
+"""Arguments taken from the reference answer make BFCL easier, for policies too small to copy names and numbers.
 
-The policy chooses functions and their order; `data.arguments=reference` says what they are called with. No figure of
-the benchmark: it is a smaller problem on the same dialogues, backends and checker.
+With `data.arguments=reference` the policy chooses functions and their order, and the reference answer fills in the
+arguments. Results are no results of the benchmark: it is a smaller problem on the same dialogues and backends.
 """
 
 import ast
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 
 class Filler:
-    """The calls that bare names stand for, in one episode.
+    """The arguments of one episode's calls, taken from the reference answer.
 
     Args:
-        truth: the reference answer's calls, by turn.
+        truth: calls of the reference answer, by turn.
     """
 
     def __init__(self, truth: Sequence[Sequence[str]]) -> None:
@@ -20,7 +20,7 @@ class Filler:
         self._turn, self._used = 0, set[int]()
 
     def filled(self, name: str, turn: int) -> str:
-        """The reference answer's next call of that function in this turn; else its first in another turn, else bare."""
+        """Return the reference answer's next call of a function in a turn, else of another turn, else a bare call."""
         if turn != self._turn:
             self._turn, self._used = turn, set()
         for n, call in enumerate(self.truth[turn]):
@@ -32,7 +32,7 @@ class Filler:
 
 
 def function_of(call: str) -> str:
-    """The name that a call begins with."""
+    """Return the name of the function that a call calls."""
     node = ast.parse(call, mode="eval").body
     assert isinstance(node, ast.Call)
     assert isinstance(node.func, ast.Name)
@@ -40,5 +40,5 @@ def function_of(call: str) -> str:
 
 
 def bare(call: str) -> str:
-    """The call without its arguments."""
+    """Return a call without its arguments."""
     return f"{function_of(call)}()"

@@ -1,7 +1,7 @@
-"""The backends as the rest of the program sees them: sessions in a confined process that may die and is replaced.
+"""The harness runs BFCL's backends in a confined process, which a limit may end and which is then replaced.
 
 A request that needs more processor time or memory than allowed ends the process. Backends are deterministic, so the
-sessions that were in it are made again by replaying what they were asked, the fatal call left out.
+harness restores the sessions of a dead process by replaying their requests, without the one that ended it.
 """
 
 import contextlib
@@ -19,26 +19,26 @@ from shiqrun.environments.bfcl.worker import OUT_OF_MEMORY
 from shiqrun.errors import InputError, TrainingError
 
 CPU_SECONDS = 2.0
-"""Processor time of one request: a busy machine does not change what is stopped."""
+"""Most processor time of one request; unlike wall time, it does not depend on how busy the machine is."""
 WALL_SECONDS = 120.0
 REPLAY = 10
-"""Times as long as a request may take when it is made again: what has passed once is to pass then."""
+"""How many times as long a replayed request may take: a request that has passed once must pass again."""
 MOST_STOPPED, MOST_SECONDS = 3, 20.0
-"""Calls that were stopped, and processor time of all calls, at which an episode's session is exhausted."""
+"""Number of stopped calls, and processor time of all calls, at which an episode's session is exhausted."""
 STOPPED = "Error during execution: the call was stopped: it took too much time or memory"
 
 
 class Died(Exception):
-    """The process ended during a request, by a limit."""
+    """A limit ended the process during a request."""
 
 
 class Killed(Exception):
-    """The process ended during a request, by something else."""
+    """Something other than a limit ended the process during a request."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a turn: whether it counts (it has a reference answer), whether it is right, and why not."""
+    """The verdict on a turn: whether it counts (has a reference answer), whether it is right, and why not."""
 
     counted: bool
     right: bool
@@ -46,7 +46,7 @@ class Verdict:
 
 
 class Harness:
-    """Opens sessions; a context manager, which ends the process."""
+    """The owner of the confined process, which opens sessions in it; a context manager, which ends the process."""
 
     def __init__(self, cpu_seconds: float = CPU_SECONDS) -> None:
         self.cpu_seconds = cpu_seconds
@@ -60,10 +60,10 @@ class Harness:
         self.close()
 
     def open(self, sample: BfclSample) -> "Session":
-        """New backends of a sample.
+        """Open a session with new backends of a sample.
 
         Raises:
-            InputError: its initial state does not load.
+            InputError: the initial state of the sample does not load.
         """
         session = Session(self, sample)
         try:
@@ -73,7 +73,7 @@ class Harness:
         return session
 
     def official(self, sample: BfclSample, turns: list[list[list[str]]]) -> bool:
-        """The verdict of the official checker on calls by turn and step, which have run in a session before.
+        """Return the official checker's verdict on calls, by turn and step, that have run in a session before.
 
         Raises:
             TrainingError: the process was killed.
@@ -88,11 +88,14 @@ class Harness:
             raise TrainingError(f"{killed}, at {sample.id}; is the machine out of memory?") from None
 
     def request(self, what: dict[str, Any]) -> dict[str, Any]:
-        """The process's answer; `times` in what is asked says that it may take as long as so many requests, else one.
+        """Send a request to the process and return its answer.
+
+        Args:
+            what: the request; its `times`, 1 by default, says as long as how many requests it may take.
 
         Raises:
-            Died: it has none, because a limit was reached.
-            Killed: it has none for another reason.
+            Died: a limit ended the process.
+            Killed: something else ended it.
         """
         process = self._process or self._start()
         assert process.stdin is not None
@@ -136,7 +139,7 @@ class Harness:
         return dict(json.loads(line))
 
     def _ended(self, process: "subprocess.Popen[str]") -> Died | Killed:
-        """What a process that has ended by itself died of."""
+        """Return why a process has ended by itself."""
         code = process.wait()
         self.close()
         if code in (-signal.SIGPROF, OUT_OF_MEMORY):
@@ -144,7 +147,7 @@ class Harness:
         return Killed(f"the process that runs the functions of BFCL ended with exit code {code}")
 
     def close(self) -> None:
-        """Ends the process; the next request starts another."""
+        """End the process; the next request starts another."""
         if self._process is not None:
             self._process.kill()
             for pipe in (self._process.stdin, self._process.stdout):
@@ -158,10 +161,10 @@ class Harness:
 
 @dataclass
 class Session:
-    """One episode's backends.
+    """The backends of one episode, wherever the process that holds them is.
 
     Attributes:
-        stopped: calls that were ended by a limit.
+        stopped: number of calls that a limit ended.
         seconds: processor time that calls have taken.
     """
 
@@ -177,11 +180,11 @@ class Session:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the episode has had what time and memory it gets."""
+        """Whether the episode has used up its time and memory."""
         return self._broken or self.stopped >= MOST_STOPPED or self.seconds > MOST_SECONDS
 
     def run(self, call: str) -> str:
-        """The result of a call that has passed `bfcl.calls`; an error where a limit ended it."""
+        """Run a call that has passed `bfcl.calls` and return its result, or an error if a limit ended it."""
         if not self._broken:
             try:
                 answer = self.ask({"do": "run", "call": call})
@@ -193,7 +196,7 @@ class Session:
         return STOPPED
 
     def end_turn(self) -> Verdict:
-        """The verdict on the turn that the calls so far belong to."""
+        """End the turn and return the verdict on it."""
         counted = bool(self.sample.truth[self._turn])
         self._turn += 1
         if not self._broken:
@@ -201,23 +204,23 @@ class Session:
                 found = self.ask({"do": "end_turn"})
                 return Verdict(found["counted"], found["right"], found["why"])
             except Died:
-                self._broken = True  # comparing what these calls have made takes too much: no later turn is better
+                self._broken = True  # the state takes too long to compare, and would in every later turn
         return Verdict(counted, False, "stopped")
 
     def close(self) -> None:
-        """Forgets the backends."""
+        """Forget the backends."""
         if self._asked and self._lives_in == self.harness.ended:
             with contextlib.suppress(Died, Killed):
                 self.harness.request({"do": "close", "session": self._name})
         self._asked.clear()
 
     def ask(self, what: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request, in the state that the former ones have made.
+        """Return the answer to a request in the state that the former requests have made.
 
         Raises:
-            Died: a limit was reached, by this request or by the former ones together.
-            InputError: the sample's initial state does not load.
-            TrainingError: the process was killed, and once more when all was made again.
+            Died: this request or the replay of the former ones reached a limit.
+            InputError: the initial state of the sample does not load.
+            TrainingError: the process was killed, and again after all requests were replayed.
         """
         try:
             answer = self._after_former(what)
@@ -235,7 +238,7 @@ class Session:
                 for former in self._asked:
                     self._request({**former, "times": REPLAY})
             except Died:
-                self._broken = True  # never replayed again: it would end the process of all others each time
+                self._broken = True  # another replay would end the process of all other sessions again
                 raise
         return self._request(what)
 
@@ -247,7 +250,7 @@ class Session:
         return answer
 
     def unloaded(self, why: str) -> InputError:
-        """What to raise for a sample whose backends cannot be made."""
+        """Return the error for a sample whose backends cannot be made."""
         return InputError(
             f"{self.sample.source}: the initial state of {self.sample.id} does not load into "
             f"{', '.join(self.sample.classes)}: {why}"

@@ -1,7 +1,7 @@
 """The 200 samples of BFCL multi-turn with their reference answers and function documents.
 
-Read from the installed `bfcl-eval` (which also brings the backends), or from a directory with the same files, packed
-by gzip or not.
+They are read from the installed `bfcl-eval` (which also brings the backends), or from a directory with the same files,
+compressed by gzip or not.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from typing import Any
 from shiqrun.errors import InputError
 
 RELEASE = "2025.6.8"
-"""The release whose questions are those that the ShiQ paper used; see docs/bfcl.md."""
+"""The release of `bfcl-eval` whose questions the ShiQ paper used; see docs/bfcl.md."""
 INSTALL = f"pip install --no-deps bfcl-eval=={RELEASE} && pip install mpmath"
 DOCUMENTS = {
     "GorillaFileSystem": "gorilla_file_system.json",
@@ -37,15 +37,15 @@ TEST_EVERY, TEST_REST = 5, 4
 
 @dataclass(frozen=True)
 class BfclSample:
-    """One dialogue to be played.
+    """A sample of BFCL multi-turn: a dialogue that a policy is to play.
 
     Attributes:
         id: as in the file, `multi_turn_base_17`.
-        index: its place in the file.
-        questions: what the user says, one a turn.
+        index: place in the file.
+        questions: the user's messages, one a turn.
         row: `id`, `initial_config`, `involved_classes`, and `ground_truth`: for each turn a list of calls.
-        documents: of the functions of its classes, as in the files.
-        source: file and line, for messages.
+        documents: descriptions of the functions of its classes, as in the files.
+        source: file and line, for error messages.
     """
 
     id: str
@@ -62,7 +62,7 @@ class BfclSample:
 
     @property
     def truth(self) -> list[list[str]]:
-        """The reference answer's calls, by turn."""
+        """Calls of the reference answer, by turn."""
         return list(self.row["ground_truth"])
 
     @property
@@ -72,15 +72,15 @@ class BfclSample:
 
     @property
     def is_test(self) -> bool:
-        """Whether it is one of the 40."""
+        """Whether this is one of the 40 test samples."""
         return self.index % TEST_EVERY == TEST_REST
 
 
 def installed_data() -> Path:
-    """The data directory of the installed `bfcl-eval`.
+    """Return the data directory of the installed `bfcl-eval`.
 
     Raises:
-        InputError: it is not installed, or mpmath is not.
+        InputError: `bfcl-eval` or mpmath is not installed.
     """
     found = importlib.util.find_spec("bfcl_eval")
     if found is None or found.origin is None or importlib.util.find_spec("mpmath") is None:
@@ -89,7 +89,7 @@ def installed_data() -> Path:
 
 
 def release() -> str | None:
-    """Of the installed `bfcl-eval`, None where there is none."""
+    """Return the release of the installed `bfcl-eval`, None if it is not installed."""
     try:
         return importlib.metadata.version("bfcl-eval")
     except importlib.metadata.PackageNotFoundError:
@@ -97,10 +97,10 @@ def release() -> str | None:
 
 
 def load_samples(folder: Path) -> list[BfclSample]:
-    """All samples of a directory, in file order.
+    """Load all samples of a directory, in file order.
 
     Raises:
-        InputError: a file that is missing, a row that is no sample, or one without a reference answer.
+        InputError: a file is missing, a row is no sample, or a sample has no reference answer.
     """
     truths: dict[str, Any] = {}
     for place, row in _rows(_file(folder, "possible_answer*BFCL_v*_multi_turn_base.json")):
@@ -131,7 +131,7 @@ def _entry(row: dict[str, Any], key: str, place: str) -> Any:
 
 
 def _file(folder: Path, pattern: str) -> Path:
-    """The newest file of that name in the directory or in `possible_answer/`."""
+    """Return the newest file that matches a name, in the directory or in `possible_answer/`."""
     found = [*folder.glob(pattern), *folder.glob(f"{pattern}.gz"), *folder.glob(pattern.replace("*", "/", 1))]
     if not found:
         raise InputError(f"{folder}: no {pattern}; give a directory with the files of bfcl-eval's data")

@@ -1,4 +1,4 @@
-"""How a dialogue is written for the policy: the system message with the functions, calls, and results."""
+"""The dialogue as the policy sees it: the system message with the functions, calls, and results."""
 
 import json
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from shiqrun.types import Message
 
 Functions = Literal["official", "signatures", "names", "none"]
 DONE = "Done."
-"""What a logged trajectory says where it has no more calls: any message that is no call ends a turn."""
+"""The message with which a logged trajectory ends a turn; any message without a call would end it."""
 _FORMAT = "Call functions as [f(a=1), g()], nothing else in the message. Without calls the turn ends."
 
 
 def system_messages(documents: Sequence[dict[str, Any]], functions: Functions) -> list[Message]:
-    """The message that shows the functions, or none.
+    """Return the system message that shows the functions, or none.
 
     official      the prompt of `bfcl-eval`: instructions and each function's document as JSON
     signatures    the format of calls, and one line a function: `cp(source: string, destination: string)`
-    names         their names alone
+    names         the names of the functions alone
     none          nothing, for policies that learn the functions from the dialogues
     """
     match functions:
@@ -35,7 +35,7 @@ def system_messages(documents: Sequence[dict[str, Any]], functions: Functions) -
 
 
 def signature(document: dict[str, Any]) -> str:
-    """`name(argument: type, optional: type = ...)`."""
+    """Return a function's signature, `name(argument: type, optional: type = ...)`."""
     parameters = document["parameters"]
     required = set(parameters.get("required", []))
     parts = [
@@ -46,12 +46,12 @@ def signature(document: dict[str, Any]) -> str:
 
 
 def shortened(result: str, characters: int | None) -> str:
-    """A result, cut off behind so many characters with a mark that says how many are missing."""
+    """Return a result, cut off after so many characters with a mark that says how many are missing."""
     if characters is None or len(result) <= characters:
         return result
     return f"{result[:characters]}... ({len(result) - characters} more characters)"
 
 
 def message_of(calls: Sequence[str]) -> str:
-    """The message that makes these calls; without any, the one that ends a turn."""
+    """Return the message that makes these calls; without any, the message that ends a turn."""
     return f"[{', '.join(calls)}]" if calls else DONE

@@ -1,7 +1,7 @@
-"""The process that the backends run in: `python -m shiqrun.environments.bfcl.worker`, JSON lines in and out.
+"""The confined process of the backends: `python -m shiqrun.environments.bfcl.worker`, JSON lines in and out.
 
-Memory is limited for good, processor time for each request: the kernel ends the process when one takes longer, and
-`bfcl.harness` starts the next. Nothing here imports torch.
+Memory is limited for the whole process, processor time for each request: the kernel ends the process when a request
+takes longer, and `bfcl.harness` starts the next. Nothing here imports torch.
 """
 
 import json
@@ -15,15 +15,15 @@ from typing import Any
 MEMORY = 1 << 30  # bytes of address space
 FILES = 64
 OUT_OF_MEMORY = 77
-"""The exit code where a request needs more memory."""
+"""The exit code when a request needs more memory."""
 
 
 def main() -> None:
-    """Answers requests until the input ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the run, which may still want an answer
+    """Answer requests until the input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # signals are meant for the run, which may still want an answer
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a backend prints is no answer
+    os.dup2(2, 1)  # so that a backend's prints do not mix with answers
     seconds = float(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def answered(request: dict[str, Any], sessions: dict[str, Any]) -> dict[str, Any]:
-    """What a request gives; `error` says that a sample's backends could not be made."""
+    """Return the answer to a request; its `error` says that a sample's backends could not be made."""
     from shiqrun.environments.bfcl.backends import Session, official
 
     session = request.get("session", "")

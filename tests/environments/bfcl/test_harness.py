@@ -178,7 +178,7 @@ def test_the_process_is_limited_and_has_no_torch_in_it(monkeypatch, tmp_path):
 
 def test_a_process_that_does_not_start_is_reported(monkeypatch, tmp_path):
     sabotage(monkeypatch, tmp_path, "os._exit(3)")
-    with pytest.raises(InputError, match=r"-m shiqrun\.bfcl\.worker"):
+    with pytest.raises(InputError, match=r"-m shiqrun\.environments\.bfcl\.worker"):
         Harness().open(files())
 
 
