@@ -15,8 +15,15 @@ from shiqrun.config.choices import build_data
 from shiqrun.config.of_run import data_beside
 from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, target
 from shiqrun.errors import InputError
-from shiqrun.report.terminal_credit import Colours, Quantity, largest, legend, painted, scale_of
-from shiqrun.report.terminal_tokens import rendered
+from shiqrun.report.terminal_credit import (
+    Colours,
+    Quantity,
+    colour_scale,
+    credit_lines,
+    largest_table,
+    legend_lines,
+)
+from shiqrun.report.terminal_tokens import trajectory_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +80,7 @@ def _print_data(rows: "Rows", tokenizer: "PreTrainedTokenizerBase", limit: int) 
 
     brackets = ("", "") if console.color_system and not console.no_color else ("[", "]")
     for trajectory in rows.trajectories[:limit]:
-        for line in rendered(trajectory, tokenizer, width=console.width, brackets=brackets):
+        for line in trajectory_lines(trajectory, tokenizer, width=console.width, brackets=brackets):
             console.print(line, soft_wrap=True, highlight=False)
     if limit:
         where = "in brackets" if brackets[0] else "coloured"
@@ -165,18 +172,18 @@ def _print_learned(made: "list[Credit]", config: DictConfig, former: DictConfig)
 
     known: dict[str, Colours] = {"256": "256", "truecolor": "truecolor"}
     colours = known.get(console.color_system or "", "") if not console.no_color else ""
-    scale, quantity = scale_of(made, config.show), config.show
+    scale, quantity = colour_scale(made, config.show), config.show
     beta = former.algo.get("beta")
     unit = "nats (the method has no beta)" if beta is None else f"reward units, beta {beta:g}"
     console.print(Text(f"{former.algo.name} on {former.data.name}, {config.run}", style="bold"), soft_wrap=True)
     for credit in made:
         console.print()
-        for line in painted(credit, quantity, scale, width=console.width, colours=colours):
+        for line in credit_lines(credit, quantity, scale, width=console.width, colours=colours):
             console.print(line, soft_wrap=True, highlight=False)
         console.print()
-        console.print(largest(credit, quantity, scale, colours=colours))
+        console.print(largest_table(credit, quantity, scale, colours=colours))
     console.print()
-    for line in legend(quantity, scale, unit=unit, colours=colours) if made else ():
+    for line in legend_lines(quantity, scale, unit=unit, colours=colours) if made else ():
         console.print(line, highlight=False)
     console.print()
 

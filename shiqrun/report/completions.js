@@ -1,8 +1,8 @@
 "use strict";
-// The browser of completions: filters and sorts numbers at once, makes the cards of a screen at a time.
+// The completion browser filters and sorts all rows at once and draws their cards a screen at a time.
 
 (function () {
-  const data = carried("completions-data");
+  const data = embeddedData("completions-data");
   if (!data) return;
   const [RUN, STEP, PROMPT, COMPLETION, REFERENCE, REWARD, REFERENCE_REWARD, KL, TOKENS, ENDED] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
   const BATCH = 20, LONG = 600;
@@ -14,10 +14,10 @@
   const keys = {
     reward: (row) => row[REWARD], difference, length, kl: (row) => row[KL], reference: (row) => row[REFERENCE_REWARD],
   };
-  let matching = [], made = 0, words = "";
+  let matching = [], drawn = 0, words = "";
 
-  function marked(text) {
-    const node = make("div", "said");
+  function highlighted(text) {
+    const node = make("div", "body-text");
     if (!words) { node.textContent = text; return node; }
     const small = text.toLowerCase();
     let from = 0;
@@ -28,10 +28,10 @@
     return add(node, document.createTextNode(text.slice(from)));
   }
 
-  // Of a long prompt the end is seen first: the last turn is what was answered.
-  function asked(text) {
+  // A long prompt shows its end first, because the policy answered its last turn.
+  function promptBlock(text) {
     const node = make("div", "prompt");
-    add(node, marked(text.trim()));
+    add(node, highlighted(text.trim()));
     if (words && text.toLowerCase().includes(words)) return node;
     if (text.length <= LONG && text.trim().split("\n").length <= 5) return node;
     node.classList.add("clamp");
@@ -40,15 +40,15 @@
     return node;
   }
 
-  function answer(who, text, reward, beside) {
+  function completionColumn(who, text, reward, gain) {
     const column = make("div");
     const top = add(make("div", "who"), make("span", "", who));
     const right = make("span");
-    if (reward !== null) add(right, document.createTextNode("reward "), make("b", "", shown(reward)));
-    if (beside !== null) add(right, document.createTextNode(` (${shown(beside, true)})`));
+    if (reward !== null) add(right, document.createTextNode("reward "), make("b", "", numberText(reward)));
+    if (gain !== null) add(right, document.createTextNode(` (${numberText(gain, true)})`));
     add(column, add(top, right));
     if (text === undefined) return add(column, make("div", "quiet", "no answer of the reference was kept"));
-    return add(column, text.trim() === "" ? make("div", "quiet", "(empty)") : marked(text.trim()));
+    return add(column, text.trim() === "" ? make("div", "quiet", "(empty)") : highlighted(text.trim()));
   }
 
   function card(row) {
@@ -56,23 +56,23 @@
     const top = add(make("div", "top"), make("b", "", data.runs[row[RUN]]));
     add(top, make("span", "", typeof row[STEP] === "number" ? `step ${row[STEP]}` : row[STEP]));
     if (row[TOKENS] !== null) add(top, make("span", "", `${row[TOKENS]} tokens${row[ENDED] === false ? ", cut off" : ""}`));
-    if (row[KL] !== null) add(top, make("span", "", `log-ratio ${shown(row[KL])} nats`));
+    if (row[KL] !== null) add(top, make("span", "", `log-ratio ${numberText(row[KL])} nats`));
     const pair = add(
       make("div", "pair"),
-      answer("policy", data.texts[row[COMPLETION]] ?? "", row[REWARD], difference(row)),
-      answer("reference", data.texts[row[REFERENCE]], row[REFERENCE_REWARD], null),
+      completionColumn("policy", data.texts[row[COMPLETION]] ?? "", row[REWARD], difference(row)),
+      completionColumn("reference", data.texts[row[REFERENCE]], row[REFERENCE_REWARD], null),
     );
-    return add(node, top, asked(data.texts[row[PROMPT]] ?? ""), pair);
+    return add(node, top, promptBlock(data.texts[row[PROMPT]] ?? ""), pair);
   }
 
   function batch() {
-    add(list, ...matching.slice(made, made + BATCH).map(card));
-    made = Math.min(made + BATCH, matching.length);
-    more.hidden = made >= matching.length;
-    more.textContent = `show more (${(matching.length - made).toLocaleString("en")} left)`;
+    add(list, ...matching.slice(drawn, drawn + BATCH).map(card));
+    drawn = Math.min(drawn + BATCH, matching.length);
+    more.hidden = drawn >= matching.length;
+    more.textContent = `show more (${(matching.length - drawn).toLocaleString("en")} left)`;
   }
 
-  function renew() {
+  function update() {
     words = at("completions-search").value.trim().toLowerCase();
     const run = at("completions-run").value, step = at("completions-step").value;
     const hit = words ? lower.map((text) => text.includes(words)) : null;
@@ -89,15 +89,15 @@
     }
     count.textContent = `${matching.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")}`;
     list.replaceChildren();
-    made = 0;
+    drawn = 0;
     batch();
   }
 
-  choices(at("completions-run"), [["", "all runs"], ...data.runs.map((name, i) => [String(i), name])]);
+  addOptions(at("completions-run"), [["", "all runs"], ...data.runs.map((name, i) => [String(i), name])]);
   const steps = [...new Set(data.rows.map((row) => row[STEP]))];
-  choices(at("completions-step"), [["", "all steps"], ...steps.map((s) => [String(s), typeof s === "number" ? `step ${s}` : s])]);
-  for (const id of ["search", "run", "step", "sort"]) at(`completions-${id}`).addEventListener("input", renew);
+  addOptions(at("completions-step"), [["", "all steps"], ...steps.map((s) => [String(s), typeof s === "number" ? `step ${s}` : s])]);
+  for (const id of ["search", "run", "step", "sort"]) at(`completions-${id}`).addEventListener("input", update);
   more.addEventListener("click", batch);
-  new IntersectionObserver((seen) => { if (made && !more.hidden && seen[0].isIntersecting) batch(); }, { rootMargin: "400px" }).observe(more);
-  renew();
+  new IntersectionObserver((seen) => { if (drawn && !more.hidden && seen[0].isIntersecting) batch(); }, { rootMargin: "400px" }).observe(more);
+  update();
 })();

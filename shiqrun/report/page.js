@@ -1,5 +1,5 @@
 "use strict";
-// What every part of the page uses. All text reaches the page as text, never as HTML.
+// Functions that every part of the page uses. All text reaches the page as text nodes, never as HTML.
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -13,19 +13,19 @@ function add(parent, ...children) {
   return parent;
 }
 
-function carried(id) {
+function embeddedData(id) {
   const node = document.getElementById(id);
   return node ? JSON.parse(node.textContent) : null;
 }
 
-function shown(value, signed) {
+function numberText(value, signed) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
   const text = size >= 1000 ? value.toFixed(0) : size !== 0 && size < 0.001 ? value.toExponential(1) : String(+value.toPrecision(3));
   return (signed && value > 0 ? "+" : "") + text.replace("-", "−");
 }
 
-function choices(select, entries) {
+function addOptions(select, entries) {
   for (const [value, text] of entries) {
     const option = make("option", "", text);
     option.value = value;
@@ -38,8 +38,8 @@ function sortable(table) {
   const headers = [...table.tHead.rows[0].cells];
   const value = (row, column) => {
     const cell = row.cells[column];
-    const given = cell.dataset.v;
-    return given === undefined ? cell.textContent.trim() : given === "" ? null : Number(given);
+    const number = cell.dataset.v;
+    return number === undefined ? cell.textContent.trim() : number === "" ? null : Number(number);
   };
   headers.forEach((header, column) => {
     header.querySelector("button").addEventListener("click", () => {

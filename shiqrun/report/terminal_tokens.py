@@ -1,4 +1,4 @@
-"""Tokens in lines on a terminal, and what belongs to them in rows beneath."""
+"""Tokens of a trajectory fill lines of a terminal, with rewards and numbers in rows beneath them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
     from shiqrun.batching.encode import EncodedTrajectory
 
-ACTION_STYLES = ("black on green", "black on cyan")  # in turn, so that the tokens can be told apart
-WORD_ROOM = 10  # columns before the right margin where a line is rather broken before a word than within it
+ACTION_STYLES = ("black on green", "black on cyan")  # by turns, so that neighbouring tokens can be told apart
+WORD_ROOM = 10  # columns at the right margin where a line breaks before a word instead of within it
 
 
-def rendered(
+def trajectory_lines(
     trajectory: "EncodedTrajectory", tokenizer: "PreTrainedTokenizerBase", *, width: int, brackets: tuple[str, str]
 ) -> Iterator[Text]:
-    """A heading, then the tokens in lines of at most `width` columns, each followed by its rewards if it has any.
+    """Yield the lines of an encoded trajectory: a heading, then its tokens with the rewards beneath them.
 
     Args:
         trajectory: from `encode`.
-        tokenizer: that made it.
-        width: columns.
-        brackets: put around each run of actions.
+        tokenizer: that encoded it.
+        width: columns of the terminal.
+        brackets: put around each sequence of neighbouring actions.
     """
     from shiqrun.batching.token_text import pieces
 
@@ -35,37 +35,37 @@ def rendered(
     yield Text(f"{t.source}, completion {t.completion + 1} of prompt {t.prompt_id}", style="bold")
     yield Text(f"{len(t.input_ids):,} tokens, {len(t.action_index):,} actions, {earned}", style="dim")
     at = t.action_index.tolist()
-    shown = shown_rewards(dict(zip(at, [] if t.rewards is None else t.rewards.tolist(), strict=False)))
+    shown = rewards_to_show(dict(zip(at, [] if t.rewards is None else t.rewards.tolist(), strict=False)))
     number = {place: n for n, place in enumerate(at)}
-    lines = Lines(width)
+    lines = TokenLines(width)
     for i, piece in enumerate(pieces(t.input_ids.tolist(), tokenizer)):
         style = ACTION_STYLES[number[i] % 2] if i in number else "dim"
-        lines.add(piece, style, [reward_text(shown, i)], around(number, i, brackets))
-    yield from lines.ended()
+        lines.add(piece, style, [reward_text(shown, i)], brackets_around(number, i, brackets))
+    yield from lines.finish()
     yield Text()
 
 
-def shown_rewards(rewards: dict[int, float]) -> dict[int, float]:
-    """Of the reward at each action's position those that are not 0; the last if all are."""
+def rewards_to_show(rewards: dict[int, float]) -> dict[int, float]:
+    """Return the rewards, by position, that are not 0; the last one where all are 0."""
     return {at: reward for at, reward in rewards.items() if reward} or dict(list(rewards.items())[-1:])
 
 
 def reward_text(shown: dict[int, float], at: int, before: str = "") -> Text:
-    """The reward of a position as it stands beneath its token, empty where none is shown."""
+    """Return the reward of a position as the text beneath its token; empty where none is shown."""
     if at not in shown:
         return Text()
     return Text(f"{before}{shown[at]:g}", "bold red" if shown[at] < 0 else "bold yellow")
 
 
-def around(actions: "dict[int, int] | set[int]", at: int, brackets: tuple[str, str]) -> tuple[str, str]:
-    """What opens and closes the token at a position: the brackets go around each run of actions."""
+def brackets_around(actions: "dict[int, int] | set[int]", at: int, brackets: tuple[str, str]) -> tuple[str, str]:
+    """Return the opening and closing bracket of a position, empty but at the ends of a sequence of actions."""
     acts = at in actions
     return brackets[0] * (acts and at - 1 not in actions), brackets[1] * (acts and at + 1 not in actions)
 
 
 @dataclass
-class Lines:
-    """Lines of tokens of at most `width` columns, each with the rows beneath it that hold anything."""
+class TokenLines:
+    """Lines of at most `width` columns collect tokens, each line with the rows of texts beneath its tokens."""
 
     width: int
     done: list[Text] = field(default_factory=list)
@@ -75,14 +75,14 @@ class Lines:
     def add(
         self, piece: str, style: str | Style, beneath: Sequence[Text], around: tuple[str, str], *, least: int = 0
     ) -> None:
-        """One token; a line break in it is shown as an arrow and followed.
+        """Append a token; a line break in it is shown as an arrow and starts a new line.
 
         Args:
-            piece: its text.
+            piece: text of the token.
             style: of the text.
-            beneath: what stands under its beginning, a row each.
-            around: what opens and closes it.
-            least: columns that it takes at least.
+            beneath: texts under its first column, a row each.
+            around: opening and closing bracket.
+            least: smallest number of columns that it takes.
         """
         parts = [printable(part) for part in piece.split("\n")]
         for i, part in enumerate(parts):
@@ -111,12 +111,12 @@ class Lines:
         self.done += [line for line in (self.text, *self.beneath) if line]
         self.text, self.beneath = Text(), []
 
-    def ended(self) -> list[Text]:
-        """All lines, the last one closed."""
+    def finish(self) -> list[Text]:
+        """End the last line and return all lines."""
         self._end()
         return self.done
 
 
 def printable(text: str) -> str:
-    """The text with characters that would steer a terminal as escapes."""
+    """Return the text with control characters, which could steer a terminal, as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,18 +1,18 @@
 "use strict";
-// The token view: trajectories with every action token coloured by what the policy learned there.
+// The token view colours every action token of a trajectory by its advantage, shifted value or residual.
 
 (function () {
-  const data = carried("tokens-data");
+  const data = embeddedData("tokens-data");
   if (!data) return;
   const MEANING = {
-    advantage: ["advantage", "β · log π/π_ref: blue where the policy has made this token more likely than the reference did, orange where less. In units of reward: how much better than the reference's habit the policy holds this choice to be."],
-    shifted_value: ["shifted value", "β · (v − v_ref): what the policy expects to earn, net of the KL, from just before this token to the end."],
-    residual: ["residual", "R_t − β Σ log π/π_ref − β (v − v_ref), the sum from this token on: what was earned from here on beyond what the policy's numbers explain. ShiQ drives it to 0; blue where the policy thinks too little of the rest, orange where too much."],
+    advantage: ["advantage", "β · log π/π_ref: blue where the policy has made this token more likely than the reference did, orange where less. In units of reward: how much better the policy considers this token than the reference's average choice."],
+    shifted_value: ["shifted value", "β · (v − v_ref): what the policy expects to earn beyond the reference, net of the KL penalty, from before this token to the end."],
+    residual: ["residual", "R_t − β Σ log π/π_ref − β (v − v_ref), summed from this token on: the return from here on that the policy's advantages and value do not explain. ShiQ drives it to 0; blue where the policy underestimates the rest, orange where it overestimates it."],
   };
   const BATCH = 8, STRONGEST = 0.75, SATURATES = 0.98, STRIP = 84, WIDEST = 24, CONTEXT = 240;
   const at = (id) => document.getElementById(id);
   const list = at("tokens-list"), readout = at("readout"), more = at("tokens-more");
-  let quantity = "advantage", limit = 1, queue = [], made = 0, current = null;
+  let quantity = "advantage", limit = 1, queue = [], drawn = 0, current = null;
 
   const colour = (value) => {
     const strength = STRONGEST * Math.min(1, Math.abs(value) / limit) ** 0.8;
@@ -24,8 +24,8 @@
     return sizes.length ? sizes[Math.min(sizes.length - 1, Math.floor(SATURATES * sizes.length))] || 1 : 1;
   }
 
-  // Spaces and line ends stay what they are, for copying; a quiet sign stands on them.
-  function written(parent, text) {
+  // Spaces and line ends stay as they are, so that copied text is right; a pale sign makes them visible.
+  function appendText(parent, text) {
     for (const piece of text.split(/([ \n\t])/)) {
       if (!piece) continue;
       if (piece.trim()) { add(parent, document.createTextNode(piece)); continue; }
@@ -36,21 +36,21 @@
     }
   }
 
-  function coloured(row) {
+  function tokenLine(row) {
     const node = make("div", "tokens");
     node.tabIndex = 0;
     row.tokens.forEach((token, i) => {
       const span = make("span", row.action[i] ? "t" : "state");
       if (row.action[i]) span.dataset.i = i;
-      if (row.reward[i]) { span.classList.add("earned"); span.dataset.r = shown(row.reward[i], true); }
-      written(span, token === "" ? "∅" : token);
+      if (row.reward[i]) { span.classList.add("earned"); span.dataset.r = numberText(row.reward[i], true); }
+      appendText(span, token === "" ? "∅" : token);
       add(node, span);
     });
     fold(node, row);
     return node;
   }
 
-  // Hides the beginning of a long prompt behind a button.
+  // Hide the beginning of a long prompt behind a button.
   function fold(node, row) {
     const first = row.action.indexOf(true);
     let kept = first, characters = 0;
@@ -102,17 +102,17 @@
     const node = make("article", "card");
     const top = make("div", "top");
     add(top, make("b", "", row.kind === "sample" ? "sampled by the policy" : "from the data"));
-    if (row.return !== null) add(top, make("span", "", `return ${shown(row.return)}`));
+    if (row.return !== null) add(top, make("span", "", `return ${numberText(row.return)}`));
     if (row.beta !== null) add(top, make("span", "", `β = ${row.beta}`));
     const sum = row.advantage.reduce((total, v) => total + (v ?? 0), 0);
     const start = row.action.indexOf(true), value = row.shifted_value[start] ?? 0, left = row.residual[start] ?? null;
-    let parts = `${shown(value)} expected at the start, ${shown(sum)} from advantages`;
-    if (left !== null) parts += `, ${shown(left)} left over`;
+    let parts = `${numberText(value)} expected at the start, ${numberText(sum)} from advantages`;
+    if (left !== null) parts += `, ${numberText(left)} left over`;
     const offset = row.return === null || left === null ? 0 : row.return - value - sum - left;
-    if (Math.abs(offset) > 0.001 * (Math.abs(row.return) + Math.abs(sum) + Math.abs(left))) parts += `, ${shown(offset)} offset`;
+    if (Math.abs(offset) > 0.001 * (Math.abs(row.return) + Math.abs(sum) + Math.abs(left))) parts += `, ${numberText(offset)} offset`;
     add(top, make("span", "", parts));
     add(top, make("span", "quiet", [row.prompt_id, row.source].filter(Boolean).join(" · ")));
-    add(node, top, coloured(row), make("div", "bars"));
+    add(node, top, tokenLine(row), make("div", "bars"));
     node.row = row;
     paint(node, row);
     return node;
@@ -126,8 +126,8 @@
     };
     const place = row.action.slice(0, index + 1).filter(Boolean).length;
     line(JSON.stringify(row.tokens[index]), `action ${place}`);
-    for (const name of Object.keys(MEANING)) line(MEANING[name][0], shown(row[name][index], true), name === quantity);
-    if (row.reward[index]) line("reward earned here", shown(row.reward[index], true));
+    for (const name of Object.keys(MEANING)) line(MEANING[name][0], numberText(row[name][index], true), name === quantity);
+    if (row.reward[index]) line("reward earned here", numberText(row.reward[index], true));
     readout.replaceChildren(table);
     readout.hidden = false;
     const box = readout.getBoundingClientRect();
@@ -170,23 +170,23 @@
   }
 
   function batch() {
-    add(list, ...queue.slice(made, made + BATCH).map(card));
-    made = Math.min(made + BATCH, queue.length);
-    more.hidden = made >= queue.length;
-    more.textContent = `show more (${queue.length - made} left)`;
+    add(list, ...queue.slice(drawn, drawn + BATCH).map(card));
+    drawn = Math.min(drawn + BATCH, queue.length);
+    more.hidden = drawn >= queue.length;
+    more.textContent = `show more (${queue.length - drawn} left)`;
   }
 
   function legend() {
     const [name, meaning] = MEANING[quantity];
     at("tokens-meaning").replaceChildren(make("b", "", name), document.createTextNode(`  ${meaning}`));
-    at("tokens-low").textContent = `≤ ${shown(-limit)}`;
-    at("tokens-high").textContent = `≥ ${shown(limit, true)}`;
+    at("tokens-low").textContent = `≤ ${numberText(-limit)}`;
+    at("tokens-high").textContent = `≥ ${numberText(limit, true)}`;
     const stops = [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1].map((at) => colour(at * limit));
     at("tokens-ramp").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
     for (const button of at("tokens-quantity").children) button.setAttribute("aria-pressed", button.value === quantity);
   }
 
-  function renew(repaint) {
+  function update(repaint) {
     const run = Number(at("tokens-run").value), kind = at("tokens-kind").value;
     const mine = data.rows.filter((row) => row.run === run);
     limit = scale(at("tokens-same").checked ? data.rows : mine);
@@ -195,24 +195,24 @@
     if (repaint) { for (const node of list.children) paint(node, node.row); return; }
     queue = mine.filter((row) => kind === "" || row.kind === kind);
     list.replaceChildren();
-    made = 0;
+    drawn = 0;
     batch();
   }
 
-  choices(at("tokens-run"), data.runs.map((name, i) => [String(i), name]));
+  addOptions(at("tokens-run"), data.runs.map((name, i) => [String(i), name]));
   const kinds = new Set(data.rows.map((row) => row.kind));
   if (kinds.size < 2) at("tokens-kind").parentElement.hidden = true;
   if (data.runs.length < 2) for (const id of ["tokens-run", "tokens-same"]) at(id).parentElement.hidden = true;
   at("tokens-quantity").addEventListener("click", (event) => {
-    if (event.target.value) { quantity = event.target.value; renew(true); }
+    if (event.target.value) { quantity = event.target.value; update(true); }
   });
-  for (const id of ["tokens-run", "tokens-kind"]) at(id).addEventListener("input", () => renew(false));
-  at("tokens-same").addEventListener("input", () => renew(true));
+  for (const id of ["tokens-run", "tokens-kind"]) at(id).addEventListener("input", () => update(false));
+  at("tokens-same").addEventListener("input", () => update(true));
   more.addEventListener("click", batch);
   list.addEventListener("pointerover", over);
   list.addEventListener("click", over);
   list.addEventListener("pointerleave", leave);
   list.addEventListener("keydown", step);
   addEventListener("scroll", leave, { passive: true });
-  renew(false);
+  update(false);
 })();

@@ -215,7 +215,7 @@ def test_a_phone_has_all_of_it_at_its_width(desk, page):
     assert min(width for width, _ in cells) >= 90
     assert max(lines for _, lines in cells) < 3.5
     small = desk.run(
-        "[...document.querySelectorAll('p, li, td, dd, .said, .t, select, input[type=search]')]"
+        "[...document.querySelectorAll('p, li, td, dd, .body-text, .t, select, input[type=search]')]"
         ".filter((e) => e.getClientRects().length).map((e) => parseFloat(getComputedStyle(e).fontSize))"
     )
     assert min(small) >= 13

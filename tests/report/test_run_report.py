@@ -200,7 +200,7 @@ def test_a_long_list_of_broken_runs_is_folded(tmp_path):
         )
     raw = write_report([tmp_path]).read_text(encoding="utf-8")
     assert "7 of 8 runs did not finish" in raw
-    assert "<details><summary>the 7 runs and the last thing that each said</summary><ul><li><b>0</b>" in raw
+    assert "<details><summary>the 7 runs and the last line of each log</summary><ul><li><b>0</b>" in raw
 
 
 def test_configs_are_compared(reported):

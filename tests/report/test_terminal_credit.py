@@ -4,7 +4,14 @@ import pytest
 from rich.console import Console
 
 from shiqrun.evaluation.credit import Credit
-from shiqrun.report.terminal_credit import colour, largest, legend, painted, scale_of, signed
+from shiqrun.report.terminal_credit import (
+    colour_scale,
+    credit_lines,
+    largest_table,
+    legend_lines,
+    signed_number,
+    value_style,
+)
 
 
 def made(tokens, advantage, rewards=None, **fields):
@@ -24,7 +31,7 @@ WORDS = made(["ask", ": ", "up", " and", " down", "\n"], [None, None, 0.5, -0.25
 
 
 def plain(credit, quantity="advantage", scale=0.5, width=60):
-    return [line.plain for line in painted(credit, quantity, scale, width=width, colours="")]
+    return [line.plain for line in credit_lines(credit, quantity, scale, width=width, colours="")]
 
 
 def printed(renderable, width=120, **options):
@@ -51,11 +58,11 @@ def test_the_quantity_that_is_asked_for_is_shown():
 
 
 def test_in_colour_a_token_has_its_values_style_and_no_text_is_added():
-    lines = list(painted(WORDS, "advantage", 0.5, width=60, colours="truecolor"))[3:]
+    lines = list(credit_lines(WORDS, "advantage", 0.5, width=60, colours="truecolor"))[3:]
     assert [line.plain for line in lines] == ["ask: up and down↵", "                1"]
     styles = {lines[0].plain[s.start : s.end]: s.style for s in lines[0].spans}
-    assert styles["up"] == colour(0.5, 0.5)
-    assert styles[" and"] == colour(-0.25, 0.5)
+    assert styles["up"] == value_style(0.5, 0.5)
+    assert styles[" and"] == value_style(-0.25, 0.5)
     assert styles["ask"] == styles[" down"] == "dim"
 
 
@@ -83,13 +90,13 @@ def test_no_line_of_numbers_is_wider_than_asked():
     ],
 )
 def test_red_is_below_zero_blue_above_and_white_zero(value, background, letters):
-    style = colour(value, 2.0)
+    style = value_style(value, 2.0)
     assert style.bgcolor.get_truecolor() == background
     assert style.color.get_truecolor() == letters
 
 
 def test_256_colours_go_from_red_over_white_to_blue_without_a_step_back():
-    shades = [colour(x / 10, 1.0, "256").bgcolor for x in range(-12, 13)]
+    shades = [value_style(x / 10, 1.0, "256").bgcolor for x in range(-12, 13)]
     assert all(shade.number is not None for shade in shades)
     warmth = [red - blue for red, _, blue in (shade.get_truecolor() for shade in shades)]
     assert warmth == sorted(warmth, reverse=True)
@@ -97,15 +104,15 @@ def test_256_colours_go_from_red_over_white_to_blue_without_a_step_back():
 
 
 def test_a_scale_of_zero_is_the_colour_of_zero():
-    assert colour(0.0, 0.0) == colour(0.0, 1.0)
+    assert value_style(0.0, 0.0) == value_style(0.0, 1.0)
 
 
 def test_one_outlier_does_not_set_the_scale():
-    assert scale_of([made(["a"] * 100, [0.1] * 49 + [-0.2] * 50 + [50.0])], "advantage") == 0.2
-    assert scale_of([made(["a"] * 4, [None, 0.0, 0.0, -3.0])], "advantage") == 3.0
-    assert scale_of([made(["a"] * 100, [0.0] * 99 + [3.0])], "advantage") == 3.0
-    assert scale_of([made(["a"], [0.0])], "advantage") == 0.0
-    assert scale_of([], "advantage") == 0.0
+    assert colour_scale([made(["a"] * 100, [0.1] * 49 + [-0.2] * 50 + [50.0])], "advantage") == 0.2
+    assert colour_scale([made(["a"] * 4, [None, 0.0, 0.0, -3.0])], "advantage") == 3.0
+    assert colour_scale([made(["a"] * 100, [0.0] * 99 + [3.0])], "advantage") == 3.0
+    assert colour_scale([made(["a"], [0.0])], "advantage") == 0.0
+    assert colour_scale([], "advantage") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -120,13 +127,13 @@ def test_one_outlier_does_not_set_the_scale():
     ],
 )
 def test_numbers_have_two_figures_of_the_scale(value, scale, text):
-    assert signed(value, scale) == text
+    assert signed_number(value, scale) == text
 
 
 def test_the_table_has_the_largest_actions_in_their_order_with_all_numbers():
     values = [None, 0.1, -0.9, 0.2, 0.8, -0.3, 0.01, 0.7]
     credit = made(["p", "a", "b", "c", "d", "e", "f", "g"], values, [None] + [0.0] * 6 + [-1.5])
-    rows = [line.split() for line in printed(largest(credit, "advantage", 0.9, colours="")).splitlines()]
+    rows = [line.split() for line in printed(largest_table(credit, "advantage", 0.9, colours="")).splitlines()]
     assert rows[0] == ["action", "token", "advantage", "shifted", "value", "residual", "reward"]
     assert [(row[0], row[1]) for row in rows[1:]] == [
         ("2", "pa[b]cdefg"),
@@ -141,7 +148,7 @@ def test_the_table_has_the_largest_actions_in_their_order_with_all_numbers():
 
 def test_a_token_that_would_steer_the_terminal_is_escaped():
     credit = made(["\x1b[31m", "a\x1b[2Jb", "\x1b[0m"], [None, 1.0, None])
-    text = "\n".join(plain(credit)) + printed(largest(credit, "advantage", 1.0, colours=""))
+    text = "\n".join(plain(credit)) + printed(largest_table(credit, "advantage", 1.0, colours=""))
     assert "\x1b" not in text
     assert text.count("a\\x1b[2Jb") == 2
 
@@ -151,17 +158,17 @@ def test_without_rewards_there_is_no_return_to_explain():
     assert plain(credit)[2] == "no return; +0.5 advantages  +1 shifted value at the start"
     assert plain(credit)[3:] == ["a[b]   ", " +0.50"]
     assert plain(credit, "residual")[3:] == ["a[b]"]
-    (line,) = list(painted(credit, "residual", 0.0, width=60, colours="truecolor"))[3:]
+    (line,) = list(credit_lines(credit, "residual", 0.0, width=60, colours="truecolor"))[3:]
     assert line.plain == "ab"
 
 
 def test_the_legend_says_what_the_colours_or_numbers_are():
-    bar, meaning, beneath = legend("residual", 0.25, unit="reward units, beta 0.5", colours="truecolor")
+    bar, meaning, beneath = legend_lines("residual", 0.25, unit="reward units, beta 0.5", colours="truecolor")
     assert re.fullmatch(r"residual  -0\.25 {35}\+0\.25  reward units, beta 0\.5", bar.plain)
     ends = [s.style.bgcolor.triplet for s in (bar.spans[0], bar.spans[-1])]
     assert ends == [(178, 24, 43), (33, 102, 172)]
     assert meaning.plain.startswith("residual = return to go")
     assert "number below" in beneath.plain
-    without = [line.plain for line in legend("advantage", 0.25, unit="nats", colours="")]
+    without = [line.plain for line in legend_lines("advantage", 0.25, unit="nats", colours="")]
     assert without[0].startswith("advantage = beta (log pi - log pi_ref)")
     assert "under each action stand its advantage, in nats" in without[1]

@@ -4,7 +4,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from shiqrun.batching.encode import encode
-from shiqrun.report.terminal_tokens import rendered
+from shiqrun.report.terminal_tokens import trajectory_lines
 from shiqrun.types import Example
 
 
@@ -22,7 +22,7 @@ def test_no_line_is_wider_than_asked_and_no_text_is_lost():
     completion = [{"role": "assistant", "content": " ".join(words)}]
     example = Example([{"role": "user", "content": words[0]}], [completion], [list(map(float, range(1, 82)))], "p")
     (trajectory,) = encode([example], tokenizer, Counter(), max_length=None)
-    head, counts, *lines = (line.plain for line in rendered(trajectory, tokenizer, width=50, brackets=("", "")))
+    head, counts, *lines = (line.plain for line in trajectory_lines(trajectory, tokenizer, width=50, brackets=("", "")))
     assert head.endswith("prompt p")
     assert counts.startswith(f"{len(trajectory.input_ids)} tokens, 81 actions, return {81 * 82 // 2}")
     tokens = [line for line in lines if "w" in line or "<e>" in line]
