@@ -43,7 +43,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         findings = study(config.seed)
     seconds = time.perf_counter() - began
     for table in findings.tables:
-        console.print(table.rendered())
+        console.print(table.as_table())
     files = findings.write(Path(config.out) if config.out else run_dir)
     about = {"study": findings.name, "seed": config.seed, "seeds": config.study.seeds, "seconds": round(seconds, 1)}
     write_json(run_dir / "summary.json", {**findings.summary(), **about, **provenance()})

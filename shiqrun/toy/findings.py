@@ -1,4 +1,4 @@
-"""What a study found: one record a seed, tables of means with 95 % intervals, a figure; written as CSV, PNG, SVG."""
+"""The findings of a study are records, tables of means over seeds and a figure, written as CSV, PNG and SVG."""
 
 import csv
 import math
@@ -13,19 +13,20 @@ from shiqrun.toy import plotting
 from shiqrun.util.intervals import interval
 
 Record = Mapping[str, Any]
+"""One measurement: the seed, the settings and the numbers, by name."""
 
 
 @dataclass(frozen=True)
 class Crosstab:
-    """Means over seeds with 95 % intervals, laid out by two columns of the records.
+    """A cross table holds means over seeds with 95 % intervals, laid out by two keys of the records.
 
     Attributes:
-        title: above the table.
-        rows: the records' key whose values are the table's rows.
-        columns: the same for its columns.
-        value: the key of the number; infinite where a seed never got there.
-        records: one a seed and cell.
-        digits: after the point.
+        title: heading of the table.
+        rows: key of the records whose values are the rows.
+        columns: key of the records whose values are the columns.
+        value: key of the number; an infinite one is shown as `never`.
+        records: one for each seed and cell.
+        digits: number of decimals.
     """
 
     title: str
@@ -36,14 +37,14 @@ class Crosstab:
     digits: int = 3
 
     def cells(self) -> dict[tuple[Any, Any], tuple[float, float]]:
-        """(row, column) -> (mean, half width of its interval), in the order of the records."""
+        """Return the mean and half the width of its interval of each (row, column), in the order of the records."""
         numbers: dict[tuple[Any, Any], list[float]] = {}
         for record in self.records:
             numbers.setdefault((record[self.rows], record[self.columns]), []).append(record[self.value])
         return {place: interval(values) for place, values in numbers.items()}
 
-    def rendered(self) -> Table:
-        """The table as it is printed."""
+    def as_table(self) -> Table:
+        """Return the table for the terminal."""
         cells = self.cells()
         columns = list(dict.fromkeys(column for _, column in cells))
         table = Table(title=self.title, title_justify="left")
@@ -51,10 +52,10 @@ class Crosstab:
         for column in columns:
             table.add_column(str(column), justify="right")
         for row in dict.fromkeys(row for row, _ in cells):
-            table.add_row(str(row), *(self._shown(cells.get((row, column))) for column in columns))
+            table.add_row(str(row), *(self._cell_text(cells.get((row, column))) for column in columns))
         return table
 
-    def _shown(self, cell: tuple[float, float] | None) -> str:
+    def _cell_text(self, cell: tuple[float, float] | None) -> str:
         if cell is None:
             return ""
         if not math.isfinite(cell[0]):
@@ -65,13 +66,13 @@ class Crosstab:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found.
+    """The findings of one study.
 
     Attributes:
-        name: of the study and of its files.
-        records: every number, one a seed; all with the same keys.
-        tables: what is printed.
-        draw: draws on an empty figure.
+        name: name of the study and of its files.
+        records: every measurement, all with the same keys.
+        tables: the tables that are printed.
+        draw: draws the study's figure on an empty matplotlib figure.
     """
 
     name: str
@@ -80,17 +81,17 @@ class Findings:
     draw: Callable[[Any], None]
 
     def write(self, folder: Path) -> list[Path]:
-        """The files made: NAME.csv with a row a record, NAME.png, NAME.svg."""
+        """Write NAME.csv with a row for each record, NAME.png and NAME.svg; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         table = folder / f"{self.name}.csv"
         with table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(self.records[0]))
             writer.writeheader()
             writer.writerows(self.records)
-        return [table, *plotting.save(self.draw, folder / self.name)]
+        return [table, *plotting.save_figure(self.draw, folder / self.name)]
 
     def summary(self) -> dict[str, float | None]:
-        """The means of the tables, `value/column/row`; None for what never happened."""
+        """Return the means in the tables by `value/column/row`; None where a table says `never`."""
         return {
             f"{table.value}/{column}/{row}".replace("\n", ", "): mean if math.isfinite(mean) else None
             for table in self.tables
@@ -98,7 +99,7 @@ class Findings:
         }
 
 
-def each_seed(seeds: Iterable[int], values: Iterable[float], name: str, **shared: Any) -> Iterator[dict[str, Any]]:
-    """One record a seed: the shared keys, `seed`, and the value under `name`."""
+def seed_records(seeds: Iterable[int], values: Iterable[float], name: str, **shared: Any) -> Iterator[dict[str, Any]]:
+    """Yield a record for each seed: the shared keys, `seed`, and the value under `name`."""
     for seed, value in zip(seeds, values, strict=True):
         yield {**shared, "seed": seed, name: float(value)}

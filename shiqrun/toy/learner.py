@@ -1,8 +1,8 @@
-"""A table of logits for each seed, and one optimiser step on it by a loss of `shiqrun.losses`.
+"""The learner trains tables of logits, one for each seed, by the functions of `shiqrun.losses` that training calls.
 
-The rows of all seeds are one batch and the loss is the function that training calls. It returns a sum over units, so
-the gradients of different seeds do not mix; each seed's gradient is divided by the seed's own number of units. The
-division is done at the scores, which keep their value and whose gradient is scaled row by row.
+The rows of all seeds form one batch. A loss returns a sum over units, so the gradients of different seeds do not mix.
+Each seed's gradient is divided by the seed's own number of units, at the scores: they keep their value, and their
+gradient is scaled row by row.
 """
 
 from collections.abc import Callable
@@ -15,21 +15,21 @@ from torch import Tensor
 from shiqrun.types import ActionScores, LossTerms, Trajectories
 
 Unit = Literal["action", "trajectory", "pair", "decided pair"]
-"""What a loss counts; a decided pair is one whose two returns differ (DPO drops the others)."""
+"""The unit that a loss counts; a decided pair is one whose two returns differ (DPO drops the others)."""
 
 
 @dataclass(frozen=True)
-class Method:
-    """A loss bound to its settings, and what the study must know to call it.
+class StudyMethod:
+    """A method of a study is a loss with its settings, and what the study must know to call it.
 
     Attributes:
-        name: in tables and figures.
+        name: name in tables and figures.
         loss: `(batch, policy, reference) -> LossTerms`; soft-Q also takes `soft_value`.
-        unit: what the loss counts. Checked at every step against `LossTerms.count`.
-        rows: what it learns from: single trajectories, pairs, or groups of more.
-        value: True if it has a table of values as well.
-        soft_beta: of soft-Q, whose policy is pi ∝ pi_ref exp(l / beta); None where the policy is softmax(l).
-        rewards: the name of the rewards that it sees, where a study has several.
+        unit: the unit that the loss counts, checked at every step against `LossTerms.count`.
+        rows: whether it learns from single trajectories, pairs, or larger groups.
+        value: whether it has a table of values besides that of logits.
+        soft_beta: beta of soft-Q, whose policy is pi ∝ pi_ref exp(l / beta); None where the policy is softmax(l).
+        rewards: name of the rewards that it sees, where a study has several.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Trajectories as places in tables.
+class TableRows:
+    """Rows of a batch, each a trajectory with the places of its actions in the tables.
 
     Attributes:
         batch: what the loss sees. Rows of different seeds have different groups; a pair's rows are neighbours.
-        table: `[B]` int64, the seed's table.
+        table: `[B]` int64, index of the seed's table.
         state: `[B, A]` int64.
         action: `[B, A]` int64.
         times: `[B]`, how often the row is in the optimiser step; equal for the rows of a pair or group.
@@ -60,8 +60,17 @@ class Rows:
     times: Tensor
 
 
-def rows_of(table: Tensor, state: Tensor, action: Tensor, rewards: Tensor, mask: Tensor, group: Tensor) -> Rows:
-    """Rows that count once each; the batch's tokens are the actions behind one token that starts them."""
+def table_rows(table: Tensor, state: Tensor, action: Tensor, rewards: Tensor, mask: Tensor, group: Tensor) -> TableRows:
+    """Return rows that count once each; a row of the batch has one prompt token and then the actions.
+
+    Args:
+        table: `[B]` int64.
+        state: `[B, A]` int64.
+        action: `[B, A]` int64.
+        rewards: `[B, A]`, reward units.
+        mask: `[B, A]` bool, True on actions.
+        group: `[B]` int64; rows with equal numbers answer the same prompt.
+    """
     count, length = state.shape
     batch = Trajectories(
         input_ids=torch.zeros(count, length + 1, dtype=torch.int64),
@@ -71,11 +80,11 @@ def rows_of(table: Tensor, state: Tensor, action: Tensor, rewards: Tensor, mask:
         rewards=rewards,
         group=group,
     )
-    return Rows(batch, table, state, action, torch.ones(count, dtype=rewards.dtype))
+    return TableRows(batch, table, state, action, torch.ones(count, dtype=rewards.dtype))
 
 
-def units(batch: Trajectories, unit: Unit) -> Tensor:
-    """How many units of a loss each row brings, `[B]`: actions, 1, or half a pair."""
+def units_per_row(batch: Trajectories, unit: Unit) -> Tensor:
+    """Return the number of a loss's units in each row, `[B]`: its actions, 1, or half a pair."""
     there = batch.action_mask.any(-1).to(batch.rewards.dtype)
     if unit == "action":
         return batch.action_mask.sum(-1).to(there.dtype)
@@ -85,26 +94,26 @@ def units(batch: Trajectories, unit: Unit) -> Tensor:
         return there / 2
     rewards = batch.rewards.masked_fill(~batch.action_mask, 0)
     returns, sizes = rewards.sum(-1).view(-1, 2), rewards.abs().sum(-1).view(-1, 2)
-    differ = (returns[:, 0] - returns[:, 1]).abs() > 1e-6 * sizes.sum(-1)  # what dpo takes for rounding
+    differ = (returns[:, 0] - returns[:, 1]).abs() > 1e-6 * sizes.sum(-1)  # as `losses.dpo` decides a tie
     return differ.repeat_interleave(2) * there / 2
 
 
 class Learner:
-    """Tables of logits `[tables, states, V]` under Adam, one table a seed; starts at the reference.
+    """The learner holds the policies of all seeds as logits `[tables, states, V]`, which start at the reference.
 
     Args:
-        method: what to minimise.
-        reference: the reference's logits, `[states, V]` or one for each table.
+        method: its loss is minimised by Adam.
+        reference: logits of the reference, `[states, V]` or one such table for each seed.
         tables: number of seeds.
-        learning_rate: of Adam.
+        learning_rate: learning rate of Adam.
         value_ratio: learning rate of the table of values, relative to that of the logits.
 
     Attributes:
-        logits: the tables; `logits.grad` is the gradient of the last update, each seed's a mean over its units.
+        logits: the tables; `logits.grad` is the gradient of the last update, for each seed a mean over its units.
     """
 
     def __init__(
-        self, method: Method, reference: Tensor, *, tables: int, learning_rate: float, value_ratio: float = 1.0
+        self, method: StudyMethod, reference: Tensor, *, tables: int, learning_rate: float, value_ratio: float = 1.0
     ) -> None:
         self.method = method
         self.reference = reference
@@ -116,59 +125,59 @@ class Learner:
             groups.append({"params": [self.value], "lr": learning_rate * value_ratio})  # type: ignore[dict-item]
         self.optimiser = torch.optim.Adam(groups, lr=learning_rate, fused=True)
 
-    def update(self, rows: Rows) -> None:
-        """One optimiser step.
+    def update(self, rows: TableRows) -> None:
+        """Make one optimiser step.
 
         Raises:
-            RuntimeError: the loss counted other units than its method says.
+            RuntimeError: the loss counted another number of units than its method's `unit` gives.
         """
         self.optimiser.zero_grad()
-        brought = units(rows.batch, self.method.unit)
-        terms = self.terms(rows, self._weights(rows, brought))
-        if terms.count != brought.sum():
-            raise RuntimeError(f"{self.method.name} counted {terms.count:g} units, expected {brought.sum():g}")
+        row_units = units_per_row(rows.batch, self.method.unit)
+        terms = self.terms(rows, self._weights(rows, row_units))
+        if terms.count != row_units.sum():
+            raise RuntimeError(f"{self.method.name} counted {terms.count:g} units, expected {row_units.sum():g}")
         terms.total.backward()
         self.optimiser.step()
 
-    def _weights(self, rows: Rows, brought: Tensor) -> Tensor:
-        """times / (the units of the row's table), `[B]`; 0 for a table whose pairs are all ties."""
-        zeros = torch.zeros(len(self.logits), dtype=brought.dtype)
-        counts = zeros.index_add(0, rows.table, rows.times * brought)[rows.table]
+    def _weights(self, rows: TableRows, row_units: Tensor) -> Tensor:
+        """Return times / (number of units of the row's table), `[B]`; 0 for a table whose pairs are all ties."""
+        zeros = torch.zeros(len(self.logits), dtype=row_units.dtype)
+        counts = zeros.index_add(0, rows.table, rows.times * row_units)[rows.table]
         return (rows.times / counts).masked_fill(counts == 0, 0)
 
-    def terms(self, rows: Rows, weight: Tensor) -> LossTerms:
-        """What the loss says of the rows, the gradient of each row multiplied by its weight."""
+    def terms(self, rows: TableRows, weight: Tensor) -> LossTerms:
+        """Return the loss of the rows, with the gradient of each row multiplied by its weight `[B]`."""
         policy = self._scores(self.logits, rows, weight[:, None])
         reference = rows.batch.reference or self.reference_scores(rows)
         if self.method.soft_beta is None:
             return self.method.loss(rows.batch, policy, reference)
         beta = self.method.soft_beta
         soft_value = beta * (self.reference.log_softmax(-1) + self.logits / beta).logsumexp(-1)
-        value = _scaled(soft_value[rows.table[:, None], rows.state], weight[:, None])
+        value = _scale_gradient(soft_value[rows.table[:, None], rows.state], weight[:, None])
         return self.method.loss(rows.batch, policy, reference, soft_value=value)
 
     def logp(self) -> Tensor:
-        """Log-probabilities of the policies, `[tables, states, V]`."""
+        """Return the log-probabilities of the policies, `[tables, states, V]`, nats."""
         logits = self.logits.detach()
         if self.method.soft_beta is not None:
             logits = self.reference + logits / self.method.soft_beta
         return logits.log_softmax(-1)
 
-    def reference_scores(self, rows: Rows) -> ActionScores:
-        """The reference's scores of the rows; with them in `batch.reference`, `terms` need not look them up."""
-        return _gathered(self.reference.expand_as(self.logits), rows)
+    def reference_scores(self, rows: TableRows) -> ActionScores:
+        """Return the reference's scores of the rows; `terms` uses them where they are in `batch.reference`."""
+        return _look_up_scores(self.reference.expand_as(self.logits), rows)
 
-    def _scores(self, logits: Tensor, rows: Rows, weight: Tensor) -> ActionScores:
-        scores = _gathered(logits, rows)
-        value = _scaled(self.value[rows.table[:, None], rows.state], weight) if self.method.value else None
-        return ActionScores(_scaled(scores.logit, weight), _scaled(scores.log_partition, weight), value)
+    def _scores(self, logits: Tensor, rows: TableRows, weight: Tensor) -> ActionScores:
+        scores = _look_up_scores(logits, rows)
+        value = _scale_gradient(self.value[rows.table[:, None], rows.state], weight) if self.method.value else None
+        return ActionScores(_scale_gradient(scores.logit, weight), _scale_gradient(scores.log_partition, weight), value)
 
 
-def _gathered(logits: Tensor, rows: Rows) -> ActionScores:
+def _look_up_scores(logits: Tensor, rows: TableRows) -> ActionScores:
     table = rows.table[:, None]
     return ActionScores(logits[table, rows.state, rows.action], logits.logsumexp(-1)[table, rows.state])
 
 
-def _scaled(x: Tensor, weight: Tensor) -> Tensor:
-    """x to the last bit, with the gradient of weight * x."""
+def _scale_gradient(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x unchanged, with the gradient of weight * x."""
     return x.detach() + weight * (x - x.detach())

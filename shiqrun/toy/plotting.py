@@ -1,4 +1,4 @@
-"""How the studies' figures look, and their files; matplotlib is imported only when one is drawn."""
+"""Figures of studies share this style and these parts; matplotlib is imported only when a figure is drawn."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from shiqrun.util.intervals import interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6914", "#7F7F7F")
-"""Told apart by most readers whatever their colour vision (Okabe and Ito), and two more."""
+"""The palette of Okabe and Ito, which colour-blind readers can tell apart, and two more colours."""
 DASHES = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "shiqrun",  # the same figure is the same file
@@ -23,8 +23,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def save(draw: Callable[[Any], None], stem: Path) -> list[Path]:
-    """Draws on an empty figure and writes it as PNG and SVG."""
+def save_figure(draw: Callable[[Any], None], stem: Path) -> list[Path]:
+    """Draw a figure, write it to `stem.png` and `stem.svg`, and return the paths."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -37,8 +37,8 @@ def save(draw: Callable[[Any], None], stem: Path) -> list[Path]:
     return files
 
 
-def band(axes: Any, x: Sequence[float], curves: np.ndarray, number: int, label: str) -> None:
-    """The mean of `[seeds, points]` over seeds with its 95 % interval; `number` chooses colour and dashes."""
+def plot_band(axes: Any, x: Sequence[float], curves: np.ndarray, number: int, label: str) -> None:
+    """Plot the mean over seeds of curves `[seeds, points]` with its 95 % interval; `number` chooses the colour."""
     mean, half = np.array([interval(list(column)) for column in curves.T]).T
     colour = COLOURS[number % len(COLOURS)]
     dashes = DASHES[(number // 3) % len(DASHES)]
@@ -46,8 +46,8 @@ def band(axes: Any, x: Sequence[float], curves: np.ndarray, number: int, label: 
     axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
 
 
-def merged(curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The curves, those that are equal to rounding under one name, "a = b"."""
+def merge_equal_curves(curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the curves with those that are equal up to rounding under one name, "a = b"."""
     names: list[list[str]] = []
     for name, curve in curves.items():
         same = [group for group in names if np.allclose(curves[group[0]], curve, rtol=0, atol=1e-9)]
@@ -55,6 +55,6 @@ def merged(curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {" = ".join(group): curves[group[0]] for group in names}
 
 
-def legend(figure: Any, axes: Any, columns: int) -> None:
-    """One legend for all panels, under them."""
+def shared_legend(figure: Any, axes: Any, columns: int) -> None:
+    """Put one legend for all panels under them."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)

@@ -3,26 +3,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shiqrun.toy import methods
-from shiqrun.toy.grid import good_and_bad
-from shiqrun.toy.learner import Learner, rows_of
-from shiqrun.toy.logged import Logged, logged, minibatches
-from shiqrun.toy.problems import grid, lock
+from shiqrun.toy import study_methods
+from shiqrun.toy.grid_study import sample_good_and_bad
+from shiqrun.toy.learner import Learner, table_rows
+from shiqrun.toy.logged_trajectories import LoggedTrajectories, minibatches, sample_trajectories
+from shiqrun.toy.tabular_problems import grid, lock
 
 BETA = 0.5
 METHODS = [
-    methods.shiq(BETA),
-    methods.shiq(BETA, lam=0.9),
-    methods.shiq_ms(BETA),
-    methods.shiq_tk(BETA),
-    methods.shiq_init(BETA),
-    methods.direct(BETA),
-    methods.soft_q(BETA),
-    methods.copg(BETA),
-    methods.dpo(BETA),
-    methods.dro(BETA),
-    methods.dro_group_mean(BETA),
-    methods.dro_v(BETA),
+    study_methods.shiq(BETA),
+    study_methods.shiq(BETA, lam=0.9),
+    study_methods.shiq_ms(BETA),
+    study_methods.shiq_tk(BETA),
+    study_methods.shiq_init(BETA),
+    study_methods.direct(BETA),
+    study_methods.soft_q(BETA),
+    study_methods.copg(BETA),
+    study_methods.dpo(BETA),
+    study_methods.dro(BETA),
+    study_methods.dro_group_mean(BETA),
+    study_methods.dro_v(BETA),
 ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=[m.name for m in METHODS])
 
@@ -34,12 +34,12 @@ def problem():
 
 @pytest.fixture(scope="module")
 def data(problem):
-    return good_and_bad(problem, BETA, 12, seeds=range(3))
+    return sample_good_and_bad(problem, BETA, 12, seeds=range(3))
 
 
-def alone(data: Logged, table: int) -> Logged:
+def alone(data: LoggedTrajectories, table: int) -> LoggedTrajectories:
     one = slice(table, table + 1)
-    return Logged(data.state[one], data.action[one], data.mask[one], data.seeds[table : table + 1])
+    return LoggedTrajectories(data.state[one], data.action[one], data.mask[one], data.seeds[table : table + 1])
 
 
 def learner(method, problem, tables):
@@ -82,7 +82,7 @@ def test_a_row_that_counts_three_times_is_three_rows(method, problem, data):
     index = torch.cat([torch.arange(18), *[first.nonzero().squeeze(-1)] * 2])
     copies = [rows.batch.group[first] + 100 * k for k in (1, 2)]
     tensors = (rows.table, rows.state, rows.action, rows.batch.rewards, rows.batch.action_mask)
-    thrice.update(rows_of(*(x[index] for x in tensors), torch.cat([rows.batch.group, *copies])))
+    thrice.update(table_rows(*(x[index] for x in tensors), torch.cat([rows.batch.group, *copies])))
     torch.testing.assert_close(once.logits.grad, thrice.logits.grad)
     torch.testing.assert_close(once.value.grad, thrice.value.grad)
     torch.testing.assert_close(once.logits, thrice.logits)
@@ -99,7 +99,7 @@ def test_a_seeds_gradient_is_the_mean_over_its_own_units(method, problem, data):
         mine = rows.table == table
         student.logits.data.copy_(before)
         student.logits.grad = None
-        part = rows_of(
+        part = table_rows(
             *(x[mine] for x in (rows.table, rows.state, rows.action, rows.batch.rewards, rows.batch.action_mask)),
             rows.batch.group[mine],
         )
@@ -113,10 +113,10 @@ def test_a_seeds_gradient_is_the_mean_over_its_own_units(method, problem, data):
 
 def test_a_seed_whose_pairs_are_all_ties_stays_where_it_is(problem):
     optimum = problem.optimum(BETA)[1]
-    data = logged(problem, [optimum, optimum], 4, seeds=range(2))
+    data = sample_trajectories(problem, [optimum, optimum], 4, seeds=range(2))
     rewards = data.rewards(problem.reward)
     rewards[0] = 0
-    student = learner(methods.dpo(BETA), problem, 2)
+    student = learner(study_methods.dpo(BETA), problem, 2)
     before = student.logits.detach().clone()
     for rows in minibatches(data, rewards, kind="pair", batch=8, epochs=3):
         student.update(rows)
@@ -125,7 +125,7 @@ def test_a_seed_whose_pairs_are_all_ties_stays_where_it_is(problem):
 
 
 def test_a_method_that_says_another_unit_is_found_out(problem, data):
-    wrong = replace(methods.shiq(BETA), unit="trajectory")
+    wrong = replace(study_methods.shiq(BETA), unit="trajectory")
     rows = next(minibatches(data, data.rewards(problem.reward), kind="single", batch=6, epochs=1))
     with pytest.raises(RuntimeError, match="ShiQ counted"):
         learner(wrong, problem, 3).update(rows)
@@ -137,7 +137,7 @@ def test_with_data_on_every_action_the_consistent_methods_reach_the_optimum(meth
     torch.manual_seed(1)
     problem = replace(problem, reference=torch.randn(3, 3, dtype=torch.float64))
     uniform = torch.zeros(3, 3, 3, dtype=torch.float64).log_softmax(-1)
-    data = logged(problem, [uniform, uniform], 60, seeds=range(2))
+    data = sample_trajectories(problem, [uniform, uniform], 60, seeds=range(2))
     student = Learner(method, problem.reference, tables=2, learning_rate=0.05, value_ratio=2.0)
     before = problem.regret(student.logp(), BETA)
     for rows in minibatches(data, data.rewards(problem.reward), kind=method.rows, batch=60, epochs=250):
@@ -172,7 +172,7 @@ def test_logged_trajectories_follow_the_problem(problem, data):
 def test_sampled_frequencies_are_the_policys():
     problem = grid(size=3, horizon=4, step_reward=0.0, goal_reward=1.0, treasure_reward=1.0)
     policy = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).log().expand(4, 18, 4)
-    data = logged(problem, [policy], 20_000, seeds=[0])
+    data = sample_trajectories(problem, [policy], 20_000, seeds=[0])
     share = torch.bincount(data.action[0, :, 0], minlength=4) / 20_000
     torch.testing.assert_close(share, torch.tensor([0.1, 0.2, 0.3, 0.4]), rtol=0, atol=0.015)  # four deviations
 

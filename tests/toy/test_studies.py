@@ -11,11 +11,18 @@ import pytest
 import torch
 
 from shiqrun.cli import main
-from shiqrun.toy import bandit, init, lam, methods, offset, propagation
-from shiqrun.toy import grid as grid_study
-from shiqrun.toy.grid import good_and_bad
+from shiqrun.toy import (
+    bandit_study,
+    grid_study,
+    init_study,
+    lambda_study,
+    offset_study,
+    propagation_study,
+    study_methods,
+)
+from shiqrun.toy.grid_study import sample_good_and_bad
 from shiqrun.toy.learner import Learner
-from shiqrun.toy.problems import grid
+from shiqrun.toy.tabular_problems import grid
 from shiqrun.util.intervals import interval, student
 
 SMALL = {
@@ -105,7 +112,9 @@ def test_a_dry_run_writes_nothing(workplace, capsys):
 def a_bandit(first_seed=0, **options):
     settings = {"beta": 0.5, "batch": 64, "steps": 700, "learning_rate": 0.02, "value_ratio": 5.0, "points": 1}
     rewards, behaviours = [2.5, 2.0, 1.0], [[0.1, 0.2, 0.7]]
-    return bandit.study(first_seed, **({"seeds": 2, "rewards": rewards, "behaviours": behaviours} | settings | options))
+    return bandit_study.study(
+        first_seed, **({"seeds": 2, "rewards": rewards, "behaviours": behaviours} | settings | options)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +126,7 @@ def bandit_regrets():
     return found
 
 
-LEVELS = pytest.mark.parametrize("level", bandit.LEVELS)
+LEVELS = pytest.mark.parametrize("level", bandit_study.LEVELS)
 
 
 @LEVELS
@@ -140,20 +149,22 @@ def test_in_the_bandit_dro_without_a_value_needs_centred_rewards_and_is_biased_e
     assert max(bandit_regrets["DRO", "minus data mean"]) < 0.2
 
 
-@pytest.mark.parametrize("method", [methods.shiq(0.5), methods.copg(0.5), methods.dro_group_mean(0.5)])
+@pytest.mark.parametrize(
+    "method", [study_methods.shiq(0.5), study_methods.copg(0.5), study_methods.dro_group_mean(0.5)]
+)
 def test_a_batch_of_the_bandit_is_drawn_as_if_completion_by_completion(method):
     behaviour = [0.1, 0.2, 0.7]
-    entities = bandit._entities(method, 3)
+    entities = bandit_study._entities(method, 3)
     expected = dict.fromkeys(entities, 0.0)
     for arms in product(range(3), repeat=len(entities[0])):
         expected[tuple(sorted(arms))] += math.prod(behaviour[arm] for arm in arms)
-    np.testing.assert_allclose(bandit._chances(method, entities, behaviour, [2.5, 2, 1]), list(expected.values()))
+    np.testing.assert_allclose(bandit_study._chances(method, entities, behaviour, [2.5, 2, 1]), list(expected.values()))
 
 
 def test_a_labelled_pair_has_the_winner_of_bradley_and_terry():
-    method = next(m for m in bandit._methods(0.5) if m.rewards == "labels")
-    entities = bandit._entities(method, 3)
-    chances = dict(zip(entities, bandit._chances(method, entities, [0.1, 0.2, 0.7], [2.5, 2, 1]), strict=True))
+    method = next(m for m in bandit_study._methods(0.5) if m.rewards == "labels")
+    entities = bandit_study._entities(method, 3)
+    chances = dict(zip(entities, bandit_study._chances(method, entities, [0.1, 0.2, 0.7], [2.5, 2, 1]), strict=True))
     assert sum(chances.values()) == pytest.approx(1)
     assert chances[0, 2] / chances[2, 0] == pytest.approx(math.exp(2.5 - 1))
     assert chances[0, 2] + chances[2, 0] == pytest.approx(2 * 0.1 * 0.7)
@@ -182,7 +193,7 @@ def test_a_seed_of_the_grid_does_not_know_the_others():
 
 @pytest.mark.parametrize("length", [2, 5, 9])
 def test_the_first_token_has_a_gradient_in_update_1_or_in_update_t(length):
-    found = propagation.study(0, seeds=3, lengths=[length], actions=3, beta=0.5, learning_rate=0.1)
+    found = propagation_study.study(0, seeds=3, lengths=[length], actions=3, beta=0.5, learning_rate=0.1)
     updates = {r["method"]: set() for r in found.records}
     for r in found.records:
         updates[r["method"]].add(r["updates"])
@@ -191,11 +202,11 @@ def test_the_first_token_has_a_gradient_in_update_1_or_in_update_t(length):
 
 def test_the_loss_at_step_0_is_that_of_the_returns_to_go_less_the_level():
     shape = {"size": 3, "horizon": 6, "step_reward": -0.1, "treasure_reward": 4.0, "goal_reward": 3.0}
-    found = init.study(
+    found = init_study.study(
         0, seeds=2, levels=[0.0, 6.0], beta=0.5, trajectories=5, batch=4, epochs=1, learning_rate=0.1, **shape
     )
     problem = grid(**shape)
-    data = good_and_bad(problem, 0.5, 5, range(2))
+    data = sample_good_and_bad(problem, 0.5, 5, range(2))
     rewards = data.rewards(problem.reward)
     for r in found.records:
         squares = []
@@ -208,11 +219,11 @@ def test_the_loss_at_step_0_is_that_of_the_returns_to_go_less_the_level():
 
 def test_unseen_arms_keep_their_q_under_shiq_and_the_level_does_not_matter_to_copg():
     arms = {"arms": 50, "seen": 5, "spread": 0.5, "v_ref": 15.0, "beta": 0.5, "steps": 800, "learning_rate": 0.05}
-    found = offset.study(0, seeds=2, levels=[-2.0, 0.0, 2.0], **arms)
+    found = offset_study.study(0, seeds=2, levels=[-2.0, 0.0, 2.0], **arms)
     mass = {(r["method"], r["level"], r["seed"]): r["seen"] for r in found.records}
     for level in (-2.0, 0.0, 2.0):
         for seed in (0, 1):
-            rewards = offset._rewards(5, 0.5, seed)
+            rewards = offset_study._rewards(5, 0.5, seed)
             assert rewards.mean().item() == pytest.approx(0, abs=1e-12)
             weight = torch.exp((level + rewards) / 0.5).sum().item()
             assert mass["ShiQ", level, seed] == pytest.approx(weight / (weight + 45), abs=1e-3)
@@ -223,12 +234,12 @@ def test_unseen_arms_keep_their_q_under_shiq_and_the_level_does_not_matter_to_co
 def test_the_ends_of_lambda_are_shiq_ms_and_shiq():
     settings = {"grid_sizes": [3], "lock_lengths": [], "horizon": 6, "total_reward": 7.0, "beta": 0.5}
     rest = {"trajectories": 5, "batch": 5, "learning_rate": 0.1}
-    found = lam.study(0, seeds=2, lambdas=[0.0, 1.0], epochs=[2], **settings, **rest)
+    found = lambda_study.study(0, seeds=2, lambdas=[0.0, 1.0], epochs=[2], **settings, **rest)
     problem = grid(size=3, horizon=6, step_reward=-0.1, goal_reward=7.0, treasure_reward=0.0)
-    data = good_and_bad(problem, 0.5, 5, range(2))
-    for value, method in ((0.0, methods.shiq_ms(0.5)), (1.0, methods.shiq(0.5))):
+    data = sample_good_and_bad(problem, 0.5, 5, range(2))
+    for value, method in ((0.0, study_methods.shiq_ms(0.5)), (1.0, study_methods.shiq(0.5))):
         learner = Learner(method, problem.reference, tables=2, learning_rate=0.1)
-        assert list(grid_study.passes(learner, data, problem.reward, batch=5, epochs=[2])) == [2]
+        assert list(grid_study.train_epochs(learner, data, problem.reward, batch=5, epochs=[2])) == [2]
         mine = [r["regret"] for r in found.records if r["lam"] == value and r["problem"] == "grid 3x3, sparse"]
         np.testing.assert_allclose(mine, problem.regret(learner.logp(), 0.5).tolist(), rtol=0, atol=1e-10)
 

@@ -1,8 +1,9 @@
-"""Fig. 1 of the ShiQ paper (arXiv 2505.11081): a bandit with logged data, regret of the regularised objective.
+"""This study reproduces Fig. 1 of the ShiQ paper (arXiv 2505.11081): regret of each loss on a bandit with logged data.
 
-A batch has few distinct rows (an arm, a pair of arms, a group of four), so each is scored once and counts as often as
-it was drawn. Every seed draws its own batches; rewards as they are and centred see the same draws. With one action a
-trajectory ShiQ, /ms and /tk are one loss, and so are /init and `direct`.
+Regret is of the KL-regularised objective, against optimiser steps. A batch has few distinct rows (an arm, a pair of
+arms, a group of four), so each row is scored once and weighted by how often it was drawn. Every seed draws its own
+batches, and uncentred and centred rewards see the same draws. With one action in a trajectory, ShiQ, /ms and /tk are
+the same loss, and so are /init and `direct`.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -18,14 +19,14 @@ from torch import Tensor
 
 from shiqrun.console import track
 from shiqrun.errors import InputError
-from shiqrun.toy import methods, problems
-from shiqrun.toy.findings import Crosstab, Findings, Record, each_seed
-from shiqrun.toy.learner import Learner, Method, Rows, rows_of
-from shiqrun.toy.plotting import band, legend, merged
+from shiqrun.toy import study_methods, tabular_problems
+from shiqrun.toy.findings import Crosstab, Findings, Record, seed_records
+from shiqrun.toy.learner import Learner, StudyMethod, TableRows, table_rows
+from shiqrun.toy.plotting import merge_equal_curves, plot_band, shared_legend
 from shiqrun.types import Positive
 
-GROUP = 4  # completions of a prompt whose mean is DRO's baseline
-GOOD = 0.01  # regret at which a method counts as arrived, reward units
+GROUP = 4  # completions in a group, whose mean reward is DRO's baseline
+SMALL_REGRET = 0.01  # reward units; a method is timed until its regret is below
 LEVELS = ("as they are", "minus data mean", "minus reference mean")
 Count = Annotated[int, Ge(1)]
 
@@ -43,26 +44,26 @@ def study(
     value_ratio: Positive,
     points: Annotated[int, Ge(1)],
 ) -> Findings:
-    """Regret of every method against optimiser steps, for each behaviour, with rewards as they are and centred twice.
+    """Measure the regret of every method against optimiser steps, for each behaviour policy and centring of rewards.
 
     Args:
-        first_seed: the first of the seeds.
-        seeds: how many.
-        rewards: of the arms, reward units.
-        behaviours: probabilities of the arms under each distribution that acted.
+        first_seed: the first seed.
+        seeds: number of seeds.
+        rewards: reward of each arm.
+        behaviours: probabilities of the arms under each behaviour policy.
         beta: KL temperature, reward units per nat.
-        batch: completions of an optimiser step.
-        steps: optimiser steps.
-        learning_rate: of Adam.
-        value_ratio: DRO-V's learning rate of the value, relative to the policy's.
-        points: evaluations, evenly spaced, besides the one before the first step.
+        batch: completions in an optimiser step.
+        steps: number of optimiser steps.
+        learning_rate: learning rate of Adam.
+        value_ratio: DRO-V's learning rate of the value, relative to that of the policy.
+        points: number of evaluations, evenly spaced, besides the one before the first step.
 
     Raises:
         InputError: a behaviour is no distribution over the arms.
     """
     _check(behaviours, rewards)
     all_seeds = range(first_seed, first_seed + seeds)
-    problem = problems.bandit(rewards)
+    problem = tabular_problems.bandit(rewards)
     settings = [Setting(tuple(behaviour), level) for behaviour in behaviours for level in LEVELS]
     tables, at = len(settings) * seeds, {round(steps * k / points) for k in range(points + 1)}
     records: list[Record] = []
@@ -70,12 +71,12 @@ def study(
         learner = Learner(
             method, problem.reference, tables=tables, learning_rate=learning_rate, value_ratio=value_ratio
         )
-        rows, counts = draws(method, settings, all_seeds, rewards, batch=batch, steps=steps)
+        rows, counts = draw_batches(method, settings, all_seeds, rewards, batch=batch, steps=steps)
         for step in _steps(learner, rows, counts, at):
             regret = problem.regret(learner.logp(), beta).view(len(settings), seeds)
             for setting, values in zip(settings, regret.tolist(), strict=True):
                 shared = {"behaviour": setting.name, "rewards": setting.level, "method": method.name, "step": step}
-                records += each_seed(all_seeds, values, "regret", **shared)
+                records += seed_records(all_seeds, values, "regret", **shared)
     return Findings("bandit", records, _tables(records, steps), lambda figure: _draw(figure, records))
 
 
@@ -87,8 +88,8 @@ def _check(behaviours: Sequence[Sequence[float]], rewards: Sequence[float]) -> N
             )
 
 
-def _steps(learner: Learner, rows: Rows, counts: Tensor, at: Collection[int]) -> Iterator[int]:
-    """Trains, and yields each step of `at` when it is done; 0 is before the first."""
+def _steps(learner: Learner, rows: TableRows, counts: Tensor, at: Collection[int]) -> Iterator[int]:
+    """Train, and yield each step in `at` after its update; step 0 is before the first update."""
     rows = replace(rows, batch=replace(rows.batch, reference=learner.reference_scores(rows)))
     for step in range(len(counts) + 1):
         if step:
@@ -99,18 +100,18 @@ def _steps(learner: Learner, rows: Rows, counts: Tensor, at: Collection[int]) ->
 
 @dataclass(frozen=True)
 class Setting:
-    """A behaviour, and what is subtracted from its rewards: nothing, or their mean under it or under the reference."""
+    """A setting combines a behaviour policy with the mean that is subtracted from rewards, if any."""
 
     behaviour: tuple[float, ...]
     level: str
 
     @property
     def name(self) -> str:
-        """The probabilities of the arms."""
+        """The behaviour's probabilities of the arms, as text."""
         return "/".join(f"{p:g}" for p in self.behaviour)
 
     def rewards(self, rewards: Sequence[float]) -> list[float]:
-        """What the methods see, a number an arm."""
+        """Return the reward of each arm that the methods see."""
         weights = {
             "as they are": [0.0] * len(rewards),
             "minus data mean": self.behaviour,
@@ -120,34 +121,34 @@ class Setting:
         return [r - mean for r in rewards]
 
 
-def _methods(beta: Positive) -> list[Method]:
-    labels = replace(methods.dpo(beta), name="DPO Bradley-Terry", rewards="labels")
+def _methods(beta: Positive) -> list[StudyMethod]:
+    labels = replace(study_methods.dpo(beta), name="DPO Bradley-Terry", rewards="labels")
     return [
-        methods.shiq(beta),
-        methods.shiq_ms(beta),
-        methods.shiq_tk(beta),
-        methods.shiq_init(beta),
-        methods.direct(beta),
-        methods.soft_q(beta),
-        methods.copg(beta),
-        replace(methods.dpo(beta), name="DPO 0/1"),
+        study_methods.shiq(beta),
+        study_methods.shiq_ms(beta),
+        study_methods.shiq_tk(beta),
+        study_methods.shiq_init(beta),
+        study_methods.direct(beta),
+        study_methods.soft_q(beta),
+        study_methods.copg(beta),
+        replace(study_methods.dpo(beta), name="DPO 0/1"),
         labels,
-        methods.dro(beta),
-        methods.dro_group_mean(beta),
-        methods.dro_v(beta),
+        study_methods.dro(beta),
+        study_methods.dro_group_mean(beta),
+        study_methods.dro_v(beta),
     ]
 
 
-def draws(
-    method: Method,
+def draw_batches(
+    method: StudyMethod,
     settings: Sequence[Setting],
     seeds: Sequence[int],
     rewards: Sequence[float],
     *,
     batch: int,
     steps: int,
-) -> tuple[Rows, Tensor]:
-    """(every distinct row of every setting and seed, how often each is in each step's batch `[steps, B]`)."""
+) -> tuple[TableRows, Tensor]:
+    """Draw all batches: every distinct row of each setting and seed, and how often each step draws it, `[steps, B]`."""
     entities = _entities(method, len(rewards))
     size, tables = len(entities[0]), len(settings) * len(seeds)
     action = torch.tensor(entities)
@@ -156,7 +157,7 @@ def draws(
     if method.rewards == "labels":
         earned = torch.tensor([1.0, 0.0], dtype=torch.float64).expand_as(earned)
     shape = (tables, *action.shape)
-    rows = rows_of(
+    rows = table_rows(
         torch.arange(tables)[:, None, None].expand(shape).reshape(-1),
         torch.zeros(prod(shape), 1, dtype=torch.int64),
         action.expand(shape).reshape(-1, 1),
@@ -169,8 +170,8 @@ def draws(
     return rows, torch.from_numpy(counts).to(torch.float64).flatten(1).repeat_interleave(size, 1)
 
 
-def _entities(method: Method, arms: int) -> list[tuple[int, ...]]:
-    """What a batch is drawn from: arms, pairs of arms (winner first where they are labelled), or groups of them."""
+def _entities(method: StudyMethod, arms: int) -> list[tuple[int, ...]]:
+    """Return what a batch is drawn from: arms, pairs of arms (winner first where labelled), or groups of arms."""
     if method.rewards == "labels":
         return list(product(range(arms), repeat=2))
     size = {"single": 1, "pair": 2, "group": GROUP}[method.rows]
@@ -178,9 +179,9 @@ def _entities(method: Method, arms: int) -> list[tuple[int, ...]]:
 
 
 def _chances(
-    method: Method, entities: Sequence[tuple[int, ...]], behaviour: Sequence[float], rewards: Sequence[float]
+    method: StudyMethod, entities: Sequence[tuple[int, ...]], behaviour: Sequence[float], rewards: Sequence[float]
 ) -> np.ndarray:
-    """Probability of each; the winner of a labelled pair is drawn by Bradley and Terry, sigmoid(r - r')."""
+    """Return the probability of each entity; Bradley-Terry, sigmoid(r - r'), draws the winner of a labelled pair."""
     p = np.array([prod(behaviour[arm] for arm in entity) for entity in entities])
     if method.rewards == "labels":
         margin = np.array([rewards[winner] - rewards[loser] for winner, loser in entities])
@@ -196,15 +197,15 @@ def _counts(chances: np.ndarray, seed: int, number: int, steps: int) -> np.ndarr
 def _tables(records: Sequence[Record], steps: int) -> list[Crosstab]:
     named = [{**r, "data": f"{r['behaviour']}\n{r['rewards']}"} for r in records]
     last = [r for r in named if r["step"] == steps]
-    arrived: dict[tuple[str, str, int], int] = {}
+    first_step: dict[tuple[str, str, int], int] = {}
     for r in named:
-        if r["regret"] < GOOD:
-            arrived.setdefault((r["method"], r["data"], r["seed"]), r["step"])
-    when = [{**r, "steps": arrived.get((r["method"], r["data"], r["seed"]), inf)} for r in last]
+        if r["regret"] < SMALL_REGRET:
+            first_step.setdefault((r["method"], r["data"], r["seed"]), r["step"])
+    when = [{**r, "steps": first_step.get((r["method"], r["data"], r["seed"]), inf)} for r in last]
     return [
         Crosstab(f"regret after {steps:,} steps, reward units", "method", "data", "regret", last, digits=4),
         Crosstab(
-            f"steps until regret < {GOOD:g}; never: some seed not within {steps:,}",
+            f"steps until regret < {SMALL_REGRET:g}; never: some seed needs more than {steps:,}",
             "method",
             "data",
             "steps",
@@ -225,8 +226,8 @@ def _draw(figure: Any, records: Sequence[Record]) -> None:
         for r in mine:
             numbers.setdefault(r["method"], []).append(r["regret"])
         curves = {name: np.array(values).reshape(len(steps), -1).T for name, values in numbers.items()}
-        for number, (name, curve) in enumerate(merged(curves).items()):
-            band(axes, steps, curve, number, name)
+        for number, (name, curve) in enumerate(merge_equal_curves(curves).items()):
+            plot_band(axes, steps, curve, number, name)
         axes.set_yscale("log")
         axes.set_ylim(bottom=1e-5)
         axes.set_title(f"rewards {level}", fontsize=9)
@@ -234,4 +235,4 @@ def _draw(figure: Any, records: Sequence[Record]) -> None:
         axes.set_xlabel("optimiser steps")
     for axes, behaviour in zip(panels[:, 0], behaviours, strict=True):
         axes.set_ylabel(f"behaviour {behaviour}\nregret, reward units")
-    legend(figure, panels.flat[0], 5)
+    shared_legend(figure, panels.flat[0], 5)

@@ -1,7 +1,8 @@
-"""Fig. 6 of the ShiQ paper (arXiv 2505.11081): the loss before the first step against the level of the reference's v.
+"""This study reproduces Fig. 6 of the ShiQ paper (arXiv 2505.11081): the loss before training against v_ref.
 
-The grid of the `grid` study with fine-grained rewards. The reference is the same policy at every level: only a constant
-is added to all its logits, as language models have large ones.
+v_ref is the log-partition of the reference's logits, in nats. The problem is the grid of `grid_study` with fine-grained
+rewards. The reference is the same policy at every level: a constant is added to all its logits, because the logits of
+language models have a large level too.
 """
 
 from dataclasses import replace
@@ -12,13 +13,13 @@ import torch
 from annotated_types import Ge
 
 from shiqrun.console import track
-from shiqrun.toy import methods
+from shiqrun.toy import study_methods
 from shiqrun.toy.findings import Crosstab, Findings, Record
-from shiqrun.toy.grid import good_and_bad, passes
+from shiqrun.toy.grid_study import sample_good_and_bad, train_epochs
 from shiqrun.toy.learner import Learner
-from shiqrun.toy.logged import Logged, minibatches
+from shiqrun.toy.logged_trajectories import LoggedTrajectories, minibatches
 from shiqrun.toy.plotting import COLOURS
-from shiqrun.toy.problems import Problem, at_level, grid
+from shiqrun.toy.tabular_problems import TabularProblem, grid, with_log_partition
 from shiqrun.types import Positive
 
 Count = Annotated[int, Ge(1)]
@@ -40,34 +41,36 @@ def study(
     epochs: Count,
     learning_rate: Positive,
 ) -> Findings:
-    """Loss at step 0 and regret after training, for ShiQ and ShiQ/init at every level of v_ref.
+    """Measure the loss at step 0 and the regret after training of ShiQ and ShiQ/init at every level of v_ref.
 
     Args:
-        first_seed: the first of the seeds.
-        seeds: how many.
-        levels: of v_ref, nats.
-        size: side of the grid, cells.
-        horizon: moves at most.
-        step_reward: of every move, reward units.
-        treasure_reward: of the treasure.
-        goal_reward: of the goal.
+        first_seed: the first seed.
+        seeds: number of seeds.
+        levels: levels of v_ref, nats.
+        size: side of the grid in cells.
+        horizon: largest number of moves.
+        step_reward: reward of every move.
+        treasure_reward: reward of the treasure.
+        goal_reward: reward of the goal.
         beta: KL temperature, reward units per nat.
-        trajectories: of the optimal policy, and as many of the uniform one.
-        batch: trajectories of an optimiser step.
-        epochs: passes over the data after which regret is taken.
-        learning_rate: of Adam.
+        trajectories: number of trajectories of the optimal policy, and of the uniform policy.
+        batch: trajectories in an optimiser step.
+        epochs: passes over the data before regret is measured.
+        learning_rate: learning rate of Adam.
     """
     problem = grid(
         size=size, horizon=horizon, step_reward=step_reward, goal_reward=goal_reward, treasure_reward=treasure_reward
     )
     all_seeds = range(first_seed, first_seed + seeds)
-    data = good_and_bad(problem, beta, trajectories, all_seeds)
+    data = sample_good_and_bad(problem, beta, trajectories, all_seeds)
     records: list[Record] = []
-    for method, level in track(list(product((methods.shiq(beta), methods.shiq_init(beta)), levels)), "init"):
-        shifted = at_level(problem, level)
+    for method, level in track(
+        list(product((study_methods.shiq(beta), study_methods.shiq_init(beta)), levels)), "init"
+    ):
+        shifted = with_log_partition(problem, level)
         learner = Learner(method, shifted.reference, tables=seeds, learning_rate=learning_rate)
-        losses = first_losses(learner, data, shifted)
-        for _ in passes(learner, data, shifted.reward, batch=batch, epochs=[epochs]):
+        losses = mean_losses(learner, data, shifted)
+        for _ in train_epochs(learner, data, shifted.reward, batch=batch, epochs=[epochs]):
             regret = shifted.regret(learner.logp(), beta).tolist()
         for seed, loss, final in zip(all_seeds, losses, regret, strict=True):
             records.append({"method": method.name, "v_ref": level, "seed": seed, "loss": loss, "regret": final})
@@ -81,8 +84,8 @@ def _tables(records: list[Record], epochs: int) -> list[Crosstab]:
     ]
 
 
-def first_losses(learner: Learner, data: Logged, problem: Problem) -> list[float]:
-    """Each seed's mean loss over all its data before any step."""
+def mean_losses(learner: Learner, data: LoggedTrajectories, problem: TabularProblem) -> list[float]:
+    """Return each seed's mean loss over all its data, without an update."""
     rewards = data.rewards(problem.reward)
     rows = next(minibatches(data, rewards, kind="single", batch=len(data), epochs=1))
     found = []

@@ -1,4 +1,4 @@
-"""Small problems with deterministic transitions, their exact optimum, and exact expectations, by backward induction.
+"""Tabular problems have deterministic transitions, so that backward induction gives the exact optimum and regret.
 
 With v = 0 after the last step, and pi_ref the softmax of the reference's logits:
 
@@ -6,7 +6,7 @@ With v = 0 after the last step, and pi_ref the softmax of the reference's logits
     J(s)  = sum_a pi(a|s) (r(s,a) - beta D(s,a) + J(s')),    D = log pi - log pi_ref
     regret = v* - J = beta KL(pi || pi*)
 
-Everything is float64.
+All tensors are float64, all values in reward units.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,16 +22,16 @@ MOVES = (UP, DOWN, LEFT, RIGHT)
 
 
 @dataclass(frozen=True)
-class Problem:
-    """An episodic problem that starts in state 0 and is cut after `horizon` actions.
+class TabularProblem:
+    """A tabular problem is an episode from state 0 of at most `horizon` actions, with a reference policy.
 
     Attributes:
         next_state: `[states, V]` int64.
         reward: `[states, V]`, reward units.
         ends: `[states, V]` bool, True where the action ends the episode.
         reference: `[states, V]`, logits of the reference.
-        horizon: actions of an episode at most.
-        events: name -> `[states, V]`, 1.0 where the action makes the event happen; at most once an episode.
+        horizon: largest number of actions in an episode.
+        events: name to `[states, V]`, 1.0 where the action makes the event happen; at most once an episode.
     """
 
     next_state: Tensor
@@ -42,7 +42,7 @@ class Problem:
     events: Mapping[str, Tensor] = field(default_factory=dict)
 
     def optimum(self, beta: Positive) -> tuple[float, Tensor]:
-        """(v* at the start in reward units, log pi* `[horizon, states, V]`): the optimum knows the time left."""
+        """Return v* at the start and log pi* `[horizon, states, V]`, the optimal policy, which knows the time left."""
         value = torch.zeros(len(self.reward), dtype=torch.float64)
         policy: list[Tensor] = []
         for _ in range(self.horizon):
@@ -52,10 +52,10 @@ class Problem:
             value = beta * partition
         return value[0].item(), torch.stack(policy)
 
-    def expected(self, logp: Tensor | Sequence[Tensor], payoff: Tensor | Sequence[Tensor]) -> Tensor:
-        """E_pi sum_t payoff(s_t, a_t) from the start, `[...]`.
+    def expectation(self, logp: Tensor | Sequence[Tensor], payoff: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return E_pi sum_t payoff(s_t, a_t) from the start, `[...]`.
 
-        Both are `[..., states, V]`, or a sequence of `horizon` such tensors if they depend on the time.
+        `logp` and `payoff` are `[..., states, V]`, or sequences of `horizon` such tensors if they depend on the time.
         """
         value = torch.zeros(len(self.reward), dtype=torch.float64)
         for step in reversed(range(self.horizon)):
@@ -65,22 +65,22 @@ class Problem:
         return value[..., 0]
 
     def regularised_return(self, logp: Tensor, beta: Positive) -> Tensor:
-        """E_pi[sum_t r_t - beta D_t] of policies `[..., states, V]` that do not know the time, `[...]`."""
-        return self.expected(logp, self.reward - beta * (logp - self.reference.log_softmax(-1)))
+        """Return E_pi[sum_t r_t - beta D_t], `[...]`, of policies `[..., states, V]` that do not know the time."""
+        return self.expectation(logp, self.reward - beta * (logp - self.reference.log_softmax(-1)))
 
     def regret(self, logp: Tensor, beta: Positive) -> Tensor:
-        """v* - E_pi[sum_t r_t - beta D_t], `[...]`, reward units, at least 0."""
+        """Return the regret v* - E_pi[sum_t r_t - beta D_t], `[...]`, at least 0."""
         return self.optimum(beta)[0] - self.regularised_return(logp, beta)
 
     def _following(self, value: Tensor) -> Tensor:
-        """Value of the next state, `[..., states, V]`, 0 where there is none."""
+        """Return the value of the next state, `[..., states, V]`, 0 where the action ends the episode."""
         return value[..., self.next_state].masked_fill(self.ends, 0)
 
 
-def bandit(rewards: Sequence[float]) -> Problem:
-    """One state, one action, and the uniform reference with logits 0 (so v_ref = log V is not 0)."""
+def bandit(rewards: Sequence[float]) -> TabularProblem:
+    """Return a bandit: one state, one action, and the uniform reference with logits 0 (so v_ref = log V is not 0)."""
     shape = (1, len(rewards))
-    return Problem(
+    return TabularProblem(
         next_state=torch.zeros(shape, dtype=torch.int64),
         reward=torch.tensor([list(rewards)], dtype=torch.float64),
         ends=torch.ones(shape, dtype=torch.bool),
@@ -96,10 +96,10 @@ def grid(
     step_reward: float,
     goal_reward: float,
     treasure_reward: float,
-) -> Problem:
-    """Walk from the top left to the bottom right of a square; the treasure is in the top right corner.
+) -> TabularProblem:
+    """Return a grid: a walk from top left to bottom right, with a treasure in the top right corner.
 
-    State: cell + size^2 * (treasure taken). A move into a wall stays where it is. The reference is uniform.
+    A state is cell + size^2 * (treasure taken). A move into a wall does not move. The reference is uniform.
     """
     cells, goal, treasure = size * size, size * size - 1, size - 1
     next_state = torch.zeros(2 * cells, len(MOVES), dtype=torch.int64)
@@ -113,7 +113,7 @@ def grid(
             found = not taken and reached == treasure
             next_state[state, move] = reached + cells * (taken or found)
             at_goal[state, move], at_treasure[state, move] = reached == goal, found
-    return Problem(
+    return TabularProblem(
         next_state=next_state,
         reward=step_reward + goal_reward * at_goal + treasure_reward * at_treasure,
         ends=at_goal.bool(),
@@ -123,10 +123,10 @@ def grid(
     )
 
 
-def lock(*, length: int, actions: int, total_reward: float, dense: bool) -> Problem:
-    """A row of `length` decisions; action 0 goes on, any other ends the episode with nothing more.
+def lock(*, length: int, actions: int, total_reward: float, dense: bool) -> TabularProblem:
+    """Return a lock: `length` decisions, of which action 0 is right; any other action ends the episode without reward.
 
-    `total_reward` is earned by opening the lock: all of it by the last action, or in equal parts by every right one.
+    A dense lock pays `total_reward` in equal parts for every right action, a sparse one all of it for the last.
     """
     shape = (length, actions)
     position = torch.arange(length)
@@ -135,7 +135,7 @@ def lock(*, length: int, actions: int, total_reward: float, dense: bool) -> Prob
     reward, opened = torch.zeros(2, *shape, dtype=torch.float64)
     reward[:, 0] = total_reward / length if dense else total_reward * (position == length - 1)
     opened[-1, 0] = 1.0
-    return Problem(
+    return TabularProblem(
         next_state=(position + 1).clamp(max=length - 1)[:, None].expand(shape).contiguous(),
         reward=reward,
         ends=ends,
@@ -145,6 +145,6 @@ def lock(*, length: int, actions: int, total_reward: float, dense: bool) -> Prob
     )
 
 
-def at_level(problem: Problem, level: float) -> Problem:
-    """The same problem with the reference's log-partition at `level` nats in every state: only the logits differ."""
+def with_log_partition(problem: TabularProblem, level: float) -> TabularProblem:
+    """Return the problem with the reference's log-partition at `level` nats in every state; its policy is the same."""
     return replace(problem, reference=problem.reference.log_softmax(-1) + level)

@@ -1,9 +1,9 @@
-"""Fig. 2 of the ShiQ paper (arXiv 2505.11081): a grid with a treasure, learnt from optimal and uniform trajectories.
+"""This study reproduces Fig. 2 of the ShiQ paper (arXiv 2505.11081): regret of each loss on a grid with a treasure.
 
-State: (cell, treasure taken), as in the paper, so policies do not know the time left. The optimum that regret is
-measured against does, and has the exact horizon; the best policy that does not know the time loses .002 of it.
-DPO and CoPG compare the i-th optimal trajectory with the i-th uniform one, the other methods see both kinds shuffled;
-a step has the same number of trajectories for all.
+The data are trajectories of the optimal and of the uniform policy. A state is (cell, treasure taken), as in the paper,
+so policies do not know the time left. The optimum of which regret is measured knows it; the best policy that does not
+loses .002. DPO and CoPG compare the i-th optimal trajectory with the i-th uniform one; the other methods see both kinds
+shuffled. A step has the same number of trajectories for all methods.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ from annotated_types import Ge
 from torch import Tensor
 
 from shiqrun.console import track
-from shiqrun.toy import methods
-from shiqrun.toy.findings import Crosstab, Findings, Record, each_seed
-from shiqrun.toy.learner import Learner, Method
-from shiqrun.toy.logged import Logged, logged, minibatches
-from shiqrun.toy.plotting import COLOURS, legend
-from shiqrun.toy.problems import Problem, grid
+from shiqrun.toy import study_methods
+from shiqrun.toy.findings import Crosstab, Findings, Record, seed_records
+from shiqrun.toy.learner import Learner, StudyMethod
+from shiqrun.toy.logged_trajectories import LoggedTrajectories, minibatches, sample_trajectories
+from shiqrun.toy.plotting import COLOURS, shared_legend
+from shiqrun.toy.tabular_problems import TabularProblem, grid
 from shiqrun.types import Positive
 
 Count = Annotated[int, Ge(1)]
@@ -43,56 +43,60 @@ def study(
     learning_rate: Positive,
     value_ratio: Positive,
 ) -> Findings:
-    """Regret and the probability of the treasure after each of `epochs`, with final and with fine-grained rewards.
+    """Measure regret and the probability of taking the treasure after each of `epochs`, with two kinds of rewards.
 
     Args:
-        first_seed: the first of the seeds.
-        seeds: how many.
-        size: side of the grid, cells.
-        horizon: moves at most.
-        step_reward: of every move, reward units.
-        final_reward: of the goal, where it is the only one.
-        treasure_reward: of the treasure in the fine-grained case.
-        goal_reward: of the goal in the fine-grained case.
+        first_seed: the first seed.
+        seeds: number of seeds.
+        size: side of the grid in cells.
+        horizon: largest number of moves.
+        step_reward: reward of every move.
+        final_reward: reward of the goal where only the goal is rewarded.
+        treasure_reward: reward of the treasure in the fine-grained case.
+        goal_reward: reward of the goal in the fine-grained case.
         beta: KL temperature, reward units per nat.
-        trajectories: of the optimal policy, and as many of the uniform one.
-        batch: trajectories of an optimiser step.
-        epochs: passes over the data after which is evaluated.
-        learning_rate: of Adam.
-        value_ratio: DRO-V's learning rate of the value, relative to the policy's.
+        trajectories: number of trajectories of the optimal policy, and of the uniform policy.
+        batch: trajectories in an optimiser step.
+        epochs: numbers of passes over the data after which the policies are evaluated.
+        learning_rate: learning rate of Adam.
+        value_ratio: DRO-V's learning rate of the value, relative to that of the policy.
     """
     all_seeds = range(first_seed, first_seed + seeds)
     records: list[Record] = []
     for case, goal, treasure in (("final", final_reward, 0.0), ("fine-grained", goal_reward, treasure_reward)):
         problem = grid(size=size, horizon=horizon, step_reward=step_reward, goal_reward=goal, treasure_reward=treasure)
-        data = good_and_bad(problem, beta, trajectories, all_seeds)
+        data = sample_good_and_bad(problem, beta, trajectories, all_seeds)
         for method in track(_methods(beta), f"grid, {case}"):
             learner = Learner(
                 method, problem.reference, tables=seeds, learning_rate=learning_rate, value_ratio=value_ratio
             )
             seen = problem.reward if method.rewards == "full" else goal * problem.events["goal"]
-            for epoch in passes(learner, data, seen, batch=batch, epochs=epochs):
+            for epoch in train_epochs(learner, data, seen, batch=batch, epochs=epochs):
                 shared = {"case": case, "method": method.name, "epochs": epoch}
-                records += _evaluated(problem, learner.logp(), beta, all_seeds, shared)
+                records += _evaluate(problem, learner.logp(), beta, all_seeds, shared)
     return Findings("grid", records, _tables(records), lambda figure: _draw(figure, records))
 
 
-def _evaluated(
-    problem: Problem, logp: Tensor, beta: Positive, seeds: Sequence[int], shared: Record
+def _evaluate(
+    problem: TabularProblem, logp: Tensor, beta: Positive, seeds: Sequence[int], shared: Record
 ) -> Iterator[Record]:
-    regret = each_seed(seeds, problem.regret(logp, beta).tolist(), "regret", **shared)
-    for record, chance in zip(regret, problem.expected(logp, problem.events["treasure"]).tolist(), strict=True):
+    regret = seed_records(seeds, problem.regret(logp, beta).tolist(), "regret", **shared)
+    for record, chance in zip(regret, problem.expectation(logp, problem.events["treasure"]).tolist(), strict=True):
         yield {**record, "treasure": chance}
 
 
-def good_and_bad(problem: Problem, beta: Positive, number: int, seeds: Sequence[int]) -> Logged:
-    """Trajectories of the regularised optimum, then as many of the uniform policy."""
+def sample_good_and_bad(
+    problem: TabularProblem, beta: Positive, number: int, seeds: Sequence[int]
+) -> LoggedTrajectories:
+    """Sample trajectories of the regularised optimum, then as many of the uniform policy."""
     optimum = problem.optimum(beta)[1]
-    return logged(problem, [optimum, torch.zeros_like(optimum).log_softmax(-1)], number, seeds)
+    return sample_trajectories(problem, [optimum, torch.zeros_like(optimum).log_softmax(-1)], number, seeds)
 
 
-def passes(learner: Learner, data: Logged, seen: Tensor, *, batch: int, epochs: Sequence[int]) -> Iterator[int]:
-    """Trains to the last of `epochs` and yields each of them when it is reached."""
+def train_epochs(
+    learner: Learner, data: LoggedTrajectories, seen: Tensor, *, batch: int, epochs: Sequence[int]
+) -> Iterator[int]:
+    """Train for the largest number in `epochs`, and yield each of them when it is reached."""
     per_epoch = -(-len(data) // batch)
     steps = minibatches(data, data.rewards(seen), kind=learner.method.rows, batch=batch, epochs=max(epochs))
     for step, rows in enumerate(steps, 1):
@@ -101,22 +105,22 @@ def passes(learner: Learner, data: Logged, seen: Tensor, *, batch: int, epochs: 
             yield step // per_epoch
 
 
-def _methods(beta: Positive) -> list[Method]:
-    copg, dpo = methods.copg(beta), methods.dpo(beta)
+def _methods(beta: Positive) -> list[StudyMethod]:
+    copg, dpo = study_methods.copg(beta), study_methods.dpo(beta)
     return [
-        methods.shiq(beta),
-        methods.shiq_ms(beta),
-        methods.shiq_tk(beta),
-        methods.shiq_init(beta),
-        methods.direct(beta),
-        methods.soft_q(beta),
+        study_methods.shiq(beta),
+        study_methods.shiq_ms(beta),
+        study_methods.shiq_tk(beta),
+        study_methods.shiq_init(beta),
+        study_methods.direct(beta),
+        study_methods.soft_q(beta),
         copg,
         replace(copg, name="CoPG, goal alone", rewards="goal"),
         dpo,
         replace(dpo, name="DPO, goal alone", rewards="goal"),
-        methods.dro(beta),
-        methods.dro_group_mean(beta),
-        methods.dro_v(beta),
+        study_methods.dro(beta),
+        study_methods.dro_group_mean(beta),
+        study_methods.dro_v(beta),
     ]
 
 
@@ -148,4 +152,4 @@ def _draw(figure: Any, records: Sequence[Record]) -> None:
         if value == "regret":
             axes.set_xscale("log")
     row[0].invert_yaxis()
-    legend(figure, row[0], len(epochs))
+    shared_legend(figure, row[0], len(epochs))

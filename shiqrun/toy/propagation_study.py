@@ -1,7 +1,7 @@
-"""How many updates it takes until the first token of a sequence has a gradient, when only the last one is rewarded.
+"""This study counts updates until the first token of a sequence has a gradient, if only the last token is rewarded.
 
-One logged sequence for each seed, the policy at the reference, random reference logits and a random reward. One-step
-residuals hand the reward back by one token an update; residuals of whole suffixes reach every token at once.
+Each seed has one logged sequence, random reference logits and a random reward; the policy starts at the reference.
+One-step residuals carry the reward back by one token an update; residuals of whole suffixes reach every token at once.
 """
 
 from typing import Annotated, Any
@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge
 
-from shiqrun.toy import methods
-from shiqrun.toy.findings import Crosstab, Findings, Record, each_seed
-from shiqrun.toy.learner import Learner, Method, rows_of
+from shiqrun.toy import study_methods
+from shiqrun.toy.findings import Crosstab, Findings, Record, seed_records
+from shiqrun.toy.learner import Learner, StudyMethod, table_rows
 from shiqrun.toy.plotting import COLOURS
 from shiqrun.types import Positive
 
@@ -25,15 +25,15 @@ def study(
     beta: Positive,
     learning_rate: Positive,
 ) -> Findings:
-    """The first update in which the first token's logits have a gradient, for every length.
+    """Find the first update in which the first token's logits have a gradient, for every length and method.
 
     Args:
-        first_seed: the first of the seeds.
-        seeds: how many.
-        lengths: of the sequences, tokens.
-        actions: tokens of the vocabulary.
+        first_seed: the first seed.
+        seeds: number of seeds.
+        lengths: lengths of the sequences in tokens.
+        actions: size of the vocabulary.
         beta: KL temperature, reward units per nat.
-        learning_rate: of Adam.
+        learning_rate: learning rate of Adam.
     """
     all_seeds = range(first_seed, first_seed + seeds)
     records: list[Record] = []
@@ -42,28 +42,28 @@ def study(
             gradients = first_token_gradients(method, length, actions, all_seeds, learning_rate)
             updates = (gradients == 0).sum(0) + 1
             shared = {"tokens": length, "method": method.name}
-            found = each_seed(all_seeds, updates.tolist(), "updates", **shared)
+            found = seed_records(all_seeds, updates.tolist(), "updates", **shared)
             records += [{**r, "gradient": g} for r, g in zip(found, gradients.max(0).values.tolist(), strict=True)]
     named = [{**r, "length": f"{r['tokens']} tokens"} for r in records]
     table = Crosstab("updates until the first token has a gradient", "method", "length", "updates", named, digits=0)
     return Findings("propagation", records, [table], lambda figure: _draw(figure, records))
 
 
-def _methods(beta: Positive) -> list[Method]:
+def _methods(beta: Positive) -> list[StudyMethod]:
     return [
-        methods.shiq(beta),
-        methods.shiq(beta, lam=0.9),
-        methods.shiq_tk(beta),
-        methods.shiq_ms(beta),
+        study_methods.shiq(beta),
+        study_methods.shiq(beta, lam=0.9),
+        study_methods.shiq_tk(beta),
+        study_methods.shiq_ms(beta),
     ]
 
 
 def first_token_gradients(
-    method: Method, length: int, actions: int, seeds: range, learning_rate: Positive
+    method: StudyMethod, length: int, actions: int, seeds: range, learning_rate: Positive
 ) -> torch.Tensor:
-    """Norm of the gradient at the first token's logits in every update until all seeds have one, `[updates, seeds]`.
+    """Return the norm of the gradient at the first token's logits in each update, `[updates, seeds]`.
 
-    At most 2 * length updates.
+    Updates end when all seeds have a gradient there, or after 2 * length.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     reference = torch.stack([torch.randn(length, actions, dtype=torch.float64, generator=g) for g in generators])
@@ -72,7 +72,7 @@ def first_token_gradients(
     action = torch.cat([torch.randint(actions, (1, length), generator=g) for g in generators])
     table = torch.arange(len(seeds))
     state = torch.arange(length).expand_as(action)
-    rows = rows_of(table, state, action, rewards, torch.ones_like(action, dtype=torch.bool), table)
+    rows = table_rows(table, state, action, rewards, torch.ones_like(action, dtype=torch.bool), table)
     learner = Learner(method, reference, tables=len(seeds), learning_rate=learning_rate)
     norms: list[torch.Tensor] = []
     while len(norms) < 2 * length and (not norms or (norms[-1] == 0).any()):

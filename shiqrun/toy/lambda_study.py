@@ -1,8 +1,8 @@
-"""Regret of ShiQ(lambda) over lambda: 0 is ShiQ/ms, 1 is the paper's ShiQ; no paper has the values between.
+"""This study measures the regret of ShiQ(lambda) against lambda: 0 is ShiQ/ms, 1 is ShiQ; no paper has values between.
 
-Problems short and long, with dense and sparse rewards: squares with a treasure on a detour (dense: both pay; sparse:
-the goal alone), and locks, rows of decisions that only one sequence opens (dense: every right one pays; sparse: the
-last).
+The problems are short and long, with dense and sparse rewards. In grids a treasure lies on a detour: dense rewards pay
+for treasure and goal, sparse ones for the goal alone. In locks one sequence of decisions is right: dense rewards
+pay for every right decision, sparse ones for the last.
 """
 
 from typing import Annotated, Any
@@ -11,16 +11,16 @@ import numpy as np
 from annotated_types import Ge
 
 from shiqrun.console import track
-from shiqrun.toy import methods
-from shiqrun.toy.findings import Crosstab, Findings, Record, each_seed
-from shiqrun.toy.grid import good_and_bad, passes
+from shiqrun.toy import study_methods
+from shiqrun.toy.findings import Crosstab, Findings, Record, seed_records
+from shiqrun.toy.grid_study import sample_good_and_bad, train_epochs
 from shiqrun.toy.learner import Learner
-from shiqrun.toy.plotting import band, legend
-from shiqrun.toy.problems import Problem, grid, lock
+from shiqrun.toy.plotting import plot_band, shared_legend
+from shiqrun.toy.tabular_problems import TabularProblem, grid, lock
 from shiqrun.types import Positive, UnitInterval
 
 Count = Annotated[int, Ge(1)]
-STEP_REWARD = -0.1  # of a move in a grid, as in the `grid` study
+STEP_REWARD = -0.1  # of a move in a grid, as in `grid_study`; reward units
 
 
 def study(
@@ -38,32 +38,34 @@ def study(
     epochs: list[Count],
     learning_rate: Positive,
 ) -> Findings:
-    """Regret after each of `epochs` for every lambda and problem.
+    """Measure the regret after each of `epochs` for every lambda and problem.
 
     Args:
-        first_seed: the first of the seeds.
-        seeds: how many.
-        lambdas: 0 to 1.
-        grid_sizes: sides of the squares, cells.
-        lock_lengths: decisions of the locks.
-        horizon: moves in a square at most.
-        total_reward: of treasure and goal, or of the opened lock, reward units.
+        first_seed: the first seed.
+        seeds: number of seeds.
+        lambdas: values of lambda, 0 to 1.
+        grid_sizes: sides of the grids in cells.
+        lock_lengths: numbers of decisions of the locks.
+        horizon: largest number of moves in a grid.
+        total_reward: reward of treasure and goal together, and of an opened lock.
         beta: KL temperature, reward units per nat.
-        trajectories: of the optimal policy, and as many of the uniform one.
-        batch: trajectories of an optimiser step.
-        epochs: passes over the data after which is evaluated.
-        learning_rate: of Adam.
+        trajectories: number of trajectories of the optimal policy, and of the uniform policy.
+        batch: trajectories in an optimiser step.
+        epochs: numbers of passes over the data after which the policies are evaluated.
+        learning_rate: learning rate of Adam.
     """
     all_seeds = range(first_seed, first_seed + seeds)
     records: list[Record] = []
     problems = _problems(grid_sizes, lock_lengths, horizon, total_reward)
     for name, problem in track(problems.items(), "lambda", total=len(problems)):
-        data = good_and_bad(problem, beta, trajectories, all_seeds)
+        data = sample_good_and_bad(problem, beta, trajectories, all_seeds)
         for lam in lambdas:
-            learner = Learner(methods.shiq(beta, lam), problem.reference, tables=seeds, learning_rate=learning_rate)
-            for epoch in passes(learner, data, problem.reward, batch=batch, epochs=epochs):
+            learner = Learner(
+                study_methods.shiq(beta, lam), problem.reference, tables=seeds, learning_rate=learning_rate
+            )
+            for epoch in train_epochs(learner, data, problem.reward, batch=batch, epochs=epochs):
                 regret = problem.regret(learner.logp(), beta).tolist()
-                records += each_seed(all_seeds, regret, "regret", problem=name, epochs=epoch, lam=lam)
+                records += seed_records(all_seeds, regret, "regret", problem=name, epochs=epoch, lam=lam)
     tables = [_table([r for r in records if r["epochs"] == epoch], epoch) for epoch in epochs]
     return Findings("lambda", records, tables, lambda figure: _draw(figure, records))
 
@@ -74,9 +76,9 @@ def _table(records: list[Record], epoch: int) -> Crosstab:
     return Crosstab(title, "problem", "lambda", "regret", named)
 
 
-def _problems(sizes: list[int], lengths: list[int], horizon: int, total_reward: float) -> dict[str, Problem]:
-    """Name -> problem; a square's treasure has 4/7 of the reward where it pays, as in the `grid` study."""
-    found: dict[str, Problem] = {}
+def _problems(sizes: list[int], lengths: list[int], horizon: int, total_reward: float) -> dict[str, TabularProblem]:
+    """Return the problems by name; where the treasure of a grid pays, it has 4/7 of the reward, as in `grid_study`."""
+    found: dict[str, TabularProblem] = {}
     for density, share in (("dense", 4 / 7), ("sparse", 0.0)):
         for size in sizes:
             found[f"grid {size}x{size}, {density}"] = grid(
@@ -103,7 +105,7 @@ def _draw(figure: Any, records: list[Record]) -> None:
         for number, epoch in enumerate(epochs):
             mine = [r["regret"] for r in records if r["problem"] == name and r["epochs"] == epoch]
             label = f"{epoch} epoch{'s' * (epoch > 1)}"
-            band(axes, range(len(lambdas)), np.array(mine).reshape(len(lambdas), -1).T, number, label)
+            plot_band(axes, range(len(lambdas)), np.array(mine).reshape(len(lambdas), -1).T, number, label)
         axes.set_yscale("log")
         axes.set_title(name, fontsize=9)
     for axes in panels[-1]:
@@ -111,4 +113,4 @@ def _draw(figure: Any, records: list[Record]) -> None:
         axes.set_xlabel("λ")
     for axes in panels[:, 0]:
         axes.set_ylabel("regret, reward units")
-    legend(figure, panels.flat[0], len(epochs))
+    shared_legend(figure, panels.flat[0], len(epochs))

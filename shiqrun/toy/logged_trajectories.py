@@ -1,4 +1,4 @@
-"""Logged trajectories of several seeds: sampled from tables, cut into mini-batches, every seed by its own generator."""
+"""Logged trajectories are sampled from tabular policies and cut into mini-batches; each seed has its own generator."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiqrun.toy.learner import Rows, rows_of
-from shiqrun.toy.problems import Problem
+from shiqrun.toy.learner import TableRows, table_rows
+from shiqrun.toy.tabular_problems import TabularProblem
 
 
 @dataclass(frozen=True)
-class Logged:
-    """Trajectories of several seeds: the first half good, the second half bad, where there are two kinds.
+class LoggedTrajectories:
+    """The logged trajectories of several seeds; where there are two kinds, the first half is good, the second half bad.
 
     Attributes:
         state: `[tables, n, A]` int64.
         action: `[tables, n, A]` int64.
         mask: `[tables, n, A]` bool, True on actions.
-        seeds: of the tables; they also order the mini-batches.
+        seeds: seed of each table, which also shuffles the mini-batches.
     """
 
     state: Tensor
@@ -32,26 +32,30 @@ class Logged:
         return self.state.shape[1]
 
     def rewards(self, table: Tensor) -> Tensor:
-        """The entries of a `[states, V]` table that the trajectories meet, `[tables, n, A]`, 0 in padding."""
+        """Return the entries of a `[states, V]` table along the trajectories, `[tables, n, A]`, 0 in padding."""
         return table[self.state, self.action].masked_fill(~self.mask, 0)
 
 
-def logged(problem: Problem, policies: Sequence[Tensor], number: int, seeds: Sequence[int]) -> Logged:
-    """`number` trajectories of each policy for each seed; a policy is log-probabilities `[horizon, states, V]`."""
-    drawn = [[_sampled(problem, policy, number, _rng(seed, k)) for k, policy in enumerate(policies)] for seed in seeds]
+def sample_trajectories(
+    problem: TabularProblem, policies: Sequence[Tensor], number: int, seeds: Sequence[int]
+) -> LoggedTrajectories:
+    """Sample `number` trajectories of each policy, log-probabilities `[horizon, states, V]`, for each seed."""
+    drawn = [
+        [_sample_policy(problem, policy, number, _rng(seed, k)) for k, policy in enumerate(policies)] for seed in seeds
+    ]
     parts = [[np.concatenate([kind[part] for kind in kinds]) for kinds in drawn] for part in range(3)]
     state, action, mask = (torch.from_numpy(np.stack(part)) for part in parts)
-    return Logged(state, action, mask, seeds)
+    return LoggedTrajectories(state, action, mask, seeds)
 
 
 def _rng(*seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def _sampled(
-    problem: Problem, logp: Tensor, number: int, rng: np.random.Generator
+def _sample_policy(
+    problem: TabularProblem, logp: Tensor, number: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(state, action, mask), each `[number, horizon]`."""
+    """Return (state, action, mask) of sampled trajectories, each `[number, horizon]`."""
     cumulative = logp.exp().cumsum(-1).numpy()
     next_state, ends = problem.next_state.numpy(), problem.ends.numpy()
     state, alive = np.zeros(number, np.int64), np.ones(number, bool)
@@ -67,18 +71,18 @@ def _sampled(
 
 
 def minibatches(
-    data: Logged, rewards: Tensor, *, kind: Literal["single", "pair", "group"], batch: int, epochs: int
-) -> Iterator[Rows]:
-    """Optimiser steps of `batch` trajectories a seed; every trajectory once an epoch, in a new order.
+    data: LoggedTrajectories, rewards: Tensor, *, kind: Literal["single", "pair", "group"], batch: int, epochs: int
+) -> Iterator[TableRows]:
+    """Yield mini-batches of `batch` trajectories for each seed, every trajectory once an epoch, in a new order.
 
-    A pair is a good trajectory and the bad one of the same number, and its two rows are neighbours. A group is all the
-    trajectories of a step: they start in the same state, which is the prompt of these problems.
+    A pair is the i-th good and the i-th bad trajectory, in neighbouring rows. A group is all trajectories of a step:
+    they start in the same state, which is the prompt of these problems.
 
     Args:
         data: the trajectories.
-        rewards: `[tables, n, A]`.
-        kind: pairs and groups are compared, single trajectories are not.
-        batch: trajectories a step and seed; even for pairs.
+        rewards: `[tables, n, A]`, reward units.
+        kind: pairs and groups are compared with each other, single trajectories are not.
+        batch: trajectories of a step and seed; even for pairs.
         epochs: passes over the data.
     """
     tables, size = len(data.seeds), 2 if kind == "pair" else 1
@@ -94,4 +98,4 @@ def minibatches(
             state, action, earned, mask = (
                 x[table, index].flatten(0, 1) for x in (data.state, data.action, rewards, data.mask)
             )
-            yield rows_of(row_table, state, action, earned, mask, group)
+            yield table_rows(row_table, state, action, earned, mask, group)

@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 import torch
 
-from shiqrun.toy.problems import at_level, bandit, grid, lock
+from shiqrun.toy.tabular_problems import bandit, grid, lock, with_log_partition
 
 BETA = 0.7
 
@@ -73,7 +73,7 @@ def test_the_optimum_has_no_regret_and_earns_its_own_value():
     problem = small("grid")
     value, policy = problem.optimum(BETA)
     payoff = [problem.reward - BETA * (logp - problem.reference.log_softmax(-1)) for logp in policy]
-    assert problem.expected(list(policy), payoff).item() == pytest.approx(value, abs=1e-12)
+    assert problem.expectation(list(policy), payoff).item() == pytest.approx(value, abs=1e-12)
 
 
 def walk(problem, moves):
@@ -107,12 +107,12 @@ def test_a_lock_opens_by_its_one_sequence():
     assert [dense.reward[s, a].item() for s, a in path] == [2, 2, 2]
     assert sparse.ends.tolist() == [[False, True], [False, True], [True, True]]
     uniform = torch.zeros(1, 3, 2, dtype=torch.float64).log_softmax(-1)
-    assert sparse.expected(uniform, sparse.events["goal"]).item() == pytest.approx(1 / 8)
+    assert sparse.expectation(uniform, sparse.events["goal"]).item() == pytest.approx(1 / 8)
 
 
 def test_another_level_of_the_reference_is_the_same_policy():
     problem = small("grid")
-    shifted = at_level(problem, 15.0)
+    shifted = with_log_partition(problem, 15.0)
     torch.testing.assert_close(shifted.reference.logsumexp(-1), torch.full_like(shifted.reference[:, 0], 15.0))
     assert shifted.optimum(BETA)[0] == pytest.approx(problem.optimum(BETA)[0])
 
