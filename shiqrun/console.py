@@ -1,4 +1,4 @@
-"""Where a person reads: one rich console, progress bars on a terminal and plain lines elsewhere."""
+"""The console prints for a person: live views and progress bars on a terminal, plain lines elsewhere."""
 
 import logging
 import os
@@ -11,34 +11,35 @@ from rich.progress import track as rich_track
 
 Item = TypeVar("Item")
 WIDTH = 160
-"""Columns where the output is no terminal: a logged step stays on one line."""
+"""Columns where the output is no terminal, so that a logged step stays on one line."""
 console = Console() if os.isatty(1) else Console(width=WIDTH)
 PATIENCE_SECONDS = 2.0
+"""Seconds before `track` prints a line where the output is no terminal."""
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks: rank 0 of a run of several."""
+    """Return whether this process prints: rank 0, or the only process."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def quiet_other_ranks() -> None:
-    """Silences what is no error on every rank but 0."""
+    """Silence everything but errors on every rank but 0."""
     if not is_main_process():
         console.quiet = True
         logging.getLogger().setLevel(logging.ERROR)
 
 
 class Handler(logging.Handler):
-    """Log messages through the console, so that they do not tear a live view."""
+    """A logging handler that prints through the console, so that messages do not tear a live view."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints the message; warnings and errors say that they are."""
+        """Print the message, with its level if it is a warning or an error."""
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         console.print(level + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """The items; shows progress on a terminal, and elsewhere one line if it takes longer than two seconds."""
+    """Yield the items with a progress bar on a terminal, and elsewhere with one line if it takes over two seconds."""
     if console.is_terminal and not console.quiet:
         yield from rich_track(items, description, total=total, console=console, transient=True)
         return
@@ -52,13 +53,13 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         console.print(f"{description}: {count:,} in {time.perf_counter() - start:.0f} s")
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things: `1 job`, `2 jobs`."""
+def count_of(count: int, noun: str) -> str:
+    """Return a number and its noun: `1 job`, `2 jobs`."""
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def number(value: Any) -> str:
-    """A metric as a person reads it: four significant figures."""
+    """Return a metric as text for a person, with four significant figures."""
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):

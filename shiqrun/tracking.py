@@ -1,4 +1,4 @@
-"""Weights & Biases through Lightning's logger: online where there is a key and a server, else offline by itself."""
+"""Weights & Biases logs a run through Lightning: online if a key and a server are found, else offline."""
 
 import json
 import logging
@@ -26,17 +26,17 @@ COLUMNS = {
     "ref_completion": "reference_completion",
     "ref_reward": "reference_reward",
 }
-"""Columns of the table of completions, and the key of each in a row of `samples.jsonl`."""
+"""The columns of the table of completions, and the key of each in a row of `samples.jsonl`."""
 PATIENCE_SECONDS = 20.0
-"""What a server may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT is respected."""
+"""Seconds that a server may take to answer before the run goes on offline, unless WANDB_INIT_TIMEOUT is set."""
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
-"""Where a key may be for when no server is named: W&B's own host, under its former and its present name."""
+"""The hosts that a key may be for where no server is named: W&B's own, under its former and its present name."""
 LONGEST_TAG = 64  # characters; W&B refuses more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wandb:
-    """Keys of `conf/logger/wandb.yaml`.
+    """The settings of `conf/logger/wandb.yaml`.
 
     Attributes:
         project: W&B project.
@@ -53,11 +53,11 @@ class Wandb:
     tags: list[str]
 
     def open(self, run_dir: Path, config: dict[str, Any]) -> Logger:
-        """A logger that goes on with the run directory's W&B run, or starts one.
+        """Return a logger that resumes the W&B run of the run directory, or starts one.
 
         Args:
-            run_dir: files go to its `wandb/`; the run's id is kept there.
-            config: resolved, shown on the dashboard.
+            run_dir: its `wandb/` gets the files and the W&B run's id.
+            config: the resolved config, which the dashboard shows.
         """
         mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         folder = run_dir / "wandb"
@@ -84,11 +84,11 @@ class Wandb:
 
 
 class Dashboard(WandbLogger):
-    """A W&B run with TRL's step beside Lightning's, a table of completions that grows, and no need of a server.
+    """A Lightning logger to a W&B run, with steps named as in TRL and Lightning and a growing table of completions.
 
     Args:
-        run_dir: where `samples.jsonl` is.
-        init: as `WandbLogger` takes it.
+        run_dir: holds `samples.jsonl`.
+        init: arguments of `WandbLogger`.
     """
 
     def __init__(self, run_dir: Path, **init: Any) -> None:
@@ -98,9 +98,9 @@ class Dashboard(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run; begun when first asked for, on rank 0."""
+        """The W&B run, which starts when it is first asked for, on rank 0."""
         if self._experiment is None:
-            self._experiment = _begun(self._wandb_init, self._run_dir / "wandb")
+            self._experiment = _start_run(self._wandb_init, self._run_dir / "wandb")
             for name in ("train/global_step", "trainer/global_step"):
                 self._experiment.define_metric(name)
             self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -108,15 +108,15 @@ class Dashboard(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Numbers at a step, which has the names that TRL's and Lightning's runs give it."""
+        """Log metrics at a step, under the names that TRL and Lightning give the step."""
         steps = {} if step is None else {"train/global_step": step, "trainer/global_step": step}
         self.experiment.log({**metrics, **steps})
 
     @rank_zero_only
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The table of these rows and of those of earlier steps in `samples.jsonl`, which a resumed run finds too.
+        """Log a table of these completions and of those of earlier steps, which `samples.jsonl` holds.
 
-        Each table holds all rows: W&B's incremental tables begin anew with an offline run's second session.
+        Each table holds all rows, because W&B's incremental tables begin anew with an offline run's second session.
         """
         import wandb
 
@@ -126,31 +126,31 @@ class Dashboard(WandbLogger):
 
 
 def log_samples(logger: Logger, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds an evaluation's rows of `samples.jsonl` to the dashboard's table; nothing for other loggers."""
+    """Add an evaluation's rows of `samples.jsonl` to the dashboard's table; do nothing for other loggers."""
     if isinstance(logger, Dashboard):
         logger.log_samples(step, rows)
 
 
 def _earlier(path: Path, step: int) -> Iterator[dict[str, Any]]:
-    """Rows of steps before `step`."""
+    """Yield the rows of `samples.jsonl` of steps before `step`."""
     if path.is_file():
         with path.open(encoding="utf-8") as file:
             rows = (json.loads(line) for line in file)
             yield from (row for row in rows if row["step"] < step)
 
 
-def _begun(init: dict[str, Any], folder: Path) -> Any:
-    """A W&B run, offline where no server takes it."""
+def _start_run(init: dict[str, Any], folder: Path) -> Any:
+    """Start or resume a W&B run, offline where no server takes it."""
     import wandb
 
     patience: dict[str, Any] = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": PATIENCE_SECONDS}
     quiet = wandb.Settings(silent=True, console="off", **patience)
-    asked = {key: value for key, value in init.items() if key != "anonymous"}  # Lightning's; W&B warns of it
+    asked = {key: value for key, value in init.items() if key != "anonymous"}  # Lightning sets it, and W&B warns of it
     offline = init["mode"] == "offline"
     try:
         run = wandb.init(**asked, settings=quiet)
     except wandb.errors.Error as error:
-        log.warning("W&B does not take this run, which goes on offline: %s", str(error).partition("\n")[0])
+        log.warning("W&B refused this run, which goes on offline: %s", str(error).partition("\n")[0])
         wandb.teardown()  # else its service, which knows the id, says that it is in use
         os.environ.pop("WANDB_SERVICE", None)
         run, offline = wandb.init(**{**asked, "mode": "offline"}, settings=quiet), True
@@ -160,7 +160,7 @@ def _begun(init: dict[str, Any], folder: Path) -> Any:
 
 
 def has_key() -> bool:
-    """Whether W&B would find an API key without asking: in the environment or in ~/.netrc."""
+    """Return whether W&B would find an API key without asking: in the environment or in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     server = os.environ.get("WANDB_BASE_URL")
@@ -174,7 +174,7 @@ def has_key() -> bool:
 
 
 def close(exit_code: int = 0) -> None:
-    """Ends the W&B run of this process, so that the next job does not write into it."""
+    """End the W&B run of this process, so that the next job does not write into it."""
     import sys
 
     if "wandb" in sys.modules:

@@ -166,7 +166,7 @@ def test_where_no_server_takes_it_the_run_goes_on_offline_and_says_so(tmp_path, 
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     ended()
     assert done.returncode == 0, done.stderr
-    assert "shiqrun WARNING W&B does not take this run, which goes on offline" in done.stderr
+    assert "shiqrun WARNING W&B refused this run, which goes on offline" in done.stderr
     assert f"wandb sync '{folder}/wandb'/offline-run-*" in done.stderr
     run = offline_run(folder)
     assert run["history"][0]["val/loss"] == 0.5

@@ -66,12 +66,12 @@ def run(config: DictConfig, run_dir: Path) -> None:
 def _evaluate_model(config: DictConfig, run_dir: Path, asked: "AnswerSettings") -> None:
     """Evaluate the policy of a run, or of a directory or the Hub."""
     from shiqrun.evaluation.build import build_evaluator
-    from shiqrun.rewards.labels import in_one_unit
+    from shiqrun.rewards.labels import same_reward_unit
 
     began = time.perf_counter()
     reward = build_reward(config.reward) if config.get("reward") else None
     subject = _of_run(config) if config.run else _of_path(config)
-    beta = asked.beta or (subject.beta if reward is None or in_one_unit(subject.source, reward) else None)
+    beta = asked.beta or (subject.beta if reward is None or same_reward_unit(subject.source, reward) else None)
     exact = _exact(subject, asked, reward, beta) if subject.source.evaluated_exactly else None
     evaluator = None
     if exact is None:

@@ -52,7 +52,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     """Scores into `run_dir`, or only says what it would score."""
     from shiqrun.batching.logged_data import both_splits
     from shiqrun.console import console, track
-    from shiqrun.rewards.labels import SCORED_BY, KeptScores, label, statistics
+    from shiqrun.rewards.labels import SCORED_BY, ScoreCache, label, statistics
     from shiqrun.training.artifacts import provenance, write_json
 
     if (run_dir / "summary.json").is_file():
@@ -68,7 +68,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         console.print(f"{sum(len(e.completions) for _, e in given):,} completions of {len(given):,} examples to score")
         return
     cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
-    kept = KeptScores(reward, cache, data.max_length)
+    kept = ScoreCache(reward, cache, data.max_length)
     labelled = label(given, kept, dropped, lambda chunks, what: track(chunks, what))
     _expect(labelled, dropped, config.data.name)
     seen = _warn_of_seen(reward, labelled)

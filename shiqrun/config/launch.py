@@ -28,7 +28,7 @@ from shiqrun.config.of_run import with_data_of_run
 from shiqrun.config.process import close_log, environment, leave_process_group
 from shiqrun.config.validate import check
 from shiqrun.errors import InputError, Interrupted, TrainingError
-from shiqrun.util.quoting import as_override, for_shell, plain
+from shiqrun.util.quoting import as_override, for_shell, unquote
 
 CHILD_CONFIG = "SHIQRUN_CHILD_CONFIG"
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -246,7 +246,7 @@ def _refuse(args: Namespace) -> None:
 def _resumed(args: Namespace) -> Path | None:
     """The run directory of `resume=`, if it is there."""
     given = [override for override in args.overrides if override.lstrip("+").startswith("resume=")]
-    value = plain(given[-1].partition("=")[2]) if given else "null"
+    value = unquote(given[-1].partition("=")[2]) if given else "null"
     if value in ("", "null"):
         return None
     others = [override for override in args.overrides if override not in given] + ["--multirun"] * args.multirun

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.validate import Schema, check
 from shiqrun.errors import InputError
-from shiqrun.util.quoting import as_override, plain
+from shiqrun.util.quoting import as_override, unquote
 
 
 def evaluation_beside(config: DictConfig, former: DictConfig) -> DictConfig:
@@ -36,7 +36,7 @@ def with_data_of_run(overrides: Sequence[str]) -> list[str]:
 
     Hydra knows the keys of one data set only, which would be the command's own.
     """
-    asked = {key: plain(value) for key, _, value in (word.partition("=") for word in overrides)}
+    asked = {key: unquote(value) for key, _, value in (word.partition("=") for word in overrides)}
     keys = {key.lstrip("+~") for key in asked}
     folder = Path(asked.get("run", ""))
     saved = folder / ".hydra" / "hydra.yaml"

@@ -12,12 +12,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.config import run_directory as rundir
-from shiqrun.console import console, counted
+from shiqrun.console import console, count_of
 from shiqrun.errors import InputError
 from shiqrun.sweeping.run import Runner
 from shiqrun.sweeping.state import Job, Sweep, load, summary
 from shiqrun.sweeping.view import jobs_table
-from shiqrun.util.quoting import as_override, for_shell, plain
+from shiqrun.util.quoting import as_override, for_shell, unquote
 
 log = logging.getLogger("shiqrun")
 COMMAND, JOBS_OF_IT = "sweep", "train"
@@ -156,7 +156,7 @@ def resumed(overrides: Sequence[str], program: Sequence[str] | None) -> int | No
     Raises:
         InputError: other settings beside it, or a directory that holds no sweep of this format.
     """
-    given = {_key(word): plain(word.partition("=")[2]) for word in overrides}
+    given = {_key(word): unquote(word.partition("=")[2]) for word in overrides}
     if given.get("resume", "null") not in ("", "null"):
         raise InputError("resume=DIR goes on with one run (shiqrun train); a sweep goes on with sweep.resume=DIR")
     folder = given.pop("sweep.resume", "null")
@@ -216,7 +216,7 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
     console.print(sweep.folder / "sweep.csv", highlight=False, soft_wrap=True)
     if any(job.status != "finished" for job in sweep.jobs):
         left = len(sweep.jobs) - sweep.count("finished")
-        told = f"{left} of {counted(len(sweep.jobs), 'job')} {'is' if left == 1 else 'are'} not finished; to go on:  "
+        told = f"{left} of {count_of(len(sweep.jobs), 'job')} {'is' if left == 1 else 'are'} not finished; to go on:  "
         told += f"shiqrun sweep sweep.resume={for_shell(sweep.folder)}" + f" sweep.parallel={parallel}" * (parallel > 1)
         console.print(told, highlight=False, markup=False, soft_wrap=True)
 

@@ -17,7 +17,7 @@ from shiqrun.data.jsonl import announce_pair_rewards, checked_pair_rewards
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message
-from shiqrun.util.hub import reachable
+from shiqrun.util.hub import expect_reachable
 
 HUB_ID = "Anthropic/hh-rlhf"
 FOLDERS = {"harmless": ["harmless-base"], "helpful": ["helpful-base"], "both": ["harmless-base", "helpful-base"]}
@@ -148,7 +148,7 @@ def _file_of(folder: Path, split: str) -> Path:
 def _hub_rows(folders: list[str], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     import datasets  # late: it takes a second, and local files do without
 
-    reachable(HUB_ID, "data.path")
+    expect_reachable(HUB_ID, "data.path")
     for folder in folders:
         try:
             rows = datasets.load_dataset(HUB_ID, data_dir=folder, split=split)

@@ -10,7 +10,7 @@ from shiqrun.data.chats import prompt_name
 from shiqrun.data.files import SUFFIXES, Row, read_rows
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message
-from shiqrun.util.hub import reachable
+from shiqrun.util.hub import expect_reachable
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
 def _hub_rows(hub: Hub, split: str) -> Iterator[tuple[str, Row]]:
     import datasets  # late: it takes a second, and local files do without
 
-    reachable(hub.name, "data.path")
+    expect_reachable(hub.name, "data.path")
     try:
         load = _downloaded if hub.arrow else datasets.load_dataset
         rows = load(hub.name, hub.config, split=split)

@@ -22,7 +22,7 @@ from shiqrun.data.files import SUFFIXES, read_rows
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message
-from shiqrun.util.hub import reachable
+from shiqrun.util.hub import expect_reachable
 
 Variant = Literal["binarized", "scored"]
 Score = Literal["fine_grained", "overall"]
@@ -201,7 +201,7 @@ def _mean_rating(answer: dict[str, Any], where: str) -> float | None:
 def _hub_rows(name: str, pinned: str, split: str, revision: str | None) -> Rows:
     import datasets  # late: it takes a second, and local files do without
 
-    reachable(name, "data.path")
+    expect_reachable(name, "data.path")
     wanted = revision or pinned
     try:
         rows = datasets.load_dataset(name, split=split, revision=wanted)

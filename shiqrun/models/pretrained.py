@@ -24,7 +24,7 @@ from shiqrun.batching.encode import with_template
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
-from shiqrun.util.hub import offline_hint, reachable
+from shiqrun.util.hub import expect_reachable, offline_hint
 
 NOISE = re.compile("dropout|pdrop|layerdrop|jitter")
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
@@ -52,7 +52,7 @@ def look(path: str, option: str) -> None:
     elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise InputError(f"{option}={path} is not a directory")
     else:
-        reachable(path, option)
+        expect_reachable(path, option)
 
 
 def _refuse_adapter(folder: Path, option: str) -> None:

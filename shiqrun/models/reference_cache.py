@@ -1,8 +1,8 @@
-"""The reference's scores of a split, computed once: when they are the same, and how a pass that is killed goes on.
+"""The reference scores every action of a split once; a cache on disk serves all jobs, and a killed pass is resumed.
 
-Every trajectory of the split is scored in the order and cut of `data.batches.Batches`. What is scored goes to disk
-every few seconds, as parts in `reference-KEY.parts/`; once all are there they become `reference-KEY.arrow`, which
-every job and rank maps into memory.
+The trajectories are scored in the order and in the micro-batches of `batching.rows.Batches`. The scores go to disk
+every few seconds, as parts in `reference-KEY.parts/`; once all parts exist they are joined to `reference-KEY.arrow`,
+which every job and rank maps into memory.
 """
 
 import hashlib
@@ -28,18 +28,19 @@ from shiqrun.util.lock import wait_for_lock
 
 log = logging.getLogger("shiqrun")
 FORMAT = "3"
-"""Part of every key: raise it when files are laid out, or scores computed, in another way."""
+"""The format's number is part of every key: raise it when the file layout or the computation of scores changes."""
 WAITING = "waiting for the reference scores that another job or rank computes"
 PART_SECONDS = 5.0
-"""Of work between two parts: the most that a kill loses, beside one batch."""
+"""Seconds of work between two parts: the most that a kill loses, beside one micro-batch."""
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
-    """Equal keys give equal scores: weights, model and config, attention, dtypes, tokens and actions, anchor tokens.
+    """Return a hash of all that scores depend on, so that equal keys give equal scores.
 
-    Tokenizer, template and truncation act through the tokens and need no entry of their own.
+    It covers weights, model class and config, attention, dtypes, tokens, actions and anchor tokens. Tokenizer, chat
+    template and truncation act through the tokens and need no entry of their own.
     """
     config: Any = policy.causal_lm.config
     digest = hashlib.blake2b(digest_size=16)
@@ -50,23 +51,23 @@ def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
         digest.update(f"{part} ".encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(np.stack([rows.lengths, rows.actions]).tobytes())
-    for t in rows.trajectories:  # the counts above say where each ends; joining them first is no faster
+    for t in rows.trajectories:  # the lengths hashed above say where each ends
         digest.update(t.input_ids.data)
         digest.update(t.action_index.data)
     if rows.anchor is not None:
         digest.update(repr(rows.anchor).encode())
-        drawn = rows.collate([0]).anchor_tokens if len(rows) else None  # another way of drawing gives other tokens
+        drawn = rows.collate([0]).anchor_tokens if len(rows) else None  # changes if the way of drawing them changes
         digest.update(b"" if drawn is None else drawn.numpy().tobytes())
     return digest.hexdigest()
 
 
 class CachedScores(NamedTuple):
-    """What `cached_scores` found or computed.
+    """The reference's scores of a split, as `cached_scores` found or computed them.
 
     Attributes:
         scores: for each row its arrays, on disk.
-        found: whether all were there.
-        seconds: what computing them took when they were computed, over all sessions of a pass that was killed.
+        found: whether the cache had all of them.
+        seconds: wall time of computing them, over all sessions of a pass that was killed.
     """
 
     scores: Scores
@@ -84,9 +85,18 @@ def cached_scores(
     device: torch.device,
     progress: Progress = lambda x: x,
 ) -> CachedScores:
-    """Both numbers of every action under the policy as it is now, from `directory` or computed and stored there.
+    """Return logit and log-partition of every action under the policy as it is, from the cache or computed now.
 
-    Under a lock, so that ranks and jobs that start together compute once.
+    A lock makes ranks and jobs that start together compute them once.
+
+    Args:
+        policy: the reference.
+        rows: the trajectories of the split.
+        directory: `cache_dir`.
+        key: from `cache_key`.
+        tokens: tokens of a micro-batch, at most.
+        device: where to compute.
+        progress: wraps the micro-batches.
 
     Raises:
         InputError: `directory` cannot be written or is too small, or its file is damaged.
@@ -127,17 +137,24 @@ def _score(
 
 
 def _flat(scores: ActionScores, mask: np.ndarray) -> np.ndarray:
-    """`[N, 2 + K]` float32, of the actions where the mask is True, in one transfer from the device."""
+    """Return logit, log-partition and K further logits `[N, 2 + K]`, float32, of the N actions where the mask is True.
+
+    They come from the device in one transfer.
+    """
     further = [] if scores.further is None else [scores.further]
     together = torch.cat([torch.stack([scores.logit, scores.log_partition], -1), *further], -1)
     return together.float().cpu().numpy()[mask]
 
 
 class Parts:
-    """What a pass has on disk so far, in `directory`, and what it has scored since the last part.
+    """The parts that a scoring pass has on disk so far, and the scores that it has in memory since the last part.
+
+    Args:
+        directory: of the parts.
+        expected: the scores of the whole file.
 
     Attributes:
-        paths: the whole parts.
+        paths: the files of whole parts, in order.
     """
 
     def __init__(self, directory: Path, expected: Expected) -> None:
@@ -149,10 +166,10 @@ class Parts:
         self._since = time.perf_counter()
 
     def open(self) -> None:
-        """Finds the parts of a pass that was killed, and removes those that are not whole.
+        """Find the parts of a pass that was killed, and remove those that are damaged.
 
         Raises:
-            InputError: no room on the disk for what is missing.
+            InputError: the disk has no room for the missing scores.
         """
         with _disk(self.directory.parent):
             self.directory.mkdir(exist_ok=True)
@@ -160,11 +177,11 @@ class Parts:
             for path in sorted(self.directory.glob("*.arrow")):
                 self._take(path)
             if self._done.any():
-                there, all_of_them = int(self._done.sum()), len(self._done)
-                log.info("reference scores: %d of %d trajectories are there from before", there, all_of_them)
+                known, total = int(self._done.sum()), len(self._done)
+                log.info("reference scores: %d of %d trajectories are there from before", known, total)
             stored = sum(path.stat().st_size for path in self.paths)
             room = shutil.disk_usage(self.directory).free
-        needed = 2 * self.expected.size() - stored  # the parts, and the file that they become
+        needed = 2 * self.expected.size() - stored  # for the parts and for the file that they are joined to
         if room < needed:
             raise InputError(
                 f"cache_dir={self.directory.parent}: {room / 1e9:.3g} GB free, but the reference scores of "
@@ -185,19 +202,19 @@ class Parts:
         self.paths.append(path)
 
     def missing(self, cut: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The batches of `cut` without the rows that are there: of the same cut, those that a killed pass left."""
+        """Return the micro-batches of `cut` without the rows that are scored already."""
         left = ([row for row in batch if not self._done[row]] for batch in cut)
         return [batch for batch in left if batch]
 
     def add(self, rows: Sequence[int], scores: np.ndarray) -> None:
-        """Takes the scores of some rows, and writes a part when it is time."""
+        """Take the scores of some rows, and write a part every `PART_SECONDS`."""
         self._rows.extend(rows)
         self._scores.append(scores)
         if time.perf_counter() - self._since >= PART_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Writes what was scored since the last part.
+        """Write the scores since the last part as a part.
 
         Raises:
             InputError: the disk does not take it.
@@ -214,13 +231,13 @@ class Parts:
         self._rows, self._scores, self._since = [], [], time.perf_counter()
 
     def remove(self) -> None:
-        """Removes the parts, of this pass or of one that was killed after it had joined them."""
+        """Remove all parts, those of a pass that was killed after joining them included."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 @contextmanager
 def _disk(directory: Path) -> Iterator[None]:
-    """Inside, what the disk refuses becomes an InputError."""
+    """Turn what the disk refuses inside the block into an InputError."""
     try:
         yield
     except OSError as error:

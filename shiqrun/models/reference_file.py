@@ -1,9 +1,8 @@
-"""One Arrow file of scores: how it is laid out, written as a whole or not at all, and read as a map of the disk.
+"""The reference's scores are stored as an Arrow file, which is written as a whole and mapped into memory to read.
 
-One row a trajectory: its number, and lists with one float32 an action (K an action for `further`, with an anchor).
-Trajectories stand in the order in which they were scored, in record batches; the schema's metadata says whose scores
-they are, and has a hash of the numbers. So a file costs 8 bytes an action, about 20 bytes a trajectory, and no memory
-but what is being looked at.
+A row is a trajectory: its number, and lists with one float32 an action (K an action for `further`, with an anchor).
+Trajectories stand in the order of scoring, in record batches. The schema's metadata holds the cache key and a hash of
+the numbers. A file takes 8 bytes an action and about 20 bytes a trajectory, and memory only for what is read.
 """
 
 import hashlib
@@ -19,20 +18,20 @@ from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_path
 
 KEY, SECONDS, DIGEST = b"key", b"seconds", b"digest"
-"""Metadata: whose scores, what computing them took, and a hash of the numbers."""
+"""The metadata of a file: the cache key, the seconds that computing took, and a hash of the numbers."""
 ROW_BYTES = 32
-"""What a trajectory costs beside its actions, at most: its number and the ends of its lists."""
+"""Bytes of a trajectory beside its actions, at most: its number and the ends of its lists."""
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)
-"""What reading a file that is none of ours raises."""
+"""The errors that reading a damaged or foreign file raises."""
 
 
 class Expected(NamedTuple):
-    """What scores a file has to hold.
+    """Describes the scores that a file has to hold.
 
     Attributes:
-        key: `cache_key` of what they are computed with.
-        actions: `[rows]`, how many each trajectory has.
-        further: K, logits of further tokens an action; 0 without an anchor.
+        key: from `cache_key`.
+        actions: `[rows]`, number of actions of each trajectory.
+        further: K, the logits of further tokens at each action; 0 without an anchor.
     """
 
     key: str
@@ -41,37 +40,37 @@ class Expected(NamedTuple):
 
     @property
     def widths(self) -> list[int]:
-        """Numbers an action in each column."""
+        """How many numbers each column has at an action."""
         return [1, 1, self.further] if self.further else [1, 1]
 
     def size(self) -> int:
-        """Bytes of the whole file, about."""
+        """Return the bytes of the whole file, about."""
         return int(self.actions.sum()) * 4 * sum(self.widths) + len(self.actions) * ROW_BYTES + 4096
 
     def schema(self, **metadata: Any) -> pa.Schema:
-        """Of a file with the key and further `metadata`."""
+        """Return the Arrow schema of a file with the key and further `metadata`."""
         names = ("logit", "log_partition", "further")[: len(self.widths)]
         fields = [pa.field("row", pa.int64()), *(pa.field(name, pa.list_(pa.float32())) for name in names)]
         return pa.schema(fields, {"key": self.key, **{k: str(v) for k, v in metadata.items()}})
 
     def check(self, reader: pa.RecordBatchFileReader) -> dict[bytes, bytes]:
-        """The file's metadata.
+        """Check that a file holds these scores, and return its metadata.
 
         Raises:
-            ValueError: it holds other columns or another key's scores.
+            ValueError: the file has other columns or another key's scores.
         """
         metadata: dict[bytes, bytes] = reader.schema.metadata or {}
         if not reader.schema.equals(self.schema()):
-            raise ValueError("its columns are others")
+            raise ValueError("its columns are not those of reference scores")
         if metadata.get(KEY) != self.key.encode():
             raise ValueError("it holds the scores of another model or other data")
         return metadata
 
     def rows_of(self, batch: pa.RecordBatch) -> np.ndarray:
-        """Numbers of the trajectories in a record batch.
+        """Return the numbers of the trajectories in a record batch.
 
         Raises:
-            ValueError: trajectories that are not there, or another number of actions.
+            ValueError: a trajectory that the data do not have, or one with another number of actions.
         """
         row = batch.column(0).to_numpy()
         if batch.column(0).null_count or (len(row) and not 0 <= row.min() <= row.max() < len(self.actions)):
@@ -84,14 +83,15 @@ class Expected(NamedTuple):
 
 
 def write_part(path: Path, expected: Expected, rows: np.ndarray, scores: np.ndarray, *, seconds: float) -> None:
-    """Writes the scores of some trajectories.
+    """Write the scores of some trajectories as a part, a file of one record batch.
 
     Args:
-        path: where to.
-        expected: of the whole file.
-        rows: `[n]`, their numbers.
-        scores: `[N, 2 + K]` float32, of their actions, one trajectory after another: logit, log-partition, further.
-        seconds: what computing them took.
+        path: of the part.
+        expected: the scores of the whole file.
+        rows: `[n]`, numbers of the trajectories.
+        scores: `[N, 2 + K]` float32, logit, log-partition and further logits of their N actions, one trajectory after
+            another.
+        seconds: wall time of computing them.
     """
     columns, at = [pa.array(rows, pa.int64())], 0
     for width in expected.widths:
@@ -106,10 +106,10 @@ def write_part(path: Path, expected: Expected, rows: np.ndarray, scores: np.ndar
 
 
 def read_part(path: Path, expected: Expected) -> tuple[np.ndarray, pa.RecordBatch]:
-    """(rows, their record batch) of a part.
+    """Return (numbers of the trajectories, their record batch) of a part.
 
     Raises:
-        UNREADABLE: it is torn, changed, or of other scores.
+        UNREADABLE: the part is torn, changed, or of other scores.
     """
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     expected.check(reader)
@@ -119,7 +119,7 @@ def read_part(path: Path, expected: Expected) -> tuple[np.ndarray, pa.RecordBatc
 
 
 def join_parts(path: Path, expected: Expected, folder: Path) -> None:
-    """Writes the whole file from the parts in `folder`, one of them in memory at a time."""
+    """Write the whole file from the parts in `folder`, with one of them in memory at a time."""
     parts = sorted(folder.glob("*.arrow"))
     said = [pa.ipc.open_file(pa.memory_map(str(part))).schema.metadata for part in parts]
     seconds = sum(float(metadata[SECONDS]) for metadata in said)
@@ -130,10 +130,10 @@ def join_parts(path: Path, expected: Expected, folder: Path) -> None:
 
 
 def _digest(batches: Iterable[pa.RecordBatch]) -> str:
-    """A hash of the numbers: of a part's, or of the hashes of all parts."""
+    """Return a hash of the numbers in one record batch, or of the hashes of several."""
 
     def of(batch: pa.RecordBatch) -> bytes:
-        batch.validate(full=True)  # else offsets that are damaged end the process in what follows
+        batch.validate(full=True)  # damaged offsets would crash the process below
         return hashlib.blake2b(batch.serialize(), digest_size=16).hexdigest().encode()
 
     return _joined(map(of, batches))
@@ -145,10 +145,10 @@ def _joined(digests: Iterable[bytes]) -> str:
 
 
 def _verify(reader: pa.RecordBatchFileReader) -> None:
-    """Reads every number once.
+    """Check every number of a file against the hash in its metadata.
 
     Raises:
-        ValueError: they are not those that were written.
+        ValueError: the numbers are not those that were written.
     """
     found = _digest(reader.get_batch(k) for k in range(reader.num_record_batches))
     if reader.schema.metadata[DIGEST] != found.encode():
@@ -156,22 +156,26 @@ def _verify(reader: pa.RecordBatchFileReader) -> None:
 
 
 class MappedScores(Sequence[tuple[np.ndarray, ...]]):
-    """For each row its arrays, `[A]`, `[A]` and with an anchor `[A, K]`, float32: views into the mapped file.
+    """The scores of a file as a sequence: of each row logits `[A]`, log-partitions `[A]`, with an anchor `[A, K]`.
 
-    In memory are only the places of the lists, 16 bytes a row (24 with an anchor). Whoever writes to a view changes
-    a private copy of that page, never the file.
+    The arrays are float32 views into the mapped file. Only the places of the lists are in memory, 16 bytes a row (24
+    with an anchor). Writing to a view changes a private copy of that page, never the file.
+
+    Args:
+        path: of the file.
+        expected: the scores that it has to hold.
 
     Attributes:
-        seconds: what computing them took.
+        seconds: wall time of computing the scores.
 
     Raises:
-        InputError: the file is damaged or holds something else.
+        InputError: the file is damaged or holds other scores.
     """
 
     def __init__(self, path: Path, expected: Expected) -> None:
         self.path, self.expected = path, expected
         try:
-            with pa.OSFile(str(path)) as file:  # read, not mapped: what is read once need not stay
+            with pa.OSFile(str(path)) as file:  # read, not mapped: pages that are read once need not stay in memory
                 reader = pa.ipc.open_file(file)
                 self.seconds = float(expected.check(reader)[SECONDS])
                 _verify(reader)
@@ -198,15 +202,15 @@ class MappedScores(Sequence[tuple[np.ndarray, ...]]):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To another process goes the file's name, not its numbers."""
+        """Pickle the file's name instead of its numbers."""
         return MappedScores, (self.path, self.expected)
 
 
 def _places(reader: pa.RecordBatchFileReader, expected: Expected, buffer: pa.Buffer) -> np.ndarray:
-    """`[columns, rows]` int64, where in the file each list begins, in float32 numbers.
+    """Return where in the file each list begins, `[columns, rows]` int64, counted in float32 numbers.
 
     Raises:
-        ValueError: a trajectory is missing or there twice.
+        ValueError: a trajectory is missing or occurs twice.
     """
     start = np.full((len(expected.widths), len(expected.actions)), -1, np.int64)
     count = 0

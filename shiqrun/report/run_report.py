@@ -42,7 +42,7 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
             report = ReportSections(found.runs, group_runs(found.runs), folder)
             sections = report.sections([sweep.state for sweep in found.sweeps], pivotal)
             html = render_page(*page_title(found.runs), sections, report.script_data)
-        write_atomic(out, html.encode("utf-8", "replace").decode())
+        write_atomic(out, html.encode("utf-8", errors="replace"))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error}); choose another place with --out FILE") from None
     return out

@@ -1,4 +1,4 @@
-"""A reward's numbers for the completions of a data set: computed in chunks, each kept on disk once it is there."""
+"""A reward scores the completions of a data set in chunks, and each chunk's scores are kept in a cache on disk."""
 
 import hashlib
 import json
@@ -22,12 +22,16 @@ from shiqrun.util.intervals import interval
 log = logging.getLogger("shiqrun")
 SCORED_BY = "reward/fingerprint"
 CHUNK = 256
-"""Completions that are scored, and kept on disk, together."""
+"""Number of completions that are scored and written to disk together."""
 
 
-class Known(NamedTuple):
-    """What is known of an item: its tokens (0 where the reward reads none), its score unless it is too long, and its
-    verdict where the reward gives one.
+class CachedScore(NamedTuple):
+    """What the cache holds of a completion.
+
+    Attributes:
+        tokens: length of prompt and completion; 0 where the reward reads no tokens.
+        score: reward units; None where the completion is too long.
+        verdict: of a reward that gives verdicts, else None.
     """
 
     tokens: int
@@ -35,22 +39,22 @@ class Known(NamedTuple):
     verdict: str | None = None
 
 
-class KeptScores:
-    """Scores under one reward, kept in a directory under the reward's fingerprint and each item's contents.
+class ScoreCache:
+    """Scores of one reward on disk, found by the reward's fingerprint and the contents of prompt and completion.
 
-    A chunk's file is written under another name and renamed, so that a process killed at any moment leaves whole files.
+    A chunk is a file that is written as a whole, so that a process killed at any moment leaves whole files.
 
     Args:
-        reward: what scores.
+        reward: the reward model or verifier.
         directory: `cache_dir`.
-        max_length: tokens; longer items get no score. None: the reward's context.
+        max_length: tokens; longer completions get no score. None: the reward's context.
 
     Attributes:
-        found: items with a score that an earlier run had left.
-        computed: items with a score that was computed now.
+        found: number of completions whose score an earlier run had left.
+        computed: number of completions whose score was computed now.
 
     Raises:
-        InputError: `max_length` is more than the reward can read, or it reads no tokens.
+        InputError: `max_length` is more than the reward can read, or the reward reads no tokens.
     """
 
     def __init__(self, reward: Reward, directory: Path, max_length: int | None) -> None:
@@ -61,10 +65,10 @@ class KeptScores:
         self._known = dict(self._read())
         self._old = frozenset(self._known)
 
-    def of(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[Known]:
-        """What is known of every item, without a score for one that is too long."""
+    def of(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[CachedScore]:
+        """Return the score of every completion, from the cache or computed now; one that is too long has none."""
         chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-        everything: list[Known] = []
+        everything: list[CachedScore] = []
         for chunk in progress(chunks, f"scoring, chunks of {CHUNK} completions"):
             keys = [_key(item) for item in chunk]
             wanted = {key: item for key, item in zip(keys, chunk, strict=True) if not self._has(key)}
@@ -81,13 +85,13 @@ class KeptScores:
         known = self._known.get(key)
         return known is not None and (known.score is not None or self._too_long(known))
 
-    def _too_long(self, known: Known) -> bool:
+    def _too_long(self, known: CachedScore) -> bool:
         return self.limit is not None and known.tokens > self.limit
 
-    def _scored(self, items: dict[str, Answered]) -> dict[str, Known]:
+    def _scored(self, items: dict[str, Answered]) -> dict[str, CachedScore]:
         given = [*items.values()]
         lengths = self.reward.lengths(given) if isinstance(self.reward, Bounded) else [0] * len(given)
-        known = {key: Known(length, None) for key, length in zip(items, lengths, strict=True)}
+        known = {key: CachedScore(length, None) for key, length in zip(items, lengths, strict=True)}
         short = [key for key in items if not self._too_long(known[key])]
         given = [items[key] for key in short]
         verdicts: Sequence[str | None] = [None] * len(given)
@@ -97,17 +101,17 @@ class KeptScores:
         else:
             scores = self.reward.score(given)
         new = zip(short, scores, verdicts, strict=True)
-        return known | {key: Known(known[key].tokens, score, verdict) for key, score, verdict in new}
+        return known | {key: CachedScore(known[key].tokens, score, verdict) for key, score, verdict in new}
 
-    def _keep(self, new: dict[str, Known]) -> None:
+    def _keep(self, new: dict[str, CachedScore]) -> None:
         self._known |= new
         write_atomic(self.folder / f"{_hash(' '.join(new))}.json", json.dumps(new))
 
-    def _read(self) -> Iterator[tuple[str, Known]]:
+    def _read(self) -> Iterator[tuple[str, CachedScore]]:
         for file in sorted(self.folder.glob("*.json")):
             try:
                 yield from [
-                    (key, Known(int(tokens), None if score is None else float(score), *verdict))
+                    (key, CachedScore(int(tokens), None if score is None else float(score), *verdict))
                     for key, (tokens, score, *verdict) in json.loads(file.read_text(encoding="utf-8")).items()
                 ]
             except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -115,6 +119,7 @@ class KeptScores:
 
 
 def _limit(reward: Reward, max_length: int | None) -> int | None:
+    """Return the most tokens that a completion may have with its prompt; None where the reward reads no tokens."""
     if not isinstance(reward, Bounded):
         if max_length is not None:
             raise InputError(f"data.max_length={max_length}: this reward reads no tokens; leave it out")
@@ -132,14 +137,14 @@ def _hash(text: str) -> str:
 
 
 def _key(item: Answered) -> str:
-    """Equal for items that every reward must give the same number."""
+    """Return a hash that is equal for completions to which every reward must give the same score."""
     text = [list(item.prompt), list(item.completion), item.answer]
     return _hash(json.dumps(text, sort_keys=True, ensure_ascii=False, default=str))
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """An example with a score a completion, and its split; with a verdict a completion where the reward gives some."""
+    """An example with its split and a score for each completion, and a verdict for each where the reward gives some."""
 
     split: Split
     example: Example
@@ -148,13 +153,15 @@ class Labelled:
 
 
 def label(
-    given: Sequence[tuple[Split, Example]], kept: KeptScores, dropped: Counter[str], progress: Progress
+    given: Sequence[tuple[Split, Example]], cache: ScoreCache, dropped: Counter[str], progress: Progress
 ) -> list[Labelled]:
-    """The examples with their scores, in order; of a pair of which one completion is too long none is left.
+    """Score the completions of examples, and return the examples in order without completions that are too long.
+
+    A pair loses both completions where one is too long.
 
     Args:
-        given: from `both_splits`.
-        kept: scores them.
+        given: the examples and their splits, from `both_splits`.
+        cache: computes or finds the scores.
         dropped: counts completions that are too long, by reason.
         progress: wraps the chunks.
     """
@@ -163,14 +170,14 @@ def label(
         for _, e in given
         for k, completion in enumerate(e.completions, 1)
     ]
-    known = iter(kept.of(items, progress))
+    known = iter(cache.of(items, progress))
     labelled = []
     for split, example in given:
         own = [next(known) for _ in example.completions]
         fits = [i for i, k in enumerate(own) if k.score is not None]
         if len(fits) < len(own):
             fits = [] if example.alone else fits
-            dropped[f"longer than {kept.limit} tokens of the reward model (data.max_length)"] += len(own) - len(fits)
+            dropped[f"longer than {cache.limit} tokens of the reward model (data.max_length)"] += len(own) - len(fits)
         if fits:
             example = replace(example, completions=[example.completions[i] for i in fits], rewards=None)
             scores = [s for i in fits if (s := own[i].score) is not None]
@@ -180,9 +187,10 @@ def label(
 
 
 def statistics(labelled: Iterable[Labelled]) -> dict[str, float | int]:
-    """Per split and number of: examples, completions, mean, deviation and extremes of scores, accuracy on pairs.
+    """Return statistics of the scores in each split: counts, mean, deviation, extremes, accuracy on pairs.
 
-    The accuracy is the share of pairs whose chosen answer has the higher score, ties counted half.
+    The accuracy is the share of pairs whose chosen completion has the higher score, ties counted half, with the half
+    width of its 95 % interval.
     """
     everything, found = [*labelled], dict[str, Any]()
     for split in SPLITS:
@@ -204,10 +212,10 @@ def _wins(chosen: float, rejected: float) -> float:
     return 0.5 if chosen == rejected else float(chosen > rejected)
 
 
-def in_one_unit(source: Source, reward: Reward) -> bool:
-    """Whether the data's rewards are this reward's: it is verifiable, or the data were scored with it.
+def same_reward_unit(source: Source, reward: Reward) -> bool:
+    """Return whether the data's rewards have this reward's unit: it is verifiable, or the data were scored with it.
 
-    `shiqrun score` leaves the reward's fingerprint in the summary beside the data that it wrote.
+    `shiqrun score` writes the reward's fingerprint to the summary beside the data.
     """
     if reward.right is not None:
         return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shiqrun.console import counted
+from shiqrun.console import count_of
 from shiqrun.errors import InputError
 from shiqrun.sweeping.machine import Machine
 from shiqrun.sweeping.state import CONFIG, CONSOLE, Job, Sweep
@@ -67,7 +67,7 @@ class Runner:
             waiting = [job for job in self.sweep.jobs if job.status != "finished"]
             for job in waiting:
                 job.status, job.exit_code, job.error = "waiting", None, []
-            self.view.say(f"{counted(len(waiting), 'job')}, {self.parallel} at a time, in {self.sweep.folder}")
+            self.view.say(f"{count_of(len(waiting), 'job')}, {self.parallel} at a time, in {self.sweep.folder}")
             self.sweep.save()
             with self.view:
                 self._loop(waiting)

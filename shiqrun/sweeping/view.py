@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from shiqrun.console import console, counted, number
+from shiqrun.console import console, count_of, number
 from shiqrun.sweeping.state import METRICS, Job, Sweep
 
 SHOWN = ("val/reward", "val/kl", "val/loss")
@@ -103,7 +103,7 @@ class SweepView:
         """Return the line above the table: counts of jobs and time."""
         running = self.sweep.count("running")
         spent = time.monotonic() - self._began
-        text = f"{counted(len(self.sweep.jobs), 'job')}: {running} running" + (
+        text = f"{count_of(len(self.sweep.jobs), 'job')}: {running} running" + (
             f", {self.counts()}" if self.counts() else ""
         )
         text += f"  ·  {as_clock(spent)}"
@@ -182,7 +182,7 @@ def as_clock(seconds: float) -> str:
 
 def jobs_table(sweep: Sweep) -> Table:
     """Return the table of a grid before any job runs."""
-    table = Table(title=f"{counted(len(sweep.jobs), 'job')} of shiqrun {sweep.command}", title_justify="left")
+    table = Table(title=f"{count_of(len(sweep.jobs), 'job')} of shiqrun {sweep.command}", title_justify="left")
     table.add_column("job", justify="right")
     for key in sweep.swept:
         table.add_column(key, overflow="fold")

@@ -1,4 +1,4 @@
-"""What a finished run leaves: `policy/` and `adapter/` with their model cards, `samples.jsonl`, `summary.json`."""
+"""A finished run writes its artifacts: `policy/` and `adapter/` with model cards, `samples.jsonl`, `summary.json`."""
 
 import copy
 import importlib.metadata
@@ -75,9 +75,18 @@ is the share of held-out pairs, of other prompts, that it orders right.
 
 
 def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any]) -> str:
-    """Writes a directory that `AutoModelForCausalLM` loads with the same logits; returns its weights' fingerprint.
+    """Save the policy as a directory that `AutoModelForCausalLM` loads with the same logits.
 
-    A LoRA adapter is merged in, and goes to `adapter/` beside it as it is, too.
+    A LoRA adapter is merged into it, and is also saved by itself, in `adapter/` beside it.
+
+    Args:
+        policy: the policy.
+        tokenizer: of the policy, with the chat template that it was trained with.
+        directory: replaced as a whole.
+        card: what the model card says.
+
+    Returns:
+        The fingerprint of the saved weights.
     """
     about = QUANTIZED if is_quantized(policy.model) else ""
     if has_adapter(policy.model):
@@ -97,13 +106,13 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: P
 def save_reward_model(
     policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any], *, prompts: Iterable[str]
 ) -> None:
-    """Writes a directory that `AutoModelForSequenceClassification` loads: one label, the score of a whole text.
+    """Save a reward model as a directory that `AutoModelForSequenceClassification` loads: one label, a text's score.
 
-    `shiqrun.json` in it names the prompts that it was trained on (`Encoded.prompts`).
+    `shiqrun.json` in it names the prompts that the model was trained on (`Encoded.prompts`).
 
-    The classifier reads the last token that is not padding, training the last action: give it the tokens up to and
-    with the end of the assistant's turn. So that an EOS there is not taken for padding, the padding saved in its config
-    is never EOS, even where the tokenizer's is.
+    The classifier reads the last token that is not padding; training reads the last action. So give it the tokens up
+    to and with the end of the assistant's turn. The padding token saved in its config is never EOS, even where the
+    tokenizer's is, so that an EOS there is not taken for padding.
 
     Raises:
         ValueError: the policy has no score head, or `transformers` has no such model on this body.
@@ -140,7 +149,7 @@ def _write_card(
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, git commit of the working directory, machine: what is needed to make a number again."""
+    """Return what reproducing a number needs: versions, the git commit of the working directory, the thread count."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -157,7 +166,7 @@ def provenance() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the working directory, with `+` if it has changes; None outside a repository."""
+    """Return the commit of the working directory, with `+` if it has changes; None outside a repository."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
@@ -167,17 +176,21 @@ def git_commit() -> str | None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes JSON, all or nothing."""
+    """Replace a file by these values as JSON."""
     write_atomic(path, json.dumps(values, indent=2, default=str) + "\n")
 
 
 def append_samples(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to `samples.jsonl`: step, prompt, completion, reward, kl and more."""
+    """Append rows to `samples.jsonl`: step, prompt, completion, reward, KL and more, on disk when this returns."""
     append_lines(path, rows)
 
 
-def keep_samples(path: Path, step: int) -> None:
-    """Drops rows of later steps than this, and one that a kill cut short: a resumed run writes them again."""
+def drop_samples_after(path: Path, step: int) -> None:
+    """Drop the rows of steps after `step`, which a resumed run writes again, and a torn last row.
+
+    Raises:
+        InputError: another row is broken; the message names file and line.
+    """
     if path.is_file():
         lines = read_lines(path, "take the line out, or restore the file from a copy", lambda row: "step" in row)
         write_atomic(path, b"".join(encode_line(line.row) for line in lines if line.row["step"] <= step))

@@ -10,7 +10,7 @@ from shiqrun.errors import InputError
 from shiqrun.evaluation.build import build_evaluator
 from shiqrun.evaluation.evaluator import PolicyEvaluator
 from shiqrun.losses.requirements import needs_of
-from shiqrun.rewards.labels import in_one_unit
+from shiqrun.rewards.labels import same_reward_unit
 from shiqrun.sampling.prompts import NoPrompts
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _beta_in_reward_units(plan: "Plan") -> float | None:
     if plan.reward is None or plan.source.environment() is not None:
         return beta
     log.info("the reward of completions: %s", ", ".join(f"{k} {v}" for k, v in plan.reward.about().items()))
-    if in_one_unit(plan.source, plan.reward):
+    if same_reward_unit(plan.source, plan.reward):
         return beta
     log.info(
         "the data's rewards are not known to be those of eval.reward (`shiqrun score` makes such data), so beta "

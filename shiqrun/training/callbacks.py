@@ -1,4 +1,4 @@
-"""What happens around the steps: checkpoints, signals, validation."""
+"""Lightning callbacks save checkpoints, stop a run on a signal, and validate the policy during training."""
 
 import signal
 import time
@@ -17,28 +17,28 @@ from shiqrun.training.step.method import Method
 from shiqrun.util.atomic import atomic_path, remove_partials
 
 MONITORED = (("val/regularised_return", 1), ("val/reward", 1), ("val/loss", -1))
-"""What the best checkpoint is best by, the first that is there; and whether more or less is better."""
+"""The metrics that choose the best checkpoint, the first known one counts; 1 if more is better, else -1."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a kill leaves the former checkpoint whole."""
+    """Writes each checkpoint as a whole, so that a kill leaves the former checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Saves `checkpoint` under `path`, all or nothing."""
+        """Save `checkpoint` under `path`, as a whole or not at all."""
         target = Path(path)
-        remove_partials(target.parent, target.name)  # a run has one writer; what a killed one left may be large
+        remove_partials(target.parent, target.name)  # a run has one writer, and what a killed one left may be large
         with atomic_path(target) as partial:
             super().save_checkpoint(checkpoint, partial, storage_options)
 
 
 class Checkpoints(Callback):
-    """`last.ckpt` every so many steps and at the end, `best.ckpt` when validation improves.
+    """Saves `last.ckpt` every `every` optimiser steps and at the end, and `best.ckpt` when validation improves.
 
     Lightning's ModelCheckpoint numbers files anew after a resume and does not write atomically.
 
     Args:
-        directory: where they go.
-        every: optimiser steps.
+        directory: of the checkpoints.
+        every: optimiser steps between two checkpoints.
     """
 
     def __init__(self, directory: Path, every: int) -> None:
@@ -46,24 +46,24 @@ class Checkpoints(Callback):
         self.best: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
+        """Return the best value so far, for a checkpoint."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """After a resume."""
+        """Restore the best value from a checkpoint."""
         self.best = state_dict["best"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Saves when it is time; after the validation of this step."""
+        """Save the checkpoint if it is due, after the validation of this step."""
         if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt` now."""
+        """Write `last.ckpt` now."""
         trainer.save_checkpoint(self.last)
 
     def consider(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """Writes `best.ckpt` if these validation metrics beat the best so far."""
+        """Write `best.ckpt` if these validation metrics are better than the best so far."""
         for name, sign in MONITORED:
             if name in metrics:
                 if self.best is None or sign * metrics[name] > self.best:
@@ -73,26 +73,35 @@ class Checkpoints(Callback):
 
 
 class Stopped(Exception):
-    """A signal ended the run after a saved step. No KeyboardInterrupt: Lightning leaves with exit code 1 on those."""
+    """A signal ended the run after a step whose checkpoint was saved.
+
+    It is no KeyboardInterrupt, because Lightning ends the process with exit code 1 on those.
+    """
 
 
 class Signals(Callback):
-    """SIGINT and SIGTERM save after the present step, on every rank, then end the run; a second SIGINT ends it now."""
+    """Saves a checkpoint after the present step and ends the run when a rank gets SIGINT or SIGTERM.
+
+    A second SIGINT ends the run at once.
+
+    Args:
+        checkpoints: saves.
+    """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.received = 0
-        self._ranks: Any = None  # a group that talks over the CPU
+        self._ranks: Any = None  # a process group that communicates over the CPU
         self._former: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Takes over both signals."""
+        """Take over both signals."""
         for number in (signal.SIGINT, signal.SIGTERM):
             former = signal.signal(number, self._note)
             self._former.setdefault(number, former)
 
     def restore(self) -> None:
-        """Gives both signals back."""
+        """Give both signals back to their former handlers."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former.clear()
@@ -103,9 +112,10 @@ class Signals(Callback):
         self.received = number
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning has put its own SIGTERM handler over ours by now, and asks all ranks about it at each step.
+        """Install the handlers again, because Lightning has put its own SIGTERM handler over ours by now.
 
-        The question is void with its handler gone, and waits for the device: ours goes over the CPU.
+        Lightning also asks all ranks about SIGTERM at each step, which waits for the GPU. Without its handler the
+        question is void, so it is switched off, and ours goes over the CPU.
         """
         self.install()
         if trainer.world_size > 1:
@@ -113,7 +123,7 @@ class Signals(Callback):
             self._ranks = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Runs last of the callbacks: the step is complete and its rows are written."""
+        """Save and stop if any rank got a signal; this callback is the last, so the step's metrics are written."""
         stop = self.received
         if self._ranks is not None:
             told = torch.tensor(stop)
@@ -128,17 +138,18 @@ Exact = Callable[[Any], dict[str, float]]
 
 
 class Validation(Callback):
-    """The loss on the validation split, the policy's answers, and what can be known exactly, every so many steps.
+    """Evaluates the policy: loss on the validation split, sampled completions, and exact metrics where there are some.
 
-    At step 0, every `every` steps and at the end. Numbers go to the same loggers as training's, as `val/...`.
+    It runs at step 0, every `every` optimiser steps and at the end. Its metrics go to the same loggers as those of
+    training, as `val/...`.
 
     Args:
-        every: optimiser steps.
-        checkpoints: told of each result.
-        exact: of the model, see `ExactEvaluation.evaluate`; its keys get the prefix `val/`.
-        answers: the evaluation by sampled answers, or None.
-        live: the reference that it compares with.
-        keep: what is done with the rows of `samples.jsonl`, on rank 0.
+        every: optimiser steps between two evaluations.
+        checkpoints: chooses the best checkpoint by the metrics.
+        exact: computes exact metrics of a model, see `ExactEvaluation.evaluate`; their names get the prefix `val/`.
+        answers: the evaluation by sampled completions, or None.
+        live: the reference that `answers` compares with.
+        keep: stores the rows of `samples.jsonl`, on rank 0.
     """
 
     def __init__(
@@ -155,24 +166,24 @@ class Validation(Callback):
         self.answers, self.live, self.keep = answers, live, keep
         self.first: dict[str, float] = {}
         self.last: EvaluationResult | None = None
-        self.seconds, self.at = 0.0, -1  # at: the last step that was evaluated
+        self.seconds, self.at = 0.0, -1  # at: the step of the last evaluation
         self._wall, self._began = 0.0, time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers at step 0, for the table at the end, the last step that was evaluated, and the clocks."""
+        """Return the metrics at step 0, for the table at the end, the step of the last evaluation, and the clocks."""
         return {"first": self.first, "at": self.at, "seconds": self.seconds, "wall": self.wall()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """After a resume."""
+        """Restore metrics, step and clocks from a checkpoint."""
         self.first, self.at, self.seconds = state_dict["first"], state_dict["at"], state_dict["seconds"]
         self._wall, self._began = state_dict["wall"], time.perf_counter()
 
     def wall(self) -> float:
-        """Seconds since training began, over all its sessions."""
+        """Return the seconds since training began, over all sessions of the run."""
         return self._wall + time.perf_counter() - self._began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The reference's answers, and the numbers before any step, or those of a step at which evaluation failed."""
+        """Sample the reference's completions, and evaluate at step 0 or at a step whose evaluation failed before."""
         began = time.perf_counter()
         if self.answers is not None:
             self.answers.begin(self.live, pl_module.device, trainer.global_rank, trainer.world_size)
@@ -183,12 +194,12 @@ class Validation(Callback):
             self.checkpoints.consider(trainer, self.run(trainer, pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """When it is time, and at the end."""
+        """Evaluate if it is due, and at the end."""
         if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
             self.checkpoints.consider(trainer, self.run(trainer, pl_module))
 
     def run(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        """One evaluation. `val/reward` is the policy's own, so the data's is left out."""
+        """Evaluate once and return the metrics; `val/reward` is that of the policy's completions, not of the data."""
         assert isinstance(module, Method)
         module.check_pending()
         began = time.perf_counter()
@@ -211,14 +222,14 @@ class Validation(Callback):
         return metrics
 
     def share(self) -> float:
-        """Of the wall time so far, what evaluations took."""
+        """Return the share of the wall time so far that evaluations took."""
         return self.seconds / max(self.wall(), 1e-9)
 
     def _answered(self, answers: PolicyEvaluator, trainer: Trainer, module: Method) -> EvaluationResult:
-        """The policy's answers; what is wrong with them ends a run that has begun only after it is saved.
+        """Evaluate the policy's completions; save a checkpoint before an error ends a run that has begun.
 
-        Not after the last step, which a resumed run would not evaluate again, and not where other ranks wait for this
-        one: such a run goes on from its last checkpoint.
+        None is saved after the last step, which a resumed run would not evaluate again, nor where other ranks wait for
+        this one: such a run resumes from its last checkpoint.
         """
         try:
             return answers.run(module.policy)
@@ -231,7 +242,7 @@ class Validation(Callback):
 
     @torch.no_grad()
     def _on_data(self, trainer: Trainer, module: Method) -> dict[str, float]:
-        """The loss and its metrics on the logged trajectories of the validation split."""
+        """Return the loss and its metrics on the logged trajectories of the validation split."""
         module.policy.eval()
         tallies = [
             module.validation_metrics(batch.to(module.device))

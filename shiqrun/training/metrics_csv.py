@@ -1,4 +1,4 @@
-"""`metrics.csv`: every logged number, one row a logged step, on disk as soon as it is known."""
+"""`metrics.csv` holds every logged metric, one row a logged step, on disk as soon as the metric is known."""
 
 import csv
 import io
@@ -12,13 +12,13 @@ from shiqrun.util.atomic import atomic_writer
 
 
 class MetricsFile(Logger):
-    """A Lightning logger that writes `step` and every metric; a new metric adds a column.
+    """A Lightning logger that writes `metrics.csv`: the column `step` and one for every metric.
 
-    Lightning's own CSV logger flushes about every hundred steps, so that a killed run has no metrics.
+    Lightning's own CSV logger flushes about every hundred steps, so that a killed run would have no metrics.
 
     Args:
-        path: the file; rows it already holds are kept.
-        keep: drop rows of later steps than this (a resumed run writes them again); None keeps all.
+        path: of the file; the rows that it holds are kept, but for a torn last one.
+        keep: the last step whose row is kept, because a resumed run writes later ones again; None keeps all.
     """
 
     def __init__(self, path: Path, keep: int | None = None) -> None:
@@ -35,25 +35,25 @@ class MetricsFile(Logger):
             self._rewrite()
 
     def latest(self) -> dict[str, float]:
-        """The last number logged of each metric."""
+        """Return the last value of each metric."""
         return {k: float(v) for row in self.rows for k, v in row.items() if k != "step" and v not in ("", None)}
 
     @property
     def name(self) -> str:
-        """Lightning asks for one."""
+        """The name of the logger, which Lightning asks for."""
         return "metrics"
 
     @property
     def version(self) -> str:
-        """Lightning asks for one."""
+        """The version of the logger, which Lightning asks for."""
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration is in `.hydra/config.yaml`."""
+        """Do nothing: the config is in `.hydra/config.yaml`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds numbers to the row of `step`, which is the last row or a new one."""
+        """Add metrics to the row of `step`, which is the last row or a new one; a new metric adds a column."""
         fresh = not self.rows or int(self.rows[-1]["step"]) != step
         if fresh:
             self.rows.append({"step": step})

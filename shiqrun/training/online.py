@@ -70,11 +70,11 @@ def engine_of(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt], af
     directory, device = plan.run_dir / EXPERIENCE, plan.hardware.device()
     policy = acting_copy(run.policy)
     if isinstance(settings, RayRollouts):
-        from shiqrun.rollout.ray.engine import Ray
-        from shiqrun.rollout.ray.sampler import Setup
+        from shiqrun.rollout.ray.engine import RayEngine
+        from shiqrun.rollout.ray.sampler import SamplerSetup
 
-        setup = Setup(policy, run.tokenizer, prompts, plan.reward_again, settings, plan.seed)
-        return Ray(setup, directory, n=settings.shares(plan.trainer.batch_size)[ONLINE], after=after)
+        setup = SamplerSetup(policy, run.tokenizer, prompts, plan.reward_again, settings, plan.seed)
+        return RayEngine(setup, directory, n=settings.shares(plan.trainer.batch_size)[ONLINE], after=after)
     buffer = Buffer(directory, after=after)
     plan.reward.to(device)
     number = buffer.counts()["accepted"]

@@ -26,7 +26,7 @@ from shiqrun.tracking import log_samples
 from shiqrun.training.annotate import annotate
 from shiqrun.training.artifacts import (
     append_samples,
-    keep_samples,
+    drop_samples_after,
     provenance,
     save_policy,
     save_reward_model,
@@ -134,7 +134,7 @@ def execute(run: Run, resume: bool) -> None:
     method.latest = metrics.latest()
     validation = _validation(run, checkpoints, exact, reference) if plan.eval.every else None
     if is_main_process():
-        keep_samples(plan.run_dir / SAMPLES, step)
+        drop_samples_after(plan.run_dir / SAMPLES, step)
     with sampling(run, prompts, after=max(step, 0)) as (data, rollouts):
         # Rollouts first: what validation saves is then of weights that were published
         watching = [*([rollouts] if rollouts else []), *([validation] if validation else [])]

@@ -1,1 +1,1 @@
-"""Utilities without a layer above them: atomic files, confidence intervals, the Hugging Face Hub, shell quoting."""
+"""Utilities know nothing of training: atomic files, locks, JSON lines, intervals, the Hugging Face Hub, quoting."""

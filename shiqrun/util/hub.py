@@ -1,4 +1,4 @@
-"""Reaching the Hugging Face Hub, or saying within seconds that it cannot be reached and what to pass instead."""
+"""Downloads from the Hugging Face Hub are checked first: within seconds a user learns what to pass instead."""
 
 import os
 import socket
@@ -16,19 +16,19 @@ INSTEAD = {
 
 
 def offline() -> bool:
-    """Whether the user asked the hub library to stay offline."""
+    """Return whether the user asked the Hub library to stay offline."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
 
 
-def reachable(identifier: str, option: str) -> None:
-    """Returns if `identifier` may be fetched or is cached; raises within `PROBE_SECONDS` if it cannot be.
+def expect_reachable(identifier: str, option: str) -> None:
+    """Check within `PROBE_SECONDS` that a model or data set is cached or may be downloaded.
 
     Args:
-        identifier: a Hub id.
+        identifier: Hub id of the model or data set.
         option: the setting that should name a local copy instead, a key of INSTEAD.
 
     Raises:
-        InputError: no network, or HF_HUB_OFFLINE is set, and the id is not in the local cache.
+        InputError: it is not in the local cache, and the Hub cannot be reached or HF_HUB_OFFLINE is set.
     """
     if _cached(identifier):
         return
@@ -55,5 +55,5 @@ def _cached(identifier: str) -> bool:
 
 
 def offline_hint(identifier: str, option: str = "model.path") -> str:
-    """What to add to an error while loading from the hub."""
+    """Return what to add to the message of an error while loading from the Hub."""
     return f" (HF_HUB_OFFLINE is set; {INSTEAD[option]})" if offline() and not os.path.isdir(identifier) else ""

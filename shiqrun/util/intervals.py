@@ -1,20 +1,20 @@
-"""Means and their 95 % intervals, and how those are named."""
+"""Means have 95 % intervals, by Student's t or the bootstrap, stored under names that end in `_ci95`."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-Z95 = 1.959963984540054  # standard normal quantile at .975
+Z95 = 1.959963984540054  # quantile at .975 of the standard normal distribution
 STUDENT = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624)
 """Quantiles at .975 of Student's t with 1 to 7 degrees of freedom."""
 HALF, LOW, HIGH = "_ci95", "_ci95_low", "_ci95_high"
-"""What a figure's name ends in for half the width of its 95 % interval, or for its bounds where it is lopsided."""
+"""Endings of a metric's name for half the width of its 95 % interval, or for the bounds of an asymmetric one."""
 RESAMPLES = 2000
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half width of its 95 % interval by Student's t); the width of fewer than two values is NaN."""
+    """Return (mean, half width of its 95 % interval by Student's t); the width of fewer than two values is NaN."""
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:
@@ -24,7 +24,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def student(degrees: int) -> float:
-    """Quantile at .975 of Student's t; from 8 degrees of freedom on by Cornish and Fisher's expansion, to .001."""
+    """Return the quantile at .975 of Student's t; from 8 degrees of freedom on by Cornish and Fisher, to .001."""
     if degrees <= len(STUDENT):
         return STUDENT[degrees - 1]
     z, n = Z95, degrees
@@ -35,26 +35,29 @@ def student(degrees: int) -> float:
 
 
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds `[K]` of the 95 % interval of the mean of each column of `[P, K]`: percentiles of means of resampled rows.
+    """Return the bounds `[K]` of the bootstrap 95 % interval of the mean of each column of `[P, K]` (Efron 1979).
 
-    Stays between the smallest and the largest value, which `interval` does not; the resamples are always the same, and
-    the same for all columns. NaN of fewer than two rows (Efron 1979).
+    They are percentiles of the means of resampled rows, so they stay between the smallest and the largest value, which
+    those of `interval` do not. The resamples are always the same, and the same for all columns. NaN of fewer than two
+    rows.
     """
     count, columns = values.shape
     if count < 2:
         return np.full(columns, math.nan), np.full(columns, math.nan)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)  # [resamples, P], times
+    drawn = np.random.default_rng(0).multinomial(
+        count, np.full(count, 1 / count), RESAMPLES
+    )  # [resamples, P], how often each row was drawn
     low, high = np.percentile(drawn @ values / count, (2.5, 97.5), axis=0)
     return low, high
 
 
 def is_bound(name: str) -> bool:
-    """Whether a figure says how sure another is."""
+    """Return whether a metric's name is that of an interval of another metric."""
     return name.endswith((HALF, LOW, HIGH))
 
 
 def bounds(metrics: Mapping[str, float | None], name: str) -> tuple[float, float] | None:
-    """The lopsided 95 % interval of a figure; None where it has none, or none that is known."""
+    """Return the bounds of a metric's asymmetric 95 % interval, or None where it has none or they are not finite."""
     found = [metrics.get(name + end) for end in (LOW, HIGH)]
     low, high = (math.nan if value is None else value for value in found)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None

@@ -1,4 +1,4 @@
-"""Values on a command line, whatever characters they have: in the quotes of an override, and of a shell around it."""
+"""Values are quoted for a command line, as an override of Hydra and for the shell around it."""
 
 import re
 import shlex
@@ -7,15 +7,15 @@ from typing import Any
 
 
 def as_override(value: Any) -> str:
-    r"""A value, or a list of them, as an override holds it: in single quotes, `\` before what would end them."""
+    r"""Return a value or a list of values as an override holds it: in single quotes, `\` before what would end them."""
     if isinstance(value, list):
         return f"[{','.join(map(as_override, value))}]"
     text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value)).replace("'", r"\'")
     return f"'{text}'"
 
 
-def plain(text: str) -> str:
-    """The other way: the value of an override without the quotes around it, if there are any."""
+def unquote(text: str) -> str:
+    """Return the value of an override without the quotes around it, if there are any."""
     if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
         return text
     mark = text[0]
@@ -23,7 +23,7 @@ def plain(text: str) -> str:
 
 
 def for_shell(path: Path) -> str:
-    """A path after `key=` in a shell, to be read by it and as an override."""
+    """Return a path as it must be typed after `key=`, to be read by the shell and then as an override."""
     text = str(path)
     if shlex.quote(text) == text and "=" not in text:
         return text

@@ -8,7 +8,7 @@ import pytest
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.evaluation.completion_metrics import completion_metrics
 from shiqrun.rewards.exact_match import ExactMatch
-from shiqrun.rewards.labels import in_one_unit
+from shiqrun.rewards.labels import same_reward_unit
 from shiqrun.sampling.prompts import choose_prompts, fits_reward
 from shiqrun.sampling.sampler import SampledCompletion, score_completions
 from tests.evaluation.made import prompt, sample
@@ -63,8 +63,8 @@ def test_data_and_reward_have_one_unit_where_it_scored_the_data(tmp_path, small)
     data = tmp_path / "scored.jsonl"
     source = Jsonl(path=str(data), val_path=None, pair_rewards=None)
     judge = reward(small)
-    assert not in_one_unit(source, judge)
+    assert not same_reward_unit(source, judge)
     (tmp_path / "summary.json").write_text(json.dumps({"reward/fingerprint": judge.fingerprint()}))
-    assert in_one_unit(source, judge)
-    assert not in_one_unit(source, reward(small, scale=2.0))
-    assert in_one_unit(source, ExactMatch(ignore_case=False)), "right or wrong has no unit of its own"
+    assert same_reward_unit(source, judge)
+    assert not same_reward_unit(source, reward(small, scale=2.0))
+    assert same_reward_unit(source, ExactMatch(ignore_case=False)), "right or wrong has no unit of its own"

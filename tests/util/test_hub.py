@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from shiqrun.errors import InputError
-from shiqrun.util.hub import reachable
+from shiqrun.util.hub import expect_reachable
 
 
 @pytest.fixture
@@ -33,24 +33,24 @@ def open_port():
 def test_an_unreachable_hub_is_an_input_error_that_says_what_to_pass(online, closed):
     online.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed}")
     with pytest.raises(InputError, match=r"nobody/nothing .* 127\.0\.0\.1 cannot be reached .*; pass data\.path=FILE"):
-        reachable("nobody/nothing", "data.path")
+        expect_reachable("nobody/nothing", "data.path")
 
 
 def test_a_hub_that_answers_is_reachable(online, open_port):
     online.setenv("HF_ENDPOINT", f"http://127.0.0.1:{open_port}")
-    reachable("nobody/nothing", "model.path")
+    expect_reachable("nobody/nothing", "model.path")
 
 
 def test_behind_a_proxy_the_proxy_is_what_must_answer(online, open_port, closed):
     online.setenv("HF_ENDPOINT", "https://hub.invalid")
     online.setenv("https_proxy", f"http://127.0.0.1:{open_port}")
-    reachable("nobody/nothing", "model.path")
+    expect_reachable("nobody/nothing", "model.path")
     online.setenv("https_proxy", f"http://127.0.0.1:{closed}")
     with pytest.raises(InputError, match=r"hub\.invalid cannot be reached"):
-        reachable("nobody/nothing", "model.path")
+        expect_reachable("nobody/nothing", "model.path")
 
 
 def test_offline_by_choice_says_so(online):
     online.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match=r"HF_HUB_OFFLINE is set; pass model\.path=DIRECTORY"):
-        reachable("nobody/nothing", "model.path")
+        expect_reachable("nobody/nothing", "model.path")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from shiqrun.util.quoting import as_override, for_shell, plain
+from shiqrun.util.quoting import as_override, for_shell, unquote
 
 TEXTS = ["plain", "a b", "a=b,c", "it's (a) dir", 'say "a"', "end\\", "a\\'b", "$HOME [x] {y}", "`ls`!", "'q'", ""]
 
@@ -23,21 +23,21 @@ def test_hydra_reads_the_text_that_was_quoted(text):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_quotes_are_taken_off_again(text):
-    assert plain(as_override(text)) == text
+    assert unquote(as_override(text)) == text
 
 
 @pytest.mark.parametrize("text", ["/a/it's", "/a b=c", "'", "", "\"a'"])
 def test_what_stands_in_no_quotes_stays(text):
-    assert plain(text) == text
+    assert unquote(text) == text
 
 
 def test_double_quotes_are_quotes_too():
-    assert plain('"/a b/\\"c\\""') == '/a b/"c"'
+    assert unquote('"/a b/\\"c\\""') == '/a b/"c"'
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text])
 def test_a_path_can_be_pasted_into_a_shell(text):
     line = f"printf %s key={for_shell(Path('/top', text))}"
     (word,) = [subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout]
-    assert plain(word.removeprefix("key=")) == f"/top/{text}"
+    assert unquote(word.removeprefix("key=")) == f"/top/{text}"
     assert read(word) == f"/top/{text}"

@@ -1,1 +1,1 @@
-"""`rollout=ray` samples trajectories in Ray actors while the trainer learns from those that wait."""
+"""With `rollout=ray`, actors on a Ray cluster sample and score while the trainer learns from trajectories that wait."""

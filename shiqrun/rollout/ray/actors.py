@@ -1,7 +1,7 @@
-"""The actors of `rollout=ray` that samplers and the trainer meet at: the buffer, and where the newest weights are.
+"""Two Ray actors join samplers and trainer: `Store` has the queue of trajectories, `Board` the newest weights.
 
-The classes are plain; `rollout.ray.engine` makes actors of them. They are found by name, not by handle, so that one
-that was started again is found again.
+The classes are plain; `rollout.ray.engine` makes actors of them. They are found by name, not by handle, so that an
+actor that was started again is found again.
 """
 
 import asyncio
@@ -20,23 +20,23 @@ from shiqrun.rollout.trajectory import Trajectory
 from shiqrun.util.atomic import write_atomic
 
 STORE, BOARD = "store", "board"
-"""Names of the actors."""
+"""The names of the actors."""
 SESSION = "SESSION"
 PAUSE_SECONDS = 0.02
-"""Between two looks at what is waited for."""
+"""Seconds between two looks at what is waited for."""
 CHUNK = 256
-"""Trajectories sent at once."""
+"""Number of trajectories sent at once."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a sampler has done since its process began.
+class SamplerReport:
+    """Counts of a sampler since its process began.
 
     Attributes:
-        sampling, rewards, storing, waiting: seconds; waiting is for room in the buffer.
-        transfers, bytes: of weights that it fetched.
-        unscored: trajectories dropped because the reward gave no answer.
-        prompts: ids of their prompts, the last ones.
+        sampling, rewards, storing, waiting: seconds; `waiting` is for room in the queue.
+        transfers, bytes: number and size of the weights that it fetched.
+        unscored: number of trajectories dropped because the reward gave no answer.
+        prompts: ids of the prompts of those dropped last.
     """
 
     sampling: float = 0.0
@@ -49,32 +49,34 @@ class Report:
     prompts: tuple[str, ...] = ()
 
 
-class Told(NamedTuple):
-    """What the store knows of the others: an id of its own process, and the last report of each sampler's process."""
+class StoreStatus(NamedTuple):
+    """The id of the store's own process, which a restart changes, and the last report of each sampler's process."""
 
     birth: str
-    reports: dict[str, Report]
+    reports: dict[str, SamplerReport]
 
 
 class Store:
-    """The `Buffer` as an actor. Methods may be called again after a restart: each is done once.
+    """The actor that owns the experience queue (`Buffer`).
+
+    Its methods may be called again after the actor was started again: each has its effect once.
 
     Args:
         directory: of the experience, on this machine.
-        after: see `Buffer`; does not count where the actor was started again in a session: then the trainer lives.
-        room: trajectories that wait at most.
-        session: of the trainer; a file beside the experience knows the last one.
+        after: see `Buffer`; ignored where the actor was started again within a session, because the trainer then lives.
+        room: number of trajectories that may wait.
+        session: id of the trainer's session; the file SESSION in the directory holds the last one.
     """
 
     def __init__(self, directory: str, after: int, room: int, session: str) -> None:
         self.room = room
-        self.told = Told(uuid.uuid4().hex, {})
+        self.status = StoreStatus(uuid.uuid4().hex, {})
         self._file, self._session = Path(directory) / SESSION, session
         former = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
         self._opened: Buffer | InputError
         try:
             self._opened = Buffer(Path(directory), after=None if former.get("session") == session else after)
-        except InputError as error:  # raised here, it would reach the trainer as text
+        except InputError as error:  # raised in a constructor, it would reach the trainer as text
             self._opened = error
         else:
             found = [name.rpartition("-") for name in self._opened.workers()]
@@ -88,7 +90,7 @@ class Store:
 
     @property
     def buffer(self) -> Buffer:
-        """Once it is open.
+        """The queue.
 
         Raises:
             InputError: as `Buffer`.
@@ -98,7 +100,7 @@ class Store:
         return self._opened
 
     async def ready(self) -> None:
-        """Nothing, once it is open.
+        """Return when the queue is open.
 
         Raises:
             InputError: as `Buffer`.
@@ -106,17 +108,17 @@ class Store:
         assert self.buffer
 
     async def incarnation(self) -> int:
-        """A number that no worker has had or been given before."""
+        """Return a number that no worker of this experience has had."""
         self._incarnation += 1
         self._note()
         return self._incarnation - 1
 
-    async def report(self, process: str, report: Report) -> None:
-        """The latest of a sampler's process."""
-        self.told.reports[process] = report
+    async def report(self, process: str, report: SamplerReport) -> None:
+        """Take the latest report of a sampler's process."""
+        self.status.reports[process] = report
 
     async def put(self, trajectories: Sequence[Trajectory]) -> float:
-        """Seconds that storing took; waits for room before."""
+        """Wait for room, store the trajectories, and return the seconds that storing took."""
         while self.buffer.waiting + len(trajectories) > self.room:
             await asyncio.sleep(PAUSE_SECONDS)
         began = time.perf_counter()
@@ -125,38 +127,39 @@ class Store:
 
     async def lease(
         self, step: int, n: int, oldest: int | None, seconds: float
-    ) -> tuple[list[Trajectory] | None, Told]:
-        """As `Buffer.lease`, after so many seconds at most; None if there are still too few."""
+    ) -> tuple[list[Trajectory] | None, StoreStatus]:
+        """Lease as `Buffer.lease`; None if fewer than n wait after so many seconds. Returns the status, too."""
         end = time.monotonic() + seconds
         while (found := self.buffer.lease(step, n, oldest=oldest)) is None and time.monotonic() < end:
             await asyncio.sleep(PAUSE_SECONDS)
-        return found, self.told
+        return found, self.status
 
     async def acknowledge(self, step: int) -> None:
-        """See `Buffer`."""
+        """Acknowledge a step, as `Buffer.acknowledge`."""
         self.buffer.acknowledge(step)
 
     async def trained(self) -> AsyncIterator[list[tuple[int, Trajectory]]]:
-        """See `Buffer`, some at a time."""
+        """Yield what `Buffer.trained` gives, `CHUNK` trajectories at a time."""
         found = self.buffer.trained()
         while chunk := list(islice(found, CHUNK)):
             yield chunk
 
-    async def counts(self) -> tuple[dict[str, int], Told]:
-        """See `Buffer`."""
-        return self.buffer.counts(), self.told
+    async def counts(self) -> tuple[dict[str, int], StoreStatus]:
+        """Return the counts of `Buffer.counts`, and the status."""
+        return self.buffer.counts(), self.status
 
     async def close(self) -> None:
-        """See `Buffer`; who puts from now on waits for ever."""
+        """Close the queue; a sampler that puts from now on waits for ever."""
         self.room = -1
         if isinstance(self._opened, Buffer):
             self._opened.close()
 
 
 class Board:
-    """Says where the setup and the newest weights are: references in lists, in which Ray leaves them references.
+    """The actor that holds references to the samplers' setup and the newest weights.
 
-    Started again it knows nothing until the trainer tells it again.
+    The references are in lists, because Ray replaces a bare one by its object. Started again, the actor knows nothing
+    until the trainer tells it again.
     """
 
     def __init__(self) -> None:
@@ -164,13 +167,13 @@ class Board:
         self._version, self._weights = -1, list[Any]()
 
     def tell(self, setup: list[Any], version: int, weights: list[Any]) -> None:
-        """Of these the newest; once or more often."""
+        """Take the setup and the newest weights; telling them again changes nothing."""
         self._setup, self._version, self._weights = setup, version, weights
 
     def setup(self) -> list[Any]:
-        """A reference to a `Setup`, or nothing yet."""
+        """Return a reference to the `SamplerSetup` in a list, empty until the trainer has told it."""
         return self._setup
 
     def newest(self, known: int) -> tuple[int, list[Any]]:
-        """(version, reference to packed weights), or nothing newer."""
+        """Return (version, [reference to packed weights]), or (known, []) if none is newer than version `known`."""
         return (self._version, self._weights) if self._version > known else (known, [])

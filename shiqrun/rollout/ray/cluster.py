@@ -1,4 +1,4 @@
-"""The Ray cluster of `rollout=ray`: one that is started on this machine, or one that is there."""
+"""`rollout=ray` starts a Ray cluster on this machine, or joins an existing one at `rollout.address`."""
 
 import logging
 import math
@@ -10,17 +10,18 @@ from shiqrun.errors import InputError
 from shiqrun.rollout.settings import RayRollouts
 
 ANSWER_SECONDS = 10.0
+"""How long the cluster's address may take to accept a connection."""
 
 
-def connected(settings: RayRollouts) -> tuple[Any, bool]:
-    """The module `ray`, and whether we have started or joined a cluster (else the process was in one).
+def connect(settings: RayRollouts) -> tuple[Any, bool]:
+    """Connect to a Ray cluster, and return the module `ray` and whether this call connected (else the process was).
 
     Raises:
-        InputError: Ray is not installed, or there is no cluster at the address.
+        InputError: Ray is not installed, or no cluster is at the address.
     """
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     if settings.address is None:
-        # Ours listens to this machine alone, and with authentication Ray would leave a token in the home directory.
+        # Our cluster listens to this machine alone; with authentication Ray would leave a token in the home directory.
         quiet["RAY_AUTH_MODE"] = "disabled"
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
@@ -49,7 +50,7 @@ def connected(settings: RayRollouts) -> tuple[Any, bool]:
 
 
 def _expect_listener(address: str) -> None:
-    """Ray itself would ask for many minutes.
+    """Check that the address accepts connections, because Ray itself would try for many minutes.
 
     Raises:
         InputError: nobody listens at HOST:PORT.

@@ -1,6 +1,6 @@
-"""`rollout=ray`: actors on Ray sample, score and keep trajectories while the trainer learns from those that wait.
+"""The engine of `rollout=ray` starts Ray actors that sample and score while the trainer learns.
 
-The trainer starts them, hands out weights, takes batches, and notices when sampling has failed.
+It hands out new weights, takes batches of trajectories, and notices when sampling has failed.
 """
 
 import logging
@@ -14,52 +14,53 @@ from typing import Any
 
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.rollout.engine import Weights
-from shiqrun.rollout.ray.actors import BOARD, STORE, Board, Report, Store, Told
-from shiqrun.rollout.ray.cluster import connected
-from shiqrun.rollout.ray.sampler import Sampler, Setup, packed
+from shiqrun.rollout.ray.actors import BOARD, STORE, Board, SamplerReport, Store, StoreStatus
+from shiqrun.rollout.ray.cluster import connect
+from shiqrun.rollout.ray.sampler import SamplerActor, SamplerSetup, pack_weights
 from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.trajectory import Trajectory
 
 log = logging.getLogger("shiqrun")
 ASK_SECONDS = 1.0
-"""After which the trainer, while it waits for trajectories, looks whether sampling goes on."""
+"""Seconds after which the trainer, while it waits for trajectories, checks that sampling goes on."""
 START_SECONDS, SLOW_SECONDS = 120.0, 1200.0
-"""For the first sampler, where the cluster has too little and may get more, and where it has enough and is busy."""
+"""Seconds that the first sampler may take to start: where the cluster lacks resources, and where it has enough."""
 TELL_SECONDS = 60.0
-"""Between two words about a batch that does not come."""
+"""Seconds between two warnings about a batch that does not come."""
 MOST_RESTARTS = 10
-"""Of actors between two batches, after which something is wrong with them."""
+"""Restarts of actors between two batches, above which the run ends."""
 ANSWER_SECONDS = 10.0
-"""For the buffer to close."""
+"""Seconds that the store may take to close."""
 SECONDS = ("sampling", "rewards", "storing", "waiting")
+"""The fields of a report that are seconds, as `stats` names them."""
 COUNTS = {"weight_transfers": "transfers", "weight_bytes": "bytes", "unscored": "unscored"}
 
 
-class Ray:
-    """An engine whose parts are actors.
+class RayEngine:
+    """An `Engine` whose samplers and experience store are Ray actors.
 
     Args:
-        setup: of the samplers.
+        setup: what the samplers start from.
         directory: of the experience, on this machine.
-        n: trajectories of a step.
+        n: number of trajectories of an optimiser step.
         after: see `Buffer`.
 
     Raises:
-        InputError: Ray is not installed, no cluster at the address, too little on this machine, settings that do not
-            fit, or as `Buffer`.
+        InputError: Ray is not installed, no cluster is at the address, this machine has too few resources, settings do
+            not fit, or as `Buffer`.
     """
 
-    def __init__(self, setup: Setup, directory: Path, *, n: int, after: int) -> None:
+    def __init__(self, setup: SamplerSetup, directory: Path, *, n: int, after: int) -> None:
         self.settings = settings = setup.settings
         self._actors: list[Any] = []
         self._loops: list[Any] = []
-        self._reports: dict[str, Report] = {}
+        self._reports: dict[str, SamplerReport] = {}
         self._births: set[str] = set()
-        self._known = 0  # restarts that were told
+        self._known = 0  # restarts that were warned of
         self._before, self._since = 0, time.monotonic()  # restarts at the last batch; when sampling began
-        self._waited = self._since  # for the next batch, or a word about it
-        size = portion(settings, n)
-        self._ray, self._started = connected(settings)
+        self._waited = self._since  # since when the next batch, or a warning about it, is due
+        size = portion_size(settings, n)
+        self._ray, self._started = connect(settings)
         try:
             if self._started and settings.address is None and not self._has_room():  # and it will not grow
                 raise InputError(f"{self._lacking()}; lower rollout.actors, rollout.actor_cpus or rollout.actor_gpus")
@@ -68,7 +69,7 @@ class Ray:
             self.close()
             raise
 
-    def _begin(self, setup: Setup, directory: Path, size: int, after: int) -> None:
+    def _begin(self, setup: SamplerSetup, directory: Path, size: int, after: int) -> None:
         ray, settings = self._ray, self.settings
         namespace = f"shiqrun-{uuid.uuid4().hex}"
         for_ever = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "namespace": namespace}
@@ -85,11 +86,15 @@ class Ray:
         )
         self._get(self._store.ready.remote())
         self._board = actor(Board, name=BOARD, scheduling_strategy=here)
-        self._told: tuple[list[Any], int, list[Any]] = ([ray.put(setup)], -1, [])  # Board keeps no object alive
+        self._told: tuple[list[Any], int, list[Any]] = (
+            [ray.put(setup)],
+            -1,
+            [],
+        )  # kept here, because Board keeps no object alive
         shape = {"num_cpus": settings.actor_cpus, "num_gpus": settings.actor_gpus}
         samplers = [
             actor(
-                Sampler,
+                SamplerActor,
                 place,
                 namespace,
                 size,
@@ -106,7 +111,7 @@ class Ray:
         return all(asked <= has for asked, has in self._resources().values())
 
     def _resources(self) -> dict[str, tuple[float, float]]:
-        """What all actors reserve and what the cluster has."""
+        """Return, of each resource, what all actors reserve and what the cluster has."""
         has, s = self._ray.cluster_resources(), self.settings
         asked = {"CPU": s.actors * s.actor_cpus, "GPU": s.actors * (s.actor_gpus + s.reward_gpus)}
         return {name: (number, float(has.get(name, 0))) for name, number in asked.items()}
@@ -116,7 +121,7 @@ class Ray:
         return f"rollout.actors={self.settings.actors} ask for {' and '.join(told)} that the Ray cluster has"
 
     def next_batch(self, n: int, *, step: int) -> list[Trajectory]:
-        """See `Engine`."""
+        """Return the trajectories of a step, see `Engine.next_batch`."""
         limit = self.settings.max_staleness
         oldest = None if limit is None else step - 1 - limit
         while True:
@@ -125,7 +130,7 @@ class Ray:
             self._know(told)
             if found is not None:
                 self._before, self._waited = self.restarts, time.monotonic()
-                return [_own(trajectory) for trajectory in found]
+                return [_copy_arrays(trajectory) for trajectory in found]
             self._look()
 
     def _expect_sampling(self) -> None:
@@ -139,7 +144,7 @@ class Ray:
             self._get(ended[0])
 
     def _look(self) -> None:
-        """What may be the matter where too few trajectories come.
+        """Look for the reason why too few trajectories come.
 
         Raises:
             TrainingError: actors die again and again, or none can start.
@@ -158,11 +163,11 @@ class Ray:
         self._tell_board()  # it may have been started again
 
     def _get(self, reference: Any) -> Any:
-        """What an actor answers.
+        """Return what an actor answers.
 
         Raises:
-            InputError: it raised one.
-            TrainingError: it raised something else, or is dead for good.
+            InputError: the actor raised one.
+            TrainingError: the actor raised another error, or is dead and cannot be started again.
         """
         try:
             return self._ray.get(reference)
@@ -175,10 +180,10 @@ class Ray:
         except self._ray.exceptions.RayError as error:
             raise TrainingError(f"rollout: an actor is dead and does not come back: {error}") from error
 
-    def _know(self, told: Told) -> None:
+    def _know(self, told: StoreStatus) -> None:
         self._births.add(told.birth)
         for process, report in told.reports.items():
-            former = self._reports.get(process, Report())
+            former = self._reports.get(process, SamplerReport())
             if report.unscored > former.unscored:
                 log.warning(
                     "the reward gave no answer within rollout.reward_timeout=%g seconds, twice: %d trajectories "
@@ -194,28 +199,28 @@ class Ray:
 
     @property
     def restarts(self) -> int:
-        """Processes that took the place of dead ones."""
+        """The number of actor processes that replaced dead ones."""
         return max(0, len(self._reports) - self.settings.actors) + max(0, len(self._births) - 1)
 
     def acknowledge(self, step: int) -> None:
-        """See `Engine`."""
+        """Acknowledge a step, see `Engine.acknowledge`."""
         self._get(self._store.acknowledge.remote(step))
 
     def publish(self, version: int, weights: Weights) -> None:
-        """See `Engine`."""
-        self._told = (self._told[0], version, [self._ray.put(packed(weights))])
+        """Hand out new weights, see `Engine.publish`."""
+        self._told = (self._told[0], version, [self._ray.put(pack_weights(weights))])
         self._tell_board()
 
     def _tell_board(self) -> None:
         self._get(self._board.tell.remote(*self._told))
 
     def trained(self) -> Iterator[tuple[int, Trajectory]]:
-        """See `Engine`."""
+        """Yield all trained trajectories, see `Engine.trained`."""
         for chunk in self._store.trained.options(num_returns="streaming").remote():
-            yield from ((step, _own(trajectory)) for step, trajectory in self._get(chunk))
+            yield from ((step, _copy_arrays(trajectory)) for step, trajectory in self._get(chunk))
 
     def stats(self) -> dict[str, float]:
-        """See `Engine`; seconds, transfers and restarts since training began or went on, over all actors."""
+        """Return counts and, over all actors since this session began, seconds, transfers and restarts."""
         counts, told = self._get(self._store.counts.remote())
         self._know(told)
         reports = list(self._reports.values())
@@ -227,24 +232,24 @@ class Ray:
         }
 
     def close(self) -> None:
-        """See `Engine`."""
+        """End the actors, and the cluster if this engine started it."""
         ray = self._ray
         if not ray.is_initialized():
             return
         if self._actors:
-            try:  # in order, so that the directory is free at once
+            try:  # closed before the actors end, so that the directory is free at once
                 ray.get(self._store.close.remote(), timeout=ANSWER_SECONDS)
             except (ray.exceptions.RayError, InputError):
                 log.warning("the buffer of rollouts did not close; what it accepted is on the disk")
         if self._started:
-            ray.shutdown()  # which ends the actors, without a word about each
+            ray.shutdown()  # ends the actors, without a message about each
             return
         for actor in self._actors:
             ray.kill(actor)
 
 
-def _own(t: Trajectory) -> Trajectory:
-    """With arrays of this process: Ray's are read-only, and their memory is free only when all of a reply is."""
+def _copy_arrays(t: Trajectory) -> Trajectory:
+    """Copy a trajectory's arrays: Ray's are read-only, and their memory is freed only with that of the whole reply."""
     return replace(
         t,
         input_ids=t.input_ids.copy(),
@@ -253,8 +258,10 @@ def _own(t: Trajectory) -> Trajectory:
     )
 
 
-def portion(settings: RayRollouts, n: int) -> int:
-    """Trajectories that an actor puts at once: whole groups, so few that a step never lacks some while none has room.
+def portion_size(settings: RayRollouts, n: int) -> int:
+    """Return how many trajectories a sampler puts at once: whole groups, and few enough to avoid a deadlock.
+
+    In a deadlock a step would lack trajectories while the queue has no room for a portion.
 
     Raises:
         InputError: a step takes more than may wait.

@@ -1,4 +1,4 @@
-"""The actors of `rollout=ray` that sample: one with a copy of the policy, and beside it one with the reward."""
+"""Each sampler of `rollout=ray` is two Ray actors: one samples with a copy of the policy, the other has the reward."""
 
 import time
 import uuid
@@ -16,7 +16,7 @@ from shiqrun.errors import TrainingError
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.engine import Weights
-from shiqrun.rollout.ray.actors import BOARD, PAUSE_SECONDS, STORE, Report
+from shiqrun.rollout.ray.actors import BOARD, PAUSE_SECONDS, STORE, SamplerReport
 from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.trajectory import Trajectory
 from shiqrun.rollout.worker import Worker
@@ -24,21 +24,21 @@ from shiqrun.sampling.prompts import Prompt
 from shiqrun.sampling.sampler import SampledCompletion, score_completions
 
 READY_SECONDS = 600
-"""For a reward to be made: a model may have to be loaded."""
+"""Seconds that making the reward may take: a model may have to be loaded."""
 HOPELESS = 3
-"""Portions without reward in a row after which a sampler gives up."""
+"""After so many portions in a row without reward a sampler gives up."""
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What every sampler starts from; it can be pickled.
+class SamplerSetup:
+    """The objects that every sampler starts from; they can be pickled.
 
     Attributes:
         policy: on the CPU; its weights are replaced before it samples.
         tokenizer: of the policy.
-        prompts: to answer.
-        reward_again: makes the reward once more.
-        settings: of the rollouts.
+        prompts: the prompts to sample completions of.
+        reward_again: makes another instance of the reward.
+        settings: the `rollout` settings.
         seed: of the run.
     """
 
@@ -50,12 +50,12 @@ class Setup:
     seed: int
 
 
-class Unscored(TrainingError):
-    """The reward gave no answer to a portion, twice.
+class RewardTimeout(TrainingError):
+    """The reward gave no answer to a portion of trajectories, twice.
 
     Args:
         text: the message.
-        prompts: ids of what it was asked.
+        prompts: ids of the portion's prompts.
     """
 
     def __init__(self, text: str, prompts: tuple[str, ...]) -> None:
@@ -64,13 +64,13 @@ class Unscored(TrainingError):
 
 
 class Scorer:
-    """A reward as an actor, so that it can be killed where it hangs."""
+    """The actor that holds the reward, so that it can be killed where it hangs."""
 
     def __init__(self, reward_again: Callable[[], Reward]) -> None:
         self._again = reward_again
 
     def ready(self) -> None:
-        """Makes the reward.
+        """Make the reward.
 
         Raises:
             InputError: it cannot be made.
@@ -79,12 +79,12 @@ class Scorer:
         self._reward.to(own_device())
 
     def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
-        """With rewards."""
+        """Return the samples with rewards."""
         return score_completions(samples, self._reward)
 
 
-class Scoring:
-    """A `Scorer` of one sampler; another takes its place where it hangs or dies."""
+class ScorerHandle:
+    """A sampler's handle on its `Scorer`, which it replaces by a new one where that hangs or dies."""
 
     def __init__(self, reward_again: Callable[[], Reward], settings: RayRollouts, gpus: float) -> None:
         self._again, self._seconds, self._gpus = reward_again, settings.reward_timeout, gpus
@@ -98,7 +98,7 @@ class Scoring:
         self._made = self._scorer.ready.remote()
 
     def wait(self) -> None:
-        """Until the reward is made.
+        """Wait until the reward is made.
 
         Raises:
             InputError: it cannot be made.
@@ -108,10 +108,10 @@ class Scoring:
         ray.get(self._made, timeout=READY_SECONDS)
 
     def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
-        """With rewards.
+        """Return the samples with rewards.
 
         Raises:
-            Unscored: no answer in time, twice.
+            RewardTimeout: the reward gave no answer in time, twice.
         """
         import ray
 
@@ -122,7 +122,7 @@ class Scoring:
             except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
                 ray.kill(self._scorer)
                 self._start()
-        raise Unscored(
+        raise RewardTimeout(
             f"the reward gave no answer within rollout.reward_timeout={self._seconds:g} seconds, also when it was "
             "started again and asked once more",
             tuple(dict.fromkeys(sample.prompt.prompt_id for sample in samples)),
@@ -130,24 +130,24 @@ class Scoring:
 
 
 class ActorWorker(Worker):
-    """A worker whose `reward` is a `Scoring`."""
+    """A worker whose `reward` is a `ScorerHandle`."""
 
     def scored(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
-        """See `Scoring`."""
+        """Return the samples with rewards, see `ScorerHandle.score`."""
         scoring: Any = self.reward
         return list(scoring.score(samples))
 
 
 @dataclass
-class Sampler:
-    """Samples for ever by the newest weights, and puts what it has sampled into the store.
+class SamplerActor:
+    """The actor that samples for ever with the newest weights, and puts the trajectories into the store.
 
     Attributes:
-        place: number among all samplers.
-        namespace: of the other actors.
-        portion: trajectories sampled between two looks at the weights.
-        cpus: cores for torch.
-        scorer_gpus: what its `Scorer` reserves.
+        place: its number among all samplers.
+        namespace: Ray namespace of the other actors.
+        portion: number of trajectories sampled between two looks at the weights.
+        cpus: CPU cores for torch.
+        scorer_gpus: GPUs that its `Scorer` reserves.
     """
 
     place: int
@@ -155,13 +155,13 @@ class Sampler:
     portion: int
     cpus: float
     scorer_gpus: float
-    report: Report = field(default_factory=Report)
+    report: SamplerReport = field(default_factory=SamplerReport)
 
     def run(self) -> None:
-        """Never returns; Ray calls it again in a process that takes the place of a dead one.
+        """Sample until the process ends; Ray calls it again in a process that replaces a dead one.
 
         Raises:
-            TrainingError: the reward gives no answers at all.
+            TrainingError: the reward has given no answer to several portions in a row.
         """
         import ray
 
@@ -172,24 +172,24 @@ class Sampler:
         self._tell()
         try:
             self._work()
-        except ray.exceptions.RayTaskError as error:  # of another actor: what it raised says more
+        except ray.exceptions.RayTaskError as error:  # another actor's: its own error says more
             raise error.cause from None
 
     def _work(self) -> None:
         setup = self._setup()
         setup.policy.to(own_device())
-        scoring: Any = Scoring(setup.reward_again, setup.settings, self.scorer_gpus)
+        scoring: Any = ScorerHandle(setup.reward_again, setup.settings, self.scorer_gpus)
         worker, dropped = self._worker(setup, scoring), 0
         scoring.wait()
         while True:
             self._refresh(worker)
             try:
                 made = worker.sample(self.portion)
-            except Unscored as error:
+            except RewardTimeout as error:
                 dropped += 1
                 if dropped == HOPELESS:
                     raise TrainingError(f"{error}, {dropped} portions in a row; look at the reward") from None
-                # The numbers of a worker have no gaps: the next ones are another's.
+                # A worker numbers its trajectories without gaps, and those dropped had numbers: go on as a new worker.
                 seconds, version, worker = worker.seconds, worker.version, self._worker(setup, scoring)
                 worker.seconds, worker.version = seconds, version
                 self._tell(unscored=self.report.unscored + self.portion, prompts=error.prompts)
@@ -197,27 +197,27 @@ class Sampler:
                 self._put(made, worker.seconds)
                 dropped = 0
 
-    def _worker(self, setup: Setup, scoring: Any) -> Worker:
+    def _worker(self, setup: SamplerSetup, scoring: Any) -> Worker:
         number = self._ray.get(self._store.incarnation.remote())
         parts = setup.policy, setup.tokenizer, setup.prompts, scoring, setup.settings
         worker = ActorWorker(*parts, seed=setup.seed, place=self.place, incarnation=number)
         worker.version = -1  # before the first weights
         return worker
 
-    def _setup(self) -> Setup:
+    def _setup(self) -> SamplerSetup:
         while not (box := self._ray.get(self._board.setup.remote())):
             time.sleep(PAUSE_SECONDS)
-        setup: Setup = self._ray.get(box[0])
+        setup: SamplerSetup = self._ray.get(box[0])
         return setup
 
     def _refresh(self, worker: Worker) -> None:
-        """The newest weights; waits for the first."""
+        """Load the newest weights into the worker; wait for the first."""
         while True:
             version, box = self._ray.get(self._board.newest.remote(worker.version))
             if box:
-                packed = self._ray.get(box[0])
-                worker.load(version, unpacked(packed))
-                size = sum(array.nbytes for _, _, array in packed.values())
+                content = self._ray.get(box[0])
+                worker.load(version, unpack_weights(content))
+                size = sum(array.nbytes for _, _, array in content.values())
                 self._tell(transfers=self.report.transfers + 1, bytes=self.report.bytes + size)
             if worker.version >= 0:
                 return
@@ -231,31 +231,32 @@ class Sampler:
         self._tell(sampling=seconds["sampling"], rewards=seconds["rewards"], **now)
 
     def _tell(self, **news: Any) -> None:
-        """Reports; nobody waits for it."""
+        """Send the report with these changes to the store, without waiting."""
         self.report = replace(self.report, **news)
         self._store.report.remote(self.process, self.report)
 
 
 def own_device() -> torch.device:
-    """A GPU where the actor has reserved one."""
+    """Return the device of this actor: a GPU if it has reserved one."""
     import ray
 
     return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
 
 
 Packed = dict[str, tuple[torch.dtype, torch.Size, np.ndarray]]
+"""Of each parameter its dtype, its shape and its bytes."""
 
 
-def packed(weights: Weights) -> Packed:
-    """Weights as bytes, which Ray shares between processes without a copy; NumPy knows no bfloat16."""
+def pack_weights(weights: Weights) -> Packed:
+    """Return weights as bytes, which Ray shares between processes without a copy; NumPy has no bfloat16."""
     return {
         name: (value.dtype, value.shape, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         for name, value in weights.items()
     }
 
 
-def unpacked(weights: Packed) -> dict[str, Tensor]:
-    """The tensors; not to be written to."""
+def unpack_weights(weights: Packed) -> dict[str, Tensor]:
+    """Return the tensors of packed weights; they must not be written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes
         return {n: torch.from_numpy(array).view(dtype).reshape(shape) for n, (dtype, shape, array) in weights.items()}

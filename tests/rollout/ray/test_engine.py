@@ -14,9 +14,9 @@ import shiqrun.rollout.ray.engine as module
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.models.adapter import with_lora
 from shiqrun.models.policy import Policy
-from shiqrun.rollout.ray.cluster import connected
-from shiqrun.rollout.ray.engine import Ray, portion
-from shiqrun.rollout.ray.sampler import HOPELESS, Setup, packed, unpacked
+from shiqrun.rollout.ray.cluster import connect
+from shiqrun.rollout.ray.engine import RayEngine, portion_size
+from shiqrun.rollout.ray.sampler import HOPELESS, SamplerSetup, pack_weights, unpack_weights
 from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.store.queue import Buffer
 from tests.rollout.sampled import BASIC, TOKENIZER, Letters, policy, prompts, weights
@@ -54,7 +54,7 @@ def test_a_portion_never_leaves_a_step_short_of_what_has_no_room():
     for room, group, n, most in product(range(2, 25), (1, 2, 3), range(2, 13), (1, 4, 7, 100)):
         if n % group or n > room:
             continue
-        size = portion(settings(waiting=room, samples_per_prompt=group, batch_size=most), n)
+        size = portion_size(settings(waiting=room, samples_per_prompt=group, batch_size=most), n)
         assert size % group == 0 < size
         assert size <= max(most, group)
         assert all(waiting + size <= room for waiting in range(0, n, group))
@@ -64,14 +64,14 @@ def test_a_portion_never_leaves_a_step_short_of_what_has_no_room():
 
 def test_a_step_that_takes_more_than_may_wait_is_refused():
     with pytest.raises(InputError, match=r"rollout\.waiting=12: a step takes 14"):
-        portion(settings(), 14)
+        portion_size(settings(), 14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 def test_weights_arrive_bit_for_bit_whatever_their_type_and_shape(dtype):
     drawn = (torch.randn(5, 3) * 50).to(dtype)
     sent = {"matrix": drawn, "turned": drawn.T, "part": drawn[::2, 1:], "number": drawn[0, 0]}
-    found = unpacked(packed(sent))
+    found = unpack_weights(pack_weights(sent))
     assert found.keys() == sent.keys()
     for name, value in sent.items():
         assert found[name].dtype == dtype
@@ -82,7 +82,7 @@ def test_weights_arrive_bit_for_bit_whatever_their_type_and_shape(dtype):
 def test_without_ray_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'shiqrun\[ray\]'"):
-        Ray(Setup(policy(), TOKENIZER, prompts(), Placed, settings(), 0), tmp_path, n=N, after=0)
+        RayEngine(SamplerSetup(policy(), TOKENIZER, prompts(), Placed, settings(), 0), tmp_path, n=N, after=0)
     assert not list(tmp_path.iterdir())
 
 
@@ -97,7 +97,7 @@ def cluster():
     """A cluster of this process, in which engines start their actors."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     os.environ.update(BUSY)
-    _, started = connected(settings(actors=4, actor_cpus=1))
+    _, started = connect(settings(actors=4, actor_cpus=1))
     assert started
     yield ray
     ray.shutdown()
@@ -109,8 +109,8 @@ def engines(cluster, tmp_path):
     made = []
 
     def engine(*, acting=None, reward=Placed, after=0, **options):
-        setup = Setup(acting or policy(), TOKENIZER, prompts(), reward, settings(**options), 3)
-        made.append(Ray(setup, tmp_path / "experience", n=N, after=after))
+        setup = SamplerSetup(acting or policy(), TOKENIZER, prompts(), reward, settings(**options), 3)
+        made.append(RayEngine(setup, tmp_path / "experience", n=N, after=after))
         return made[-1]
 
     yield engine
