@@ -134,7 +134,7 @@ class RayEngine:
             self._look()
 
     def _expect_sampling(self) -> None:
-        """Nothing, if no sampler gave up.
+        """Check that no sampler has given up.
 
         Raises:
             TrainingError: one did; with what it raised.

@@ -1,7 +1,7 @@
 """A journal is a small JSON-lines file held in memory, whose lines are on the disk before anyone relies on them."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ class Journal:
 
     Args:
         path: of the file; it need not exist.
-        columns: sets of keys; a line must have all keys of at least one set.
+        fits: whether a JSON object is a line of this journal.
         advice: what to do about a broken line, for messages.
 
     Attributes:
@@ -27,14 +27,14 @@ class Journal:
         InputError: a line before the last is broken, or the file cannot be read; the message names file and line.
     """
 
-    def __init__(self, path: Path, columns: Iterable[frozenset[str]], advice: str) -> None:
+    def __init__(self, path: Path, fits: Callable[[Row], bool], advice: str) -> None:
         self.path = path
         self.rows: list[Row] = []
         self._starts: list[int] = []  # the byte at which each line starts
-        known, end = tuple(columns), 0
+        end = 0
         try:
             if path.exists():
-                for line in read_lines(path, advice, lambda row: any(keys <= row.keys() for keys in known)):
+                for line in read_lines(path, advice, fits):
                     self.rows.append(line.row)
                     self._starts.append(line.start)
                     end = line.end

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from shiqrun.errors import InputError
 from shiqrun.rollout.store.journal import Journal, Row
 
 ADVICE = "restore it from a copy; without it all experience waits again, also what these weights were trained on"
@@ -36,13 +35,10 @@ class Ledger:
     """
 
     def __init__(self, path: Path, after: int | None) -> None:
-        self._journal = Journal(path, (LEASE, STALE, DONE), ADVICE)
+        self._journal = Journal(path, _fits, ADVICE)
         self.leases: dict[int, list[str]] = {}
         self.stale: dict[int, list[str]] = {}
         self.done: set[int] = set()
-        for number, row in enumerate(self._journal.rows, 1):
-            if not _fits(row):
-                raise InputError(f"{path}:{number}: a broken line; {ADVICE}")
         if after is not None:
             rows = _up_to(after, self._journal.rows)
             if rows != self._journal.rows:
@@ -84,7 +80,9 @@ class Ledger:
 
 
 def _fits(row: Row) -> bool:
-    """Whether the entries have their types."""
+    """Return whether a line has the keys of its kind, and their values have their types."""
+    if not any(keys <= row.keys() for keys in (LEASE, STALE, DONE)):
+        return False
     lists = [row[name] for name in ("uids", "stale") if name in row]
     return isinstance(row.get("step", row.get("done")), int) and all(
         isinstance(uids, list) and all(isinstance(uid, str) for uid in uids) for uids in lists

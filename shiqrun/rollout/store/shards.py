@@ -76,7 +76,7 @@ class Shards:
             raise InputError(f"{directory}: cannot be written ({error.strerror}); name another directory") from error
         try:
             advice = "restore it from a copy; the shards are a data set without it, data=jsonl data.path=<directory>"
-            self._index = Journal(directory / INDEX, [frozenset(Shard._fields)], advice)
+            self._index = Journal(directory / INDEX, frozenset(Shard._fields).issubset, advice)
             self.shards = [Shard(**{name: row[name] for name in Shard._fields}) for row in self._index.rows]
             self._check()
         except BaseException:
