@@ -28,7 +28,8 @@ from bench.clock import environment, forget_peak, resident
 from bench.step import ask
 from bench.work import SHAPES, Shape, prepare, talk
 from shiqrun.batching.encode import EncodedTrajectory
-from shiqrun.batching.rows import Rows, Steps
+from shiqrun.batching.rows import Rows
+from shiqrun.batching.steps import Steps
 from shiqrun.console import console
 
 STEPS, WARMUP, TRAJECTORIES = 6, 1, 16
@@ -112,8 +113,8 @@ def looped(number: int, steps: int = 300) -> Point:
     torch.set_num_threads(1)
     lying = Lying(number)
     before, began = forget_peak(), time.process_time()
-    rows = Rows(lying, pad=0)
-    rows.packed = True
+    rows = Rows(lying, pad=0, packed=True)
+    assert len(rows.group) == len(rows.units) == number  # the index is computed when it is first asked for
     made = time.process_time() - began
     loop = Steps(rows, batch_size=64, micro_batch_tokens=8192, seed=0, start=0, rank=0, world=1)
     batches = iter(loop)

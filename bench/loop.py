@@ -30,7 +30,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.logged_data import Encoded, LoggedData
-from shiqrun.batching.rows import Rows, Steps
+from shiqrun.batching.rows import Rows
+from shiqrun.batching.steps import Steps
 from shiqrun.losses import shiq
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import cached
@@ -79,7 +80,7 @@ def rows_of(name: str, policy: Policy) -> Rows:
         for n in range(len(rows)):
             out = policy(rows.collate([n]))
             scores.append((out.logit[0].numpy(), out.log_partition[0].numpy()))
-    rows.reference = scores
+    rows = rows.with_column("reference", scores)
     return rows
 
 

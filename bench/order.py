@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.work import Talk, read_pairs
 from shiqrun.batching.logged_data import Encoded
-from shiqrun.batching.rows import step_units
+from shiqrun.batching.steps import step_units
 
 
 @dataclass(frozen=True)

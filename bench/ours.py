@@ -18,7 +18,7 @@ from shiqrun.commands.train import plan
 from shiqrun.config.compose import composed
 from shiqrun.training import run as training
 from shiqrun.training.plan import Plan, Run
-from shiqrun.training.prepare import ready
+from shiqrun.training.prepare import prepare_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def overrides(settings: Settings, run_dir: Path, completions: int) -> list[str]:
 def loaded(settings: Settings, run_dir: Path) -> Run:
     """The run that these settings make, ready to train."""
     completions = len(read_pairs(Path(settings.folder))[0]["completions"])
-    return ready(_plan(settings, run_dir, completions))
+    return prepare_run(_plan(settings, run_dir, completions))
 
 
 def _plan(settings: Settings, run_dir: Path, completions: int) -> Plan:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Ge, Gt, Le, MinLen
 
-from shiqrun.batching.logged_data import Offset
+from shiqrun.batching.reward_offsets import Offset
 from shiqrun.errors import InputError
 from shiqrun.models.reference import Kind
 

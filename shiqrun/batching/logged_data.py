@@ -1,4 +1,4 @@
-"""From a data set to the batches of a run: split, encode, count what was dropped, hand out steps."""
+"""A data set of logged trajectories becomes batches: it is split, encoded, counted and dealt to optimiser steps."""
 
 import hashlib
 import logging
@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
 from lightning.pytorch import LightningDataModule
@@ -16,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.encode import TrainOn, encode
 from shiqrun.batching.prefetch import Ahead
-from shiqrun.batching.rows import Batches, Rows, Steps
+from shiqrun.batching.rows import Rows
 from shiqrun.batching.selection import compared, distinct
+from shiqrun.batching.steps import Batches, Steps
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -26,17 +26,16 @@ from shiqrun.types import Example, Trajectories
 log = logging.getLogger("shiqrun")
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
-Offset = Literal["none", "mean", "group_mean"] | float
 SEEN = "validation, but the prompt is in the training split too"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """What every data set understands beside its own keys (`conf/data/*.yaml`).
+    """The settings that every data set understands beside its own keys (`conf/data/*.yaml`).
 
     Attributes:
-        limit: examples read at most from a split, None for all.
-        max_length: tokens; longer trajectories are dropped. None: the model's context.
+        limit: the most examples to read of a split, None for all.
+        max_length: the most tokens of a trajectory; longer ones are dropped. None: the model's context.
         val_fraction: share of the prompts held out where the data set has no validation split.
         completions: "all", or "best": of each example only the completion with the largest return (for `algo=sft`).
         train_on: "assistant", or "response" (every token after the prompt; for `algo=sft`).
@@ -53,9 +52,13 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Both splits in tokens, and what was left out of each, by reason.
+    """A data set in tokens: both splits, and how many rows were left out, by reason.
 
     Attributes:
+        train: rows of the training split.
+        val: rows of the validation split.
+        dropped: number of completions left out, by reason.
+        fingerprint: hash of both splits.
         prompts: `prompt_name` of every prompt of the training split, by its messages whatever the rows' `prompt_id`
             says, also of rows that were dropped: every method and reward model of one data set knows the same.
     """
@@ -68,13 +71,13 @@ class Encoded:
 
 
 def held_out(prompt_id: str, fraction: float) -> bool:
-    """Whether a prompt belongs to validation: by a hash of the prompt alone, so that it never changes sides."""
+    """Return whether a prompt belongs to validation, by a hash of the prompt alone, so that it never changes sides."""
     digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 def examples_of(source: Source, split: Split, settings: DataSettings) -> Iterator[Example]:
-    """The examples of a split, at most `limit`; "val" is the source's own or a held-out share of its prompts."""
+    """Yield the examples of a split, at most `limit`; "val" is the source's own or a held-out share of its prompts."""
     own = split in source.splits
     given: Iterable[Example] = source.load(split if own else "train")
     left = settings.limit
@@ -90,7 +93,7 @@ def examples_of(source: Source, split: Split, settings: DataSettings) -> Iterato
 
 
 def _best(example: Example) -> Example:
-    """The example with its best completion alone, the first of those with the largest return.
+    """Return the example with its best completion alone, the first of those with the largest return.
 
     One without completions, a problem that nobody solved, stays as it is.
     """
@@ -106,9 +109,9 @@ def _best(example: Example) -> Example:
 
 
 def both_splits(source: Source, settings: DataSettings, dropped: Counter[str]) -> Iterator[tuple[Split, Example]]:
-    """What `examples_of` gives of "train" and of "val", in the order of the file where both come from the same.
+    """Yield the examples of both splits with the name of their split, in file order where both come from one file.
 
-    What the loader leaves out is counted in `dropped`.
+    Examples that the loader leaves out are counted in `dropped`.
     """
     if "val" in source.splits:
         for own in SPLITS:
@@ -128,7 +131,7 @@ def both_splits(source: Source, settings: DataSettings, dropped: Counter[str]) -
 
 
 def unseen(examples: Iterable[Example], trained: Set[str], dropped: Counter[str]) -> Iterator[Example]:
-    """The examples whose prompt is not among the names in `trained`; what is left out is counted by completion."""
+    """Yield the examples whose prompt is not among the training prompts; others are counted by completion."""
     for example in examples:
         if prompt_name(example.messages) in trained:
             dropped[SEEN] += len(example.completions)
@@ -136,8 +139,8 @@ def unseen(examples: Iterable[Example], trained: Set[str], dropped: Counter[str]
             yield example
 
 
-def _named(examples: Iterable[Example], names: list[str]) -> Iterator[Example]:
-    """The examples; the name of each one's prompt is appended to `names`."""
+def _record_names(examples: Iterable[Example], names: list[str]) -> Iterator[Example]:
+    """Yield the examples, and append the name of each one's prompt to `names`."""
     for example in examples:
         names.append(prompt_name(example.messages))
         yield example
@@ -151,18 +154,20 @@ def load(
     context: int | None,
     compared_by: str | None = None,
     together: bool = False,
+    source_name: str = "logged",
     progress: Callable[[Iterable[Example], str], Iterable[Example]] = lambda x, _: x,
 ) -> Encoded:
-    """Reads and encodes both splits; no prompt of the validation split is trained on.
+    """Read and encode both splits of a data set; no prompt of the validation split is trained on.
 
     Args:
         source: the data set.
         tokenizer: with a chat template.
         settings: see `DataSettings`.
-        context: tokens the model can read; the default of `max_length`.
-        compared_by: name of the method, if it compares completions of one prompt: rows of a prompt then stay together,
-            and a row alone with its prompt is dropped.
-        together: they stay together for any method, so that their prompt is read once.
+        context: tokens that the model can read; the default of `max_length`.
+        compared_by: name of the method if it compares completions of one prompt: rows of a prompt then stay together,
+            and a row that is alone with its prompt is dropped.
+        together: rows of a prompt stay together for any method, so that the prompt is read once.
+        source_name: `Rows.source` of the training split; that of the validation split is "val".
         progress: wraps an iterable of examples, to show how far it is.
 
     Raises:
@@ -173,30 +178,40 @@ def load(
         raise InputError(f"data.max_length={settings.max_length} is more than the model's context of {context} tokens")
     dropped: Counter[str] = Counter()
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    own_template = source.chat_template
-    encoder = partial(encode, max_length=limit, train_on=settings.train_on, stable=own_template)
+    encoder = partial(encode, max_length=limit, train_on=settings.train_on, stable=source.chat_template)
+    grouping = partial(Rows, pad=pad, together=together or bool(compared_by), compared=bool(compared_by))
     splits, names, prompts = [], list[str](), frozenset[str]()
     for split in SPLITS:
         examples = progress(examples_of(source, split, settings), f"encoding {split}")
-        new = _named(examples, names) if split == "train" else unseen(examples, prompts, dropped)
+        new = _record_names(examples, names) if split == "train" else unseen(examples, prompts, dropped)
         encoded = list(encoder(new, tokenizer, dropped))
         kept = compared(distinct(encoded, dropped) if settings.distinct else encoded, dropped, compared_by)
-        splits.append(Rows(kept, pad, together=together or bool(compared_by), compared=bool(compared_by)))
-        prompts = frozenset(names)  # the training split's; the other names none
+        splits.append(grouping(kept, source="val" if split == "val" else source_name))
+        prompts = frozenset(names)  # of the training split; the validation split records none
         if split in source.splits:  # a held-out split reads the same rows again
             dropped.update(source.dropped)
     train, val = splits
-    if not len(train):
-        why = [f"{n} {reason}" for reason, n in dropped.most_common()]
-        why += [f"all {len(val)} are held out for validation (data.val_fraction)"] if len(val) else []
-        reasons = ", ".join(why) or "the data set is empty"
-        advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
-        raise InputError(f"no training trajectory is left: {reasons}; {advice}")
+    _expect_training_rows(train, val, dropped)
     return Encoded(train, val, dropped, fingerprint(train, val), prompts)
 
 
+def _expect_training_rows(train: Rows, val: Rows, dropped: Counter[str]) -> None:
+    """Check that a trajectory is left to train on.
+
+    Raises:
+        InputError: none is; the message counts the reasons.
+    """
+    if len(train):
+        return
+    why = [f"{n} {reason}" for reason, n in dropped.most_common()]
+    why += [f"all {len(val)} are held out for validation (data.val_fraction)"] if len(val) else []
+    reasons = ", ".join(why) or "the data set is empty"
+    advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
+    raise InputError(f"no training trajectory is left: {reasons}; {advice}")
+
+
 def fingerprint(*splits: Rows) -> str:
-    """A hash of every token, action, reward and group: equal data give equal batches."""
+    """Return a hash of every token, action, reward and group: equal data give equal batches."""
     digest = hashlib.blake2b(digest_size=16)
     for rows in splits:
         for t in rows.trajectories:
@@ -206,31 +221,11 @@ def fingerprint(*splits: Rows) -> str:
     return digest.hexdigest()
 
 
-def set_offset(encoded: Encoded, how: Offset) -> float:
-    """Sets what is taken from the reward of every trajectory's last action; returns its mean over training rows.
-
-    "mean" is the training split's mean return, "group_mean" the mean over the completions of the row's prompt, a
-    number is itself. pi* does not change with a constant per prompt; ShiQ's finite-data solution does.
-    """
-    center = encoded.train.returns.mean() if how == "mean" else 0.0 if isinstance(how, str) else how
-    for rows in (encoded.train, encoded.val):
-        rows.offset = offsets(rows, how, center)
-    return float(encoded.train.offset.mean())
-
-
-def offsets(rows: Rows, how: Offset, center: float) -> np.ndarray:
-    """`[rows]` float32, what is taken from each last reward: `center`, or with "group_mean" the group's mean return."""
-    if how != "group_mean" or not len(rows):
-        return np.full(len(rows), center, np.float32)
-    sums = np.bincount(rows.group, rows.returns.astype(np.float64))
-    return (sums / np.bincount(rows.group))[rows.group].astype(np.float32)
-
-
 class LoggedData(LightningDataModule):
-    """The batches of a run; the training loader starts at the step where training stands.
+    """The batches of a run on logged trajectories; the training loader starts at the step that training has reached.
 
     Args:
-        encoded: what `load` made.
+        encoded: both splits, annotated.
         batch_size: trajectories of an optimiser step, over all ranks.
         micro_batch_tokens: tokens of one forward pass.
         seed: of the order of rows.
@@ -245,7 +240,7 @@ class LoggedData(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> Ahead:
-        """Optimiser steps from the trainer's global step on, without end, made in a thread while others run."""
+        """Return the optimiser steps from the trainer's global step on, without end, collated in a thread ahead."""
         self._close()
         rank, world = self._ranks()
         self.steps = Steps(
@@ -263,15 +258,15 @@ class LoggedData(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: list[Trajectories], device: torch.device, dataloader_idx: int
     ) -> list[Trajectories]:
-        """The batches of a step on the device; the copy of what is pinned goes on while the step begins."""
+        """Move the micro-batches of a step to the device; pinned memory is copied while the step begins."""
         return batch if device.type == "cpu" else [micro.to(device) for micro in batch]
 
     def teardown(self, stage: str) -> None:
-        """The thread ends with the loop."""
+        """End the thread with the loop."""
         self._close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """And with an error or a signal."""
+        """End the thread at an error or a signal."""
         self._close()
 
     def _close(self) -> None:
@@ -279,15 +274,15 @@ class LoggedData(LightningDataModule):
             self._ahead.close()
 
     def validation(self) -> Batches:
-        """This rank's share of the validation split."""
+        """Return this rank's share of the validation split."""
         rank, world = self._ranks()
         return Batches(self.encoded.val, tokens=self.tokens, rank=rank, world=world)
 
     def passes(self, step: int) -> float:
-        """Over the logged training trajectories, after so many optimiser steps."""
+        """Return the passes over the training trajectories after so many optimiser steps."""
         return step / self.encoded.train.steps_per_epoch(self.batch_size)
 
     def sources(self, step: int, micro_batch: int) -> list[str]:
-        """Where the rows of a micro-batch of this rank came from, for messages."""
+        """Return where the rows of a micro-batch of this rank came from, for messages."""
         cut = self.steps.rows_of(step)
         return [self.encoded.train.trajectories[i].source for i in (cut[micro_batch] if cut else [])]

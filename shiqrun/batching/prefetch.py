@@ -1,6 +1,6 @@
-"""The next steps' batches, made in a thread of their own while the present step runs.
+"""Batches of the next optimiser steps are collated in a thread of their own while the current step runs.
 
-For a GPU they are pinned in the thread, so that the copy to the device neither waits nor is waited for.
+For a GPU the thread also pins their memory, so that the copy to the device overlaps with computation.
 """
 
 from collections import deque
@@ -16,34 +16,34 @@ from shiqrun.types import Trajectories
 
 Step = list[Trajectories]
 DEPTH = 2
-"""Steps that wait ready, beside the one that Lightning's own fetcher holds."""
+"""Steps that are collated ahead, beside the one that Lightning's own fetcher holds."""
 THREAD = "shiqrun-batches"
 
 
 def each_tensor(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`x` with `change(tensor)` for every tensor in it, whatever dataclasses, lists and tuples it is in."""
+    """Return `x` with every tensor replaced by `change(tensor)`, through dataclasses, lists and tuples."""
     if isinstance(x, Tensor):
         return change(x)
     if isinstance(x, Trajectories):
-        return _fields(x, change).laid_out(each_tensor(x.layout, change))
+        return _replace_fields(x, change).laid_out(each_tensor(x.layout, change))
     if is_dataclass(x) and not isinstance(x, type):
-        return _fields(x, change)
+        return _replace_fields(x, change)
     return type(x)(each_tensor(value, change) for value in x) if isinstance(x, list | tuple) else x
 
 
-def _fields(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _replace_fields(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return replace(x, **{f.name: each_tensor(getattr(x, f.name), change) for f in fields(x) if f.init})
 
 
 class Ahead:
-    """The steps of an iterable in their order, each made before it is asked for.
+    """An iterable that collates optimiser steps ahead of their use, in order, in one thread.
 
-    An error of the iterable is raised where its step is asked for. The thread begins with the first step and ends with
-    the iteration: when the iterable does, at an error, and at `close`.
+    An error is raised where its step is asked for. The thread starts with the first step and ends when the steps do,
+    at an error, and at `close`.
 
     Args:
         steps: iterated over in the thread alone.
-        device: where they will go.
+        device: that the batches will be moved to.
     """
 
     def __init__(self, steps: Iterable[Step], device: torch.device) -> None:
@@ -52,30 +52,30 @@ class Ahead:
 
     def __iter__(self) -> Generator[Step, None, None]:
         self.close()
-        self._running = self._made()
+        self._running = self._iterate()
         return self._running
 
     def close(self) -> None:
-        """Ends the thread, after the step that it is at."""
+        """End the thread after the step that it is collating."""
         if self._running is not None:
             self._running.close()
 
-    def _made(self) -> Generator[Step, None, None]:
+    def _iterate(self) -> Generator[Step, None, None]:
         source = iter(self.steps)
-        with ThreadPoolExecutor(1, THREAD, self._enter) as thread:
-            waiting = deque(thread.submit(self._following, source) for _ in range(DEPTH))
+        with ThreadPoolExecutor(1, THREAD, self._choose_device) as thread:
+            waiting = deque(thread.submit(self._next_step, source) for _ in range(DEPTH))
             try:
                 while (step := waiting.popleft().result()) is not None:
-                    waiting.append(thread.submit(self._following, source))
+                    waiting.append(thread.submit(self._next_step, source))
                     yield step
             finally:
                 for future in waiting:
                     future.cancel()
 
-    def _following(self, source: Iterator[Step]) -> Step | None:
+    def _next_step(self, source: Iterator[Step]) -> Step | None:
         step = next(source, None)
         return each_tensor(step, Tensor.pin_memory) if self.device.type == "cuda" else step
 
-    def _enter(self) -> None:
+    def _choose_device(self) -> None:
         if self.device.type == "cuda":  # else the thread of every rank would open a context on the first device
             torch.cuda.set_device(self.device)

@@ -1,277 +1,242 @@
-"""Rows, optimiser steps and micro-batches: which trajectories meet, as a pure function of seed and step.
+"""The trajectories of a split as an immutable table: tokens, rewards, and named columns of further numbers.
 
-Nothing here depends on what came before, so a resumed run sees exactly the batches that the killed one would have seen.
+Every stage that knows more about the rows returns a new table (`with_columns`, `with_layout`, ...); nothing changes
+one. Copies share the trajectories and whatever was computed from them.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import IterableDataset
 
+from shiqrun.batching.columns import COLUMNS, AnchorTokens, Values, concat, pad, select
 from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.batching.micro_batches import Units, packed_micro_batches, padded_micro_batches
 from shiqrun.batching.packing import packed, padded
-from shiqrun.types import ActionScores, Trajectories
-
-Scores = Sequence[tuple[np.ndarray, ...]]
-"""(logit, log_partition) of every action of every row, and with an anchor `[A, K]` further logits; float32."""
+from shiqrun.types import Trajectories
 
 
+@dataclass(frozen=True, eq=False)
 class Rows:
-    """The trajectories of a split, numbered by row, with what is known of them beside the tokens.
-
-    Args:
-        trajectories: what `encode` made.
-        pad: token id that fills rows; masks say where, never the id.
-        together: rows of one prompt are never separated by a step or rank.
-        compared: nor by a micro-batch, and "of one prompt" means of one group: they are compared with each other. None:
-            as `together`.
+    """Encoded trajectories numbered from 0, with everything that a loss may read of each of them.
 
     Attributes:
-        packed: batches are read without padding, and what rows of a prompt share once (`batching/packing.py`).
-        device: where they are read.
-        prompt_value: `[rows]` float32, Q0 of each row's prompt, reward units, for losses that read it.
-        value_target: of each row `[A]` float32, reward units, NaN where an action is not annotated; or None.
-        behaviour_logp, acting_logp: of each row `[A]` float32, nats, where it was sampled; see `Trajectories`.
-        source: of all rows; see `Trajectories`.
+        trajectories: what `encode` made; tokens, positions of the actions, rewards.
+        pad: token id that fills rows of a padded batch; masks say where, never the id.
+        together: an optimiser step or a rank never separates rows of one prompt.
+        compared: the loss compares completions of one prompt: a micro-batch does not separate them either, and "of one
+            prompt" means of one group. None: as `together`.
+        packed: batches are read without padding, and a shared prompt once (`batching/packing.py`).
+        device: type of the device that reads packed batches; decides how branches are put together.
+        source: where all rows came from; see `Trajectories`.
+        anchor: how the anchor's tokens are drawn; None without an anchor of uniform tokens.
+        columns: see `batching/columns.py`; `offset` is always there, 0 unless it is given.
     """
 
-    def __init__(
-        self,
-        trajectories: Sequence[EncodedTrajectory],
-        pad: int,
-        *,
-        together: bool = False,
-        compared: bool | None = None,
-    ) -> None:
-        self.trajectories = trajectories
-        self.pad = pad
-        self.together = together
-        self.compared = together if compared is None else compared
-        self.lengths = np.array([len(t.input_ids) for t in trajectories], np.int64)
-        self.actions = np.array([len(t.action_index) for t in trajectories], np.int64)
-        numbers: dict[str, int] = {}
-        self.group = np.array([numbers.setdefault(t.group, len(numbers)) for t in trajectories], np.int64)
-        self.prompts = len({t.prompt_id for t in trajectories})
-        self.units = self._units()
-        self.offset = np.zeros(len(trajectories), np.float32)
-        self.packed, self.device = False, "cpu"
-        self.prompt_value: np.ndarray | None = None
-        self.value_target: Sequence[np.ndarray] | None = None
-        self.behaviour_logp: Sequence[np.ndarray] | None = None
-        self.acting_logp: Sequence[np.ndarray] | None = None
-        self.source = "logged"
-        self.reference: Scores | None = None
-        self.anchor: tuple[int, int, int] | None = None  # tokens a state, vocabulary, seed
+    trajectories: Sequence[EncodedTrajectory]
+    pad: int
+    together: bool = field(default=False, kw_only=True)
+    compared: bool | None = field(default=None, kw_only=True)
+    packed: bool = field(default=False, kw_only=True)
+    device: str = field(default="cpu", kw_only=True)
+    source: str = field(default="logged", kw_only=True)
+    anchor: AnchorTokens | None = field(default=None, kw_only=True)
+    columns: Mapping[str, Values] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.compared is None:
+            object.__setattr__(self, "compared", self.together)
+        if "offset" not in self.columns:
+            object.__setattr__(self, "columns", {**self.columns, "offset": np.zeros(len(self), np.float32)})
 
     def __len__(self) -> int:
         return len(self.trajectories)
 
-    def _units(self) -> list[list[int]]:
-        """Rows that stay together: single rows, or all rows of a prompt."""
+    # ------------------------------------------------------------------ new tables from this one
+    def _replace(self, **changes: Any) -> "Rows":
+        """Return a copy with other values of fields on which no cached property depends."""
+        copy: Rows = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, **changes)
+        return copy
+
+    def with_columns(self, **columns: Values) -> "Rows":
+        """Return these rows with further columns, or others in place of those of the same name.
+
+        Raises:
+            ValueError: a name that `COLUMNS` does not know, or a column with another number of rows.
+        """
+        for name, values in columns.items():
+            if name not in COLUMNS:
+                raise ValueError(f"column {name!r}: expected one of {', '.join(COLUMNS)}")
+            if len(values) != len(self):
+                raise ValueError(f"column {name!r} has {len(values)} rows, expected {len(self)}")
+        return self._replace(columns={**self.columns, **columns})
+
+    def with_column(self, name: str, values: Values) -> "Rows":
+        """Return these rows with one further column; see `with_columns`."""
+        return self.with_columns(**{name: values})
+
+    def with_layout(self, *, packed: bool, device: str = "cpu") -> "Rows":
+        """Return these rows for batches that a device of this type reads packed, or padded."""
+        return self._replace(packed=packed, device=device)
+
+    def with_source(self, source: str) -> "Rows":
+        """Return these rows under the name of another source."""
+        return self._replace(source=source)
+
+    def with_anchor(self, anchor: AnchorTokens | None) -> "Rows":
+        """Return these rows with another draw of the anchor's tokens."""
+        return self._replace(anchor=anchor)
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("pad", "together", "compared", "packed", "device", "source", "anchor")
+        return {name: getattr(self, name) for name in names}
+
+    def select(self, picked: Sequence[int]) -> "Rows":
+        """Return the picked rows, numbered anew in this order, with their columns.
+
+        The anchor draws its tokens by the new row numbers.
+        """
+        columns = {name: select(values, picked) for name, values in self.columns.items()}
+        return type(self)([self.trajectories[i] for i in picked], **self._settings(), columns=columns)
+
+    def concat(self, *others: "Rows") -> "Rows":
+        """Return the rows of several tables, one after another, numbered anew.
+
+        Raises:
+            ValueError: tables that differ in their columns, or in anything else than their rows.
+        """
+        for other in others:
+            if other._settings() != self._settings() or other.columns.keys() != self.columns.keys():
+                raise ValueError("rows with other columns, layout, source, anchor or grouping cannot be concatenated")
+        tables = (self, *others)
+        columns = {name: concat([table.columns[name] for table in tables]) for name in self.columns}
+        trajectories = [t for table in tables for t in table.trajectories]
+        return type(self)(trajectories, **self._settings(), columns=columns)
+
+    # ------------------------------------------------------------------ what the trajectories are
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """The number of tokens of each row, `[rows]` int64."""
+        return np.array([len(t.input_ids) for t in self.trajectories], np.int64)
+
+    @cached_property
+    def actions(self) -> np.ndarray:
+        """The number of actions of each row, `[rows]` int64."""
+        return np.array([len(t.action_index) for t in self.trajectories], np.int64)
+
+    @cached_property
+    def group(self) -> np.ndarray:
+        """The group number of each row, `[rows]` int64; rows of one group may be compared with each other."""
+        return _numbered(t.group for t in self.trajectories)
+
+    @cached_property
+    def prompts(self) -> int:
+        """The number of different prompts, by `prompt_id`."""
+        return len({t.prompt_id for t in self.trajectories})
+
+    @cached_property
+    def prompt_number(self) -> np.ndarray:
+        """A number per row, `[rows]` int64, equal for rows with the same tokens before their first action."""
+        prompts = (t.input_ids[: t.action_index[0]] for t in self.trajectories)
+        return _numbered(hashlib.blake2b(np.ascontiguousarray(p).data, digest_size=16).digest() for p in prompts)
+
+    @cached_property
+    def prompt_lengths(self) -> np.ndarray:
+        """The number of tokens before the first action of each row, `[rows]` int64."""
+        return np.array([t.action_index[0] for t in self.trajectories], np.int64)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """The sum of each trajectory's rewards, `[rows]` float32, without the offset; NaN where the data has none."""
+        return np.array([np.nan if t.rewards is None else t.rewards.sum() for t in self.trajectories], np.float32)
+
+    # ------------------------------------------------------------------ how they are dealt to steps and batches
+    @cached_property
+    def units(self) -> list[list[int]]:
+        """The lists of rows that stay together: single rows, or all rows of a prompt."""
         if not self.together:
             return [[i] for i in range(len(self))]
-        names = self.group
-        if not self.compared:
-            numbers: dict[str, int] = {}
-            names = np.array([numbers.setdefault(t.prompt_id, len(numbers)) for t in self.trajectories], np.int64)
+        names = self.group if self.compared else _numbered(t.prompt_id for t in self.trajectories)
         order = np.argsort(names, kind="stable")
         return [part.tolist() for part in np.split(order, np.flatnonzero(np.diff(names[order])) + 1) if len(part)]
 
-    @cached_property
-    def family(self) -> np.ndarray:
-        """`[rows]`, equal for rows with the same tokens before their first action."""
-        numbers: dict[bytes, int] = {}
-        prompts = (t.input_ids[: t.action_index[0]] for t in self.trajectories)
-        beginnings = (hashlib.blake2b(np.ascontiguousarray(p).data, digest_size=16).digest() for p in prompts)
-        return np.array([numbers.setdefault(b, len(numbers)) for b in beginnings], np.int64)
+    def units_per_step(self, batch_size: int) -> int:
+        """Return the units of an optimiser step: as many as hold about `batch_size` rows, at least one."""
+        return max(1, round(batch_size * len(self.units) / max(len(self), 1)))
 
-    @cached_property
-    def beginnings(self) -> np.ndarray:
-        """`[rows]`, tokens before the first action."""
-        return np.array([t.action_index[0] for t in self.trajectories], np.int64)
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Return the optimiser steps of one pass over all rows."""
+        return -(-len(self.units) // self.units_per_step(batch_size))
 
-    def tokens_read(self, rows: Sequence[int]) -> int:
-        """Tokens that one forward pass over these rows computes, at most: padded, or packed with shared prompts."""
+    def share(self, units: Units, rank: int, world: int) -> Units:
+        """Return a rank's units: sorted by the tokens they read and dealt in turn, so that ranks have equal work."""
+        return units if world == 1 else sorted(units, key=lambda u: -self.tokens_read(u))[rank::world]
+
+    def tokens_read(self, picked: Sequence[int]) -> int:
+        """Return the most tokens that one forward pass over these rows computes: padded, or with prompts shared."""
         if not self.packed:
-            return int(self.lengths[rows].max()) * len(rows)
-        prompts = {self.family[i]: self.beginnings[i] for i in rows}
-        return int(sum(self.lengths[i] - self.beginnings[i] for i in rows) + sum(prompts.values()))
+            return int(self.lengths[picked].max()) * len(picked)
+        prompts = {self.prompt_number[i]: self.prompt_lengths[i] for i in picked}
+        return int(sum(self.lengths[i] - self.prompt_lengths[i] for i in picked) + sum(prompts.values()))
 
-    def micro_batches(self, units: "Units", tokens: int) -> list[list[int]]:
-        """The rows of the units in batches of which each reads at most `tokens`; a larger unit stands alone.
+    def micro_batches(self, units: Units, tokens: int) -> list[list[int]]:
+        """Return the units' rows in batches of which each reads at most `tokens` tokens.
 
-        Units whose rows are compared are not cut.
+        Units whose rows are compared are not cut; one that reads more tokens forms a batch of its own.
         """
         if not self.compared:
             units = [[i] for unit in units for i in unit]
         if not self.packed:
-            return micro_batches(self.lengths, units, tokens)
-        cut: list[list[int]] = []
-        read, last = 0, -1  # of the present batch: tokens, and the prompt of its last row
-        for unit in sorted(units, key=lambda u: self.family[u[0]]):  # so that those of a prompt meet
-            more = self.tokens_read(unit)
-            again = self.beginnings[unit[0]] if self.family[unit[0]] == last else 0
-            if cut and read + more - again <= tokens:
-                cut[-1].extend(unit)
-                read += more - int(again)
-            else:
-                cut.append(list(unit))
-                read = more
-            last = self.family[unit[-1]]
-        return cut
+            return padded_micro_batches(self.lengths, units, tokens)
+        return packed_micro_batches(
+            units,
+            tokens,
+            tokens_read=self.tokens_read,
+            prompt_number=self.prompt_number,
+            prompt_lengths=self.prompt_lengths,
+        )
 
-    def share(self, units: "Units", rank: int, world: int) -> "Units":
-        """Rank's units: sorted by the tokens they read and dealt in turn, so that ranks have about equal work."""
-        return units if world == 1 else sorted(units, key=lambda u: -self.tokens_read(u))[rank::world]
-
-    def units_per_step(self, batch_size: int) -> int:
-        """Units of an optimiser step: as many as hold about `batch_size` rows, at least one."""
-        return max(1, round(batch_size * len(self.units) / max(len(self), 1)))
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Optimiser steps of one pass over all rows."""
-        return -(-len(self.units) // self.units_per_step(batch_size))
-
-    @property
-    def returns(self) -> np.ndarray:
-        """`[rows]`, sum of each trajectory's rewards, NaN where the data has none; without the offset."""
-        return np.array([np.nan if t.rewards is None else t.rewards.sum() for t in self.trajectories], np.float32)
-
-    def collate(self, rows: Sequence[int]) -> Trajectories:
-        """The rows as one batch; each row's offset is taken from the reward of its last action."""
-        picked = [self.trajectories[i] for i in rows]
-        ids = pad_sequence([torch.from_numpy(t.input_ids).long() for t in picked], True, self.pad)
-        index = pad_sequence([torch.from_numpy(t.action_index).long() for t in picked], True, 1)
-        lengths, actions = torch.from_numpy(self.lengths[rows]), torch.from_numpy(self.actions[rows])
-        rewards = torch.full(index.shape, float("nan"))
-        for i, (row, t) in enumerate(zip(rows, picked, strict=True)):
-            if t.rewards is not None:
-                rewards[i, : len(t.rewards)] = torch.from_numpy(t.rewards)
-                rewards[i, len(t.rewards) - 1] -= float(self.offset[row])
-        mask = torch.arange(index.shape[1]) < actions[:, None]
-        read = torch.arange(ids.shape[1]) < lengths[:, None]
+    # ------------------------------------------------------------------ batches
+    def collate(self, picked: Sequence[int]) -> Trajectories:
+        """Return the picked rows as one batch; each row's offset is taken from the reward of its last action."""
+        trajectories = [self.trajectories[i] for i in picked]
+        ids = pad([t.input_ids.astype(np.int64) for t in trajectories], self.pad)
+        index = pad([t.action_index.astype(np.int64) for t in trajectories], 1)
+        mask = torch.arange(index.shape[1]) < torch.from_numpy(self.actions[picked])[:, None]
+        read = torch.arange(ids.shape[1]) < torch.from_numpy(self.lengths[picked])[:, None]
+        columns: dict[str, Any] = {name: COLUMNS[name](values, picked) for name, values in self.columns.items()}
         batch = Trajectories(
             input_ids=ids,
             attention_mask=read,
             action_index=index,
             action_mask=mask,
-            rewards=rewards.masked_fill(~mask, 0),
-            group=torch.from_numpy(self.group[rows]),
-            reference=self._reference(rows),
-            prompt_value=None if self.prompt_value is None else torch.from_numpy(self.prompt_value[rows]),
-            behaviour_logp=_of_actions(self.behaviour_logp, rows, 0.0),
-            acting_logp=_of_actions(self.acting_logp, rows, 0.0),
-            value_target=_of_actions(self.value_target, rows, float("nan")),
+            rewards=_rewards(trajectories, columns["offset"], index.shape[1]).masked_fill(~mask, 0),
+            group=torch.from_numpy(self.group[picked]),
             source=self.source,
-            offset=torch.from_numpy(self.offset[rows]),
-            anchor_tokens=self._anchor(rows),
+            anchor_tokens=None if self.anchor is None else self.anchor.draw(picked, self.actions),
+            **columns,
         )
         if self.packed:
-            return batch.laid_out(packed(picked, index.shape[1], device=self.device))
+            return batch.laid_out(packed(trajectories, index.shape[1], device=self.device))
         return batch.laid_out(padded(ids, read, index, mask))
 
-    def _anchor(self, rows: Sequence[int]) -> torch.Tensor | None:
-        """Uniform tokens at every action's state, a function of seed and row."""
-        if self.anchor is None:
-            return None
-        k, vocabulary, seed = self.anchor
-        drawn = [np.random.default_rng([seed, int(i)]).integers(vocabulary, size=(self.actions[i], k)) for i in rows]
-        return pad_sequence([torch.from_numpy(x) for x in drawn], True)
 
-    def _reference(self, rows: Sequence[int]) -> ActionScores | None:
-        if self.reference is None:
-            return None
-        kept = [self.reference[i] for i in rows]
-        logit, partition, *further = (
-            pad_sequence([torch.from_numpy(x) for x in part], True) for part in zip(*kept, strict=True)
-        )
-        return ActionScores(logit, partition, further=further[0] if further else None)
+def _numbered(names: Iterable[Any]) -> np.ndarray:
+    """Return a number per name, `[rows]` int64, equal for equal names, in the order of their first occurrence."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
 
-def _of_actions(known: Sequence[np.ndarray] | None, rows: Sequence[int], padding: float) -> torch.Tensor | None:
-    """`[B, A]` of numbers that are known of each row's actions."""
-    return None if known is None else pad_sequence([torch.from_numpy(known[i]) for i in rows], True, padding)
-
-
-Units = Sequence[Sequence[int]]
-"""Lists of rows; the rows of one list stay together."""
-
-
-def micro_batches(lengths: np.ndarray, units: Units, tokens: int) -> list[list[int]]:
-    """The rows of the units in batches of at most `tokens` padded tokens, longest first; a larger unit stands alone."""
-    cut: list[list[int]] = []
-    for unit in sorted(units, key=lambda u: -lengths[u].max()):
-        if cut and lengths[cut[-1]].max() * (len(cut[-1]) + len(unit)) <= tokens:
-            cut[-1].extend(unit)
-        else:
-            cut.append(list(unit))
-    return cut
-
-
-@lru_cache(maxsize=2)
-def _order(units: int, seed: int, epoch: int) -> np.ndarray:
-    """The units of an epoch, shuffled."""
-    order = np.random.default_rng([seed, epoch]).permutation(units)
-    order.setflags(write=False)
-    return order
-
-
-def step_units(units: int, per_step: int, seed: int, step: int) -> np.ndarray:
-    """Units of optimiser step `step` (from 0): epochs without replacement, the last step of an epoch may be short."""
-    epoch, index = divmod(step, -(-units // per_step))
-    return _order(units, seed, epoch)[index * per_step : (index + 1) * per_step]
-
-
-class Steps(IterableDataset):
-    """One rank's micro-batches of each optimiser step from `start` on, without end.
-
-    A rank without rows in a step (fewer rows than ranks) gets one row whose actions are masked: it adds nothing to
-    the sum or the count, and takes part in the gradient's exchange.
-    """
-
-    def __init__(
-        self, rows: Rows, *, batch_size: int, micro_batch_tokens: int, seed: int, start: int, rank: int, world: int
-    ) -> None:
-        self.rows, self.batch_size, self.tokens = rows, batch_size, micro_batch_tokens
-        self.seed, self.start, self.rank, self.world = seed, start, rank, world
-
-    def rows_of(self, step: int) -> list[list[int]]:
-        """This rank's micro-batches of a step, in row numbers; empty where it has no row."""
-        rows = self.rows
-        picked = step_units(len(rows.units), rows.units_per_step(self.batch_size), self.seed, step)
-        return rows.micro_batches(rows.share([rows.units[i] for i in picked], self.rank, self.world), self.tokens)
-
-    def __iter__(self) -> Iterator[list[Trajectories]]:
-        step = self.start
-        while True:
-            yield [self.rows.collate(b) for b in self.rows_of(step)] or [_idle(self.rows)]
-            step += 1
-
-
-def _idle(rows: Rows) -> Trajectories:
-    batch = rows.collate([0])
-    none, rewards = torch.zeros_like(batch.action_mask), torch.zeros_like(batch.rewards)
-    return replace(batch, action_mask=none, rewards=rewards)
-
-
-class Batches(IterableDataset):
-    """One rank's share of a whole split, once, in batches that read at most `tokens` tokens."""
-
-    def __init__(self, rows: Rows, *, tokens: int, rank: int = 0, world: int = 1) -> None:
-        self.rows = rows
-        self.cut = rows.micro_batches(rows.share(rows.units, rank, world), tokens)
-
-    def __iter__(self) -> Iterator[Any]:
-        if len(self.rows) and not self.cut:
-            yield [], _idle(self.rows)  # more ranks than rows: take part in the exchange, add nothing
-        for batch in self.cut:
-            yield batch, self.rows.collate(batch)
-
-    def __len__(self) -> int:
-        return len(self.cut)
+def _rewards(trajectories: Sequence[EncodedTrajectory], offset: torch.Tensor, actions: int) -> torch.Tensor:
+    """Return the reward of every action, `[B, A]`, less the offset at the last one; NaN where the data has none."""
+    rewards = torch.full((len(trajectories), actions), float("nan"))
+    for row, t in enumerate(trajectories):
+        if t.rewards is not None:
+            rewards[row, : len(t.rewards)] = torch.from_numpy(t.rewards)
+            rewards[row, len(t.rewards) - 1] -= float(offset[row])
+    return rewards

@@ -1,4 +1,4 @@
-"""Which encoded trajectories of a split are kept: those that others do not repeat, or that have others beside them."""
+"""Encoded trajectories that training has no use for are dropped: repeated ones, and those without a counterpart."""
 
 import hashlib
 from collections import Counter
@@ -7,7 +7,7 @@ from shiqrun.batching.encode import EncodedTrajectory
 
 
 def distinct(rows: list[EncodedTrajectory], dropped: Counter[str]) -> list[EncodedTrajectory]:
-    """The first of every set of rows with equal tokens; rows that may not be compared are told apart."""
+    """Return the first of every set of trajectories with equal tokens; those of other groups do not count as equal."""
     first: dict[tuple[str, bytes], EncodedTrajectory] = {}
     for t in rows:
         tokens = hashlib.blake2b(t.input_ids.tobytes() + t.action_index.tobytes(), digest_size=16).digest()
@@ -18,7 +18,7 @@ def distinct(rows: list[EncodedTrajectory], dropped: Counter[str]) -> list[Encod
 
 
 def compared(rows: list[EncodedTrajectory], dropped: Counter[str], method: str | None) -> list[EncodedTrajectory]:
-    """The rows that share their prompt with another, or all where no method compares them."""
+    """Return the trajectories whose group has another one to compare with, or all where no method compares them."""
     if method is None:
         return rows
     sizes = Counter(t.group for t in rows)

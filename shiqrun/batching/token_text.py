@@ -1,4 +1,4 @@
-"""The text of each token of a sequence, for people to read."""
+"""Each token of a sequence is decoded to its own piece of text, for people to read."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,15 @@ from transformers import PreTrainedTokenizerBase
 
 
 def pieces(ids: list[int], tokenizer: PreTrainedTokenizerBase, context: int = 8) -> Iterator[str]:
-    """One text a token, whose sum is the whole; a character made of several tokens is the text of the last of them.
+    """Yield the text of each token; joined, the pieces are the text of the whole sequence.
+
+    Where several tokens make one character, the last of them gets it and the others get empty text.
 
     Args:
-        ids: tokens.
-        tokenizer: that made them.
-        context: tokens before a piece that are decoded with it, since a decoder may treat a beginning differently.
+        ids: token ids.
+        tokenizer: encoded them.
+        context: number of tokens before a piece that are decoded with it, because a decoder may treat the beginning of
+            a text differently.
     """
 
     def text(start: int, end: int) -> str:

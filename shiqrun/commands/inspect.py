@@ -101,7 +101,7 @@ def _look_into(config: DictConfig) -> None:
         _print_tables(encoded)
         return
     rows, beta = _split(encoded, config), former.algo.get("beta")
-    _take_offset(encoded, former, config)
+    rows = _with_offset(rows, encoded, former, config)
     made = credit(
         trained.policy,
         trained.reference,
@@ -154,17 +154,17 @@ def _context(trained: "Trained") -> int | None:
     return found
 
 
-def _take_offset(encoded: "Encoded", former: DictConfig, config: DictConfig) -> None:
-    """Takes from the rewards what the run's training took: a mean is the one that the run wrote down."""
+def _with_offset(rows: "Rows", encoded: "Encoded", former: DictConfig, config: DictConfig) -> "Rows":
+    """Return the rows with the reward offset of the run's training: a mean is the one that the run wrote down."""
     import json
 
-    from shiqrun.batching.logged_data import set_offset
+    from shiqrun.batching.reward_offsets import offset_center, reward_offsets
 
     how = former.algo.get("reward_offset", "none")
     summary = Path(config.run) / rundir.SUMMARY
     if how == "mean" and summary.is_file():
         how = float(json.loads(summary.read_text(encoding="utf-8"))["reward_offset"])
-    set_offset(encoded, how)
+    return rows.with_column("offset", reward_offsets(rows, how, offset_center(encoded.train, how)))
 
 
 def _print_learned(made: "list[Credit]", config: DictConfig, former: DictConfig) -> None:

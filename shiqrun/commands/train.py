@@ -48,12 +48,12 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.console import console
     from shiqrun.tracking import close
     from shiqrun.training import run as training
-    from shiqrun.training.prepare import ready
+    from shiqrun.training.prepare import prepare_run
 
     if (run_dir / "summary.json").is_file():
         console.print(f"{run_dir} is finished; see its summary.json")
         return
-    loaded = ready(plan(config, run_dir))
+    loaded = prepare_run(plan(config, run_dir))
     if config.dry_run:
         console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         training.describe(loaded)

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.encode import EncodedTrajectory, encode
 from shiqrun.batching.logged_data import DataSettings, examples_of
-from shiqrun.batching.rows import Batches, Rows
+from shiqrun.batching.rows import Rows
 from shiqrun.batching.selection import distinct
+from shiqrun.batching.steps import Batches
 from shiqrun.console import track
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -114,9 +115,8 @@ def walks_of(
     policy: Policy, chosen: Sequence[tuple[EncodedTrajectory, Example]], tokenizer: PreTrainedTokenizerBase
 ) -> list[Walk]:
     """The trajectories with the log-probabilities of their actions under the policy, which is the reference."""
-    rows, mode = Rows([t for t, _ in chosen], padding_id(tokenizer)), policy.training
-    device = next(policy.parameters()).device
-    rows.packed, rows.device = packs(policy.causal_lm), device.type
+    device, mode = next(policy.parameters()).device, policy.training
+    rows = Rows([t for t, _ in chosen], padding_id(tokenizer), packed=packs(policy.causal_lm), device=device.type)
     logp: dict[int, np.ndarray] = {}
     policy.eval()
     batches = Batches(rows, tokens=TOKENS)

@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 from annotated_types import Ge, Gt
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.rows import Rows
-from shiqrun.errors import InputError
 from shiqrun.estimates.value_file import Valued, ValueFile
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.models.policy import Policy
@@ -122,25 +119,6 @@ def by_prompt(file: ValueFile, prompts: Sequence[Prompt]) -> dict[str, Valued]:
     return {p.prompt_id: Valued(file.rewards[asked(p)], tokens_key(p.tokens)) for p in prompts}
 
 
-def set_prompt_values(rows: Rows, known: Mapping[str, Valued], beta: float) -> None:
-    """Gives every row its prompt's Q0 at beta.
-
-    Raises:
-        InputError: a prompt without value, or the value is of another prompt with its id; the message counts them and
-            names the first.
-    """
-    lacking = [t for t in rows.trajectories if t.prompt_id not in known]
-    if lacking:
-        raise InputError(
-            f"algo.values: {len(lacking)} of {len(rows)} trajectories have a prompt without value, first "
-            f"{lacking[0].source} (prompt {lacking[0].prompt_id}); make values of the same data with `shiqrun values`"
-        )
-    other = [t for t in rows.trajectories if tokens_key(t.input_ids[: t.action_index[0]]) != known[t.prompt_id].tokens]
-    if other:
-        raise InputError(
-            f"algo.values: {len(other)} of {len(rows)} trajectories have another prompt than the one that was valued "
-            f"under its prompt_id, first {other[0].source} (prompt {other[0].prompt_id}); make values of the same "
-            "data, and give each prompt an id of its own"
-        )
-    values = {name: soft_value(found.rewards, beta).value for name, found in known.items()}
-    rows.prompt_value = np.array([values[t.prompt_id] for t in rows.trajectories], np.float32)
+def soft_values(known: Mapping[str, Valued], beta: float) -> dict[str, float]:
+    """Return Q0 of each prompt id at beta, reward units: beta log of the mean of exp(r / beta)."""
+    return {name: soft_value(found.rewards, beta).value for name, found in known.items()}

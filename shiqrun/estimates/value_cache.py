@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.encode import special_words
-from shiqrun.batching.logged_data import DataSettings, Encoded, Split, both_splits
+from shiqrun.batching.logged_data import DataSettings, Split, both_splits
 from shiqrun.console import track
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.jsonl_cache import lock_cache
-from shiqrun.estimates.prompt_values import ValueSettings, by_prompt, estimate, key_of, set_prompt_values
+from shiqrun.estimates.prompt_values import ValueSettings, by_prompt, estimate, key_of
 from shiqrun.estimates.value_file import Valued, ValueFile, read_values
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
@@ -129,9 +128,3 @@ def made(
         new = estimate(policy.to(device), prompts, tokenizer, reward, settings, file, progress=track)
         policy.to(home)
     return Values(by_prompt(file, prompts), file, new)
-
-
-def put(encoded: Encoded, known: Mapping[str, Valued], beta: float) -> None:
-    """Sets every row's Q0 at beta."""
-    for rows in (encoded.train, encoded.val):
-        set_prompt_values(rows, known, beta)

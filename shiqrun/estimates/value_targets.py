@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from shiqrun.batching.rows import Rows
-from shiqrun.errors import InputError
 from shiqrun.estimates.jsonl_cache import expect_made_with, read_rows
 from shiqrun.estimates.pivotal_search import KIND
 from shiqrun.losses.soft_value import soft_value
@@ -45,32 +44,28 @@ def estimated(searched: Iterable[Mapping[str, Any]]) -> Estimated:
     }
 
 
-def set_value_targets(rows: Rows, known: Estimated, beta: float) -> int:
-    """Gives the actions of trajectories that were searched the values estimated behind them; the number of those.
+def value_targets(rows: Rows, known: Estimated, beta: float) -> list[np.ndarray]:
+    """Return for each row the estimated value behind each of its actions, `[A]` float32, reward units.
 
-    A target is beta log of the mean of exp(r / beta) over the rollouts of its first estimate, which alone was not
-    chosen by what it says. Trajectories are known by their tokens.
+    An action without an estimate has NaN. A target is beta log of the mean of exp(r / beta) over the rollouts of the
+    first estimate of its prefix, which, unlike later ones, was not chosen by what it says. Trajectories are matched by
+    their tokens.
+
+    Args:
+        rows: the training split.
+        known: see `Estimated`.
+        beta: reward units per nat.
     """
-    targets, number = [], 0
+    targets = []
     for t in rows.trajectories:
         target = np.full(len(t.action_index), np.nan, np.float32)
         name = (tokens_key(t.input_ids[: t.action_index[0]]), tokens_key(t.input_ids[t.action_index]))
         for at, rewards in known.get(name, {}).items():
             target[at - 1] = soft_value(rewards, beta).value
-            number += 1
         targets.append(target)
-    rows.value_target = targets
-    return number
+    return targets
 
 
-def expect_targets(path: Path, number: int) -> None:
-    """Nothing, if some action has a target.
-
-    Raises:
-        InputError: none has.
-    """
-    if not number:
-        raise InputError(
-            f"algo.targets={path}: none of its trajectories is in the training data, so that there is nothing to "
-            "regress to; search the same data with `shiqrun pivotal`"
-        )
+def number_of_targets(targets: Iterable[np.ndarray]) -> int:
+    """Return how many actions have a target."""
+    return sum(int((~np.isnan(target)).sum()) for target in targets)

@@ -1,6 +1,6 @@
 """Attention over a packed batch, for any model whose attention goes through `transformers`' AttentionInterface.
 
-`policy.cannot_pack` gives a model this implementation where it had "sdpa" and its scores stay the same; without a
+`policy.enable_packing` gives a model this implementation where it had "sdpa" and its scores stay the same; without a
 packed batch it is "sdpa".
 """
 
@@ -87,7 +87,7 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
 def pack(model: PreTrainedModel) -> bool:
-    """Has a model that attends by "sdpa" read packed batches, if it looks as if it could; `cannot_pack` proves it."""
+    """Have a model that attends by "sdpa" read packed batches, if it looks able to; `enable_packing` proves it."""
     able = getattr(model, "_supports_attention_backend", False) and not getattr(model, "_is_stateful", False)
     if able and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(PACKED)

@@ -221,8 +221,11 @@ def check_head(policy: Policy, batch: Trajectories, tolerance: float = 1e-3) -> 
 
 
 @torch.no_grad()
-def cannot_pack(policy: Policy, rows: Rows) -> str | None:
-    """Why this policy reads padded batches, or None if it reads packed ones with the same scores: from now on it does.
+def enable_packing(policy: Policy, rows: Rows) -> str | None:
+    """Have the policy read packed batches if its scores stay the same; return why they do not, or None.
+
+    A few rows are scored padded and packed. Where the scores differ, or the model cannot read packed batches, its
+    attention stays as it was.
 
     Args:
         policy: on the device where its model was loaded.
@@ -241,7 +244,6 @@ def cannot_pack(policy: Policy, rows: Rows) -> str | None:
         why = f"{type(model).__name__}: {type(error).__name__}: {error}"
     finally:
         policy.train(mode)
-        rows.packed = why is None
         if why:
             for body in bodies:
                 unpack(body)
@@ -251,12 +253,14 @@ def cannot_pack(policy: Policy, rows: Rows) -> str | None:
 def _gap(policy: Policy, rows: Rows) -> float:
     """The largest difference between padded and packed scores of a few rows, nats, without autocast."""
     order = np.argsort(rows.lengths, kind="stable")
-    siblings = order[np.bincount(rows.family)[rows.family[order]] > 1]
-    of_one_prompt = siblings[rows.family[siblings] == rows.family[siblings[0]]] if len(siblings) else siblings
+    siblings = order[np.bincount(rows.prompt_number)[rows.prompt_number[order]] > 1]
+    of_one_prompt = (
+        siblings[rows.prompt_number[siblings] == rows.prompt_number[siblings[0]]] if len(siblings) else siblings
+    )
     few = [int(i) for i in dict.fromkeys([*of_one_prompt[:3], *order[:2], order[-1]])]
     plain, found = Policy(policy.model), []
     for packed in (False, True):
-        rows.packed = packed
-        scores = plain(rows.collate(few).to(policy.causal_lm.device))
+        batch = rows.with_layout(packed=packed, device=rows.device).collate(few)
+        scores = plain(batch.to(policy.causal_lm.device))
         found.append(torch.stack([scores.logit, scores.log_partition]))
     return float((found[0] - found[1]).abs().max())

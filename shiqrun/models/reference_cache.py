@@ -1,6 +1,6 @@
 """The reference scores every action of a split once; a cache on disk serves all jobs, and a killed pass is resumed.
 
-The trajectories are scored in the order and in the micro-batches of `batching.rows.Batches`. The scores go to disk
+The trajectories are scored in the order and in the micro-batches of `batching.steps.Batches`. The scores go to disk
 every few seconds, as parts in `reference-KEY.parts/`; once all parts exist they are joined to `reference-KEY.arrow`,
 which every job and rank maps into memory.
 """
@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from shiqrun.batching.rows import Batches, Rows, Scores
+from shiqrun.batching.columns import Scores
+from shiqrun.batching.rows import Rows
+from shiqrun.batching.steps import Batches
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference_file import UNREADABLE, Expected, MappedScores, join_parts, read_part, write_part
@@ -55,7 +57,7 @@ def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
         digest.update(t.input_ids.data)
         digest.update(t.action_index.data)
     if rows.anchor is not None:
-        digest.update(repr(rows.anchor).encode())
+        digest.update(repr(tuple(rows.anchor)).encode())
         drawn = rows.collate([0]).anchor_tokens if len(rows) else None  # changes if the way of drawing them changes
         digest.update(b"" if drawn is None else drawn.numpy().tobytes())
     return digest.hexdigest()
@@ -102,7 +104,7 @@ def cached_scores(
         InputError: `directory` cannot be written or is too small, or its file is damaged.
     """
     path = directory / f"reference-{key}.arrow"
-    expected = Expected(key, rows.actions, rows.anchor[0] if rows.anchor else 0)
+    expected = Expected(key, rows.actions, rows.anchor.number if rows.anchor else 0)
     with ExitStack() as stack:
         with _disk(directory):
             directory.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shiqrun.batching.chat_template import Talk, render
 from shiqrun.batching.encode import special_words, upto_last_action
-from shiqrun.batching.rows import micro_batches
+from shiqrun.batching.micro_batches import padded_micro_batches
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.models.reference import weights_fingerprint
@@ -95,7 +95,7 @@ class RewardModel(Reward):
         self.loaded.model.to(self._device)
         self._expect_agreement(tokens[0])
         lengths = np.array([len(ids) for ids in tokens])
-        batches = micro_batches(lengths, [[i] for i in range(len(items))], self.batch_tokens)
+        batches = padded_micro_batches(lengths, [[i] for i in range(len(items))], self.batch_tokens)
         scores = np.zeros(len(items))
         for batch in progress(batches, "scores of answers"):
             scores[batch] = self._read([tokens[i] for i in batch]).double().cpu().numpy()

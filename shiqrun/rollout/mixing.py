@@ -1,7 +1,11 @@
-"""Optimiser steps whose trajectories come from several sources: sampled now, sampled before, logged."""
+"""Batches of a run that samples while it trains: each optimiser step mixes trajectories of several sources.
+
+Sources are trajectories sampled for this step (`online`), those of earlier steps (`replay`), the data set (`logged`),
+its rows with value targets (`annotated`) and another file (`further`). Every micro-batch has rows of one source.
+"""
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -11,35 +15,41 @@ import numpy as np
 
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.logged_data import Encoded, LoggedData
-from shiqrun.batching.rows import Rows, Steps
+from shiqrun.batching.rows import Rows
+from shiqrun.batching.steps import Steps
 from shiqrun.rollout.engine import Engine
+from shiqrun.rollout.replay import ReplayPool
 from shiqrun.rollout.settings import ONLINE, RolloutSettings
 from shiqrun.rollout.trajectory import Trajectory
 from shiqrun.types import Trajectories
 
 log = logging.getLogger("shiqrun")
-STREAM = 6
-"""Of the draws from the replay pool."""
-AGES = (0, 10, 20, 50, 100)
+STALENESS_BINS = (0, 10, 20, 50, 100)
 """Optimiser steps at which the bins of the staleness histogram begin."""
-Dressed = Callable[[Rows], Rows]
-"""Gives rows what a run's losses read beside tokens and rewards."""
+Annotate = Callable[[Rows], Rows]
+"""Returns rows with what a run's losses read beside tokens and rewards."""
+
+NamedBatch = tuple[Trajectories, list[str]]
+"""A micro-batch, and where each of its rows came from, for messages."""
 
 
-Named = tuple[Trajectories, list[str]]
-"""A micro-batch, and where its rows came from, for messages."""
+class StepSource(Protocol):
+    """A source of trajectories that contributes micro-batches to every optimiser step."""
 
-
-class Part(Protocol):
-    """One source of a step."""
-
-    def at(self, step: int) -> list[Named]:
-        """Its micro-batches of optimiser step `step` (from 0)."""
+    def batches_of(self, step: int) -> list[NamedBatch]:
+        """Return this source's micro-batches of an optimiser step, counted from 0."""
         ...
 
 
-class Logged:
-    """Rows of a data set, by epochs without replacement."""
+class FixedRows:
+    """A source whose trajectories are known before training; each epoch visits every row once.
+
+    Args:
+        rows: annotated rows.
+        batch_size: trajectories of a step.
+        tokens: of one forward pass.
+        seed: of the order of rows.
+    """
 
     def __init__(self, rows: Rows, *, batch_size: int, tokens: int, seed: int) -> None:
         self.rows = rows
@@ -47,98 +57,82 @@ class Logged:
         self.steps = Steps(rows, batch_size=batch_size, seed=seed, **shape)
         self.per_epoch = rows.steps_per_epoch(batch_size)
 
-    def at(self, step: int) -> list[Named]:
-        """See `Part`."""
-        return [_named(self.rows, batch) for batch in self.steps.rows_of(step)]
+    def batches_of(self, step: int) -> list[NamedBatch]:
+        """Return the micro-batches of an optimiser step; see `StepSource`."""
+        return [_collate_named(self.rows, batch) for batch in self.steps.rows_of(step)]
 
 
-class Sampled:
-    """Trajectories of an engine: the next ones, or draws from those of earlier steps.
+class SampledRows:
+    """A source of trajectories that the policy sampled, for this step or for earlier ones.
 
     Args:
-        picked: the trajectories of a step.
-        source: their name.
+        trajectories_of: returns the trajectories of an optimiser step, counted from 0.
+        source: name of the source, online or replay.
         tokens: of one forward pass.
-        dressed: see `Dressed`.
+        annotate: see `Annotate`.
         pad, together: as for `Rows`.
     """
 
     def __init__(
         self,
-        picked: Callable[[int], Sequence[Trajectory]],
+        trajectories_of: Callable[[int], Sequence[Trajectory]],
         source: str,
         *,
         tokens: int,
-        dressed: Dressed,
+        annotate: Annotate,
         pad: int,
         together: bool,
     ) -> None:
-        self.picked, self.source, self.tokens, self.dressed = picked, source, tokens, dressed
+        self.trajectories_of, self.source, self.tokens, self.annotate = trajectories_of, source, tokens, annotate
         self.pad, self.together = pad, together
 
-    def at(self, step: int) -> list[Named]:
-        """See `Part`."""
-        found = self.picked(step)
+    def batches_of(self, step: int) -> list[NamedBatch]:
+        """Return the micro-batches of an optimiser step; see `StepSource`."""
+        found = self.trajectories_of(step)
         if not found:
             return []
-        rows = self.dressed(rows_of(found, self.pad, together=self.together, source=self.source))
-        return [_named(rows, batch) for batch in rows.micro_batches(rows.units, self.tokens)]
+        rows = self.annotate(as_rows(found, self.pad, together=self.together, source=self.source))
+        return [_collate_named(rows, batch) for batch in rows.micro_batches(rows.units, self.tokens)]
 
 
-def _named(rows: Rows, batch: Sequence[int]) -> Named:
+def _collate_named(rows: Rows, batch: Sequence[int]) -> NamedBatch:
     return rows.collate(batch), [rows.trajectories[i].source for i in batch]
 
 
-def rows_of(found: Sequence[Trajectory], pad: int, *, together: bool, source: str) -> Rows:
-    """Sampled trajectories as rows of a batch; the reward falls on the last action."""
+def as_rows(found: Sequence[Trajectory], pad: int, *, together: bool, source: str) -> Rows:
+    """Return sampled trajectories as rows, with the log-probabilities they were sampled with.
+
+    The reward falls on the last action.
+
+    Args:
+        found: the trajectories.
+        pad, together, source: as for `Rows`.
+    """
     made = []
     for number, t in enumerate(found):
         index = np.arange(t.start, len(t.input_ids), dtype=np.int32)
         rewards = np.zeros(len(index), np.float32)
         rewards[-1] = t.reward
         made.append(EncodedTrajectory(t.input_ids, index, rewards, t.prompt_id, number, 0, t.uid, t.group))
-    rows = Rows(made, pad, together=together)
-    rows.source = source
-    rows.behaviour_logp = [t.behaviour_logp for t in found]
-    rows.acting_logp = [t.policy_logp for t in found]
-    return rows
-
-
-class Replay:
-    """The last trajectories that were trained on, in groups of a prompt."""
-
-    def __init__(self, settings: RolloutSettings, n: int, seed: int) -> None:
-        self.settings, self.n, self.seed = settings, n, seed
-        self.pool: deque[list[Trajectory]] = deque(maxlen=settings.replay_size // settings.samples_per_prompt or 1)
-
-    def add(self, found: Sequence[Trajectory]) -> None:
-        """The trajectories of a step that is done, by group."""
-        groups: dict[str, list[Trajectory]] = {}
-        for t in found:
-            groups.setdefault(t.group, []).append(t)
-        self.pool.extend(groups.values())
-
-    def draw(self, step: int) -> list[Trajectory]:
-        """So many of them without repetition, a function of seed, step and what is there."""
-        oldest = -1 if self.settings.max_staleness is None else step - self.settings.max_staleness
-        there = [group for group in self.pool if group[0].version >= oldest]
-        groups = min(len(there), self.n // self.settings.samples_per_prompt)
-        if not groups:
-            return []
-        picked = np.random.default_rng([self.seed, STREAM, step]).choice(len(there), groups, replace=False)
-        return [t for i in picked for t in there[int(i)]]
+    return Rows(made, pad, together=together, source=source).with_columns(
+        behaviour_logp=[t.behaviour_logp for t in found],
+        acting_logp=[t.policy_logp for t in found],
+    )
 
 
 class OnlineData(LoggedData):
-    """The batches of a run that samples while it learns; made when the step asks for them, never ahead.
+    """The batches of a run that samples while it trains, made when an optimiser step asks for them, never ahead.
 
     Args:
-        encoded: the data set.
-        engine: that samples.
-        settings: of the mixing.
-        others: rows of the sources `annotated` and `further`.
-        dressed: see `Dressed`.
+        encoded: the data set, annotated.
+        engine: samples trajectories and hands them out.
+        settings: of sampling and mixing.
+        others: annotated rows of the sources `annotated` and `further`.
+        annotate: applied to sampled rows; see `Annotate`.
         together: completions of a prompt stay in one micro-batch.
+        batch_size: trajectories of an optimiser step, over all sources.
+        micro_batch_tokens: tokens of one forward pass.
+        seed: of the order of rows and of the replay pool.
         max_steps: optimiser steps of the run.
     """
 
@@ -149,7 +143,7 @@ class OnlineData(LoggedData):
         engine: Engine,
         settings: RolloutSettings,
         others: dict[str, Rows],
-        dressed: Dressed,
+        annotate: Annotate,
         together: bool,
         batch_size: int,
         micro_batch_tokens: int,
@@ -159,31 +153,35 @@ class OnlineData(LoggedData):
         super().__init__(encoded, batch_size=batch_size, micro_batch_tokens=micro_batch_tokens, seed=seed)
         self.engine, self.settings, self.max_steps = engine, settings, max_steps
         self.shares = settings.shares(batch_size)
-        self.ages: Counter[int] = Counter()  # staleness in steps of all that was sampled for a step
-        self.fresh: list[Trajectory] = []
-        self._told: list[tuple[int, Trajectory]] = []  # (staleness, trajectory) since the last logged step
-        self._replayed: list[int] = []  # staleness of those since the last logged step
-        self._sources: dict[int, list[list[str]]] = {}  # of the micro-batches of those steps
-        self._replay = Replay(settings, self.shares.get("replay", 0), seed)
-        sampled = partial(Sampled, tokens=micro_batch_tokens, dressed=dressed, pad=encoded.train.pad, together=together)
-        encoded.val.source = "val"
-        self.parts: dict[str, Part] = {ONLINE: sampled(self._next, ONLINE)}
+        self.staleness: Counter[int] = Counter()  # optimiser steps, of all trajectories sampled for a step
+        self.fresh: list[Trajectory] = []  # sampled for the current step
+        self._unlogged: list[tuple[int, Trajectory]] = []  # (staleness, trajectory) since the last logged step
+        self._replayed: list[int] = []  # staleness of the replayed trajectories since the last logged step
+        self._names: dict[int, list[list[str]]] = {}  # by step since the last logged one: names of the rows
+        self._replay = ReplayPool(settings, self.shares.get("replay", 0), seed)
+        of_run = partial(SampledRows, annotate=annotate, pad=encoded.train.pad, together=together)
+        sampled = partial(of_run, tokens=micro_batch_tokens)
+        self.step_sources: dict[str, StepSource] = {ONLINE: sampled(self._sample, ONLINE)}
         if "replay" in self.shares:
-            self.parts["replay"] = sampled(self._again, "replay")
+            self.step_sources["replay"] = sampled(self._replay_some, "replay")
         for name, rows in {"logged": encoded.train, **others}.items():
             if name in self.shares:
-                rows.source = name
                 if len(rows) < self.shares[name]:
                     log.warning(
                         "rollout.sources.%s: a step takes %d, but there are %d", name, self.shares[name], len(rows)
                     )
-                self.parts[name] = Logged(rows, batch_size=self.shares[name], tokens=micro_batch_tokens, seed=seed)
+                self.step_sources[name] = FixedRows(
+                    rows, batch_size=self.shares[name], tokens=micro_batch_tokens, seed=seed
+                )
 
     def train_dataloader(self) -> "OnlineData":  # type: ignore[override]
-        """Itself: an iterable of optimiser steps. It has a length, so that Lightning fetches none ahead."""
+        """Return this object, an iterable of optimiser steps; it has a length, so that Lightning fetches none ahead.
+
+        Staleness and replay pool are first restored from what the engine says was trained on before.
+        """
         for step, of_step in groupby(self.engine.trained(), key=lambda pair: pair[0]):
             found = [trajectory for _, trajectory in of_step]
-            self.ages.update(step - 1 - t.version for t in found)
+            self.staleness.update(step - 1 - t.version for t in found)
             if "replay" in self.shares:
                 self._replay.add(found)
         return self
@@ -197,74 +195,81 @@ class OnlineData(LoggedData):
 
     def __iter__(self) -> Iterator[list[Trajectories]]:
         for step in range(self._start, self.max_steps):
-            yield self.at(step)
+            yield self.batches_of(step)
 
-    def at(self, step: int) -> list[Trajectories]:
-        """The micro-batches of optimiser step `step` (from 0), each of one source."""
-        made = [named for part in self.parts.values() for named in part.at(step)]
-        self._sources[step] = [sources for _, sources in made]
+    def batches_of(self, step: int) -> list[Trajectories]:
+        """Return the micro-batches of an optimiser step, counted from 0; each has rows of one source."""
+        made = [named for source in self.step_sources.values() for named in source.batches_of(step)]
+        self._names[step] = [names for _, names in made]
         return [batch for batch, _ in made]
 
-    def _next(self, step: int) -> Sequence[Trajectory]:
+    def _sample(self, step: int) -> Sequence[Trajectory]:
+        """Return the trajectories sampled for a step, and count their staleness."""
         self.fresh = self.engine.next_batch(self.shares[ONLINE], step=step + 1)
-        self.ages.update(step - t.version for t in self.fresh)
-        self._told += [(step - t.version, t) for t in self.fresh]
+        self.staleness.update(step - t.version for t in self.fresh)
+        self._unlogged += [(step - t.version, t) for t in self.fresh]
         return self.fresh
 
-    def _again(self, step: int) -> Sequence[Trajectory]:
+    def _replay_some(self, step: int) -> Sequence[Trajectory]:
+        """Return the trajectories that a step replays, and note their staleness."""
         found = self._replay.draw(step)
         self._replayed += [step - t.version for t in found]
         return found
 
-    def done(self, step: int) -> None:
-        """The optimiser step (counted from 1) is done."""
+    def finish_step(self, step: int) -> None:
+        """Tell the engine and the replay pool that an optimiser step, counted from 1, is finished."""
         self.engine.acknowledge(step)
         if "replay" in self.shares:
             self._replay.add(self.fresh)
 
-    def told(self) -> dict[str, float]:
-        """Of the trajectories sampled for the steps since the last call: rewards, lengths in tokens, staleness.
+    def sampling_metrics(self) -> dict[str, float]:
+        """Return means over the trajectories sampled for the steps since the last call, and forget those.
 
-        `replayed` is how many were replayed for each of them.
+        Rewards in reward units, lengths in tokens, staleness in optimiser steps; `replayed` is the number of replayed
+        trajectories for each sampled one.
         """
-        (told, self._told), (replayed, self._replayed) = (self._told, []), (self._replayed, [])
-        self._sources.clear()  # no step is left that was not looked at
-        if not told:
+        (unlogged, self._unlogged), (replayed, self._replayed) = (self._unlogged, []), (self._replayed, [])
+        self._names.clear()  # the losses of all these steps have been read by now
+        if not unlogged:
             return {}
-        found = [t for _, t in told]
+        found = [t for _, t in unlogged]
         return {
             "reward": float(np.mean([t.reward for t in found])),
             "mean_length": float(np.mean([len(t.behaviour_logp) for t in found])),
             "ended": float(np.mean([t.ended for t in found])),
             "temperature": float(np.mean([t.temperature for t in found])),
-            **staleness(Counter(age for age, _ in told)),
+            **staleness_metrics(Counter(steps for steps, _ in unlogged)),
             **(
-                {"replayed": len(replayed) / len(told), "replay_staleness": float(np.mean(replayed))}
+                {"replayed": len(replayed) / len(unlogged), "replay_staleness": float(np.mean(replayed))}
                 if replayed
                 else {}
             ),
         }
 
-    def all_ages(self) -> dict[str, float]:
-        """Staleness of all that was sampled for a step; replaying is not counted."""
-        return staleness(self.ages)
+    def total_staleness(self) -> dict[str, float]:
+        """Return the staleness of all trajectories sampled for a step of this run; replaying is not counted."""
+        return staleness_metrics(self.staleness)
 
     def passes(self, step: int) -> float:
-        """Of the logged trajectories."""
-        logged = self.parts.get("logged")
-        return step / logged.per_epoch if isinstance(logged, Logged) else 0.0
+        """Return the passes over the logged trajectories after so many optimiser steps."""
+        logged = self.step_sources.get("logged")
+        return step / logged.per_epoch if isinstance(logged, FixedRows) else 0.0
 
     def sources(self, step: int, micro_batch: int) -> list[str]:
-        """Where the rows of a micro-batch came from, of the steps since the last call of `told`."""
-        return self._sources[step][micro_batch]
+        """Return where the rows of a micro-batch came from, for a step since the last call of `sampling_metrics`."""
+        return self._names[step][micro_batch]
 
 
-def staleness(ages: Counter[int]) -> dict[str, float]:
-    """Mean, greatest and histogram of ages in optimiser steps: shares of trajectories from each of `AGES` on."""
-    if not ages:
+def staleness_metrics(staleness: Counter[int]) -> dict[str, float]:
+    """Return the mean, the maximum and the histogram of staleness, in optimiser steps.
+
+    Args:
+        staleness: number of trajectories by how many optimiser steps their weights were old.
+    """
+    if not staleness:
         return {}
-    age, number = np.array(list(ages)), np.array(list(ages.values()))
+    age, number = np.array(list(staleness)), np.array(list(staleness.values()))
     found = {"staleness_mean": float((age * number).sum() / number.sum()), "staleness_max": float(age.max())}
-    for low, high in zip(AGES, (*AGES[1:], np.inf), strict=True):
+    for low, high in zip(STALENESS_BINS, (*STALENESS_BINS[1:], np.inf), strict=True):
         found[f"staleness_from_{low}"] = float(number[(age >= low) & (age < high)].sum() / number.sum())
     return found

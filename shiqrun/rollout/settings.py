@@ -5,8 +5,6 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len
 
-from shiqrun.errors import InputError
-
 Further = Literal["logged", "replay", "annotated", "further"]
 """Where trajectories come from that were not sampled for this step: the data set, this run's earlier rollouts, those of
 the data set that have targets at actions, or another file."""
@@ -50,54 +48,21 @@ class RolloutSettings:
     path: str | None
     reward_timeout: Annotated[float, Gt(0)]
 
-    def __post_init__(self) -> None:
-        low, high = self.temperature
-        if low > high:
-            raise InputError(f"rollout.temperature={self.temperature}: expected [least, greatest]")
-        if self.max_staleness is not None and self.max_staleness < self.model_update_interval - 1:
-            raise InputError(
-                f"rollout.max_staleness={self.max_staleness}: weights are up to {self.model_update_interval - 1} steps "
-                f"old before new ones come (rollout.model_update_interval={self.model_update_interval}); allow as many"
-            )
-        if self.offline and not sum(self.sources.values()):
-            raise InputError(
-                f"rollout.offline={self.offline:g}, but rollout.sources={dict(self.sources)} names nothing to fill it "
-                "with; set rollout.sources.logged=1, or rollout.offline=0"
-            )
-        if bool(self.path) != bool(self.sources.get("further")):
-            raise InputError("rollout.path is the file of rollout.sources.further: set both or none")
-
     def shares(self, batch_size: int) -> dict[str, int]:
-        """Trajectories of a batch from each source that gives any; of those that are sampled, whole groups.
+        """Return the trajectories of an optimiser step by source, for the sources with a weight.
 
-        Raises:
-            InputError: nothing of the batch would be sampled, or a source with a weight would give none, or the batch
-                cannot be made of whole groups.
+        Sampled and replayed ones come in whole groups. Whether the numbers make a step that can be trained on is for
+        the rules of `training/checks_rollout.py`.
+
+        Args:
+            batch_size: trajectories of the step.
         """
         group = self.samples_per_prompt
         online = min(round((1 - self.offline) * batch_size / group), batch_size // group) * group
-        if not online:
-            raise InputError(
-                f"rollout.offline={self.offline:g} leaves none of trainer.batch_size={batch_size} trajectories to "
-                f"sample (in groups of {group}); lower it, or set rollout=none"
-            )
-        found = {ONLINE: online, **self._divided(batch_size - online)}
-        empty = [name for name, n in found.items() if not n]
-        if empty:
-            raise InputError(
-                f"rollout.sources.{empty[0]}: less than one of trainer.batch_size={batch_size} trajectories"
-                + (f" (in groups of {group})" if empty[0] == "replay" else "")
-                + "; leave it out, or raise rollout.offline"
-            )
-        if sum(found.values()) != batch_size:
-            raise InputError(
-                f"trainer.batch_size={batch_size} is not a multiple of rollout.samples_per_prompt={group}, and no "
-                "logged trajectories fill it up; choose another of the two"
-            )
-        return found
+        return {ONLINE: online, **self._divided(batch_size - online)}
 
     def _divided(self, left: int) -> dict[str, int]:
-        """So many trajectories among the sources by their weights: first `replay`, in whole groups."""
+        """Divide so many trajectories among the sources by their weights: first `replay`, in whole groups."""
         weights = {str(name): w for name, w in self.sources.items() if w} if self.offline else {}
         exact = {name: left * w / sum(weights.values()) for name, w in weights.items()}
         found: dict[str, int] = {}

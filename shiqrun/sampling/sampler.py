@@ -9,7 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.encode import EncodedTrajectory
-from shiqrun.batching.rows import Batches, Rows
+from shiqrun.batching.rows import Rows
+from shiqrun.batching.steps import Batches
 from shiqrun.models.attention import packs
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
@@ -100,9 +101,8 @@ class CompletionSampler:
         """Return the completions with their log-ratio to the reference and the policy's entropy on their tokens."""
         if not samples:
             return []
-        rows, mode = self.rows(samples), policy.training
-        device = next(policy.parameters()).device
-        rows.packed, rows.device = packs(policy.causal_lm), device.type
+        device, mode = next(policy.parameters()).device, policy.training
+        rows = self.rows(samples).with_layout(packed=packs(policy.causal_lm), device=device.type)
         policy.eval()
         found: list[dict[str, Any]] = [{} for _ in samples]
         for numbers, batch in Batches(rows, tokens=self.tokens):

@@ -1,111 +1,68 @@
-"""What the rows of a run are given before training, for methods that read it: prompt values, targets at actions."""
+"""Every trajectory of a run, wherever it came from, gets the numbers that the losses read beside its tokens.
 
-import logging
-import time
-from pathlib import Path
-from typing import Any
+`RunFacts` holds what a run knows of any trajectory; `annotate` is the only function that applies it. Rows of the data
+set, of another file, of the replay pool and of the sampler all pass through it.
+"""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from shiqrun.errors import InputError
-from shiqrun.estimates.prompt_values import set_prompt_values
-from shiqrun.estimates.value_cache import given, made, prompts_of, put
-from shiqrun.estimates.value_file import Valued
-from shiqrun.estimates.value_targets import expect_targets, read_targets, set_value_targets
-from shiqrun.losses.requirements import needs_of
-from shiqrun.losses.soft_value import soft_value
-from shiqrun.training.plan import Run
-
-log = logging.getLogger("shiqrun")
+from shiqrun.batching.columns import AnchorTokens, Values
+from shiqrun.batching.reward_offsets import Offset, reward_offsets
+from shiqrun.batching.rows import Rows
+from shiqrun.estimates.value_targets import Estimated, value_targets
 
 
-def annotate(run: Run) -> dict[str, Any]:
-    """Gives every row its prompt's value, and actions their targets, where the method reads them; what that took.
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a run knows of any trajectory that it trains or validates on.
 
-    Raises:
-        InputError: values or targets that were made with another reference or reward, or of other data; rewards of
-            another unit.
+    Attributes:
+        packed: the policy reads batches without padding.
+        device: type of the device that reads them.
+        anchor: how the anchor draws uniform tokens; None without such an anchor.
+        reward_offset: setting `algo.reward_offset`.
+        center: constant taken from every return, reward units; see `offset_center`.
+        beta: KL temperature, reward units per nat; 0 for methods without one.
+        prompt_values: Q0 of each prompt id, reward units; None for methods that do not read it.
+        targets: rewards of rollouts behind prefixes of logged trajectories; None without `algo.targets`.
     """
-    plan = run.plan
-    if "prompt_value" not in needs_of(plan.loss):
-        return {}
-    began = time.perf_counter()
-    known, new = _known(run)
-    beta = plan.loss.keywords["beta"]
-    put(run.encoded, known, beta)
-    if run.further is not None:
-        set_prompt_values(run.further, known, beta)
-    run.prompt_values = {name: soft_value(found.rewards, beta).value for name, found in known.items()}
-    _expect_one_unit(run, known)
-    told = {
-        "seconds/values": time.perf_counter() - began,
-        "values/prompts": len(known),
-        "values/prompts_computed": new,
-    }
-    return told | (_value_targets(run, Path(plan.algo.targets)) if plan.algo.targets else {})
+
+    packed: bool
+    device: str
+    anchor: AnchorTokens | None
+    reward_offset: Offset
+    center: float
+    beta: float = 0.0
+    prompt_values: Mapping[str, float] | None = None
+    targets: Estimated | None = None
 
 
-def _known(run: Run) -> tuple[dict[str, Valued], int]:
-    """The values of `algo.values`, or made now; and how many prompts were sampled for it."""
-    plan = run.plan
-    if plan.algo.values is not None:
-        return given(Path(plan.algo.values), run.weights, plan.reward), 0
-    assert plan.reward is not None
-    room = (plan.values.max_new_tokens, plan.choice.context())
-    splits = prompts_of(plan.source, plan.data, run.tokenizer, *room)
-    found = made(
-        run.policy,
-        [prompt for prompts in splits.values() for prompt in prompts],
-        run.tokenizer,
-        plan.reward,
-        plan.values,
-        reference=run.weights,
-        cache_dir=plan.cache_dir,
-        device=plan.hardware.device(),
-    )
-    return found.known, found.new
+def annotate(rows: Rows, facts: RunFacts) -> Rows:
+    """Return the rows with the layout, the anchor and the columns that this run's losses read.
 
-
-def _expect_one_unit(run: Run, known: dict[str, Valued]) -> None:
-    """Nothing, if the returns that are logged can be held against values of what was sampled.
-
-    Raises:
-        InputError: the reward of the values is of right and wrong answers, and something else is logged; or a reward is
-            above the largest that the method takes to be possible.
+    Columns are `offset` and, where the run knows them, `prompt_value` (every prompt must have one) and, for the logged
+    training split alone, `value_target`. Annotating rows twice changes nothing.
     """
-    plan = run.plan
-    splits = [rows for rows in (run.encoded.train, run.encoded.val, run.further) if rows is not None]
-    logged = {float(r) for rows in splits for r in np.unique(rows.returns)}
-    sampled = {float(r) for found in known.values() for r in np.unique(found.rewards)}
-    if plan.reward is not None and plan.reward.right is not None:
-        possible = {plan.reward.right, float(plan.reward.about()["wrong"])}
-        if not logged <= possible:
-            raise InputError(
-                f"the data's rewards are {_some(logged)}, those of the values {_some(possible)}: Q0 would be of "
-                "another unit. Set data.rewards where the data set has it, or reward.right and reward.wrong (in "
-                "training eval.reward.right=..., eval.reward.wrong=...), so that they agree"
-            )
-    elif len(sampled) == 2 and not logged <= sampled:
-        raise InputError(
-            f"the data's rewards are {_some(logged)}, those of algo.values {_some(sampled)}; make them agree"
-        )
-    top, largest = plan.loss.keywords.get("top", 0.0), max(logged | sampled)
-    if (plan.loss.keywords.get("link") == "cross_entropy" or plan.algo.monte_carlo) and largest > top:
-        raise InputError(
-            f"a reward is {largest:g}, but the cross-entropy takes {top:g} for the largest there can be: set algo.top="
-            f"{largest:g}, or rewards of at most 0 (data.rewards=[0,-1] eval.reward.right=0 eval.reward.wrong=-1)"
-        )
+    columns: dict[str, Values] = {"offset": reward_offsets(rows, facts.reward_offset, facts.center)}
+    if facts.prompt_values is not None:
+        values = facts.prompt_values
+        columns["prompt_value"] = np.array([values[t.prompt_id] for t in rows.trajectories], np.float32)
+    if facts.targets is not None and rows.source == "logged":
+        columns["value_target"] = value_targets(rows, facts.targets, facts.beta)
+    laid_out = rows.with_layout(packed=facts.packed, device=facts.device)
+    return laid_out.with_anchor(_anchor_of(rows, facts.anchor)).with_columns(**columns)
 
 
-def _some(rewards: set[float]) -> str:
-    shown = [f"{r:g}" for r in sorted(rewards, reverse=True)]
-    return " and ".join(shown) if len(shown) < 4 else f"{shown[0]} to {shown[-1]}"
+def _anchor_of(rows: Rows, anchor: AnchorTokens | None) -> AnchorTokens | None:
+    """Return the draw of the anchor's tokens for these rows.
 
-
-def _value_targets(run: Run, path: Path) -> dict[str, Any]:
-    """Gives the training actions that were searched their values; for the summary how many there are."""
-    known = read_targets(path, run.weights, run.plan.reward)
-    number = set_value_targets(run.encoded.train, known, run.plan.loss.keywords["beta"])
-    expect_targets(path, number)
-    log.info("%s: targets at %d of %d actions", path, number, run.encoded.train.actions.sum())
-    return {"targets/actions": number}
+    Rows of a file keep their numbers over the run, so that a cache can hold the reference's logits of their tokens.
+    Sampled rows are numbered from 0 in every step, hence their draw depends on the first trajectory's name as well.
+    """
+    if anchor is None or "behaviour_logp" not in rows.columns:
+        return anchor
+    return anchor._replace(seed=anchor.seed + zlib.crc32(rows.trajectories[0].source.encode()))

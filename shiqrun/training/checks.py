@@ -1,164 +1,150 @@
-"""What can be found wrong with a run's rollouts before anything is loaded, and the losses of their sources."""
+"""The rules that the settings of a run must obey, checked before any data or model is loaded.
 
-import inspect
-from difflib import get_close_matches
-from functools import partial
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+A rule is a function of the plan that returns what is wrong and what to set instead, or None. To add one, write the
+function, append it to `RULES` here or in `checks_rollout.py`, and give it a case in `tests/training/test_checks.py`.
+Rules about loaded data are in `checks_data.py`.
+"""
 
-from shiqrun import losses
 from shiqrun.errors import InputError
-from shiqrun.losses.requirements import compares_completions, needs_of
-from shiqrun.losses.soft_policy import monte_carlo
-from shiqrun.rollout.settings import RayRollouts, RolloutSettings
-
-if TYPE_CHECKING:
-    from shiqrun.training.plan import Plan
-
-BY_SOURCE = {name: getattr(losses, name) for name in losses.__all__} | {"monte_carlo": monte_carlo}
-"""What a source may be trained by."""
+from shiqrun.training import checks_rollout
+from shiqrun.training.plan import Plan
 
 
-def expect_fit(plan: "Plan") -> None:
-    """Nothing, if the run can sample what its method learns from.
+def check_settings(plan: Plan) -> None:
+    """Check the plan against every rule, those of sampling only where the run samples.
 
     Raises:
-        InputError: naming the setting and what to set instead.
+        InputError: the message of the first rule that the plan breaks.
     """
-    name, rollout, wanted = plan.names["algo"], plan.rollout, needs_of(plan.loss)
-    if rollout is None:
-        if "behaviour" in wanted:
-            raise InputError(
-                f"algo={name} learns from the policy's own samples, whose log-probabilities logged data do not have: "
-                "set rollout=local (or ray) and eval.reward=NAME"
-            )
-        return
-    if not wanted or "score" in wanted:
-        raise InputError(f"rollout: algo={name} learns nothing from the policy's own samples; set rollout=none")
-    if plan.source.answers_back():
-        raise InputError(
-            f"rollout: data={plan.names['data']} answers the policy, and a rollout is one completion; set "
-            "rollout=none, or see data=programs"
-        )
-    if plan.reward is None:
-        raise InputError("rollout: what is sampled needs a reward; set eval.reward=NAME")
-    if plan.algo.reference not in ("frozen", "adapter"):
-        raise InputError(
-            f"algo.reference={plan.algo.reference}: no cache has the tokens that are sampled; set "
-            "algo.reference=frozen (or adapter)"
-        )
-    if plan.trainer.max_steps is None:
-        raise InputError("rollout: sampling has no epochs; set trainer.max_steps")
-    if plan.hardware.devices > 1:
-        raise InputError(
-            f"hardware.devices={plan.hardware.devices}: with rollouts one process trains; set hardware.devices=1, and "
-            "rollout=ray to sample in others"
-        )
-    _expect_sources(plan, rollout)
+    for sampling_rule in checks_rollout.RULES:
+        if plan.rollout is not None and (wrong := sampling_rule(plan, plan.rollout)):
+            raise InputError(wrong)
+    for rule in RULES:
+        if wrong := rule(plan):
+            raise InputError(wrong)
 
 
-def _expect_sources(plan: "Plan", rollout: RolloutSettings) -> None:
-    """Nothing, if the method can learn from what a batch is made of."""
-    name, wanted = plan.names["algo"], needs_of(plan.loss)
-    shares = rollout.shares(plan.trainer.batch_size)
-    if compares_completions(plan.loss) and rollout.samples_per_prompt < 2:
-        raise InputError(f"algo={name} compares completions of a prompt: set rollout.samples_per_prompt=2 or more")
-    if "behaviour" in wanted and set(shares) - {"online", "replay"}:
-        raise InputError(
-            f"algo={name} learns from samples alone: set rollout.offline=0, or rollout.sources.logged=0 and "
-            "rollout.sources.replay=1"
-        )
-    if plan.algo.reward_offset == "group_mean" and rollout.samples_per_prompt < 2:
-        raise InputError(
-            "algo.reward_offset=group_mean takes every prompt's mean return, but with rollout.samples_per_prompt=1 all "
-            "rewards would be 0; sample 2 or more, or use mean or none"
-        )
-    idle = [name for name, weight in rollout.sources.items() if weight and name not in (*shares, "logged")]
-    if idle:
-        raise InputError(
-            f"rollout.sources.{idle[0]}={rollout.sources[idle[0]]:g}, but rollout.offline=0 leaves it no share; set "
-            "rollout.offline, or leave the source out"
-        )
-    _expect_replay(rollout, shares.get("replay", 0))
-    if isinstance(rollout, RayRollouts):
-        _expect_ray(rollout, shares["online"])
-    if "annotated" in shares and plan.algo.targets is None:
-        raise InputError("rollout.sources.annotated: which actions have targets? set algo.targets=FILE")
-    for source, bound in source_losses(rollout, plan.loss).items():
-        if source not in shares:
-            raise InputError(
-                f"rollout.losses.{source}: no trajectory comes from there; give rollout.sources.{source} a weight and "
-                "rollout.offline a share, or leave it out"
-            )
-        _expect_loss(plan, source, bound)
+def training_has_an_end(plan: Plan) -> str | None:
+    """Training needs a number of optimiser steps or of epochs."""
+    if plan.trainer.max_steps is None and plan.trainer.max_epochs is None:
+        return "trainer.max_steps and trainer.max_epochs are both null; set one"
+    return None
 
 
-def _expect_replay(rollout: RolloutSettings, share: int) -> None:
-    if share > rollout.replay_size:
-        raise InputError(f"rollout.replay_size={rollout.replay_size}: a step replays {share}; keep at least as many")
-    if share and rollout.max_staleness == 0:
-        raise InputError(
-            "rollout.max_staleness=0 lets nothing be replayed; allow some, or set rollout.sources.replay=0"
+def samples_are_sampled(plan: Plan) -> str | None:
+    """A loss that reads the log-probabilities of sampling needs a run that samples."""
+    if "behaviour" in plan.needs and plan.rollout is None:
+        return (
+            f"algo={plan.name} learns from the policy's own samples, whose log-probabilities logged data do not have: "
+            "set rollout=local (or ray) and eval.reward=NAME"
         )
+    return None
 
 
-def _expect_ray(rollout: RayRollouts, share: int) -> None:
-    if find_spec("ray") is None:
-        raise InputError("rollout=ray: Ray is missing; pip install 'shiqrun[ray]', or set rollout=local")
-    if rollout.waiting < share:
-        raise InputError(f"rollout.waiting={rollout.waiting}: a step takes {share}; let as many wait")
+def adapter_is_there(plan: Plan) -> str | None:
+    """The reference `adapter` is the policy without its LoRA adapter, so the policy needs one."""
+    if plan.algo.reference == "adapter" and not plan.model.lora_r:
+        return "algo.reference=adapter needs a LoRA adapter to switch off; set model.lora_r=16, or reference=cached"
+    return None
 
 
-def expect_values(plan: "Plan") -> None:
-    """Prompt values are of the rewards as they are, and need a reward to be made."""
-    if plan.algo.reward_offset != "none":
-        raise InputError(
-            f"algo.reward_offset={plan.algo.reward_offset}: prompt values are of rewards as they are; set it to none"
+def quantization_has_a_gpu(plan: Plan) -> str | None:
+    """Quantized weights are computed with on CUDA GPUs only."""
+    quantize = getattr(plan.choice, "quantize", None)
+    if quantize and plan.hardware.device().type != "cuda":
+        return f"model.quantize={quantize} needs a CUDA GPU; set hardware=gpu"
+    return None
+
+
+def rewards_of_prompt_values_are_unshifted(plan: Plan) -> str | None:
+    """Prompt values are estimated from rewards as they are, so that no offset may be taken from them."""
+    if "prompt_value" in plan.needs and plan.algo.reward_offset != "none":
+        return f"algo.reward_offset={plan.algo.reward_offset}: prompt values are of rewards as they are; set it to none"
+    return None
+
+
+def prompt_values_have_an_origin(plan: Plan) -> str | None:
+    """Prompt values are read from a file, or estimated with a reward."""
+    if "prompt_value" in plan.needs and plan.algo.values is None and plan.reward is None:
+        return (
+            f"algo={plan.name} needs the value of every prompt: give algo.values=FILE, made by `shiqrun values`, or "
+            "eval.reward=NAME to have the reference's completions scored first"
         )
-    if plan.algo.values is None and plan.reward is None:
-        raise InputError(
-            f"algo={plan.names['algo']} needs the value of every prompt: give algo.values=FILE, made by `shiqrun "
-            "values`, or eval.reward=NAME to have the reference's completions scored first"
-        )
+    return None
+
+
+def monte_carlo_has_weight_and_targets(plan: Plan) -> str | None:
+    """The Monte-Carlo term needs a weight and targets, unless a source is trained by it alone."""
+    algo = plan.algo
     by_source = plan.rollout is not None and "monte_carlo" in plan.rollout.losses.values()
-    if bool(plan.algo.monte_carlo) != (plan.algo.targets is not None) and not (by_source and plan.algo.targets):
-        raise InputError(
-            f"algo.monte_carlo={plan.algo.monte_carlo:g}, algo.targets={plan.algo.targets}: the Monte-Carlo term needs "
-            "both a weight and a file of estimates, which `shiqrun pivotal` makes"
+    half = bool(algo.monte_carlo) != (algo.targets is not None)
+    if "prompt_value" in plan.needs and half and not (by_source and algo.targets):
+        return (
+            f"algo.monte_carlo={algo.monte_carlo:g}, algo.targets={algo.targets}: the Monte-Carlo term needs both a "
+            "weight and a file of estimates, which `shiqrun pivotal` makes"
         )
+    return None
 
 
-def _expect_loss(plan: "Plan", source: str, bound: partial[Any]) -> None:
-    name = next(name for name, loss in BY_SOURCE.items() if loss is bound.func)
-    more = needs_of(bound) - needs_of(plan.loss)
-    if more:
-        raise InputError(
-            f"rollout.losses.{source}={name} needs {', '.join(sorted(more))}, which algo={plan.names['algo']} does not"
+def prompt_values_are_read(plan: Plan) -> str | None:
+    """Settings of prompt values and value targets are for methods that read prompt values."""
+    algo = plan.algo
+    if "prompt_value" not in plan.needs and (algo.monte_carlo or algo.targets or algo.values):
+        return f"algo.values, algo.targets and algo.monte_carlo are for methods with prompt values, not {plan.name}"
+    return None
+
+
+def loss_has_its_reference(plan: Plan) -> str | None:
+    """Every loss but those of `sft` and of reward models reads a reference."""
+    if plan.algo.reference == "none" and plan.needs and "score" not in plan.needs:
+        return f"algo.reference=none is for algo=sft; {plan.name} needs cached, frozen or adapter"
+    return None
+
+
+def value_function_is_read(plan: Plan) -> str | None:
+    """Settings of a value function are for methods that have one."""
+    if "value" not in plan.needs and (plan.algo.value or plan.algo.value_lr_ratio):
+        return f"algo.value and algo.value_lr_ratio are for methods with a value function; {plan.name} has none"
+    return None
+
+
+def updates_have_a_proximal_policy(plan: Plan) -> str | None:
+    """Several updates on one batch need a loss with a proximal policy."""
+    if "proximal" not in plan.needs and plan.algo.epochs > 1:
+        return f"algo.epochs={plan.algo.epochs}: several updates on a batch are for ppo, not {plan.name}; leave it out"
+    return None
+
+
+def anchor_has_a_reference(plan: Plan) -> str | None:
+    """The anchor holds logits at those of a reference, in units of beta."""
+    if plan.algo.anchor and (plan.algo.reference == "none" or plan.beta is None):
+        return f"algo.anchor holds logits at a reference's, and {plan.name} has none"
+    return None
+
+
+def anchor_tokens_are_cached(plan: Plan) -> str | None:
+    """A cache of reference scores knows the logits of tokens that are fixed before training only."""
+    if plan.algo.anchor and plan.algo.anchor_from == "policy" and plan.algo.reference == "cached":
+        return (
+            "algo.anchor_from=policy draws new tokens at each step, which no cache has; set algo.reference=frozen "
+            "(or adapter), or algo.anchor_from=uniform"
         )
-    if bound.func is monte_carlo and source not in ("annotated", "logged"):
-        raise InputError(
-            f"rollout.losses.{source}=monte_carlo: none of these trajectories has a target; only annotated and logged "
-            "ones do (algo.targets)"
-        )
-    if bound.func is monte_carlo and plan.algo.targets is None:
-        raise InputError(f"rollout.losses.{source}=monte_carlo: which estimates? set algo.targets=FILE")
+    return None
 
 
-def source_losses(rollout: RolloutSettings | None, loss: partial[Any]) -> dict[str, partial[Any]]:
-    """The losses of sources that are not the method's, with the hyperparameters of the method that they know.
-
-    Raises:
-        InputError: there is no such loss.
-    """
-    found = {}
-    for source, name in (rollout.losses if rollout else {}).items():
-        if name is None:
-            continue
-        if name not in BY_SOURCE:
-            near = get_close_matches(name, BY_SOURCE, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(BY_SOURCE))}"
-            raise InputError(f"rollout.losses.{source}={name}: no such loss; {hint}")
-        own = inspect.signature(BY_SOURCE[name]).parameters
-        shared = {key: value for key, value in loss.keywords.items() if key in own}
-        found[str(source)] = partial(BY_SOURCE[name], **shared)
-    return found
+RULES = (
+    samples_are_sampled,
+    adapter_is_there,
+    quantization_has_a_gpu,
+    rewards_of_prompt_values_are_unshifted,
+    prompt_values_have_an_origin,
+    monte_carlo_has_weight_and_targets,
+    prompt_values_are_read,
+    loss_has_its_reference,
+    value_function_is_read,
+    updates_have_a_proximal_policy,
+    anchor_has_a_reference,
+    anchor_tokens_are_cached,
+    training_has_an_end,
+)
+"""The rules of every run, in the order in which they are checked."""

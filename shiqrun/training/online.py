@@ -2,30 +2,30 @@
 
 import copy
 import logging
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from shiqrun.batching.logged_data import LoggedData, offsets
+from shiqrun.batching.logged_data import LoggedData
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.estimates.value_cache import prompts_of
-from shiqrun.losses.requirements import compares_completions
 from shiqrun.models.policy import Policy
 from shiqrun.rollout.engine import Engine
 from shiqrun.rollout.local import Local
 from shiqrun.rollout.mixing import OnlineData
+from shiqrun.rollout.other_sources import annotated_rows
 from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings
 from shiqrun.rollout.store.queue import Buffer
 from shiqrun.rollout.worker import Worker
 from shiqrun.sampling.prompts import Prompt
-from shiqrun.training.other_sources import annotated_rows
-from shiqrun.training.plan import Run
+from shiqrun.training.annotate import RunFacts, annotate
+from shiqrun.training.checks_data import expect, reward_above_top, unvalued_questions
+from shiqrun.training.plan import Plan, Run
 from shiqrun.training.step.method import Method
 
 log = logging.getLogger("shiqrun")
@@ -47,7 +47,7 @@ def sampling(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tup
     if settings is None:
         yield LoggedData(run.encoded, batch_size=trainer.batch_size, **shape), None
         return
-    _expect_values_of(run, prompts)
+    expect(unvalued_questions(prompts, run.facts.prompt_values))
     engine = engine_of(run, settings, prompts, after)
     try:
         data = data_of(run, settings, engine)
@@ -74,7 +74,7 @@ def engine_of(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt], af
         from shiqrun.rollout.ray.sampler import SamplerSetup
 
         setup = SamplerSetup(policy, run.tokenizer, prompts, plan.reward_again, settings, plan.seed)
-        return RayEngine(setup, directory, n=settings.shares(plan.trainer.batch_size)[ONLINE], after=after)
+        return RayEngine(setup, directory, n=plan.shares[ONLINE], after=after)
     buffer = Buffer(directory, after=after)
     plan.reward.to(device)
     number = buffer.counts()["accepted"]
@@ -109,31 +109,19 @@ def prompts_to_answer(run: Run) -> list[Prompt]:
     return prompts
 
 
-def _expect_values_of(run: Run, prompts: Sequence[Prompt]) -> None:
-    lacking = [p for p in prompts if run.prompt_values is not None and p.prompt_id not in run.prompt_values]
-    if lacking:
-        raise InputError(
-            f"algo.values: {len(lacking)} of {len(prompts)} prompts that would be answered have no value, first "
-            f"{lacking[0].source}; make values of the same data with `shiqrun values`"
-        )
-
-
 def data_of(run: Run, settings: RolloutSettings, engine: Engine) -> OnlineData:
-    """The batches of a run that samples."""
+    """Return the batches of a run that samples while it trains."""
     plan = run.plan
-    others = {}
-    if run.further is not None:
-        run.further.offset = offsets(run.further, plan.algo.reward_offset, run.offset)
-        others["further"] = run.further
-    if "annotated" in settings.shares(plan.trainer.batch_size):
+    others = {} if run.further is None else {"further": run.further}
+    if "annotated" in plan.shares:
         others["annotated"] = annotated_rows(run.encoded.train)
     return OnlineData(
         run.encoded,
         engine=engine,
         settings=settings,
         others=others,
-        dressed=lambda rows: dressed(run, rows),
-        together=compares_completions(plan.loss),
+        annotate=partial(annotate_sampled, plan=plan, facts=run.facts),
+        together=plan.compares,
         batch_size=plan.trainer.batch_size,
         micro_batch_tokens=plan.trainer.micro_batch_tokens,
         seed=plan.seed,
@@ -141,28 +129,15 @@ def data_of(run: Run, settings: RolloutSettings, engine: Engine) -> OnlineData:
     )
 
 
-def dressed(run: Run, rows: Rows) -> Rows:
-    """Sampled rows with what the logged ones of the run have: prompt values, reward offset, tokens of the anchor."""
-    logged = run.encoded.train
-    rows.packed, rows.device = logged.packed, logged.device
-    if logged.anchor is not None:
-        number, vocabulary, seed = logged.anchor
-        rows.anchor = (number, vocabulary, seed + zlib.crc32(rows.trajectories[0].source.encode()))
-    if run.prompt_values is not None:
-        _expect_at_most_top(run, rows)
-        rows.prompt_value = np.array([run.prompt_values[t.prompt_id] for t in rows.trajectories], np.float32)
-    rows.offset = offsets(rows, run.plan.algo.reward_offset, run.offset)
-    return rows
+def annotate_sampled(rows: Rows, *, plan: Plan, facts: RunFacts) -> Rows:
+    """Return sampled rows with what the losses read, as the run's other rows have it.
 
-
-def _expect_at_most_top(run: Run, rows: Rows) -> None:
-    """Nothing, if no sampled reward is above the largest that the cross-entropy takes to be possible."""
-    words, largest = run.plan.loss.keywords, float(rows.returns.max())
-    if words.get("link") == "cross_entropy" and largest > words.get("top", 0.0):
-        raise TrainingError(
-            f"a sampled trajectory earned {largest:g}, but the cross-entropy takes {words.get('top', 0.0):g} for the "
-            f"largest there can be: set algo.top to the largest reward of {run.plan.names['data']}"
-        )
+    Raises:
+        TrainingError: a reward is above the largest that the loss takes to be possible.
+    """
+    if wrong := reward_above_top(plan, rows):
+        raise TrainingError(wrong)
+    return annotate(rows, facts)
 
 
 class Rollouts(Callback):
@@ -199,9 +174,9 @@ class Rollouts(Callback):
         """A step is done; now and then the next weights."""
         assert isinstance(pl_module, Method)
         self._step = step = trainer.global_step
-        self.data.done(step)
+        self.data.finish_step(step)
         if pl_module.logs_now(step):
-            pl_module.record({f"rollout/{name}": value for name, value in self.data.told().items()})
+            pl_module.record({f"rollout/{name}": value for name, value in self.data.sampling_metrics().items()})
         if step % self.every == 0 and step < (trainer.max_steps or 0):
             self._publish(step, trained_weights(pl_module.policy))
 
@@ -211,7 +186,7 @@ class Rollouts(Callback):
 
     def summary(self) -> dict[str, Any]:
         """For `summary.json`."""
-        told = self.engine.stats() | self.data.all_ages()
+        told = self.engine.stats() | self.data.total_staleness()
         return {f"rollout/{name}": value for name, value in told.items()}
 
 

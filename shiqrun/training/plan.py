@@ -1,9 +1,9 @@
-"""A Plan holds everything that a run is made of as objects; a Run adds its loaded data and models."""
+"""A Plan holds the settings of a run as objects; a Run adds the data and models that were loaded for it."""
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,30 +16,54 @@ from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.prompt_values import ValueSettings
 from shiqrun.evaluation.evaluator import PolicyEvaluator
+from shiqrun.losses.requirements import compares_completions, needs_of
 from shiqrun.models.policy import ModelSettings, Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.settings import RolloutSettings
 from shiqrun.settings import AlgoSettings, EvalSettings, Hardware, TrainerSettings
+from shiqrun.training.annotate import RunFacts, annotate
 
 
 class ModelChoice(Protocol):
-    """What `conf/model/*.yaml` makes."""
+    """The model of a run, as `conf/model/*.yaml` names it: its tokenizer, its weights at step 0, its context."""
 
     def tokenizer(self, source: Source, training: Any) -> PreTrainedTokenizerBase:
-        """The tokenizer, with a chat template."""
+        """Return the tokenizer, with a chat template."""
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """The model at step 0."""
+        """Return the model at step 0."""
 
     def context(self) -> int | None:
-        """Tokens it can read."""
+        """Return the tokens that the model can read, None where there is no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that a run is, as objects."""
+    """The settings of one run as objects; nothing is loaded yet.
 
-    names: dict[str, str]  # algo, data, base
+    Attributes:
+        names: of the method (`algo`), the data set (`data`) and the model that training starts from (`base`).
+        seed: of the order of rows and of all draws during training.
+        source: the data set.
+        data: how it is read.
+        choice: the model that training starts from.
+        model: how it is made ready for training.
+        loss: the method's loss, bound to its hyperparameters.
+        algo: settings that every method understands.
+        trainer: optimiser, schedule and batches.
+        eval: evaluation during training.
+        values: how prompt values are estimated.
+        reward: scores the policy's completions; None without one.
+        reward_again: makes the same reward once more, in another process.
+        rollout: sampling during training; None for training on logged data alone.
+        hardware: devices and precision.
+        cache_dir: directory of reference scores and prompt values that runs share.
+        run_dir: directory of this run's files.
+        trackers: opens the loggers of experiment trackers.
+        shown: settings that the model card lists.
+    """
+
+    names: dict[str, str]
     seed: int
     source: Source
     data: DataSettings
@@ -50,42 +74,116 @@ class Plan:
     trainer: TrainerSettings
     eval: EvalSettings
     values: ValueSettings
-    reward: Reward | None  # scores the policy's own answers
-    reward_again: Callable[[], Reward]  # makes it once more, in another process
-    rollout: RolloutSettings | None  # sampling while learning
+    reward: Reward | None
+    reward_again: Callable[[], Reward]
+    rollout: RolloutSettings | None
     hardware: Hardware
     cache_dir: Path
     run_dir: Path
     trackers: Callable[[], list[Logger]]
-    shown: dict[str, Any]  # settings for the model card
+    shown: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return self.names["algo"]
+
+    @property
+    def beta(self) -> float | None:
+        """The KL temperature, reward units per nat; None for methods without one."""
+        return self.loss.keywords.get("beta")
+
+    @property
+    def link(self) -> str | None:
+        """How the loss links Q to its target, "square" or "cross_entropy"; None for methods without that choice."""
+        return self.loss.keywords.get("link")
+
+    @property
+    def top(self) -> float:
+        """The largest reward that a cross-entropy takes to be possible, reward units."""
+        return float(self.loss.keywords.get("top", 0.0))
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What the loss reads besides tokens; see `losses.requirements`."""
+        return needs_of(self.loss)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss compares completions of one prompt."""
+        return compares_completions(self.loss)
+
+    @property
+    def compared_by(self) -> str | None:
+        """The method's name where its loss compares completions of one prompt, else None."""
+        return self.name if self.compares else None
+
+    @cached_property
+    def shares(self) -> dict[str, int]:
+        """The trajectories of an optimiser step by source."""
+        size = self.trainer.batch_size
+        return {"logged": size} if self.rollout is None else self.rollout.shares(size)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """A plan with its data and models loaded: ready to train, or to say what it would do."""
+    """A plan with its data and models loaded: ready to train, or to say what it would do.
+
+    Attributes:
+        plan: the settings.
+        tokenizer: of the policy.
+        encoded: the data set in tokens, annotated with `facts`.
+        policy: the model to train.
+        weights: fingerprint of the weights that training starts from.
+        facts: what this run knows of any trajectory.
+        max_steps: optimiser steps.
+        evaluator: evaluates the policy by its own completions or episodes; None where that is not asked.
+        scored_by: fingerprint of the reward that scores the policy's completions.
+        further: rows of the file `rollout.path`, annotated likewise.
+    """
 
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
     encoded: Encoded
     policy: Policy
     weights: str
-    offset: float
+    facts: RunFacts
     max_steps: int
     evaluator: PolicyEvaluator | None
-    scored_by: str | None  # fingerprint of what scores the policy's answers
-    further: Rows | None = None  # of the source `further` of rollouts
-    prompt_values: dict[str, float] | None = None  # Q0 of each prompt id, for methods that read it
+    scored_by: str | None
+    further: Rows | None = None
 
-    def made_of(self) -> dict[str, str | None]:
-        """Fingerprints of what a checkpoint of this run is only good with."""
+    @property
+    def offset(self) -> float:
+        """The mean reward offset of the training rows, reward units."""
+        return float(self.encoded.train.columns["offset"].mean())  # type: ignore[union-attr]
+
+    def all_rows(self) -> list[Rows]:
+        """Return every table of rows that was loaded: both splits, and the file of the source `further`."""
+        return [self.encoded.train, self.encoded.val, *([] if self.further is None else [self.further])]
+
+    def with_facts(self, facts: RunFacts) -> "Run":
+        """Return the run with these facts and with all its rows annotated anew."""
+        encoded = replace(
+            self.encoded, train=annotate(self.encoded.train, facts), val=annotate(self.encoded.val, facts)
+        )
+        further = None if self.further is None else annotate(self.further, facts)
+        return replace(self, facts=facts, encoded=encoded, further=further)
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """Return a fingerprint of everything that a checkpoint of this run depends on, by name.
+
+        Raises:
+            InputError: a file of prompt values or value targets cannot be read.
+        """
         found = {"data": self.encoded.fingerprint, "model": self.weights, "reward": self.scored_by}
         found |= {} if self.further is None else {"further": fingerprint(self.further)}
         files = {"values": self.plan.algo.values, "targets": self.plan.algo.targets}
-        return found | {name: _digest(Path(path)) for name, path in files.items() if path}
+        return found | {name: _file_digest(Path(path)) for name, path in files.items() if path}
 
 
-def _digest(path: Path) -> str:
-    """Of a file's contents.
+def _file_digest(path: Path) -> str:
+    """Return a hash of a file's contents.
 
     Raises:
         InputError: it cannot be read.

@@ -13,8 +13,8 @@ from shiqrun.batching.logged_data import (
     fingerprint,
     held_out,
     load,
-    set_offset,
 )
+from shiqrun.batching.reward_offsets import offset_center, reward_offsets
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from tests.support.helpers import example, tokenizer
@@ -210,33 +210,34 @@ def test_fingerprint_changes_with_any_token_reward_or_group():
 
 
 def test_offset_none_takes_nothing():
-    encoded = read(Listed(prompts(30)))
-    assert set_offset(encoded, "none") == 0
-    assert not encoded.train.offset.any()
+    rows = read(Listed(prompts(30))).train
+    assert offset_center(rows, "none") == 0
+    assert not reward_offsets(rows, "none", 0.0).any()
 
 
 def test_offset_mean_is_the_training_splits_mean_return_in_both_splits():
     train, val = prompts(4, rewards=(1.0, 4.0)), prompts(2, rewards=(10.0, 20.0), start=50)
     encoded = read(Listed(train, val=val))
-    assert set_offset(encoded, "mean") == 2.5
-    assert encoded.train.offset.tolist() == [2.5] * 8
-    assert encoded.val.offset.tolist() == [2.5] * 4
+    assert offset_center(encoded.train, "mean") == 2.5
+    assert reward_offsets(encoded.train, "mean", 2.5).tolist() == [2.5] * 8
+    assert reward_offsets(encoded.val, "mean", 2.5).tolist() == [2.5] * 4
 
 
 def test_offset_group_mean_is_the_mean_over_the_prompts_completions():
     given = [*prompts(2), example("a", "b", "c", prompt_id="z", rewards=(0.0, 0.0, 6.0))]
     encoded = read(Listed(given, val=prompts(1, rewards=(5.0, 7.0), start=50)))
-    set_offset(encoded, "group_mean")
-    assert encoded.train.offset.tolist() == [2, 2, 2, 2, 2, 2, 2]
-    assert encoded.val.offset.tolist() == [6, 6]
-    batch = encoded.train.collate([4, 5, 6])
+    assert offset_center(encoded.train, "group_mean") == 0
+    taken = reward_offsets(encoded.train, "group_mean", 0.0)
+    assert taken.tolist() == [2, 2, 2, 2, 2, 2, 2]
+    assert reward_offsets(encoded.val, "group_mean", 0.0).tolist() == [6, 6]
+    batch = encoded.train.with_column("offset", taken).collate([4, 5, 6])
     assert batch.rewards.sum(-1).tolist() == [-2, -2, 4]
 
 
 def test_offset_number_is_itself():
-    encoded = read(Listed(prompts(4), val=prompts(2, start=50)))
-    assert set_offset(encoded, -1.5) == -1.5
-    assert set(encoded.train.offset) | set(encoded.val.offset) == {np.float32(-1.5)}
+    rows = read(Listed(prompts(4), val=prompts(2, start=50))).train
+    assert offset_center(rows, -1.5) == -1.5
+    assert set(reward_offsets(rows, -1.5, -1.5)) == {np.float32(-1.5)}
 
 
 def test_sources_name_the_rows_of_a_micro_batch():

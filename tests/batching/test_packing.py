@@ -92,7 +92,7 @@ def test_a_shared_beginning_lies_there_once():
 def test_actions_are_found_where_the_padded_batch_has_them():
     made = Rows(many(3), pad=0)
     batch = made.collate(range(9))
-    made.packed = True
+    made = made.with_layout(packed=True)
     layout = made.collate(range(9)).layout
     read = padded(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)
     assert torch.equal(layout.slot, read.slot)
@@ -113,8 +113,7 @@ def test_lengths_of_common_beginnings():
 # ------------------------------------------------------------------ micro-batches of packed rows
 @pytest.mark.parametrize("tokens", [1, 60, 300, 10**6])
 def test_packed_micro_batches_keep_the_token_budget(tokens):
-    made = Rows(many(4), pad=0)
-    made.packed = True
+    made = Rows(many(4), pad=0, packed=True)
     cut = made.micro_batches(made.units, tokens)
     assert sorted(i for batch in cut for i in batch) == list(range(25))
     for batch in cut:
@@ -124,10 +123,9 @@ def test_packed_micro_batches_keep_the_token_budget(tokens):
 
 
 def test_rows_of_a_prompt_meet_in_a_micro_batch():
-    made = Rows(many(5), pad=0)
-    made.packed = True
+    made = Rows(many(5), pad=0, packed=True)
     cut = made.micro_batches(made.units, 250)
-    batches = {f: {n for n, batch in enumerate(cut) if f in made.family[batch]} for f in set(made.family)}
+    batches = {f: {n for n, batch in enumerate(cut) if f in made.prompt_number[batch]} for f in set(made.prompt_number)}
     assert len(cut) > 2
     assert all(max(held) - min(held) + 1 == len(held) for held in batches.values())  # in neighbouring ones
     read = sum(made.collate(batch).layout.input_ids.numel() for batch in cut)
@@ -136,8 +134,7 @@ def test_rows_of_a_prompt_meet_in_a_micro_batch():
 
 
 def test_units_larger_than_the_budget_stand_alone_and_uncut():
-    made = Rows(family(), pad=0, together=True)
-    made.packed = True
+    made = Rows(family(), pad=0, together=True, packed=True)
     assert all(len(made.units[0]) >= 1 for _ in made.units)
     cut = made.micro_batches([[0, 1, 3], [2], [5]], 12)
     assert [0, 1, 3] in cut
@@ -145,18 +142,14 @@ def test_units_larger_than_the_budget_stand_alone_and_uncut():
 
 def test_together_but_not_compared_a_prompt_may_be_cut_by_a_micro_batch():
     """Else one prompt with many completions would be read at once, whatever memory there is."""
-    whole, cut = (Rows(many(7), pad=0, together=True, compared=flag) for flag in (True, False))
-    for made in (whole, cut):
-        made.packed = True
+    whole, cut = (Rows(many(7), pad=0, together=True, compared=flag, packed=True) for flag in (True, False))
     assert max(map(len, whole.units)) == max(map(len, cut.units)) > 3
     read = [max(made.tokens_read(b) for b in made.micro_batches(made.units, 100)) for made in (whole, cut)]
     assert read[0] > 200 > 100 >= read[1]
 
 
 def test_together_a_prompt_is_read_once_a_step():
-    apart, together = (Rows(many(6), pad=0, together=flag) for flag in (False, True))
-    for made in (apart, together):
-        made.packed = True
+    apart, together = (Rows(many(6), pad=0, together=flag, packed=True) for flag in (False, True))
     read = [sum(made.tokens_read(unit) for unit in made.units) for made in (apart, together)]
     assert read[0] == int(apart.lengths.sum())
     prompts = {tuple(t.input_ids[: t.action_index[0]]) for t in together.trajectories}

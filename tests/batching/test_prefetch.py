@@ -5,17 +5,16 @@ from itertools import islice
 import pytest
 import torch
 
+from shiqrun.batching.columns import AnchorTokens
 from shiqrun.batching.prefetch import DEPTH, THREAD, Ahead, each_tensor
-from shiqrun.batching.rows import Steps
+from shiqrun.batching.steps import Steps
 from tests.support.helpers import rows
 
 CPU = torch.device("cpu")
 
 
 def steps(*, packed=False, start=0):
-    made = rows(12)
-    made.packed = packed
-    made.anchor = (2, 48, 0)
+    made = rows(12).with_layout(packed=packed).with_anchor(AnchorTokens(2, 48, 0))
     return Steps(made, batch_size=5, micro_batch_tokens=30, seed=0, start=start, rank=0, world=1)
 
 

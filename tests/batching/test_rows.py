@@ -1,11 +1,15 @@
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
-from shiqrun.batching.rows import Batches, Rows, Steps, micro_batches, step_units
+from shiqrun.batching.columns import COLUMNS, AnchorTokens
+from shiqrun.batching.micro_batches import padded_micro_batches
+from shiqrun.batching.rows import Rows
+from shiqrun.batching.steps import Batches, Steps, step_units
+from shiqrun.types import Trajectories
 from tests.support.helpers import rows, trajectory
 
 
@@ -56,7 +60,7 @@ def test_a_loader_that_starts_later_hands_out_the_same_steps():
 def test_micro_batches_keep_the_token_budget_and_lose_no_row(tokens):
     made = rows(40)
     picked = list(range(3, 37))
-    cut = micro_batches(made.lengths, [[i] for i in picked], tokens)
+    cut = padded_micro_batches(made.lengths, [[i] for i in picked], tokens)
     assert sorted(i for batch in cut for i in batch) == picked
     for batch in cut:
         padded = made.collate(batch).input_ids.numel()
@@ -64,7 +68,7 @@ def test_micro_batches_keep_the_token_budget_and_lose_no_row(tokens):
 
 
 def test_a_large_budget_makes_one_micro_batch():
-    assert len(micro_batches(rows(40).lengths, [[i] for i in range(40)], 10**6)) == 1
+    assert len(padded_micro_batches(rows(40).lengths, [[i] for i in range(40)], 10**6)) == 1
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -85,7 +89,7 @@ def test_ranks_have_about_equal_work():
 
 def test_a_rank_without_rows_gets_one_batch_without_actions():
     made = rows(13)
-    made.reference = [(np.ones(n, np.float32), np.ones(n, np.float32)) for n in made.actions]
+    made = made.with_column("reference", [(np.ones(n, np.float32), np.ones(n, np.float32)) for n in made.actions])
     idle = steps(made, batch_size=2, rank=3, world=4)
     assert idle.rows_of(0) == []
     (batch,) = next(iter(idle))
@@ -134,7 +138,7 @@ def test_rows_of_one_prompt_share_a_group():
 
 def test_the_offset_is_taken_from_the_last_actions_reward():
     made = two_rows()
-    made.offset = np.array([0.25, 4, 1], np.float32)
+    made = made.with_column("offset", np.array([0.25, 4, 1], np.float32))
     assert made.collate([0, 1]).rewards.tolist() == [[0.5, 0.75], [-2, 0]]
     assert made.returns.tolist()[:2] == [1.5, 2]
 
@@ -147,7 +151,8 @@ def test_rows_without_rewards_have_nan_on_their_actions_only():
 
 def test_cached_reference_scores_follow_their_rows():
     made = rows(13)
-    made.reference = [(np.full(n, i, np.float32), np.full(n, -i, np.float32)) for i, n in enumerate(made.actions)]
+    scores = [(np.full(n, i, np.float32), np.full(n, -i, np.float32)) for i, n in enumerate(made.actions)]
+    made = made.with_column("reference", scores)
     batch = made.collate([4, 9, 2])
     for line, row in enumerate([4, 9, 2]):
         assert (batch.reference.logit[line][batch.action_mask[line]] == row).all()
@@ -198,11 +203,79 @@ def test_a_step_of_equal_groups_has_exactly_batch_size_rows():
 # ------------------------------------------------------------------ the anchor's tokens
 def test_anchor_tokens_are_a_function_of_seed_and_row():
     made = rows(9)
-    made.anchor = (3, 48, 5)
+    made = made.with_anchor(AnchorTokens(3, 48, 5))
     a, b = made.collate([4, 1]), made.collate([1])
     n = int(made.actions[1])
     assert a.anchor_tokens.shape == (2, a.action_index.shape[1], 3)
     assert torch.equal(a.anchor_tokens[1, :n], b.anchor_tokens[0, :n])
     assert int(a.anchor_tokens.max()) < 48
-    made.anchor = (3, 48, 6)
+    made = made.with_anchor(AnchorTokens(3, 48, 6))
     assert not torch.equal(made.collate([1]).anchor_tokens, b.anchor_tokens)
+
+
+# ------------------------------------------------------------------ tables made of other tables
+def known():
+    """Nine rows with a column of each kind."""
+    made = rows(9)
+    return made.with_columns(
+        prompt_value=np.arange(9, dtype=np.float32),
+        value_target=[np.full(n, i, np.float32) for i, n in enumerate(made.actions)],
+        reference=[(np.full(n, i, np.float32), np.full(n, -i, np.float32)) for i, n in enumerate(made.actions)],
+    ).with_source("annotated")
+
+
+def test_nothing_assigns_to_rows():
+    made = known()
+    for name in ("trajectories", "packed", "source", "anchor", "columns", "offset"):
+        with pytest.raises(FrozenInstanceError):
+            setattr(made, name, None)
+
+
+def test_a_new_column_leaves_the_rows_it_was_given_to_alone():
+    before = rows(9)
+    units = before.units
+    after = before.with_column("prompt_value", np.ones(9, np.float32))
+    assert before.collate([0]).prompt_value is None
+    assert after.collate([0]).prompt_value.tolist() == [1]
+    assert after.units is units  # computed once
+    assert before.with_layout(packed=True).packed
+    assert not before.packed
+
+
+def test_a_column_of_an_unknown_name_or_of_other_rows_is_refused():
+    with pytest.raises(ValueError, match=r"column 'prompt_valeu': expected one of .*prompt_value"):
+        rows(9).with_column("prompt_valeu", np.zeros(9, np.float32))
+    with pytest.raises(ValueError, match="column 'prompt_value' has 8 rows, expected 9"):
+        rows(9).with_column("prompt_value", np.zeros(8, np.float32))
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_every_column_fills_the_field_of_a_batch_that_has_its_name(name):
+    assert name in {field.name for field in fields(Trajectories)}
+
+
+def same(a, b):
+    """Whether two batches have equal numbers, NaN included."""
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if f.name not in ("layout", "group")]
+    pairs += [(a.reference.logit, b.reference.logit), (a.reference.log_partition, b.reference.log_partition)]
+    return all(torch.equal(x.nan_to_num(77), y.nan_to_num(77)) for x, y in pairs if isinstance(x, torch.Tensor))
+
+
+def test_selected_rows_keep_all_that_is_theirs():
+    made = known()
+    part = made.select([7, 2, 5])
+    assert part.source == "annotated"
+    assert same(part.collate([0, 1, 2]), made.collate([7, 2, 5]))
+
+
+def test_concatenated_rows_keep_all_that_is_theirs():
+    made = known()
+    whole = made.select([0, 1, 2, 3]).concat(made.select([4]), made.select([5, 6, 7, 8]))
+    assert same(whole.collate(range(9)), made.collate(range(9)))
+
+
+def test_rows_of_another_kind_are_not_concatenated():
+    made = known()
+    for other in (rows(3).with_source("annotated"), made.with_source("replay"), made.with_layout(packed=True)):
+        with pytest.raises(ValueError, match="cannot be concatenated"):
+            made.concat(other)

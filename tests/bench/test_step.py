@@ -13,7 +13,7 @@ from bench.order import Pair, counts, pairs_in_order, presorted
 from bench.show import ratios
 from bench.step import Side, summarised, summary
 from bench.work import SHAPES, Shape, made_pairs, prepare, talk, tokenizer_of
-from shiqrun.batching.rows import Steps
+from shiqrun.batching.steps import Steps
 
 TINY = Shape(hidden=16, layers=1, heads=2, intermediate=24, vocabulary=400, pairs=0)
 

@@ -12,7 +12,7 @@ from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.estimates.jsonl_cache import JsonlCache
 from shiqrun.estimates.pivotal_search import KIND, Estimates, PivotalSettings, Walk, search
-from shiqrun.estimates.value_targets import estimated, expect_targets, read_targets, set_value_targets
+from shiqrun.estimates.value_targets import estimated, number_of_targets, read_targets, value_targets
 from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.sampling.prompts import prompt_of, tokens_key
 from shiqrun.types import Example
@@ -176,22 +176,22 @@ def test_targets_stand_behind_the_actions_they_were_estimated_behind():
         {"at": 2, "rewards": [1.0, 0.0, 0.0, 0.0]},
         {"at": 3, "rewards": [1.0]},
     ]
-    assert set_value_targets(rows, estimated([row_of(one, seen)]), BETA) == 1
-    assert np.isnan(rows.value_target[0]).all()
-    assert np.isnan(rows.value_target[2]).all()  # the same tokens, but after another prompt
+    targets = value_targets(rows, estimated([row_of(one, seen)]), BETA)
+    assert number_of_targets(targets) == 1
+    assert np.isnan(targets[0]).all()
+    assert np.isnan(targets[2]).all()  # the same tokens, but after another prompt
     expected = BETA * math.log(0.25 * math.exp(1 / BETA) + 0.75)
     # nothing behind the last action: what it earns is what the terminal loss regresses to
-    np.testing.assert_allclose(rows.value_target[1], [np.nan, expected, np.nan], rtol=1e-6)
-    batch = rows.collate([0, 1])
+    np.testing.assert_allclose(targets[1], [np.nan, expected, np.nan], rtol=1e-6)
+    batch = rows.with_column("value_target", targets).collate([0, 1])
     np.testing.assert_allclose(batch.value_target[1], [np.nan, expected, np.nan], rtol=1e-6)
     assert batch.value_target.shape == batch.rewards.shape
 
 
-def test_targets_of_other_data_are_refused(tmp_path):
+def test_other_data_have_no_targets():
     rows = Rows([trajectory(WALKS[0], WALKS[1].prompt.tokens)], 0)
-    number = set_value_targets(rows, estimated([row_of(WALKS[0], [{"at": 1, "rewards": [1.0]}])]), BETA)
-    with pytest.raises(InputError, match=r"algo\.targets=x\.jsonl: none of its trajectories"):
-        expect_targets("x.jsonl", number)
+    known = estimated([row_of(WALKS[0], [{"at": 1, "rewards": [1.0]}])])
+    assert number_of_targets(value_targets(rows, known, BETA)) == 0
 
 
 def test_searches_of_two_data_sets_with_equal_prompt_ids_are_told_apart(tmp_path):

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from shiqrun.batching.encode import EncodedTrajectory
-from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
-from shiqrun.estimates.prompt_values import ValueSettings, asked, by_prompt, estimate, set_prompt_values
-from shiqrun.estimates.value_file import Valued, ValueFile, read_values
+from shiqrun.estimates.prompt_values import ValueSettings, asked, by_prompt, estimate, soft_values
+from shiqrun.estimates.value_file import ValueFile, read_values
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.models.policy import Policy
 from shiqrun.models.tiny import Tiny
@@ -135,26 +133,10 @@ def test_values_of_something_else_are_refused(file, key):
 
 
 def test_another_beta_reads_the_same_file(file):
-    ids = np.array([*PROMPTS[0].tokens, 3], np.int32)
-    row = EncodedTrajectory(ids, np.array([len(ids) - 1], np.int32), None, "ab", 0, 0, "here", "ab")
-    rows = Rows([row, row], 0)
     for beta in (0.1, 2.0):
-        set_prompt_values(rows, by_prompt(file, PROMPTS), beta)
-        assert rows.prompt_value == pytest.approx(soft_value(file.rewards[asked(PROMPTS[0])], beta).value, rel=1e-6)
-        assert rows.collate([1]).prompt_value.tolist() == pytest.approx([rows.prompt_value[1]])
-
-
-def test_a_prompt_without_value_is_named():
-    row = EncodedTrajectory(np.arange(3, dtype=np.int32), np.array([2], np.int32), None, "zz", 0, 0, "f.jsonl:7", "zz")
-    with pytest.raises(InputError, match=r"1 of 1 trajectories .* f\.jsonl:7 \(prompt zz\)"):
-        set_prompt_values(Rows([row], 0), {"ab": Valued(np.zeros(3), "")}, 1.0)
-
-
-def test_a_value_of_another_prompt_with_the_same_id_is_refused(file):
-    ids = np.array([*PROMPTS[1].tokens, 3], np.int32)
-    row = EncodedTrajectory(ids, np.array([len(ids) - 1], np.int32), None, "ab", 0, 0, "f.jsonl:7", "ab")
-    with pytest.raises(InputError, match=r"1 of 1 trajectories have another prompt .* f\.jsonl:7 \(prompt ab\)"):
-        set_prompt_values(Rows([row], 0), by_prompt(file, PROMPTS), 1.0)
+        values = soft_values(by_prompt(file, PROMPTS), beta)
+        for prompt in PROMPTS:
+            assert values[prompt.prompt_id] == soft_value(file.rewards[asked(prompt)], beta).value
 
 
 @pytest.mark.parametrize("text", ["", "{}\n", "no json\n", json.dumps({"prompt": "x"}) + "\n"])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from shiqrun.batching.columns import AnchorTokens
 from shiqrun.batching.rows import Rows
 from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.policy import Policy
@@ -54,7 +55,7 @@ def of_actions(numbers):
 @pytest.mark.parametrize("offset", [0.0, 0.75])
 def test_the_numbers_are_those_of_a_loop_over_dense_logits_in_float64(offset):
     data = rows(vocabulary=VOCABULARY)
-    data.offset[:] = offset
+    data = data.with_column("offset", np.full(len(data), offset, np.float32))
     made = credit(*two(), data, TOKENIZER, beta=BETA)
     assert len(made) == len(data)
     for c, t in zip(made, data.trajectories, strict=True):
@@ -102,9 +103,9 @@ def test_cached_scores_serve_as_the_reference(tmp_path):
     data, reference = rows(vocabulary=VOCABULARY), policy(1)
     key = cache_key(reference, data, weights_fingerprint(reference.model))
     live = credit(policy(0), Frozen(reference), data, TOKENIZER, beta=BETA)
-    data.anchor = (3, VOCABULARY, 0)
+    data = data.with_anchor(AnchorTokens(3, VOCABULARY, 0))
     found = cached_scores(reference, data, tmp_path, key=key, tokens=64, device=torch.device("cpu"))
-    data.reference = found[0]
+    data = data.with_column("reference", found[0])
     for a, b in zip(credit(policy(0), cached, data, TOKENIZER, beta=BETA), live, strict=True):
         assert of_actions(a.residual) == pytest.approx(of_actions(b.residual), abs=1e-5)
 

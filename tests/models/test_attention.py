@@ -21,7 +21,7 @@ from transformers import (
 
 from shiqrun.batching.rows import Rows
 from shiqrun.models.attention import PACKED, pack, packs
-from shiqrun.models.policy import Policy, ValueHead, cannot_pack, prepare
+from shiqrun.models.policy import Policy, ValueHead, enable_packing, prepare
 from tests.batching.test_packing import family, many
 from tests.models.test_policy import BOUNDS, GROUPED, LINEAR_HEADS, SIZES
 from tests.support.helpers import llama, model, settings
@@ -67,8 +67,7 @@ def both(made):
     """The same rows padded, and packed."""
     rows, found = Rows(made, pad=0), []
     for packed in (False, True):
-        rows.packed = packed
-        found.append(rows.collate(range(len(rows))))
+        found.append(rows.with_layout(packed=packed).collate(range(len(rows))))
     return found
 
 
@@ -98,7 +97,7 @@ def expect_equal(policy, made, **tolerance):
 def test_packed_scores_and_gradients_are_those_of_the_padded_batch(kind, rows):
     policy = prepared(PACKING[kind]().double())
     short = [t for t in rows if len(t.input_ids) <= 64]
-    assert cannot_pack(policy, Rows(short, pad=0)) is None
+    assert enable_packing(policy, Rows(short, pad=0)) is None
     # norms and rotations of some models compute in float32 whatever the weights are
     expect_equal(policy, short, rtol=1e-5, atol=1e-5)
 
@@ -117,8 +116,7 @@ def test_under_activation_checkpointing_too():
 
 
 def test_no_trajectory_sees_another():
-    policy, rows = prepared(llama()), Rows(family(), pad=0)
-    rows.packed = True
+    policy, rows = prepared(llama()), Rows(family(), pad=0, packed=True)
     alone = [policy(rows.collate([i])).logp[0] for i in range(len(rows))]
     together = policy(rows.collate(range(len(rows)))).logp
     for i, logp in enumerate(alone):
@@ -130,7 +128,7 @@ def test_values_are_read_at_the_same_tokens(at):
     value = ValueHead(16, at)
     torch.nn.init.normal_(value.linear.weight)
     policy = Policy(prepare(llama(), settings()), value=value)
-    assert cannot_pack(policy, Rows(many(2), pad=0)) is None
+    assert enable_packing(policy, Rows(many(2), pad=0)) is None
     padded, packed = both(many(2))
     assert_close(policy(packed).value, policy(padded).value)
 
@@ -142,7 +140,7 @@ def test_a_value_network_reads_what_the_policy_reads():
     policy = Policy(prepare(llama(), settings()), value=value)
     padded, packed = both(many(2))
     expected = policy(padded).value
-    assert cannot_pack(policy, Rows(many(2), pad=0)) is None
+    assert enable_packing(policy, Rows(many(2), pad=0)) is None
     assert packs(body)
     assert_close(policy(packed).value, expected)
 
@@ -150,9 +148,8 @@ def test_a_value_network_reads_what_the_policy_reads():
 @pytest.mark.parametrize("kind", PADDING)
 def test_a_model_that_cannot_is_found_out_and_reads_padded_batches(kind):
     policy, rows = prepared(PADDING[kind]()), Rows(family(), pad=0)
-    why = cannot_pack(policy, rows)
+    why = enable_packing(policy, rows)
     assert type(policy.causal_lm).__name__ in why or "differ" in why
-    assert not rows.packed
     assert policy.causal_lm.config._attn_implementation == "sdpa"
     padded, packed = both(family())
     policy.eval()
@@ -162,7 +159,7 @@ def test_a_model_that_cannot_is_found_out_and_reads_padded_batches(kind):
 
 def test_eager_attention_reads_padded_batches():
     policy = prepared(llama(), attn_implementation="eager")
-    assert "eager" in cannot_pack(policy, Rows(family(), pad=0))
+    assert "eager" in enable_packing(policy, Rows(family(), pad=0))
 
 
 def test_one_wrong_mask_is_found_out():
@@ -180,8 +177,8 @@ def test_one_wrong_mask_is_found_out():
             )
             return batch.laid_out(replace(batch.layout, attention=replace(batch.layout.attention, calls=calls)))
 
-    assert cannot_pack(policy, rows) is None
-    assert "differ" in cannot_pack(policy, Blind(family(), pad=0))
+    assert enable_packing(policy, rows) is None
+    assert "differ" in enable_packing(policy, Blind(family(), pad=0))
 
 
 def test_a_saved_model_names_no_attention_of_ours(tmp_path):

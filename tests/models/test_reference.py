@@ -30,7 +30,7 @@ def perturb(policy):
 def test_cached_frozen_and_adapter_give_the_scores_of_the_policy_at_step_0(tmp_path):
     policy, given = policy_of(lora_r=2), rows()
     frozen, adapter = Frozen(policy), AdapterOff(policy)
-    given.reference = scores_of(policy, given, tmp_path)
+    given = given.with_column("reference", scores_of(policy, given, tmp_path))
     batch = given.collate([3, 1, 7, 5])
     at_start = policy(batch)
     perturb(policy)

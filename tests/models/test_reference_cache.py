@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shiqrun.batching.rows import Batches, Rows
+from shiqrun.batching.columns import AnchorTokens
+from shiqrun.batching.rows import Rows
+from shiqrun.batching.steps import Batches
 from shiqrun.errors import InputError
 from shiqrun.models import reference_cache as cache
 from tests.models.scored import TOKENS, key_of, plain, policy_of, scores_of, watched
@@ -93,15 +95,11 @@ def with_a_token():
 
 
 def anchored(*anchor):
-    given = rows()
-    given.anchor = anchor
-    return given
+    return rows().with_anchor(AnchorTokens(*anchor))
 
 
 def packed():
-    given = rows()
-    given.packed = True
-    return given
+    return rows().with_layout(packed=True)
 
 
 def rope(theta):
@@ -183,8 +181,8 @@ def test_tokenizer_template_and_truncation_act_through_the_tokens(change):
 
 
 def test_what_changes_no_score_keeps_the_key():
-    given, policy = rows(), policy_of()
-    given.pad, given.offset = 5, given.offset + 1
+    policy = policy_of()
+    given = Rows(rows().trajectories, pad=5).with_column("offset", np.ones(len(rows()), np.float32))
     policy.causal_lm.config._name_or_path = "/elsewhere"
     assert key_of(policy.train(), given) == key_of(policy_of().eval(), rows())
 
@@ -203,10 +201,8 @@ def test_the_logits_of_the_anchors_tokens_come_back(tmp_path):
     for found in (False, True):
         made = scores_of(policy, given, tmp_path)
         assert made.found == found
-        given.reference = made.scores
-        batch = given.collate(picked)
+        batch = given.with_column("reference", made.scores).collate(picked)
         assert_close(batch.reference.further[batch.action_mask], live.further[batch.action_mask])
-        given.reference = None
 
 
 def test_a_damaged_file_of_the_right_name_is_refused(tmp_path):
@@ -222,9 +218,13 @@ def test_a_damaged_file_of_the_right_name_is_refused(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_scored(tmp_path):
-    policy, given = policy_of(), rows()
-    key, seen = key_of(policy, given), watched(policy)
-    given.actions = given.actions * 10**15  # 8 bytes each: no disk has that
+    class Huge(Rows):
+        @property
+        def actions(self):
+            return super().actions * 10**15  # 8 bytes each: no disk has that
+
+    policy, given = policy_of(), Huge(rows().trajectories, pad=0)
+    key, seen = key_of(policy, rows()), watched(policy)
     with pytest.raises(InputError, match=r"cache_dir=.* GB free, but .* GB while") as refused:
         scores_of(policy, given, tmp_path, key=key)
     assert str(tmp_path) in str(refused.value)

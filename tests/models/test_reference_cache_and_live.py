@@ -77,8 +77,8 @@ MODELS = {
 
 def distance(policy, given, directory, *, packed):
     """|mean log-ratio|, mean |log-ratio| and the largest: of cached scores to live ones, in other batches."""
-    given.packed = packed
-    given.reference = scores_of(policy, given, directory, tokens=700).scores
+    given = given.with_layout(packed=packed)
+    given = given.with_column("reference", scores_of(policy, given, directory, tokens=700).scores)
     order, gaps = np.random.default_rng(3).permutation(len(given)), []
     for k in range(0, len(given), 4):
         batch = given.collate(order[k : k + 4].tolist())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shiqrun.batching.rows import Batches
+from shiqrun.batching.steps import Batches
 from shiqrun.errors import InputError
 from shiqrun.models import reference_cache as cache
 from tests.models.scored import TOKENS, plain, policy_of, scores_of, watched

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from shiqrun.batching.logged_data import Encoded, set_offset
+from shiqrun.batching.logged_data import Encoded
+from shiqrun.batching.reward_offsets import offset_center
 from shiqrun.batching.rows import Rows
-from shiqrun.losses import spo
 from shiqrun.rollout.local import Local
 from shiqrun.rollout.mixing import OnlineData
+from shiqrun.rollout.other_sources import annotated_rows
 from shiqrun.rollout.store.queue import Buffer
-from shiqrun.training.online import dressed
-from shiqrun.training.other_sources import annotated_rows
+from shiqrun.training.annotate import RunFacts, annotate
+from shiqrun.training.online import annotate_sampled
 from tests.rollout.sampled import TOKENIZER, policy, prompts, settings, weights, worker
 from tests.support.helpers import encoded, example
 
@@ -22,7 +23,7 @@ EACH = [weights(policy(seed)) for seed in (0, 1, 2)]
 VALUES = {f"p{n}": -n / 10 for n in range(1, 8)}
 
 
-def logged(offset=0, *, together=False, letter="a"):
+def logged(offset=0, *, together=False, letter="a", source="logged"):
     """Three completions of each of the seven prompts, with rewards that name the row."""
     asked = [
         example(
@@ -35,15 +36,28 @@ def logged(offset=0, *, together=False, letter="a"):
         for n in range(1, 8)
     ]
     made, _ = encoded(TOKENIZER, *asked)
-    rows = Rows(made, pad=TOKENIZER.pad_token_id, together=together)
-    rows.prompt_value = np.array([VALUES[t.prompt_id] for t in made], np.float32)
-    return rows
+    rows = Rows(made, pad=TOKENIZER.pad_token_id, together=together, source=source)
+    return rows.with_column("prompt_value", np.array([VALUES[t.prompt_id] for t in made], np.float32))
+
+
+def facts(rows, offset="none", anchor=None, packed=False):
+    """What a run of these logged rows knows of any trajectory."""
+    return RunFacts(
+        packed=packed,
+        device="cpu",
+        anchor=anchor,
+        reward_offset=offset,
+        center=offset_center(rows, offset),
+        beta=0.5,
+        prompt_values=VALUES,
+    )
 
 
 class Training:
     """`OnlineData` over a real engine, and what a training loop does around it."""
 
-    def __init__(self, directory, *, after=0, together=False, offset="none", anchor=None, tokens=400, **options):
+    def __init__(self, directory, *, after=0, together=False, tokens=400, packed=False, **options):
+        offset, anchor = options.pop("offset", "none"), options.pop("anchor", None)
         options = {"samples_per_prompt": 2} | options
         self.settings = settings(**options)
         buffer = Buffer(directory, after=after)
@@ -51,25 +65,24 @@ class Training:
         acting = worker(asked=prompts(), number=number, **options)
         kept = {"max_staleness": self.settings.max_staleness, "max_steps": STEPS}
         self.engine = Local(acting, buffer, every=EVERY, **kept)
-        train = logged(together=together)
-        train.anchor = anchor
-        both = Encoded(train, logged(together=together), Counter(), "x")
-        level = set_offset(both, offset)
-        plan = SimpleNamespace(algo=SimpleNamespace(reward_offset=offset), loss=partial(spo, beta=0.5))
-        run = SimpleNamespace(encoded=both, prompt_values=VALUES, offset=level, plan=plan)
-        self.train = train
-        others = {"further": logged(1000, together=together, letter="b")}
+        self.facts = facts(logged(), offset, anchor, packed)
+        train = annotate(logged(together=together), self.facts)
         if self.settings.sources.get("annotated"):
-            train.value_target = [np.full(n, np.nan, np.float32) for n in train.actions]
+            targets = [np.full(n, np.nan, np.float32) for n in train.actions]
             for row in range(1, len(train), 2):
-                train.value_target[row][0] = -row
+                targets[row][0] = -row
+            train = train.with_column("value_target", targets)
+        others = {"further": annotate(logged(1000, together=together, letter="b", source="further"), self.facts)}
+        if self.settings.sources.get("annotated"):
             others["annotated"] = annotated_rows(train)
+        self.train, both = train, Encoded(train, logged(together=together, source="val"), Counter(), "x")
+        plan = SimpleNamespace(link=None, top=0.0)
         self.data = OnlineData(
             both,
             engine=self.engine,
             settings=self.settings,
             others=others,
-            dressed=lambda rows: dressed(run, rows),
+            annotate=partial(annotate_sampled, plan=plan, facts=self.facts),
             together=together,
             batch_size=BATCH,
             micro_batch_tokens=tokens,
@@ -83,9 +96,9 @@ class Training:
     def steps(self, last=STEPS):
         """(step from 0, its micro-batches, the names of their rows)."""
         for step in range(self.after, last):
-            batches = self.data.at(step)
+            batches = self.data.batches_of(step)
             yield step, batches, [self.data.sources(step, k) for k in range(len(batches))]
-            self.data.done(step + 1)
+            self.data.finish_step(step + 1)
             if (step + 1) % EVERY == 0:
                 self.engine.publish(step + 1, EACH[(step + 1) // EVERY])
 

@@ -1,7 +1,7 @@
 """What a step is made of where several sources give it, row by row."""
 
 from collections import Counter
-from functools import partial
+from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 
@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from shiqrun.batching.logged_data import Encoded, set_offset
+from shiqrun.batching.columns import AnchorTokens
 from shiqrun.errors import TrainingError
-from shiqrun.losses import shiq, spo
-from shiqrun.rollout.mixing import rows_of, staleness
-from shiqrun.training.online import data_of, dressed
+from shiqrun.rollout.mixing import as_rows, staleness_metrics
+from shiqrun.training.online import annotate_sampled
 from tests.rollout.experience import made as trajectory
-from tests.rollout.mixed import BATCH, STEPS, VALUES, Training, logged
-from tests.rollout.sampled import TOKENIZER, settings
+from tests.rollout.mixed import STEPS, VALUES, Training, facts, logged
+from tests.rollout.sampled import TOKENIZER
 
 MIXED = {"offline": 2 / 3, "sources": {"logged": 1, "replay": 1, "annotated": 1, "further": 1}, "path": "x"}
 SHARES = {"online": 4, "logged": 2, "replay": 2, "annotated": 2, "further": 2}
@@ -62,7 +61,7 @@ def test_names_of_rows_say_which_they_are(tmp_path):
 @pytest.mark.parametrize("offset", ["none", "mean", "group_mean", -3.0])
 def test_every_row_has_its_own_numbers(tmp_path, offset):
     """Rewards, offsets, prompt values, tokens of the anchor and log-probabilities, by hand from what was sampled."""
-    made = Training(tmp_path, offset=offset, anchor=(3, 320, 1), tokens=60, **MIXED)
+    made = Training(tmp_path, offset=offset, anchor=AnchorTokens(3, 320, 1), tokens=60, **MIXED)
     level = {"none": 0.0, "mean": made.train.returns.mean(), "group_mean": None, -3.0: -3.0}[offset]
     seen = Counter()
     for _, batches, names in made.steps(last=6):
@@ -102,7 +101,7 @@ def test_annotated_rows_are_those_with_a_target_and_keep_all_that_is_theirs(tmp_
         for row in range(len(batch.input_ids)):
             k = int(-batch.value_target[row, 0])
             assert float(batch.rewards[row].sum()) == made.train.trajectories[k].rewards.sum()
-            assert float(batch.prompt_value[row]) == made.train.prompt_value[k]
+            assert float(batch.prompt_value[row]) == made.train.columns["prompt_value"][k]
             assert batch.value_target[row, 1:].isnan().all()
 
 
@@ -166,7 +165,7 @@ def test_a_resumed_run_has_the_same_steps_and_the_same_histogram(tmp_path, saved
     resumed = Training(tmp_path / "killed", after=saved, **options)
     again = {step: names for step, _, names in resumed.steps()}
     assert again == {step: names for step, names in named.items() if step >= saved}
-    assert resumed.data.all_ages() == whole.data.all_ages()
+    assert resumed.data.total_staleness() == whole.data.total_staleness()
 
 
 def test_what_is_told_is_of_the_steps_since_it_was_told_last(tmp_path):
@@ -174,7 +173,7 @@ def test_what_is_told_is_of_the_steps_since_it_was_told_last(tmp_path):
     for step, batches, names in made.steps(last=20):
         since += [n for b, named in zip(batches, names, strict=True) if b.source == "online" for n in named]
         if step + 1 in (1, 4, 15):
-            known, found = made.known(), made.data.told()
+            known, found = made.known(), made.data.sampling_metrics()
             mine = [known[name] for name in since]
             assert found["reward"] == pytest.approx(np.mean([t.reward for t in mine]))
             assert found["mean_length"] == pytest.approx(np.mean([len(t.input_ids) - t.start for t in mine]))
@@ -184,10 +183,10 @@ def test_what_is_told_is_of_the_steps_since_it_was_told_last(tmp_path):
     assert [told[k]["staleness_mean"] for k in (1, 4)] == [0, 2]  # steps 2 to 4 are 1, 2 and 3 old
     assert told[15]["staleness_mean"] == pytest.approx((sum(range(4, 10)) + sum(range(5))) / 11)
     assert told[15]["staleness_max"] == 9
-    everything = made.data.all_ages()
+    everything = made.data.total_staleness()
     assert (everything["staleness_mean"], everything["staleness_from_0"]) == (4.5, 1.0)
-    assert made.data.told()["staleness_mean"] == 7  # steps 16 to 20
-    assert made.data.told() == {}
+    assert made.data.sampling_metrics()["staleness_mean"] == 7  # steps 16 to 20
+    assert made.data.sampling_metrics() == {}
 
 
 def test_what_is_told_of_replayed_ones_is_of_the_steps_since_it_was_told_last(tmp_path):
@@ -197,7 +196,7 @@ def test_what_is_told_of_replayed_ones_is_of_the_steps_since_it_was_told_last(tm
         again = [n for b, named in zip(batches, names, strict=True) if b.source == "replay" for n in named]
         ages += [step - known[name].version for name in again]
         if step + 1 in (1, 4, 15):
-            found = made.data.told()
+            found = made.data.sampling_metrics()
             if step == 0:
                 assert not {"replayed", "replay_staleness"} & found.keys()  # there was none yet
             else:
@@ -205,40 +204,38 @@ def test_what_is_told_of_replayed_ones_is_of_the_steps_since_it_was_told_last(tm
                 assert found["replay_staleness"] == pytest.approx(np.mean(ages))
             assert max(ages, default=0) != found["staleness_max"] or step < 10  # the two are not the same number
             ages, steps = [], 0
-    assert made.data.told() == {}
+    assert made.data.sampling_metrics() == {}
 
 
 def held(top, link="cross_entropy"):
-    """A run of SPO with such a loss, as far as sampled rows ask."""
-    plan = SimpleNamespace(algo=SimpleNamespace(reward_offset="none"), names={"data": "letters"})
-    plan.loss = partial(spo, beta=0.5, link=link, top=top)
-    both = Encoded(logged(), logged(), Counter(), "x")
-    return SimpleNamespace(encoded=both, prompt_values={"p": -1.0}, offset=0.0, plan=plan)
+    """What `annotate_sampled` asks of a run of SPO with such a loss."""
+    known = replace(facts(logged()), prompt_values={"p": -1.0})
+    return {"plan": SimpleNamespace(link=link, top=top, names={"data": "letters"}), "facts": known}
 
 
 @pytest.mark.parametrize(("rewards", "top", "link"), [((0, 0.5), 0.5, "cross_entropy"), ((0, 9), 0.5, "square")])
 def test_rewards_up_to_the_largest_possible_pass(rewards, top, link):
     found = [trajectory(n, reward=float(r), prompt_id="p") for n, r in enumerate(rewards)]
-    rows = dressed(held(top, link), rows_of(found, 0, together=False, source="online"))
-    assert rows.prompt_value.tolist() == [-1.0, -1.0]
+    rows = annotate_sampled(as_rows(found, 0, together=False, source="online"), **held(top, link))
+    assert rows.columns["prompt_value"].tolist() == [-1.0, -1.0]
 
 
 def test_a_sampled_reward_above_the_largest_possible_ends_the_run():
     found = [trajectory(n, reward=r, prompt_id="p") for n, r in enumerate([0.25, 0.75])]
-    rows = rows_of(found, 0, together=False, source="replay")
+    rows = as_rows(found, 0, together=False, source="replay")
     told = "earned 0.75, but the cross-entropy takes 0.5 for the largest there can be: set algo.top to .* of letters"
     with pytest.raises(TrainingError, match=told):
-        dressed(held(0.5), rows)
+        annotate_sampled(rows, **held(0.5))
 
 
 def test_the_histogram_counts_shares_from_each_edge_on():
-    found = staleness(Counter({0: 3, 9: 1, 10: 2, 19: 1, 20: 1, 49: 1, 50: 2, 99: 1, 100: 3, 5000: 5}))
+    found = staleness_metrics(Counter({0: 3, 9: 1, 10: 2, 19: 1, 20: 1, 49: 1, 50: 2, 99: 1, 100: 3, 5000: 5}))
     assert {k: v for k, v in found.items() if "from" in k} == {
         f"staleness_from_{low}": n / 20 for low, n in {0: 4, 10: 3, 20: 2, 50: 3, 100: 8}.items()
     }
     assert found["staleness_max"] == 5000
     assert found["staleness_mean"] == (9 + 20 + 19 + 20 + 49 + 100 + 99 + 300 + 25000) / 20
-    assert staleness(Counter()) == {}
+    assert staleness_metrics(Counter()) == {}
 
 
 def test_names_are_kept_until_the_step_was_looked_at(tmp_path):
@@ -246,9 +243,9 @@ def test_names_are_kept_until_the_step_was_looked_at(tmp_path):
     made = Training(tmp_path)
     first = list(chain(*next(iter(made.steps()))[2]))
     for step in range(1, 4):
-        made.data.at(step)
-    assert list(chain(*(made.data.sources(0, k) for k in range(len(made.data.at(0)))))) == first
-    made.data.told()
+        made.data.batches_of(step)
+    assert list(chain(*(made.data.sources(0, k) for k in range(len(made.data.batches_of(0)))))) == first
+    made.data.sampling_metrics()
     with pytest.raises(KeyError):
         made.data.sources(0, 0)
 
@@ -267,29 +264,16 @@ def test_the_data_set_s_epochs_go_by_its_own_share(tmp_path):
     assert Training(tmp_path / "b", offline=0).data.passes(8) == 0.0
 
 
-def test_equal_tokens_are_packed_or_padded_as_the_data_set_s(tmp_path):
-    made = Training(tmp_path)
-    made.train.packed = True
-    for batch in made.data.at(0):
+def test_all_sources_are_packed_where_the_policy_reads_packed_batches(tmp_path):
+    for batch in Training(tmp_path, packed=True).data.batches_of(0):
         assert batch.layout.attention is not None
         assert torch.equal(batch.attention_mask.sum(-1) > 0, torch.ones(len(batch.input_ids), dtype=torch.bool))
 
 
 @pytest.mark.parametrize(("offset", "taken"), [("none", 0.0), ("mean", -41.0), (-3.0, -3.0)])
 def test_trajectories_of_another_file_are_held_at_the_run_s_own_level(tmp_path, offset, taken):
-    both = Encoded(logged(), logged(), Counter(), "x")
-    plan = SimpleNamespace(
-        algo=SimpleNamespace(reward_offset=offset),
-        trainer=SimpleNamespace(batch_size=BATCH, micro_batch_tokens=400),
-        loss=partial(shiq, beta=0.5),
-        seed=0,
-    )
-    level = set_offset(both, offset)
-    run = SimpleNamespace(
-        plan=plan, encoded=both, further=logged(1000), offset=level, prompt_values=None, max_steps=STEPS
-    )
-    made = data_of(run, settings(sources={"further": 1}, path="x"), engine=None)
-    (batch,) = [b for b, _ in made.parts["further"].at(0)]
+    made = Training(tmp_path, offset=offset, sources={"further": 1}, path="x")
+    (batch,) = [b for b, _ in made.data.step_sources["further"].batches_of(0)]
     assert batch.offset.tolist() == pytest.approx([taken] * len(batch.offset))
     assert batch.source == "further"
     assert float(batch.rewards.sum(-1).min()) > 900

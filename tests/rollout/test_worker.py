@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shiqrun.errors import InputError, TrainingError
-from shiqrun.rollout.mixing import rows_of
+from shiqrun.rollout.mixing import as_rows
 from shiqrun.rollout.worker import in_time
 from tests.rollout.sampled import Letters, policy, prompts, told, wanted, weights, worker
 
@@ -87,7 +87,7 @@ def behaviour(policy, t, top_p):
 def test_both_log_probabilities_are_those_of_the_policy_that_acted():
     acting = policy(seed=5)
     found = worker(acting, temperature=[0.7, 1.5], top_p=0.8).sample(12)
-    batch = rows_of(found, 0, together=False, source="online").collate(range(12))
+    batch = as_rows(found, 0, together=False, source="online").collate(range(12))
     scored = acting(batch)
     gap = (scored.logp - batch.acting_logp).masked_fill(~batch.action_mask, 0)
     assert float(gap.abs().max()) < 1e-4

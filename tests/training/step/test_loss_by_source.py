@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from shiqrun import losses
+from shiqrun.batching.columns import AnchorTokens
 from shiqrun.batching.logged_data import Encoded, LoggedData
-from shiqrun.batching.rows import Rows
 from shiqrun.errors import TrainingError
 from shiqrun.losses.anchor import anchor
 from shiqrun.losses.soft_policy import monte_carlo
@@ -30,16 +30,13 @@ OTHERS = {"online": SHIQ, "annotated": CARLO}
 def rows(source):
     """Those of a source, with all that the losses read."""
     whole = helpers.rows(12)
-    made = Rows([whole.trajectories[i] for i in WHERE[source]], pad=0)
+    made = whole.select(WHERE[source]).with_source(source).with_anchor(AnchorTokens(2, 48, 7))
     draw = np.random.default_rng(list(WHERE[source]))
-    made.prompt_value = draw.normal(size=len(made)).astype(np.float32)
-    made.value_target = [-draw.random(n, np.float32) for n in made.actions]
-    for target in made.value_target:
+    made = made.with_column("prompt_value", draw.normal(size=len(made)).astype(np.float32))
+    targets = [-draw.random(n, np.float32) for n in made.actions]
+    for target in targets:
         target[draw.random(len(target)) < 0.3] = np.nan
-    if source == "online":
-        made.value_target = None
-    made.source, made.anchor = source, (2, 48, 7)
-    return made
+    return made if source == "online" else made.with_column("value_target", targets)
 
 
 GIVEN = {source: rows(source) for source in WHERE}

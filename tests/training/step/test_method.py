@@ -22,7 +22,7 @@ from shiqrun.batching.logged_data import Encoded, LoggedData
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import TrainingError
 from shiqrun.models.attention import pack
-from shiqrun.models.policy import Policy, ValueHead, cannot_pack
+from shiqrun.models.policy import Policy, ValueHead, enable_packing
 from shiqrun.models.reference import Frozen
 from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
 from shiqrun.training.callbacks import Checkpoints, Signals, Stopped, Validation
@@ -65,12 +65,13 @@ def method(loss="shiq", *, steps=7, log_every=4, reads_late=None, wrapped=lambda
 
 def given(*, together=False, nonsense=None):
     """Twelve rows, sampled by nobody in particular; the reward of row `nonsense` is no number."""
-    made = Rows(helpers.rows(12).trajectories, pad=0, together=together)
-    made.behaviour_logp = [np.random.default_rng(n).normal(-4, 0.5, k) for n, k in enumerate(made.actions)]
-    made.behaviour_logp = [x.astype(np.float32) for x in made.behaviour_logp]
+    trajectories = list(helpers.rows(12).trajectories)
     if nonsense is not None:
-        rewards = np.full_like(made.trajectories[nonsense].rewards, np.nan)
-        made.trajectories[nonsense] = replace(made.trajectories[nonsense], rewards=rewards)
+        rewards = np.full_like(trajectories[nonsense].rewards, np.nan)
+        trajectories[nonsense] = replace(trajectories[nonsense], rewards=rewards)
+    made = Rows(trajectories, pad=0, together=together)
+    logp = [np.random.default_rng(n).normal(-4, 0.5, k).astype(np.float32) for n, k in enumerate(made.actions)]
+    made = made.with_column("behaviour_logp", logp)
     return Encoded(made, made, Counter(), "x")
 
 
@@ -78,8 +79,9 @@ def packed(made, encoded):
     """The same, with batches that are read without padding."""
     pack(made.policy.causal_lm)
     made.reference = Frozen(made.policy)
-    assert cannot_pack(made.policy, encoded.train) is None
-    return made, encoded
+    assert enable_packing(made.policy, encoded.train) is None
+    rows = encoded.train.with_layout(packed=True)
+    return made, replace(encoded, train=rows, val=rows)
 
 
 def fit(made, encoded=None, *, callbacks=(), kept=None, tokens=24, checkpoint=None):

@@ -14,7 +14,7 @@ from shiqrun.config.compose import spelled
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.training.online import data_of
-from shiqrun.training.prepare import ready
+from shiqrun.training.prepare import prepare_run
 from tests.support.helpers import user
 
 PROMPTS = 24
@@ -44,7 +44,7 @@ def loaded(folder, data, further, *words, algo="shiq"):
     words = (f"algo={algo}", "algo.reference=frozen", *given, *SMALL, *MIXED, f"rollout.path={further}", *words)
     with initialize_config_module("shiqrun.conf", version_base="1.3"):
         config = compose("train", spelled([*words, f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]))
-    return ready(plan(config, folder / "run"))
+    return prepare_run(plan(config, folder / "run"))
 
 
 def asked(rows):
@@ -90,7 +90,7 @@ def test_completions_that_are_compared_stay_in_a_micro_batch(tmp_path, tokens):
     sizes = Counter(t.group for t in run.further.trajectories)
     assert set(sizes.values()) == {2, 3}  # one alone has nothing to be compared with
     engine = SimpleNamespace(trained=lambda: iter(()))
-    part = data_of(run, run.plan.rollout, engine).parts["further"]
+    part = data_of(run, run.plan.rollout, engine).step_sources["further"]
     steps = part.steps.rows_of(0), part.steps.rows_of(1)
     for batches in steps:
         assert len(batches) > 1 or tokens == 400

@@ -1,0 +1,65 @@
+"""The rows of an optimiser step are cut into micro-batches that read a bounded number of tokens.
+
+A *unit* is a list of rows that belong together: a single row, or all completions of one prompt.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Units = Sequence[Sequence[int]]
+"""Lists of row numbers; the rows of one list stay together."""
+
+
+def padded_micro_batches(lengths: np.ndarray, units: Units, tokens: int) -> list[list[int]]:
+    """Return the units' rows in batches of at most `tokens` tokens, padding included, the longest rows first.
+
+    A unit that has more tokens forms a batch of its own.
+
+    Args:
+        lengths: `[rows]`, tokens of every row of the split.
+        units: see `Units`.
+        tokens: of one forward pass.
+    """
+    batches: list[list[int]] = []
+    for unit in sorted(units, key=lambda u: -lengths[u].max()):
+        if batches and lengths[batches[-1]].max() * (len(batches[-1]) + len(unit)) <= tokens:
+            batches[-1].extend(unit)
+        else:
+            batches.append(list(unit))
+    return batches
+
+
+def packed_micro_batches(
+    units: Units,
+    tokens: int,
+    *,
+    tokens_read: Callable[[Sequence[int]], int],
+    prompt_number: np.ndarray,
+    prompt_lengths: np.ndarray,
+) -> list[list[int]]:
+    """Return the units' rows in batches that read at most `tokens` tokens, where rows of a prompt share its tokens.
+
+    Units are sorted by prompt, so that those of one prompt meet in a batch and its tokens are read once. A unit that
+    reads more tokens forms a batch of its own.
+
+    Args:
+        units: see `Units`.
+        tokens: of one forward pass.
+        tokens_read: tokens that a list of rows reads in one packed batch.
+        prompt_number: `[rows]`, equal for rows with the same prompt tokens.
+        prompt_lengths: `[rows]`, tokens of each row's prompt.
+    """
+    batches: list[list[int]] = []
+    read, last_prompt = 0, -1  # tokens of the current batch, and the prompt of its last row
+    for unit in sorted(units, key=lambda u: prompt_number[u[0]]):
+        added = tokens_read(unit)
+        shared = int(prompt_lengths[unit[0]]) if prompt_number[unit[0]] == last_prompt else 0
+        if batches and read + added - shared <= tokens:
+            batches[-1].extend(unit)
+            read += added - shared
+        else:
+            batches.append(list(unit))
+            read = added
+        last_prompt = prompt_number[unit[-1]]
+    return batches

@@ -1,0 +1,106 @@
+"""Which rows meet in an optimiser step is a pure function of the seed and the step.
+
+Nothing here depends on earlier steps, so that a resumed run sees exactly the batches of an uninterrupted one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from shiqrun.batching.rows import Rows
+from shiqrun.types import Trajectories
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(units: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the shuffled unit numbers of an epoch."""
+    order = np.random.default_rng([seed, epoch]).permutation(units)
+    order.setflags(write=False)
+    return order
+
+
+def step_units(units: int, per_step: int, seed: int, step: int) -> np.ndarray:
+    """Return the unit numbers of an optimiser step, `[at most per_step]`.
+
+    Each epoch visits every unit once; its last step may have fewer units than the others.
+
+    Args:
+        units: number of units in the split.
+        per_step: units of a step.
+        seed: of the order.
+        step: from 0.
+    """
+    epoch, index = divmod(step, -(-units // per_step))
+    return _epoch_order(units, seed, epoch)[index * per_step : (index + 1) * per_step]
+
+
+class Steps(IterableDataset):
+    """The endless sequence of one rank's optimiser steps, each a list of micro-batches.
+
+    A rank without rows in a step (fewer rows than ranks) gets one row whose actions are masked: it adds nothing to
+    the loss's sum or count, and takes part in the exchange of gradients.
+
+    Args:
+        rows: the training split.
+        batch_size: trajectories of an optimiser step, over all ranks.
+        micro_batch_tokens: tokens of one forward pass.
+        seed: of the order of rows.
+        start: the first step, from 0.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(
+        self, rows: Rows, *, batch_size: int, micro_batch_tokens: int, seed: int, start: int, rank: int, world: int
+    ) -> None:
+        self.rows, self.batch_size, self.tokens = rows, batch_size, micro_batch_tokens
+        self.seed, self.start, self.rank, self.world = seed, start, rank, world
+
+    def rows_of(self, step: int) -> list[list[int]]:
+        """Return the row numbers of this rank's micro-batches of a step; empty where the rank has no row."""
+        rows = self.rows
+        picked = step_units(len(rows.units), rows.units_per_step(self.batch_size), self.seed, step)
+        return rows.micro_batches(rows.share([rows.units[i] for i in picked], self.rank, self.world), self.tokens)
+
+    def __iter__(self) -> Iterator[list[Trajectories]]:
+        step = self.start
+        while True:
+            yield [self.rows.collate(batch) for batch in self.rows_of(step)] or [_idle_batch(self.rows)]
+            step += 1
+
+
+class Batches(IterableDataset):
+    """The batches of one rank's share of a whole split, each row once.
+
+    Iteration yields pairs (row numbers, batch).
+
+    Args:
+        rows: the split.
+        tokens: of one forward pass.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(self, rows: Rows, *, tokens: int, rank: int = 0, world: int = 1) -> None:
+        self.rows = rows
+        self.cut = rows.micro_batches(rows.share(rows.units, rank, world), tokens)
+
+    def __iter__(self) -> Iterator[Any]:
+        if len(self.rows) and not self.cut:
+            yield [], _idle_batch(self.rows)  # more ranks than rows
+        for picked in self.cut:
+            yield picked, self.rows.collate(picked)
+
+    def __len__(self) -> int:
+        return len(self.cut)
+
+
+def _idle_batch(rows: Rows) -> Trajectories:
+    """Return a batch without actions, for a rank that has no row but must take part in the exchange of gradients."""
+    batch = rows.collate([0])
+    return replace(batch, action_mask=torch.zeros_like(batch.action_mask), rewards=torch.zeros_like(batch.rewards))

@@ -1,0 +1,172 @@
+"""The rules that loaded data must obey: rewards where the loss reads them, values of the same prompts and unit.
+
+As in `checks.py`, a rule returns what is wrong and what to do about it, or None.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from shiqrun.batching.logged_data import Encoded
+from shiqrun.batching.rows import Rows
+from shiqrun.errors import InputError
+from shiqrun.estimates.value_file import Valued
+from shiqrun.sampling.prompts import Prompt, tokens_key
+from shiqrun.training.plan import Plan
+
+
+def expect(wrong: str | None) -> None:
+    """Turn the verdict of a rule into an error.
+
+    Raises:
+        InputError: the rule found something wrong.
+    """
+    if wrong:
+        raise InputError(wrong)
+
+
+def check_data(plan: Plan, encoded: Encoded) -> None:
+    """Check the data set against every rule.
+
+    Raises:
+        InputError: the message of the first rule that the data break.
+    """
+    for rule in RULES:
+        expect(rule(plan, encoded.train))
+
+
+# ------------------------------------------------------------------ rules of the training split
+def rewards_are_there(plan: Plan, rows: Rows) -> str | None:
+    """A loss that reads rewards needs one for every trajectory."""
+    bare = [t.source for t in rows.trajectories if t.rewards is None]
+    if "rewards" in plan.needs and bare:
+        return (
+            f"algo={plan.name} needs rewards, but {len(bare)} of {len(rows)} trajectories have none, first "
+            f"{bare[0]}; add a column `reward` or `rewards`, or set data.pair_rewards=[1,-1] for pairs"
+        )
+    return None
+
+
+def actions_are_the_policys(plan: Plan, rows: Rows) -> str | None:
+    """A loss that reads rewards needs actions that a policy chose, not the environment's tokens."""
+    if "rewards" in plan.needs and plan.data.train_on != "assistant":
+        return f"data.train_on=response is for algo=sft: {plan.name} would take the environment's tokens for actions"
+    return None
+
+
+def group_means_leave_rewards(plan: Plan, rows: Rows) -> str | None:
+    """The mean of a group of one is its own return, so that nothing of any reward would be left."""
+    if plan.algo.reward_offset == "group_mean" and rows.group.max() + 1 == len(rows):
+        return (
+            "algo.reward_offset=group_mean takes every prompt's mean return, but each prompt has one completion, so "
+            "that all rewards would be 0; use mean or none"
+        )
+    return None
+
+
+def some_pair_is_decided(plan: Plan, rows: Rows) -> str | None:
+    """A loss that reads which completion is better needs a prompt whose completions differ in return."""
+    if "order" not in plan.needs:
+        return None
+    level = rows.returns
+    if not any(np.ptp(level[unit]) > 1e-6 * np.abs(level[unit]).sum() for unit in rows.units):
+        return f"algo={plan.name} needs a better and a worse completion, but every pair of the data is a tie"
+    return None
+
+
+RULES = (rewards_are_there, actions_are_the_policys, group_means_leave_rewards, some_pair_is_decided)
+"""The rules of every training split, in the order in which they are checked."""
+
+
+def warning_of_levels(plan: Plan, rows: Rows) -> str | None:
+    """Return what to watch where no return is positive, or None.
+
+    The level of rewards changes what finite data teach ShiQ about actions that they never show.
+    """
+    level = rows.returns
+    if plan.name.startswith("shiq") and plan.algo.reward_offset == "none" and level.max() <= 0 and level.min() < 0:
+        return (
+            f"no return is above 0 (mean {level.mean():.3g}): negative returns push the probability of {plan.name} to "
+            "tokens without data; think of algo.reward_offset=mean or algo.anchor, and watch train/logratio_mean"
+        )
+    return None
+
+
+# ------------------------------------------------------------------ rules of prompt values and value targets
+def unvalued_prompts(rows: Rows, known: Mapping[str, Valued]) -> str | None:
+    """Every row's prompt has a value, and it is of the same tokens."""
+    lacking = [t for t in rows.trajectories if t.prompt_id not in known]
+    if lacking:
+        return (
+            f"algo.values: {len(lacking)} of {len(rows)} trajectories have a prompt without value, first "
+            f"{lacking[0].source} (prompt {lacking[0].prompt_id}); make values of the same data with `shiqrun values`"
+        )
+    other = [t for t in rows.trajectories if tokens_key(t.input_ids[: t.action_index[0]]) != known[t.prompt_id].tokens]
+    if other:
+        return (
+            f"algo.values: {len(other)} of {len(rows)} trajectories have another prompt than the one that was valued "
+            f"under its prompt_id, first {other[0].source} (prompt {other[0].prompt_id}); make values of the same "
+            "data, and give each prompt an id of its own"
+        )
+    return None
+
+
+def unvalued_questions(prompts: Sequence[Prompt], values: Mapping[str, float] | None) -> str | None:
+    """Every prompt that the policy will answer has a value, where the method reads values."""
+    lacking = [p for p in prompts if values is not None and p.prompt_id not in values]
+    if lacking:
+        return (
+            f"algo.values: {len(lacking)} of {len(prompts)} prompts that would be answered have no value, first "
+            f"{lacking[0].source}; make values of the same data with `shiqrun values`"
+        )
+    return None
+
+
+def other_unit(plan: Plan, tables: Sequence[Rows], known: Mapping[str, Valued]) -> str | None:
+    """Logged returns have the unit of the rewards that prompt values were estimated from, and do not exceed the top."""
+    logged = {float(r) for rows in tables for r in np.unique(rows.returns)}
+    sampled = {float(r) for found in known.values() for r in np.unique(found.rewards)}
+    if plan.reward is not None and plan.reward.right is not None:
+        possible = {plan.reward.right, float(plan.reward.about()["wrong"])}
+        if not logged <= possible:
+            return (
+                f"the data's rewards are {_listed(logged)}, those of the values {_listed(possible)}: Q0 would be of "
+                "another unit. Set data.rewards where the data set has it, or reward.right and reward.wrong (in "
+                "training eval.reward.right=..., eval.reward.wrong=...), so that they agree"
+            )
+    elif len(sampled) == 2 and not logged <= sampled:
+        return f"the data's rewards are {_listed(logged)}, those of algo.values {_listed(sampled)}; make them agree"
+    largest = max(logged | sampled)
+    if (plan.link == "cross_entropy" or plan.algo.monte_carlo) and largest > plan.top:
+        return (
+            f"a reward is {largest:g}, but the cross-entropy takes {plan.top:g} for the largest there can be: set "
+            f"algo.top={largest:g}, or rewards of at most 0 (data.rewards=[0,-1] eval.reward.right=0 "
+            "eval.reward.wrong=-1)"
+        )
+    return None
+
+
+def _listed(rewards: set[float]) -> str:
+    shown = [f"{r:g}" for r in sorted(rewards, reverse=True)]
+    return " and ".join(shown) if len(shown) < 4 else f"{shown[0]} to {shown[-1]}"
+
+
+def no_targets(plan: Plan, number: int) -> str | None:
+    """Some action of the training data has a value target, of the `number` that were found."""
+    if not number:
+        return (
+            f"algo.targets={plan.algo.targets}: none of its trajectories is in the training data, so that there is "
+            "nothing to regress to; search the same data with `shiqrun pivotal`"
+        )
+    return None
+
+
+def reward_above_top(plan: Plan, rows: Rows) -> str | None:
+    """No sampled trajectory earns more than the cross-entropy takes to be possible."""
+    largest = float(rows.returns.max())
+    if plan.link == "cross_entropy" and largest > plan.top:
+        return (
+            f"a sampled trajectory earned {largest:g}, but the cross-entropy takes {plan.top:g} for the largest there "
+            f"can be: set algo.top to the largest reward of {plan.names['data']}"
+        )
+    return None

@@ -1,0 +1,284 @@
+"""The rules that the settings of a run must obey where it samples while it trains (`rollout=local` or `ray`).
+
+See `checks.py`: a rule returns what is wrong and what to set instead, or None.
+"""
+
+from difflib import get_close_matches
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from shiqrun.losses.requirements import needs_of
+from shiqrun.losses.soft_policy import monte_carlo
+from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings
+from shiqrun.training.plan import Plan
+from shiqrun.training.source_losses import LOSSES, source_losses
+
+
+def temperatures_are_ordered(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The least temperature comes first."""
+    low, high = rollout.temperature
+    return None if low <= high else f"rollout.temperature={rollout.temperature}: expected [least, greatest]"
+
+
+def staleness_covers_the_update_interval(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """Trajectories may be as old as the weights get before new ones come."""
+    oldest = rollout.model_update_interval - 1
+    if rollout.max_staleness is not None and rollout.max_staleness < oldest:
+        return (
+            f"rollout.max_staleness={rollout.max_staleness}: weights are up to {oldest} steps old before new ones come "
+            f"(rollout.model_update_interval={rollout.model_update_interval}); allow as many"
+        )
+    return None
+
+
+def offline_share_has_sources(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The share of a batch that is not sampled for it needs a source."""
+    if rollout.offline and not sum(rollout.sources.values()):
+        return (
+            f"rollout.offline={rollout.offline:g}, but rollout.sources={dict(rollout.sources)} names nothing to fill "
+            "it with; set rollout.sources.logged=1, or rollout.offline=0"
+        )
+    return None
+
+
+def further_source_has_a_file(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The source `further` and its file are set together."""
+    if bool(rollout.path) != bool(rollout.sources.get("further")):
+        return "rollout.path is the file of rollout.sources.further: set both or none"
+    return None
+
+
+def method_learns_from_samples(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """Cloning and reward models learn nothing from the policy's own samples."""
+    if not plan.needs or "score" in plan.needs:
+        return f"rollout: algo={plan.name} learns nothing from the policy's own samples; set rollout=none"
+    return None
+
+
+def data_asks_for_one_completion(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """A rollout is one completion, so that no environment may answer the policy."""
+    if plan.source.answers_back():
+        return (
+            f"rollout: data={plan.names['data']} answers the policy, and a rollout is one completion; set "
+            "rollout=none, or see data=programs"
+        )
+    return None
+
+
+def samples_have_a_reward(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """What is sampled is scored by the reward of the evaluation."""
+    return None if plan.reward is not None else "rollout: what is sampled needs a reward; set eval.reward=NAME"
+
+
+def reference_scores_samples(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """Sampled tokens are in no cache, so that the reference must be a model."""
+    if plan.algo.reference not in ("frozen", "adapter"):
+        return (
+            f"algo.reference={plan.algo.reference}: no cache has the tokens that are sampled; set "
+            "algo.reference=frozen (or adapter)"
+        )
+    return None
+
+
+def steps_are_counted(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """Sampling has no epochs, so that the number of steps is set."""
+    return None if plan.trainer.max_steps is not None else "rollout: sampling has no epochs; set trainer.max_steps"
+
+
+def one_process_trains(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """A run that samples trains in one process."""
+    if plan.hardware.devices > 1:
+        return (
+            f"hardware.devices={plan.hardware.devices}: with rollouts one process trains; set hardware.devices=1, and "
+            "rollout=ray to sample in others"
+        )
+    return None
+
+
+def step_samples_something(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """Some trajectories of a step are sampled for it."""
+    if not plan.shares[ONLINE]:
+        return (
+            f"rollout.offline={rollout.offline:g} leaves none of trainer.batch_size={plan.trainer.batch_size} "
+            f"trajectories to sample (in groups of {rollout.samples_per_prompt}); lower it, or set rollout=none"
+        )
+    return None
+
+
+def every_source_gives_something(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """A source with a weight gives at least one trajectory, or one group, of every step."""
+    empty = [source for source, number in plan.shares.items() if not number]
+    if empty:
+        groups = f" (in groups of {rollout.samples_per_prompt})" if empty[0] == "replay" else ""
+        return (
+            f"rollout.sources.{empty[0]}: less than one of trainer.batch_size={plan.trainer.batch_size} trajectories"
+            f"{groups}; leave it out, or raise rollout.offline"
+        )
+    return None
+
+
+def groups_fill_the_batch(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The sources' trajectories, in whole groups where they are sampled, add up to the batch."""
+    if sum(plan.shares.values()) != plan.trainer.batch_size:
+        return (
+            f"trainer.batch_size={plan.trainer.batch_size} is not a multiple of rollout.samples_per_prompt="
+            f"{rollout.samples_per_prompt}, and no logged trajectories fill it up; choose another of the two"
+        )
+    return None
+
+
+def groups_can_be_compared(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """A loss that compares completions of a prompt needs several of each."""
+    if plan.compares and rollout.samples_per_prompt < 2:
+        return f"algo={plan.name} compares completions of a prompt: set rollout.samples_per_prompt=2 or more"
+    return None
+
+
+def policy_gradient_reads_samples_alone(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """A loss that reads the log-probabilities of sampling cannot be given logged trajectories."""
+    if "behaviour" in plan.needs and set(plan.shares) - {ONLINE, "replay"}:
+        return (
+            f"algo={plan.name} learns from samples alone: set rollout.offline=0, or rollout.sources.logged=0 and "
+            "rollout.sources.replay=1"
+        )
+    return None
+
+
+def group_mean_leaves_rewards(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The mean of a group of one is its own return, so that nothing of any reward would be left."""
+    if plan.algo.reward_offset == "group_mean" and rollout.samples_per_prompt < 2:
+        return (
+            "algo.reward_offset=group_mean takes every prompt's mean return, but with rollout.samples_per_prompt=1 all "
+            "rewards would be 0; sample 2 or more, or use mean or none"
+        )
+    return None
+
+
+def every_source_has_a_share(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """A source with a weight has a share of the batch; `logged` alone has a weight by default."""
+    idle = [source for source, weight in rollout.sources.items() if weight and source not in (*plan.shares, "logged")]
+    if idle:
+        return (
+            f"rollout.sources.{idle[0]}={rollout.sources[idle[0]]:g}, but rollout.offline=0 leaves it no share; set "
+            "rollout.offline, or leave the source out"
+        )
+    return None
+
+
+def replay_pool_holds_a_step(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The replay pool keeps at least the trajectories that a step replays."""
+    share = plan.shares.get("replay", 0)
+    if share > rollout.replay_size:
+        return f"rollout.replay_size={rollout.replay_size}: a step replays {share}; keep at least as many"
+    return None
+
+
+def replayed_may_be_old(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """Replayed trajectories are at least a step old."""
+    if "replay" in plan.shares and rollout.max_staleness == 0:
+        return "rollout.max_staleness=0 lets nothing be replayed; allow some, or set rollout.sources.replay=0"
+    return None
+
+
+def ray_is_installed(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The engine `ray` needs the package Ray."""
+    if isinstance(rollout, RayRollouts) and find_spec("ray") is None:
+        return "rollout=ray: Ray is missing; pip install 'shiqrun[ray]', or set rollout=local"
+    return None
+
+
+def a_step_may_wait(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """At least the trajectories of one step wait to be trained on, or no step would ever get them."""
+    if isinstance(rollout, RayRollouts) and rollout.waiting < plan.shares[ONLINE]:
+        return f"rollout.waiting={rollout.waiting}: a step takes {plan.shares[ONLINE]}; let as many wait"
+    return None
+
+
+def annotated_rows_have_targets(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The source `annotated` is made of trajectories with value targets."""
+    if "annotated" in plan.shares and plan.algo.targets is None:
+        return "rollout.sources.annotated: which actions have targets? set algo.targets=FILE"
+    return None
+
+
+def source_loss_exists(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The loss of a source is one that shiqrun has."""
+    for source, name in rollout.losses.items():
+        if name is not None and name not in LOSSES:
+            near = get_close_matches(name, LOSSES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(LOSSES))}"
+            return f"rollout.losses.{source}={name}: no such loss; {hint}"
+    return None
+
+
+def source_with_a_loss_has_a_share(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """A source with a loss of its own gives trajectories."""
+    for source in source_losses(rollout, plan.loss):
+        if source not in plan.shares:
+            return (
+                f"rollout.losses.{source}: no trajectory comes from there; give rollout.sources.{source} a weight and "
+                "rollout.offline a share, or leave it out"
+            )
+    return None
+
+
+def source_loss_needs_no_more(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """The loss of a source reads nothing that the method's does not: only that is prepared."""
+    for source, loss in source_losses(rollout, plan.loss).items():
+        if more := needs_of(loss) - plan.needs:
+            return (
+                f"rollout.losses.{source}={_loss_name(loss)} needs {', '.join(sorted(more))}, which algo={plan.name} "
+                "does not"
+            )
+    return None
+
+
+def monte_carlo_source_has_targets(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """Only trajectories of the data set have value targets, from a file."""
+    for source, loss in source_losses(rollout, plan.loss).items():
+        if loss.func is not monte_carlo:
+            continue
+        if source not in ("annotated", "logged"):
+            return (
+                f"rollout.losses.{source}=monte_carlo: none of these trajectories has a target; only annotated and "
+                "logged ones do (algo.targets)"
+            )
+        if plan.algo.targets is None:
+            return f"rollout.losses.{source}=monte_carlo: which estimates? set algo.targets=FILE"
+    return None
+
+
+def _loss_name(loss: partial[Any]) -> str:
+    return next(name for name, function in LOSSES.items() if function is loss.func)
+
+
+RULES = (
+    temperatures_are_ordered,
+    staleness_covers_the_update_interval,
+    offline_share_has_sources,
+    further_source_has_a_file,
+    method_learns_from_samples,
+    data_asks_for_one_completion,
+    samples_have_a_reward,
+    reference_scores_samples,
+    steps_are_counted,
+    one_process_trains,
+    step_samples_something,
+    every_source_gives_something,
+    groups_fill_the_batch,
+    groups_can_be_compared,
+    policy_gradient_reads_samples_alone,
+    group_mean_leaves_rewards,
+    every_source_has_a_share,
+    replay_pool_holds_a_step,
+    replayed_may_be_old,
+    ray_is_installed,
+    a_step_may_wait,
+    annotated_rows_have_targets,
+    source_loss_exists,
+    source_with_a_loss_has_a_share,
+    source_loss_needs_no_more,
+    monte_carlo_source_has_targets,
+)
+"""The rules of runs that sample, in the order in which they are checked; later ones may rely on earlier ones."""

@@ -1,0 +1,70 @@
+"""Prompt values and value targets are estimated, or read from files, before a run that needs them begins to train."""
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shiqrun.estimates.prompt_values import soft_values
+from shiqrun.estimates.value_cache import given, made, prompts_of
+from shiqrun.estimates.value_file import Valued
+from shiqrun.estimates.value_targets import number_of_targets, read_targets
+from shiqrun.training.checks_data import expect, no_targets, other_unit, unvalued_prompts
+from shiqrun.training.plan import Run
+
+log = logging.getLogger("shiqrun")
+
+
+def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
+    """Return the run with prompt values and value targets where its method reads them, and what that took.
+
+    Prompt values are read from `algo.values`, or the reference answers every prompt first.
+
+    Raises:
+        InputError: values or targets made with another reference or reward, or of other data; rewards of another unit.
+    """
+    plan = run.plan
+    if "prompt_value" not in plan.needs:
+        return run, {}
+    began = time.perf_counter()
+    known, sampled_now = _known_values(run)
+    for rows in run.all_rows():
+        expect(unvalued_prompts(rows, known))
+    expect(other_unit(plan, run.all_rows(), known))
+    cost = {
+        "seconds/values": time.perf_counter() - began,
+        "values/prompts": len(known),
+        "values/prompts_computed": sampled_now,
+    }
+    targets = None if plan.algo.targets is None else read_targets(Path(plan.algo.targets), run.weights, plan.reward)
+    assert plan.beta is not None
+    values = soft_values(known, plan.beta)
+    run = run.with_facts(replace(run.facts, beta=plan.beta, prompt_values=values, targets=targets))
+    if plan.algo.targets is not None:
+        number = number_of_targets(run.encoded.train.columns["value_target"])
+        expect(no_targets(plan, number))
+        log.info("%s: targets at %d of %d actions", plan.algo.targets, number, run.encoded.train.actions.sum())
+        cost["targets/actions"] = number
+    return run, cost
+
+
+def _known_values(run: Run) -> tuple[dict[str, Valued], int]:
+    """Return the rewards of the reference's completions by prompt id, and for how many prompts it sampled them now."""
+    plan = run.plan
+    if plan.algo.values is not None:
+        return given(Path(plan.algo.values), run.weights, plan.reward), 0
+    assert plan.reward is not None
+    room = (plan.values.max_new_tokens, plan.choice.context())
+    splits = prompts_of(plan.source, plan.data, run.tokenizer, *room)
+    found = made(
+        run.policy,
+        [prompt for prompts in splits.values() for prompt in prompts],
+        run.tokenizer,
+        plan.reward,
+        plan.values,
+        reference=run.weights,
+        cache_dir=plan.cache_dir,
+        device=plan.hardware.device(),
+    )
+    return found.known, found.new

@@ -1,0 +1,106 @@
+"""What a run leaves when its last step is done: the saved policy, the token view, `summary.json`, a table."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from shiqrun.data.source import ExactEvaluation
+from shiqrun.evaluation.credit import credit, write_credit
+from shiqrun.models.reference import Frozen, cached, weights_fingerprint
+from shiqrun.training.artifacts import provenance, save_policy, save_reward_model, write_json
+from shiqrun.training.callbacks import Validation
+from shiqrun.training.plan import Run
+from shiqrun.training.step.method import Method
+from shiqrun.training.summary_tables import draw_episodes, end_of_run
+
+SHOWN_TRAJECTORIES = 8
+"""Trajectories of each kind in the token view."""
+
+
+def finish(
+    run: Run, method: Method, validation: Validation | None, exact: ExactEvaluation | None, cost: dict[str, Any]
+) -> None:
+    """Write the files of a run that is done, `summary.json` last, and print the table of its metrics.
+
+    Args:
+        run: as it was trained.
+        method: with the trained policy.
+        validation: with the numbers before training and the last completions.
+        exact: evaluates exactly; None where the data set has no known optimum.
+        cost: seconds and counts for the summary, `seconds` of the whole run among them.
+    """
+    metrics = {name: value for name, value in method.latest.items() if np.isfinite(value)}
+    saved = _save_model(run, metrics)
+    if exact is not None:
+        draw_episodes(run, exact)
+    _write_credit(run, method, validation)
+    write_json(run.plan.run_dir / "summary.json", _summary(run, method, validation, metrics, cost, saved))
+    end_of_run(run.plan.run_dir, validation.first if validation else {}, metrics, cost["seconds"])
+
+
+def _save_model(run: Run, metrics: dict[str, float]) -> str:
+    """Save the policy, or the reward model that was trained; return a fingerprint of its weights."""
+    plan = run.plan
+    shown = {k: f"{v:.4g}" for k, v in sorted(metrics.items())}
+    card: dict[str, Any] = {**plan.names, "steps": run.max_steps, "settings": plan.shown, "metrics": shown}
+    if "score" in plan.needs:
+        save_reward_model(run.policy, run.tokenizer, plan.run_dir / "reward_model", card, prompts=run.encoded.prompts)
+        return weights_fingerprint(run.policy.causal_lm)
+    return save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
+
+
+def _summary(
+    run: Run,
+    method: Method,
+    validation: Validation | None,
+    metrics: dict[str, float],
+    cost: dict[str, Any],
+    saved: str,
+) -> dict[str, Any]:
+    """Return the contents of `summary.json`, whose presence says that a run is finished."""
+    plan = run.plan
+    return {
+        **metrics,
+        "steps": run.max_steps,
+        **cost,
+        "seconds/steps": method.seconds,
+        **({"seconds/eval": validation.seconds, "eval_share": validation.share()} if validation else {}),
+        "seed": plan.seed,
+        "algo": plan.names["algo"],
+        "data": plan.names["data"],
+        "parameters": sum(p.numel() for p in run.policy.parameters()),
+        "parameters/trained": sum(p.numel() for p in run.policy.parameters() if p.requires_grad),
+        **({"quantize": quantize} if (quantize := getattr(plan.choice, "quantize", None)) else {}),
+        "trajectories/train": len(run.encoded.train),
+        "trajectories/val": len(run.encoded.val),
+        "reward_offset": run.offset,
+        **({f"reward/{k}": v for k, v in plan.reward.about().items()} if plan.reward else {}),
+        "fingerprint/data": run.encoded.fingerprint,
+        "fingerprint/model": run.weights,
+        "fingerprint/policy": saved,
+        **{f"dropped/{why}": n for why, n in run.encoded.dropped.items()},
+        **provenance(),
+    }
+
+
+def _write_credit(run: Run, method: Method, validation: Validation | None) -> None:
+    """Write the token view of a few held-out trajectories and of a few of the policy's last completions."""
+    reference = validation.live if validation and validation.live else method.reference
+    if reference is None or not method.beta:
+        return
+    device = run.plan.hardware.device()  # Lightning has taken the policy back to the CPU, but not its reference
+    run.policy.to(device)
+    if isinstance(reference, Frozen):
+        reference.to(device)
+    view = partial(credit, run.policy, tokenizer=run.tokenizer, beta=method.beta)
+    rows = run.encoded.val if len(run.encoded.val) else run.encoded.train
+    known = cached if "reference" in rows.columns else reference
+    found = view(known, rows, picked=range(min(SHOWN_TRAJECTORIES, len(rows))))
+    if run.evaluator is not None and validation is not None and validation.last is not None:
+        answers = run.evaluator.trajectories(validation.last, SHOWN_TRAJECTORIES)
+        if run.plan.algo.reward_offset != "group_mean":  # a completion has no group whose mean could be taken
+            answers = answers.with_column("offset", np.full(len(answers), run.offset, np.float32))
+        found += view(reference, answers, kind="sample")
+    write_credit(run.plan.run_dir / "credit.jsonl", found)
+    run.policy.cpu()

@@ -1,0 +1,60 @@
+"""The frozen reference of a run: cached scores, a second copy of the model, or the policy without its adapter."""
+
+import logging
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from shiqrun.console import track
+from shiqrun.models.reference import AdapterOff, Frozen, Reference, cached
+from shiqrun.models.reference_cache import cache_key, cached_scores
+from shiqrun.training.plan import Run
+
+log = logging.getLogger("shiqrun")
+
+
+def with_reference(run: Run) -> tuple[Run, Reference | None, dict[str, Any]]:
+    """Return the run, its reference, and what a cache of reference scores cost or saved, for the summary.
+
+    With `algo.reference=cached` the run's rows get the column `reference`, which the reference hands out.
+    """
+    kind = run.plan.algo.reference
+    if kind == "none":
+        return run, None, {}
+    if kind == "frozen":
+        return run, Frozen(run.policy), {}
+    if kind == "adapter":
+        return run, AdapterOff(run.policy), {}
+    run, cost = _with_cached_scores(run)
+    return run, cached, cost
+
+
+def _with_cached_scores(run: Run) -> tuple[Run, dict[str, Any]]:
+    """Return the run with the reference's scores of both splits, read from the cache or computed now."""
+    plan, began, found, computing = run.plan, time.perf_counter(), [], 0.0
+    splits = {"train": run.encoded.train, "val": run.encoded.val}
+    for name, rows in splits.items():
+        scores, there, seconds = cached_scores(
+            run.policy,
+            rows,
+            plan.cache_dir,
+            key=cache_key(run.policy, rows, run.weights),
+            tokens=plan.trainer.micro_batch_tokens,
+            device=plan.hardware.device(),
+            progress=partial(track, description=f"reference scores of {name}, micro-batches"),
+        )
+        splits[name] = rows.with_column("reference", scores)
+        found.append(there)
+        computing += seconds
+    spent = time.perf_counter() - began
+    log.info(
+        "reference scores of %d trajectories: %s %.1f s",
+        sum(map(len, splits.values())),
+        "read from the cache in" if all(found) else "computed in",
+        spent,
+    )
+    computed = computing if math.isfinite(computing) else None
+    cost = {"seconds/reference": spent, "seconds/reference_computed": computed, "reference_cached": all(found)}
+    return replace(run, encoded=replace(run.encoded, train=splits["train"], val=splits["val"])), cost

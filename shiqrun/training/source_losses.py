@@ -1,0 +1,32 @@
+"""A source of trajectories may be trained by another loss than the method's: `rollout.losses`."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+from shiqrun import losses
+from shiqrun.losses.soft_policy import monte_carlo
+from shiqrun.rollout.settings import RolloutSettings
+
+LOSSES = {name: getattr(losses, name) for name in losses.__all__} | {"monte_carlo": monte_carlo}
+"""The losses that a source may be trained by, by name."""
+
+
+def source_losses(rollout: RolloutSettings | None, loss: partial[Any]) -> dict[str, partial[Any]]:
+    """Return the losses of those sources that the method's loss does not train.
+
+    Each is bound to the method's hyperparameters that it understands.
+
+    Args:
+        rollout: settings of sampling; None without.
+        loss: the method's.
+
+    Raises:
+        KeyError: there is no loss of that name; `checks_rollout.source_loss_exists` finds it before.
+    """
+    found = {}
+    for source, name in (rollout.losses if rollout else {}).items():
+        if name is not None:
+            own = inspect.signature(LOSSES[name]).parameters
+            found[str(source)] = partial(LOSSES[name], **{k: v for k, v in loss.keywords.items() if k in own})
+    return found

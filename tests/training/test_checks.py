@@ -1,0 +1,236 @@
+"""The rules of settings: every rule finds what it is for, in a config that is otherwise accepted, and nothing else."""
+
+from functools import cache
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from shiqrun.commands.train import plan
+from shiqrun.config.compose import spelled
+from shiqrun.errors import InputError
+from shiqrun.training import checks, checks_rollout
+from tests.support.online_words import ONLINE, PROBLEMS, STEPS, TINY
+
+LIVE = ("algo.reference=frozen", *ONLINE)
+REPLAY = ("rollout.sources.replay=1",)
+RAY = ("rollout=ray", "rollout.waiting=8")
+BROKEN = {
+    "samples_are_sampled": ("ppo", ["algo.reference=frozen"], "set rollout=local (or ray) and eval.reward=NAME"),
+    "adapter_is_there": ("shiq", ["algo.reference=adapter"], "set model.lora_r=16, or reference=cached"),
+    "quantization_has_a_gpu": (
+        "shiq",
+        ["model=hf", "model.path=x", "model.quantize=nf4", "model.lora_r=4"],
+        "model.quantize=nf4 needs a CUDA GPU; set hardware=gpu",
+    ),
+    "rewards_of_prompt_values_are_unshifted": (
+        "spo",
+        ["algo.reward_offset=mean", "eval.reward=programs"],
+        "algo.reward_offset=mean: prompt values are of rewards as they are; set it to none",
+    ),
+    "prompt_values_have_an_origin": ("spo", [], "algo=spo needs the value of every prompt: give algo.values=FILE"),
+    "monte_carlo_has_weight_and_targets": (
+        "spo",
+        ["algo.values=x", "algo.monte_carlo=1"],
+        "algo.monte_carlo=1, algo.targets=None: the Monte-Carlo term needs both a weight and a file of estimates",
+    ),
+    "prompt_values_are_read": ("shiq", ["+algo.values=x"], "are for methods with prompt values, not shiq"),
+    "loss_has_its_reference": (
+        "shiq",
+        ["algo.reference=none"],
+        "algo.reference=none is for algo=sft; shiq needs cached, frozen or adapter",
+    ),
+    "value_function_is_read": ("shiq", ["+algo.value=head"], "are for methods with a value function; shiq has none"),
+    "updates_have_a_proximal_policy": ("shiq", ["+algo.epochs=3"], "algo.epochs=3: several updates on a batch are for"),
+    "anchor_has_a_reference": ("sft", ["+algo.anchor=1"], "algo.anchor holds logits at a reference's, and sft has"),
+    "anchor_tokens_are_cached": (
+        "shiq",
+        ["algo.anchor=1", "algo.anchor_from=policy"],
+        "draws new tokens at each step, which no cache has; set algo.reference=frozen",
+    ),
+    "training_has_an_end": (
+        "shiq",
+        ["trainer.max_steps=null", "trainer.max_epochs=null"],
+        "trainer.max_steps and trainer.max_epochs are both",
+    ),
+    "temperatures_are_ordered": (
+        "shiq",
+        [*LIVE, "rollout.temperature=[0.8,0.1]"],
+        "rollout.temperature=[0.8, 0.1]: expected [least, greatest]",
+    ),
+    "staleness_covers_the_update_interval": (
+        "shiq",
+        [*LIVE, "rollout.max_staleness=3"],
+        "rollout.max_staleness=3: weights are up to 4 steps old before new ones come",
+    ),
+    "offline_share_has_sources": (
+        "shiq",
+        [*LIVE, "rollout.sources.logged=0"],
+        "names nothing to fill it with; set rollout.sources.logged=1, or rollout.offline=0",
+    ),
+    "further_source_has_a_file": (
+        "shiq",
+        [*LIVE, "rollout.path=a.jsonl"],
+        "rollout.path is the file of rollout.sources.further: set both or none",
+    ),
+    "method_learns_from_samples": ("sft", ONLINE, "algo=sft learns nothing from the policy's own samples"),
+    "data_asks_for_one_completion": (
+        "shiq",
+        [*LIVE, "data=treasure", "data.maps=20", "data.val_maps=2"],
+        "rollout: data=treasure answers the policy, and a rollout is one completion",
+    ),
+    "samples_have_a_reward": ("shiq", [*LIVE, "eval.reward=null"], "what is sampled needs a reward; set eval.reward"),
+    "reference_scores_samples": ("shiq", ONLINE, "algo.reference=cached: no cache has the tokens that are sampled"),
+    "steps_are_counted": ("shiq", [*LIVE, "trainer.max_steps=null"], "rollout: sampling has no epochs; set trainer."),
+    "one_process_trains": ("shiq", [*LIVE, "hardware.devices=2"], "with rollouts one process trains; set hardware."),
+    "step_samples_something": (
+        "shiq",
+        [*LIVE, "rollout.offline=1"],
+        "rollout.offline=1 leaves none of trainer.batch_size=16 trajectories to sample (in groups of 1)",
+    ),
+    "every_source_gives_something": (
+        "shiq",
+        [*LIVE, "rollout.sources.logged=3", *REPLAY, "rollout.samples_per_prompt=4", "trainer.batch_size=12"],
+        "rollout.sources.replay: less than one of trainer.batch_size=12 trajectories (in groups of 4)",
+    ),
+    "groups_fill_the_batch": (
+        "shiq",
+        [*LIVE, "rollout.samples_per_prompt=2", "rollout.offline=0", "trainer.batch_size=7"],
+        "trainer.batch_size=7 is not a multiple of rollout.samples_per_prompt=2",
+    ),
+    "groups_can_be_compared": ("copg", LIVE, "algo=copg compares completions of a prompt: set rollout.samples_per_pro"),
+    "policy_gradient_reads_samples_alone": ("ppo", LIVE, "algo=ppo learns from samples alone: set rollout.offline=0"),
+    "group_mean_leaves_rewards": (
+        "shiq",
+        [*LIVE, "algo.reward_offset=group_mean"],
+        "with rollout.samples_per_prompt=1 all rewards would be 0",
+    ),
+    "every_source_has_a_share": (
+        "shiq",
+        [*LIVE, *REPLAY, "rollout.offline=0"],
+        "rollout.sources.replay=1, but rollout.offline=0 leaves it no share",
+    ),
+    "replay_pool_holds_a_step": (
+        "shiq",
+        [*LIVE, *REPLAY, "rollout.sources.logged=0", "rollout.replay_size=7"],
+        "rollout.replay_size=7: a step replays 8; keep at least as many",
+    ),
+    "replayed_may_be_old": (
+        "shiq",
+        [*LIVE, *REPLAY, "rollout.max_staleness=0", "rollout.model_update_interval=1"],
+        "rollout.max_staleness=0 lets nothing be replayed",
+    ),
+    "ray_is_installed": ("shiq", [*LIVE, *RAY], "Ray is missing; pip install 'shiqrun[ray]', or set rollout=local"),
+    "a_step_may_wait": ("shiq", [*LIVE, "rollout=ray", "rollout.waiting=7"], "rollout.waiting=7: a step takes 8"),
+    "annotated_rows_have_targets": (
+        "spo",
+        [*LIVE, "rollout.sources.annotated=1"],
+        "rollout.sources.annotated: which actions have targets? set algo.targets=FILE",
+    ),
+    "source_loss_exists": (
+        "shiq",
+        [*LIVE, "rollout.losses.online=copgg"],
+        "rollout.losses.online=copgg: no such loss; did you mean copg?",
+    ),
+    "source_with_a_loss_has_a_share": (
+        "shiq",
+        [*LIVE, "rollout.losses.replay=shiq_ms"],
+        "rollout.losses.replay: no trajectory comes from there",
+    ),
+    "source_loss_needs_no_more": (
+        "shiq",
+        [*LIVE, "rollout.losses.online=spo"],
+        "rollout.losses.online=spo needs prompt_value, which algo=shiq does not",
+    ),
+    "monte_carlo_source_has_targets": (
+        "spo",
+        [*LIVE, "rollout.losses.online=monte_carlo", "algo.targets=x"],
+        "rollout.losses.online=monte_carlo: none of these trajectories has a target",
+    ),
+}
+"""Method, settings beside those of a small run, and what the rule says of them."""
+
+FINE = [
+    ("shiq", []),
+    ("sft", []),
+    ("spo", ["eval.reward=programs"]),
+    ("spo", ["algo.values=x", "algo.monte_carlo=1", "algo.targets=x"]),
+    ("shiq", ["algo.anchor=1"]),
+    ("shiq", LIVE),
+    ("copg", [*LIVE, "rollout.samples_per_prompt=2", *REPLAY]),
+    ("ppo", [*LIVE, "rollout.offline=0", "algo.epochs=3"]),
+    ("spo", [*LIVE, "rollout.sources.annotated=1", "rollout.losses.annotated=monte_carlo", "algo.targets=x"]),
+    ("shiq", [*LIVE, *RAY]),
+]
+RULES = {rule.__name__: rule for rule in (*checks.RULES, *checks_rollout.RULES)}
+
+
+@cache
+def planned(algo, words):
+    """The plan of a small run with such settings; nothing is loaded."""
+    model = () if "model=hf" in words else TINY
+    data = ("logger=none",) if "data=treasure" in words else PROBLEMS
+    words = [f"algo={algo}", *data, *model, *STEPS, *words]
+    with initialize_config_module("shiqrun.conf", version_base="1.3"):
+        config = compose("train", spelled([*words, "run_dir=run", "cache_dir=cache"]))
+    return plan(config, "run")
+
+
+def verdict(name, made):
+    """What a rule says of a plan."""
+    if RULES[name] in checks.RULES:
+        return RULES[name](made)
+    return None if made.rollout is None else RULES[name](made, made.rollout)
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    monkeypatch.setattr(checks_rollout, "find_spec", lambda name: None)
+
+
+def test_every_rule_has_a_case():
+    assert BROKEN.keys() == RULES.keys()
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_rule_finds_what_it_is_for(name, request):
+    if name == "ray_is_installed":
+        request.getfixturevalue("without_ray")
+    algo, words, told = BROKEN[name]
+    made = planned(algo, tuple(words))
+    assert told in verdict(name, made)
+    if name != "a_step_may_wait":  # where Ray is not there, that is said first
+        with pytest.raises(InputError) as error:
+            checks.check_settings(made)
+        assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "told"),
+    [
+        (
+            "step_samples_something",
+            ["trainer.batch_size=3", "rollout.samples_per_prompt=4"],
+            "leaves none of trainer.batch_size=3 trajectories to sample (in groups of 4)",
+        ),
+        (
+            "every_source_gives_something",
+            ["trainer.batch_size=12", "rollout.samples_per_prompt=4", *REPLAY, "rollout.sources.replay=2"],
+            "rollout.sources.logged: less than one of trainer.batch_size=12 trajectories;",
+        ),
+        (
+            "groups_fill_the_batch",
+            ["trainer.batch_size=9", "rollout.samples_per_prompt=2", *REPLAY, "rollout.sources.logged=0"],
+            "trainer.batch_size=9 is not a multiple of rollout.samples_per_prompt=2",
+        ),
+    ],
+)
+def test_a_batch_that_cannot_be_divided_is_found_for_every_reason(name, words, told):
+    assert told in verdict(name, planned("shiq", (*LIVE, *words)))
+
+
+@pytest.mark.parametrize(("algo", "words"), FINE)
+def test_settings_that_can_be_break_no_rule(algo, words, monkeypatch):
+    monkeypatch.setattr(checks_rollout, "find_spec", lambda name: object())  # as if Ray were there
+    made = planned(algo, tuple(words))
+    assert {name: told for name in RULES if (told := verdict(name, made))} == {}
+    checks.check_settings(made)
