@@ -143,7 +143,7 @@ def test_hydras_flags_stand_anywhere_after_the_command(capsys):
 def test_showing_the_config_makes_no_directory(capsys, workplace):
     assert main(["train", "--cfg", "all", "--resolve", "hydra.job.num=0"]) == 0
     assert main(["train", "--info", "searchpath"]) == 0
-    assert "pkg://shiqrun.conf" in capsys.readouterr().out
+    assert "shiqrun://shiqrun.conf" in capsys.readouterr().out
     assert list(workplace.iterdir()) == []
 
 
@@ -166,15 +166,17 @@ def test_a_path_with_an_equals_sign_needs_no_quotes(capsys, path):
 class TestUsersYaml:
     def test_in_conf_wins_over_ours(self, capsys):
         write("conf/algo/shiq.yaml", "name: mine\nbeta: 7\n")
-        assert composed(capsys)["algo"] == {"name": "mine", "beta": 7}
+        algo = composed(capsys)["algo"]
+        assert (algo["name"], algo["beta"]) == ("mine", 7)
+        assert "lam" not in algo
 
     def test_in_config_dir_wins_over_conf(self, capsys):
         write("conf/algo/shiq.yaml", "name: mine\n")
         write("other/algo/shiq.yaml", "name: other\n")
-        assert composed(capsys, "--config-dir", "other")["algo"] == {"name": "other"}
+        assert composed(capsys, "--config-dir", "other")["algo"]["name"] == "other"
 
     def test_adds_choices_and_experiments(self, capsys):
-        write("conf/algo/new.yaml", "name: new\n")
+        write("conf/algo/new.yaml", "beta: 1\n")
         write("conf/experiment/x.yaml", "# @package _global_\ndefaults:\n  - override /algo: new\nseed: 9\n")
         config = composed(capsys, "experiment=x")
         assert (config["algo"]["name"], config["seed"]) == ("new", 9)
@@ -196,7 +198,7 @@ class TestUsersYaml:
         assert main(["train", "algo=mine"]) == 2
         error = capsys.readouterr().err
         assert "algo.betta: unknown key; did you mean algo.beta?" in error
-        assert "algo.reference: missing" in error
+        assert "algo.beta: missing" in error
 
     def test_cannot_replace_the_whole_config_of_a_command(self, capsys):
         write("conf/train.yaml", "seed: 1\n")

@@ -15,15 +15,16 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from shiqrun import losses
-from shiqrun.cli import COMMANDS
-from shiqrun.config.compose import composed, jobs, search_path, spelled
+from shiqrun.cli import COMMANDS, main
+from shiqrun.config.compose import composed, jobs, spelled
+from shiqrun.config.sources import user_folders
 from shiqrun.config.validate import check
 from shiqrun.types import LossTerms
 
 CONF = Path(str(files("shiqrun.conf")))
 README = Path(__file__).parents[1] / "README.md"
 FILES = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.relative_to(CONF).parts)  # no keys of ours
-CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent != CONF]
+CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent != CONF and path.stem[0] != "_"]
 CONFIGURED = [command for command in COMMANDS if (CONF / f"{command}.yaml").exists()]  # others read paths alone
 OPEN = {
     "data=jsonl": "data.path=FILE",
@@ -91,11 +92,17 @@ def test_an_algorithm_sets_the_values_that_its_loss_has_as_defaults(option):
             assert node[parameter.name] == parameter.default
 
 
+def groups_of(name):
+    """The groups that a command's config chooses from, in its own file or in a base of it."""
+    entries = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8")).get("defaults", [])
+    own = {key for entry in entries if isinstance(entry, dict) for key in entry}
+    return own.union(*(groups_of(entry) for entry in entries if isinstance(entry, str) and entry != "_self_"))
+
+
 def accepted():
     """Every command with a config, with every choice of the groups in it."""
     for command in CONFIGURED:
-        text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
-        groups = {key for entry in yaml.safe_load(text)["defaults"] if isinstance(entry, dict) for key in entry}
+        groups = groups_of(command)
         yield from (pytest.param(command, f"{g}={o}", id=f"{command} {g}={o}") for g, o in CHOICES if g in groups)
 
 
@@ -134,6 +141,52 @@ def uncommented(node, lines):
         beside = lines[value.end_mark.line][value.end_mark.column :] if value.end_mark.line < len(lines) else ""
         if not (re.match(r"\s+# \S", beside) or before.startswith("# ")):
             yield key.value
+
+
+GROUPS = {group for group, _ in CHOICES}
+
+
+def test_a_base_is_no_choice(capsys, monkeypatch):
+    assert any(path.stem.startswith("_") for path in FILES if path.parent != CONF)
+    assert main(["train", "--help"]) == 0
+    assert not re.search(r"\b_\w+", capsys.readouterr().out.partition("Choose")[2].partition("Set what")[0])
+    for line in ("shiqrun train algo=", "shiqrun train experiment="):
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        main(["-sc", "query=bash"])
+        offered = capsys.readouterr().out.split()
+        assert offered
+        assert not [word for word in offered if "=_" in word]
+    assert main(["train", "algo=shqi"]) == 2
+    assert "_regularised" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in GROUPS - {"experiment"}], ids=str)
+def test_a_group_writes_into_no_node_but_its_own(path):
+    assert "@package" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "choice", "key", "value"),
+    [
+        ("train", "model=tiny", "trainer.learning_rate", 2e-3),
+        ("train", "model=hf model.path=DIR", "trainer.learning_rate", 1e-5),
+        ("train", "data=bfcl", "eval.max_prompts", 200),
+        ("eval", "data=bfcl", "eval.max_prompts", 200),
+        ("eval", "data=hh", "eval.max_prompts", 128),
+        ("values", "data=programs", "values.samples", 32),
+        ("train", "data=hh", "values.samples", 800),
+        ("train", "data=bfcl eval.max_prompts=5", "eval.max_prompts", 5),
+        ("train", "experiment=demo_reference", "trainer.learning_rate", 3e-3),
+    ],
+)
+def test_a_data_set_or_model_suggests_settings_of_other_nodes(command, choice, key, value):
+    assert OmegaConf.select(composed(command, choice.split()), key) == value
+
+
+def test_a_command_has_the_nodes_that_it_reads_and_no_more():
+    nodes = {command: set(composed(command, [])) - {"hydra"} for command in ("score", "inspect", "toy", "pivotal")}
+    assert not {node for of_command in nodes.values() for node in of_command} & {"trainer", "eval", "values"}
 
 
 def commands_of(page):
@@ -178,7 +231,7 @@ def expect_composed(line):
     if any(word.startswith(("resume=", "run=")) for word in overrides):  # the config is in that directory
         assert len(overrides) == 1 or command != "train"
         return
-    with search_path(command, None):
+    with user_folders(command, None):
         many = command == "sweep" or "-m" in words or "--multirun" in words
         each = jobs(command, composed(command, overrides, multirun=True), overrides) if many else [overrides]
         for job in each:

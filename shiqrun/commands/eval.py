@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.of_run import data_beside, evaluation_beside
-from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
+from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("shiqrun")
 SCHEMA = Schema(
     root="shiqrun.commands.eval.Root",
-    nodes={**WITHOUT_TRAINING, "eval": "shiqrun.settings.AnswerSettings"},
+    nodes={**COMMON_NODES, "eval": "shiqrun.settings.AnswerSettings"},
+    groups=[*COMMON_NODES],
 )
 MODEL = "model"
 """`eval.policy=model` evaluates a model; other names are scripted policies of the data set's environment."""

@@ -13,7 +13,7 @@ from rich.text import Text
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.choices import build_data
 from shiqrun.config.of_run import data_beside
-from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, target
+from shiqrun.config.validate import COMMON_NODES, Schema, build, target
 from shiqrun.errors import InputError
 from shiqrun.report.terminal_credit import (
     Colours,
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 SCHEMA = Schema(
     root="shiqrun.commands.inspect.Root",
-    nodes=WITHOUT_TRAINING,
+    nodes=COMMON_NODES,
+    groups=[*COMMON_NODES],
 )
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
-from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
+from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 SCHEMA = Schema(
     root="shiqrun.commands.pivotal.Root",
-    nodes={**WITHOUT_TRAINING, "pivotal": "shiqrun.estimates.pivotal_search.PivotalSettings"},
+    nodes={**COMMON_NODES, "pivotal": "shiqrun.estimates.pivotal_search.PivotalSettings"},
+    groups=[*COMMON_NODES],
 )
 FILE, ROLLOUTS = "pivotal.jsonl", "rollouts.jsonl"
 SHOWN = 3

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
-from shiqrun.config.validate import WITHOUT_TRAINING, Schema, target
+from shiqrun.config.validate import COMMON_NODES, Schema, target
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("shiqrun")
 SCHEMA = Schema(
     root="shiqrun.commands.score.Root",
-    nodes=WITHOUT_TRAINING,
+    nodes=COMMON_NODES,
+    groups=[*COMMON_NODES],
 )
 FILES = {"train": "scored.jsonl", "val": "scored_val.jsonl"}
 USED = {"train": "data.path", "val": "data.val_path"}

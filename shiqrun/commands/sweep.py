@@ -1,12 +1,11 @@
 """`shiqrun sweep`: a grid of training runs. Its work is in `grid.py`; a job of it is `shiqrun train`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Gt, MinLen
 
 from shiqrun.commands import train
-from shiqrun.config.validate import Schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +21,6 @@ class SweepSettings:
     resume: Annotated[str, MinLen(1)] | None
 
 
-SCHEMA = Schema(root=train.SCHEMA.root, nodes={**train.SCHEMA.nodes, "sweep": "shiqrun.commands.sweep.SweepSettings"})
+SCHEMA = replace(train.SCHEMA, nodes={**train.SCHEMA.nodes, "sweep": "shiqrun.commands.sweep.SweepSettings"})
 run = train.run
 """What Hydra calls for each job where another launcher than its own was chosen."""

@@ -10,11 +10,12 @@ from typing import Annotated
 from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 
-from shiqrun.config.validate import WITHOUT_TRAINING, Schema, target
+from shiqrun.config.validate import COMMON_NODES, Schema, target
 
 SCHEMA = Schema(
     root="shiqrun.commands.toy.Root",
-    nodes={"study": None, **WITHOUT_TRAINING},
+    nodes={"study": None, **COMMON_NODES},
+    groups=[*COMMON_NODES, "study"],
 )
 
 

@@ -29,6 +29,7 @@ SCHEMA = Schema(
         "values": "shiqrun.estimates.prompt_values.ValueSettings",
         "rollout": None,
     },
+    groups=("algo", "data", "model", "hardware", "logger", "rollout"),
 )
 
 

@@ -10,12 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
-from shiqrun.config.validate import WITHOUT_TRAINING, Schema, build, settings, target
+from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
 
 SCHEMA = Schema(
     root="shiqrun.commands.values.Root",
-    nodes={**WITHOUT_TRAINING, "values": "shiqrun.estimates.prompt_values.ValueSettings"},
+    nodes={**COMMON_NODES, "values": "shiqrun.estimates.prompt_values.ValueSettings"},
+    groups=[*COMMON_NODES],
 )
 
 

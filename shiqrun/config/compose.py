@@ -3,79 +3,24 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
 
 from hydra import initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException, OverrideParseException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from shiqrun.config import resolvers  # noqa: F401  # registers what the YAML uses
+from shiqrun.config.sources import CONFIG_MODULE
 from shiqrun.config.suggest import did_you_mean, unknown_key
 from shiqrun.errors import InputError
 
-CONFIG_MODULE = "shiqrun.conf"
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 """Hydra's launchers that we know, and what brings each."""
-
-
-class UserConfigs(SearchPathPlugin):
-    """Puts the user's own folders before ours, so that theirs win. Hydra asks classes, hence the class variable."""
-
-    folders: ClassVar[Sequence[Path]] = ()
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Adds the folders in their order of precedence."""
-        for folder in self.folders:
-            search_path.prepend("user", f"file://{folder}", anchor=SearchPathQuery(provider="main"))
-
-
-@contextmanager
-def search_path(name: str, config_dir: str | None) -> Iterator[None]:
-    """Inside, Hydra also finds `config_dir` and `./conf`, in this order before ours.
-
-    Raises:
-        InputError: `config_dir` is no directory, or a folder holds a config of the command's own name.
-    """
-    if config_dir is not None and not Path(config_dir).is_dir():
-        raise InputError(f"--config-dir {config_dir}: no such directory")
-    ours = Path(str(files(CONFIG_MODULE)))
-    asked = [Path(folder).resolve() for folder in (config_dir, "conf") if folder is not None]
-    folders = [folder for folder in asked if folder.is_dir() and not (ours.exists() and folder.samefile(ours))]
-    for folder in folders:
-        if (folder / f"{name}.yaml").exists():
-            raise InputError(
-                f"{folder / name}.yaml would replace the whole of `shiqrun {name}`; put what you change into "
-                f"{folder}/experiment/NAME.yaml (first line `# @package _global_`) and say experiment=NAME"
-            )
-    Plugins.instance().register(UserConfigs)
-    UserConfigs.folders = folders
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().clear()
-
-
-def slug(text: str) -> str:
-    """`text` as part of a file name: at most 100 letters, digits and `. = + -`; anything else is one underscore."""
-    return re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)[:100].strip("_")
-
-
-def inside(folder: str | None, name: str, otherwise: str) -> str:
-    """`folder/name`, or `otherwise` where there is no folder."""
-    return str(Path(folder) / name) if folder else otherwise
-
-
-for _resolver in (slug, inside):  # at import, which is all that the workers of Hydra's launchers do
-    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
 def composed(name: str, overrides: Sequence[str], *, multirun: bool = False) -> DictConfig:

@@ -23,9 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config import sweep_grid as grid
-from shiqrun.config.compose import CONFIG_MODULE, composed, explained, jobs, search_path, spelled
+from shiqrun.config.compose import composed, explained, jobs, spelled
 from shiqrun.config.of_run import with_data_of_run
 from shiqrun.config.process import close_log, environment, leave_process_group
+from shiqrun.config.sources import CONFIG_MODULE, user_folders
 from shiqrun.config.validate import check
 from shiqrun.errors import InputError, Interrupted, TrainingError
 from shiqrun.util.quoting import as_override, for_shell, unquote
@@ -162,7 +163,7 @@ def _dispatch(argv: Sequence[str], work: _Work) -> int:
         return work.go_on(folder)
     with ExitStack() as stack:
         config_dir, args.config_dir = args.config_dir, None  # before ours; Hydra would put it behind
-        stack.enter_context(search_path(work.name, config_dir))
+        stack.enter_context(user_folders(work.name, config_dir))
         if runs and args.multirun:
             return _sweep(args, work, stack, typed=argv, config_dir=config_dir)
         if runs:

@@ -18,6 +18,8 @@ SUMMARY = "summary.json"
 LOG = "run.log"
 SWEEP, STATE = "multirun.yaml", "sweep.json"
 PLACE_KEYS = ("run_dir", "resume", "dry_run", "hydra")
+FORMER_STUBS = {"trainer": ["learning_rate"], "eval": ["max_prompts"], "values": ["samples"]}
+"""Nodes that every command's config once had: with these keys alone, they had no effect."""
 
 
 def reserve(folder: Path, *, numbered: bool) -> Path:
@@ -87,6 +89,9 @@ def load(folder: Path) -> DictConfig:
         raise InputError(f"{folder}: {what}{_nearby(folder)}")
     config = OmegaConf.load(file)
     assert isinstance(config, DictConfig)
+    for node, keys in FORMER_STUBS.items():
+        if isinstance(config.get(node), DictConfig) and list(config[node]) == keys:
+            del config[node]
     return config
 
 

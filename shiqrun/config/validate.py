@@ -6,7 +6,7 @@ class that its `_target_` names, and those of the command's settings class for t
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from shiqrun.config.locate import locate
 from shiqrun.config.suggest import did_you_mean, unknown_key
 from shiqrun.errors import InputError
 
@@ -31,43 +32,21 @@ class Schema:
     Attributes:
         root: the class whose keyword-only parameters are the keys of the root that are no nodes.
         nodes: each node's settings class; None where the node's `_target_` says it all.
+        groups: the nodes that a config group fills; every choice has a name.
     """
 
     root: str
     nodes: Mapping[str, str | None] = field(default_factory=dict)
+    groups: Sequence[str] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unused:
-    """The keys of `trainer:` that a model may bring along."""
-
-    learning_rate: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnusedEval:
-    """The keys of `eval:` that a data set may bring along."""
-
-    max_prompts: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnusedValues:
-    """The keys of `values:` that a data set may bring along."""
-
-    samples: int | None
-
-
-WITHOUT_TRAINING = {
+COMMON_NODES = {
     "data": "shiqrun.batching.logged_data.DataSettings",
     "model": "shiqrun.models.policy.ModelSettings",
     "hardware": None,
     "logger": None,
-    "trainer": "shiqrun.config.validate.Unused",
-    "eval": "shiqrun.config.validate.UnusedEval",
-    "values": "shiqrun.config.validate.UnusedValues",
 }
-"""The nodes that every command understands, for those that train nothing."""
+"""The nodes of `conf/_command.yaml`, which every command has; all are groups."""
 
 
 def check(config: DictConfig, schema: Schema) -> None:
@@ -81,7 +60,8 @@ def check(config: DictConfig, schema: Schema) -> None:
     raw = OmegaConf.to_container(given, resolve=False)
     assert isinstance(raw, dict)
     problems = [f"{key}: not set (???); give {key}=VALUE" for key in _open("", raw)]
-    problems += [f"{node}: missing; choose one with {node}=NAME" for node in schema.nodes if raw.get(node) is None]
+    chosen = {node for node, value in raw.items() if value is not None and (node not in schema.groups or _named(value))}
+    problems += [f"{node}: missing; choose one with {node}=NAME" for node in schema.nodes if node not in chosen]
     if not problems:
         problems = list(_problems(_resolved(given), schema))
     if problems:
@@ -106,7 +86,7 @@ def build(node: DictConfig, kind: type[Settings]) -> tuple[Any, Settings]:
 def target(node: DictConfig) -> Any:
     """What the node's `_target_` returns, called with those keys of the node that are its parameters."""
     values = _resolved(node)
-    own = parameters(_located("_target_", values["_target_"]))
+    own = parameters(locate("_target_", values["_target_"]))
     chosen = {key: value for key, value in values.items() if key in own or key in RESERVED}
     try:
         return instantiate(chosen, _convert_="all")
@@ -122,6 +102,11 @@ def parameters(called: Callable[..., Any]) -> Parameters:
     return {name: p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
+def _named(node: Any) -> bool:
+    """Whether a choice filled the node; only what all choices share has no name."""
+    return not isinstance(node, dict) or "name" in node
+
+
 def _open(prefix: str, node: Mapping[Any, Any]) -> Iterator[str]:
     for key, value in node.items():
         if value == "???":
@@ -134,18 +119,20 @@ def _resolved(node: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, InputError):  # of a resolver of ours
+            raise error.__cause__ from None
         raise InputError(str(error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def _problems(values: Mapping[str, Any], schema: Schema) -> Iterator[str]:
-    root = parameters(_located("root", schema.root))
+    root = parameters(locate("root", schema.root))
     plain = {key: value for key, value in values.items() if key not in schema.nodes}
     yield from _mismatches("", plain, root, also=schema.nodes)
     for key, kind in schema.nodes.items():
         if isinstance(values[key], dict):
-            yield from _node_problems(key, values[key], parameters(_located(key, kind)) if kind else {})
+            yield from _node_problems(key, values[key], parameters(locate(key, kind)) if kind else {})
         else:
             yield f"{key}: met {values[key]!r}, expected a group of settings; choose one with {key}=NAME"
 
@@ -153,7 +140,7 @@ def _problems(values: Mapping[str, Any], schema: Schema) -> Iterator[str]:
 def _node_problems(path: str, node: Mapping[str, Any], shared: Parameters) -> Iterator[str]:
     valid = dict(shared)
     if "_target_" in node:
-        called = _located(f"{path}._target_", node["_target_"])
+        called = locate(f"{path}._target_", node["_target_"])
         valid = {**_keys(name=str, _target_=str, _partial_=bool), **valid, **parameters(called)}
     elif not shared:
         valid = _keys(name=str)
@@ -225,20 +212,3 @@ def _members(annotation: Any) -> Iterator[Any]:
             yield from _members(part)
     else:
         yield annotation
-
-
-def _located(key: str, name: Any) -> Any:
-    """The object of a dotted name.
-
-    Raises:
-        InputError: there is none, it cannot be called, or its module cannot be imported.
-    """
-    from hydra._internal.utils import _locate  # hydra.utils.get_object logs the error as well
-
-    try:
-        found = _locate(name)
-    except Exception as error:
-        raise InputError(f"{key}: cannot import {name!r}: {str(error).strip()}") from error
-    if not callable(found):
-        raise InputError(f"{key}: {name!r} is {type(found).__name__}, expected a function or a class")
-    return found

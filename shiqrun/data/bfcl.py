@@ -12,9 +12,9 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -52,6 +52,8 @@ class Bfcl(Source):
     Raises:
         InputError: `bfcl-eval` is not installed.
     """
+
+    suggested: ClassVar[Mapping[str, int]] = {"eval.max_prompts": 200}  # all samples that `split` names
 
     def __init__(
         self,

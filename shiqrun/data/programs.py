@@ -9,9 +9,9 @@ Functions are split, not problems: no logged program of the training split, righ
 computes a function of val or test.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -101,6 +101,8 @@ class Programs(Source):
         InputError: a primitive named twice, more fixed than shown, too few functions for the splits, or rewards in the
             wrong order.
     """
+
+    suggested: ClassVar[Mapping[str, int]] = {"values.samples": 32}  # its prompts are many and short
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """`model=tiny`: a small Llama built from a config, with a tokenizer made from the training split."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Gt
@@ -27,6 +27,8 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
     """Keys of `conf/model/tiny.yaml`; sizes in units, `vocab_size` an upper bound for a tokenizer made from text."""
+
+    suggested: ClassVar[Mapping[str, float]] = {"trainer.learning_rate": 2.0e-3}
 
     hidden_size: Count
     intermediate_size: Count

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from hydra.errors import MissingConfigException
 
-from shiqrun.config.compose import composed, explained, inside, spelled
+from shiqrun.config.compose import composed, explained, spelled
+from shiqrun.config.resolvers import inside
 from shiqrun.errors import InputError
 
 

@@ -1,0 +1,45 @@
+"""OmegaConf resolvers that `conf/*.yaml` uses: `${slug:...}`, `${inside:...}` and `${suggested:...}`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from shiqrun.config.locate import locate
+
+
+def slug(text: str) -> str:
+    """Return `text` as a part of a file name: at most 100 characters, each run of unsafe ones as one underscore.
+
+    Letters, digits and `. _ = + -` are safe.
+    """
+    return re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)[:100].strip("_")
+
+
+def inside(folder: str | None, name: str, otherwise: str) -> str:
+    """Return `folder/name`, or `otherwise` where there is no folder."""
+    return str(Path(folder) / name) if folder else otherwise
+
+
+def suggested(group: str, key: str, otherwise: Any, *, _root_: DictConfig) -> Any:
+    """Return the value that the chosen data set or model suggests for a setting of another node.
+
+    A class that has better values for its use than the general ones lists them in its class attribute `suggested`, as
+    `suggested = {"trainer.learning_rate": 2e-3}`. What the command line or an experiment sets wins over it.
+
+    Args:
+        group: the node whose `_target_` is asked, "data" or "model".
+        key: the dotted name of the setting.
+        otherwise: the value where the class suggests none.
+
+    Raises:
+        InputError: the `_target_` of the node cannot be imported.
+    """
+    node = _root_.get(group) or {}
+    chosen = locate(f"{group}._target_", node["_target_"]) if "_target_" in node else None
+    return getattr(chosen, "suggested", {}).get(key, otherwise)
+
+
+for _resolver in (slug, inside, suggested):  # at import, which is all that the workers of Hydra's launchers do
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
