@@ -15,7 +15,7 @@ from bench.clock import StepClock
 from bench.work import read_pairs
 from shiqrun.batching.logged_data import Encoded, load
 from shiqrun.commands.train import plan
-from shiqrun.config.compose import composed
+from shiqrun.config.compose import compose
 from shiqrun.training import run as training
 from shiqrun.training.plan import Plan, Run
 from shiqrun.training.prepare import prepare_run
@@ -84,7 +84,7 @@ def loaded(settings: Settings, run_dir: Path) -> Run:
 
 
 def _plan(settings: Settings, run_dir: Path, completions: int) -> Plan:
-    config = composed("train", overrides(settings, run_dir, completions))
+    config = compose("train", overrides(settings, run_dir, completions))
     return plan(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), run_dir)
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_module
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
 from shiqrun import losses
 from shiqrun.cli import COMMANDS, main
-from shiqrun.config.compose import composed, jobs, spelled
+from shiqrun.config.compose import as_hydra_overrides, compose, job_overrides
 from shiqrun.config.sources import user_folders
 from shiqrun.config.validate import check
 from shiqrun.types import LossTerms
@@ -58,7 +59,7 @@ def schema(command):
 
 def settings(name, *overrides):
     with initialize_config_module("shiqrun.conf", version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+        return hydra_compose(name, overrides=list(overrides))
 
 
 @pytest.mark.parametrize("option", algorithms())
@@ -181,11 +182,11 @@ def test_a_group_writes_into_no_node_but_its_own(path):
     ],
 )
 def test_a_data_set_or_model_suggests_settings_of_other_nodes(command, choice, key, value):
-    assert OmegaConf.select(composed(command, choice.split()), key) == value
+    assert OmegaConf.select(compose(command, choice.split()), key) == value
 
 
 def test_a_command_has_the_nodes_that_it_reads_and_no_more():
-    nodes = {command: set(composed(command, [])) - {"hydra"} for command in ("score", "inspect", "toy", "pivotal")}
+    nodes = {command: set(compose(command, [])) - {"hydra"} for command in ("score", "inspect", "toy", "pivotal")}
     assert not {node for of_command in nodes.values() for node in of_command} & {"trainer", "eval", "values"}
 
 
@@ -227,12 +228,12 @@ def expect_composed(line):
     assert command in COMMANDS
     if command not in CONFIGURED:
         return
-    overrides = spelled([word for word in words if not word.startswith("-") and "=" in word])
+    overrides = as_hydra_overrides([word for word in words if not word.startswith("-") and "=" in word])
     if any(word.startswith(("resume=", "run=")) for word in overrides):  # the config is in that directory
         assert len(overrides) == 1 or command != "train"
         return
     with user_folders(command, None):
         many = command == "sweep" or "-m" in words or "--multirun" in words
-        each = jobs(command, composed(command, overrides, multirun=True), overrides) if many else [overrides]
+        each = job_overrides(command, compose(command, overrides, multirun=True), overrides) if many else [overrides]
         for job in each:
-            check(composed(command, job), schema(command))
+            check(compose(command, job), schema(command))

@@ -76,8 +76,7 @@ def test_a_loss_needs_a_yaml_with_its_target_alone(folder, flags):
     (run,) = Path("outputs/mine-treasure").iterdir()
     algo = yaml.safe_load((run / ".hydra/config.yaml").read_text())["algo"]
     assert algo.items() >= {"name": "mine", "reference": "frozen", "reward_offset": "none"}.items()
-    summary = json.loads((run / "summary.json").read_text())
-    assert (summary["algo"], summary["step"]) == ("mine", 2)
+    assert json.loads((run / "summary.json").read_text())["algo"] == "mine"
     assert main(["eval", f"run={run}", "eval.beta=1", "run_dir=answers"]) == 0
     assert main(["report", str(run)]) == 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shiqrun.commands.train import SCHEMA
-from shiqrun.config.compose import composed
+from shiqrun.config.compose import compose
 from shiqrun.config.validate import check
 
 PATHS = ["model.path=MODEL", "eval.reward.path=JUDGE"]
@@ -18,7 +18,7 @@ METHODS = ["shiq", "shiq_init", "shiq_ms", "shiq_tk", "copg", "dpo", "dro"]
 
 @pytest.mark.parametrize("name", BOTH)
 def test_the_papers_values_stand(name):
-    config = composed("train", [f"experiment=paper_{name}", *BOTH[name]])
+    config = compose("train", [f"experiment=paper_{name}", *BOTH[name]])
     check(config, SCHEMA)
     assert (config.trainer.max_epochs, config.trainer.max_steps) == (1, None)
     assert (config.eval.every, config.eval.max_prompts) == (50, 128)
@@ -30,7 +30,7 @@ def test_the_papers_values_stand(name):
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_comparison_can_be_chosen(name, method):
-    check(composed("train", [f"experiment=paper_{name}", *BOTH[name], f"algo={method}", "algo.beta=0.3"]), SCHEMA)
+    check(compose("train", [f"experiment=paper_{name}", *BOTH[name], f"algo={method}", "algo.beta=0.3"]), SCHEMA)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -45,7 +45,7 @@ def test_every_value_says_whether_it_is_the_papers_or_ours(name):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_multi_turn_experiment_is_the_papers_as_far_as_it_is_known(method):
-    config = composed("train", ["experiment=paper_bfcl", "model.path=MODEL", f"algo={method}"])
+    config = compose("train", ["experiment=paper_bfcl", "model.path=MODEL", f"algo={method}"])
     check(config, SCHEMA)
     assert (config.data.name, config.data.split, config.data.rewards) == ("bfcl", "test", "independent")
     assert (config.data.arguments, config.data.functions, config.data.path) == ("said", "official", None)
@@ -65,7 +65,7 @@ def test_the_multi_turn_experiment_is_the_papers_as_far_as_it_is_known(method):
 def test_the_online_experiment_is_the_papers_as_far_as_it_is_known(method):
     pairs = ["rollout.samples_per_prompt=2"] * (method == "copg")
     words = ["experiment=paper_spo", "model.path=MODEL", f"algo={method}", "algo.reference=frozen", *pairs]
-    config = composed("train", words)
+    config = compose("train", words)
     check(config, SCHEMA)
     assert (config.trainer.learning_rate, config.trainer.warmup_steps, config.trainer.batch_size) == (6e-8, 200, 128)
     assert (config.rollout.name, config.rollout.offline, config.rollout.model_update_interval) == ("ray", 0.5, 10)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.choices import build_data, build_reward
-from shiqrun.config.of_run import data_beside, evaluation_beside
+from shiqrun.config.of_run import data_node, with_evaluation_of_run
 from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
 
@@ -56,7 +56,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     disable_progress_bar()
     set_verbosity_error()
     if config.run:
-        config = evaluation_beside(config, rundir.load(Path(config.run)))
+        config = with_evaluation_of_run(config, rundir.load(Path(config.run)))
     asked = settings(config.eval, AnswerSettings)
     if asked.policy == MODEL:
         _evaluate_model(config, run_dir, asked)
@@ -207,7 +207,7 @@ def _of_run(config: DictConfig) -> "Subject":
 
     folder = Path(config.run)
     former = rundir.load(folder)
-    data_node = data_beside(config, former, SCHEMA)
+    node = data_node(config, former, SCHEMA)
     if config.reference is not None:
         raise InputError(f"run={folder} brings its own reference; leave out reference={config.reference}")
     own, own_settings = build_data(former.data)
@@ -222,10 +222,10 @@ def _of_run(config: DictConfig) -> "Subject":
         examples=lambda: examples_of(own, "train", own_settings),
         source=own,
     )
-    source, data = build_data(data_node)
+    source, data = build_data(node)
     return Subject(
         title=f"{former.algo.name} on {former.data.name}, {folder}",
-        name=data_node.name,
+        name=node.name,
         source=source,
         data=data,
         training=lambda: examples_of(own, "train", own_settings),
@@ -234,7 +234,7 @@ def _of_run(config: DictConfig) -> "Subject":
         reference=trained.reference,
         context=choice.context(),
         beta=former.algo.get("beta"),
-        where={"run": str(folder), "checkpoint": config.checkpoint, "algo": former.algo.name, "data": data_node.name},
+        where={"run": str(folder), "checkpoint": config.checkpoint, "algo": former.algo.name, "data": node.name},
     )
 
 

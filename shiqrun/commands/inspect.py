@@ -12,7 +12,7 @@ from rich.text import Text
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.choices import build_data
-from shiqrun.config.of_run import data_beside
+from shiqrun.config.of_run import data_node
 from shiqrun.config.validate import COMMON_NODES, Schema, build, target
 from shiqrun.errors import InputError
 from shiqrun.report.terminal_credit import (
@@ -94,7 +94,7 @@ def _look_into(config: DictConfig) -> None:
     from shiqrun.evaluation.credit import credit, write_credit
 
     former = rundir.load(Path(config.run))
-    source, data = build_data(data_beside(config, former, SCHEMA))
+    source, data = build_data(data_node(config, former, SCHEMA))
     trained = _trained(config, former)
     encoded = _encoded(source, trained.tokenizer, data, _context(trained))
     if config.dry_run:

@@ -1,7 +1,8 @@
-"""A command line to runs: Hydra around a command's `run(config, run_dir)`, resume, sweeps, ranks and exit codes.
+"""From the words behind `shiqrun COMMAND` to finished jobs: Hydra around a command's `run(config, run_dir)`.
 
-Hydra parses, composes, makes the run directory and logs. Everything that can be wrong with a config is found before
-it does: the config is composed and checked first, so that a mistake leaves no run directory behind.
+Hydra parses the words, composes the config, makes the run directory and sets up logging. Before it does, the config is
+composed and checked once, so that a mistake leaves no run directory behind. This module also resumes runs, starts
+sweeps, serves the further ranks that Lightning starts, and turns errors into exit codes.
 """
 
 import os
@@ -18,114 +19,116 @@ from pathlib import Path
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import configure_log
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config import sweep_grid as grid
-from shiqrun.config.compose import composed, explained, jobs, spelled
+from shiqrun.config.compose import as_hydra_overrides, compose, job_overrides
+from shiqrun.config.explain import explain
 from shiqrun.config.of_run import with_data_of_run
-from shiqrun.config.process import close_log, environment, leave_process_group
+from shiqrun.config.process import append_to_log, close_log, environment, leave_process_group
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
 from shiqrun.config.validate import check
 from shiqrun.errors import InputError, Interrupted, TrainingError
 from shiqrun.util.quoting import as_override, for_shell, unquote
 
 CHILD_CONFIG = "SHIQRUN_CHILD_CONFIG"
+"""Environment variable with the run directory, for the further ranks of a run."""
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def launch(
     name: str, argv: Sequence[str], *, module: str, writes: bool = True, program: Sequence[str] | None = None
 ) -> int:
-    """Runs `module.run` for every job that the words after the command ask for.
+    """Run `module.run` for every job that the words of a command line ask for.
 
     Args:
-        name: the command, and the name of its config.
-        argv: overrides and Hydra's flags, in any order.
-        module: has `run(config: DictConfig, run_dir: Path) -> None` and `SCHEMA`; imported only for a run.
-        writes: False gives `run` a directory that vanishes.
+        name: the command, which is also the name of its config.
+        argv: the words behind the command: overrides and Hydra's flags, in any order.
+        module: has `run(config: DictConfig, run_dir: Path) -> None` and `SCHEMA`; it is imported only for a run.
+        writes: False if the command leaves no files: `run` then gets a directory that vanishes.
         program: the words that start a job of a sweep in a process of its own; by default `python -m shiqrun`.
 
     Returns:
-        The exit code: 0, 1 failed, 2 input that cannot work, 130 interrupted.
+        The exit code: 0, 1 for a failure, 2 for input that cannot work, 130 for an interrupt.
     """
-    work = _Work(name, module, kept=writes, program=program)
+    command = _CommandLine(name, module, keeps_files=writes, program=program)
     try:
         if os.environ.get("LOCAL_RANK", "0") != "0" and CHILD_CONFIG in os.environ:
-            return work.as_rank(Path(os.environ[CHILD_CONFIG]))
-        with environment(HYDRA_FULL_ERROR="1"):  # Hydra hands over its errors instead of printing and leaving
-            return _dispatch(argv, work)
+            return command.run_as_further_rank(Path(os.environ[CHILD_CONFIG]))
+        with environment(HYDRA_FULL_ERROR="1"):  # Hydra raises its errors instead of printing them and exiting
+            return _dispatch(argv, command)
     except InputError as error:
-        _tell(f"error: {error}")
+        _print_error(f"error: {error}")
         return WRONG_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
 @dataclass
-class _Work:
-    """The jobs of one command line.
+class _CommandLine:
+    """One command line: it runs the jobs and remembers how they ended.
 
     Attributes:
         name: the command.
-        module: where its `run` and `SCHEMA` are.
-        kept: False if what it writes vanishes.
-        program: what starts a job of a sweep in a process of its own.
-        made: True if the run directory was not there before.
-        codes: the exit codes of the jobs that have run.
-        swept: the keys with several values, if another launcher than Hydra's own runs the jobs.
+        module: the module with its `run` and `SCHEMA`.
+        keeps_files: False if the run directory vanishes at the end.
+        program: the words that start a job of a sweep in a process of its own.
+        made_directory: True if the run directory was not there before, so that wrong input may remove it.
+        exit_codes: of the jobs that have run.
+        swept: the keys with several values, if a launcher other than Hydra's own runs the jobs.
     """
 
     name: str
     module: str
-    kept: bool
+    keeps_files: bool
     program: Sequence[str] | None = None
-    made: bool = True
-    codes: list[int] = field(default_factory=list)
+    made_directory: bool = True
+    exit_codes: list[int] = field(default_factory=list)
     swept: Sequence[str] = ()
 
     def check(self, config: DictConfig) -> None:
+        """Raise InputError if the config cannot be run."""
         check(config, import_module(self.module).SCHEMA)
         rundir.expect_run(config)
 
-    def as_rank(self, folder: Path) -> int:
-        """One of the further ranks that Lightning starts by our own command line: the first rank's config, as is."""
-        self.kept = False
-        return self.attempt(rundir.load(folder), folder)
+    def run_as_further_rank(self, folder: Path) -> int:
+        """Run the config of the first rank: Lightning started this process with the first rank's command line."""
+        self.keeps_files = False
+        return self.run_job(rundir.load(folder), folder)
 
-    def go_on(self, folder: Path) -> int:
-        """The run in a directory, where it stopped."""
+    def resume(self, folder: Path) -> int:
+        """Continue the run in a directory with its saved config."""
         folder = folder.absolute()
-        config = rundir.placed(rundir.load(folder), folder, resume=True)
+        config = rundir.with_run_dir(rundir.load(folder), folder, resume=True)
         self.check(config)
-        rundir.reserve(folder, numbered=False)
-        self.made = False
-        _log_as_before(folder)
+        rundir.make_directory(folder, numbered=False)
+        self.made_directory = False
+        append_to_log(folder)
         rundir.save(config, folder)
-        return self.attempt(config, folder)
+        return self.run_job(config, folder)
 
-    def task(self, config: DictConfig) -> None:
-        """What Hydra calls with the config of each job, once it has made its directory and log."""
+    def run_composed(self, config: DictConfig) -> None:
+        """Run one job. Hydra calls this with the job's config, once it has made the run directory and the log."""
         folder = Path(HydraConfig.get().runtime.output_dir)
-        if self.kept:
-            config = rundir.placed(config, folder, resume=False)
+        if self.keeps_files:
+            config = rundir.with_run_dir(config, folder, resume=False)
             if self.swept:
-                config = grid.labelled(config, HydraConfig.get().overrides.task, self.swept, folder.parent)
+                config = grid.with_labels(config, HydraConfig.get().overrides.task, self.swept, folder.parent)
             rundir.save(config, folder)
-        self.attempt(config, folder)
+        self.run_job(config, folder)
 
-    def attempt(self, config: DictConfig, folder: Path) -> int:
-        """Runs one job; an error is told and becomes an exit code, an interrupt goes on up."""
+    def run_job(self, config: DictConfig, folder: Path) -> int:
+        """Run one job; return its exit code and print its error. An interrupt is raised again."""
         code = 0
         try:
             with environment(**{CHILD_CONFIG: str(folder)}):
                 import_module(self.module).run(config, folder)
         except InputError as error:
             code = WRONG_INPUT
-            _tell(f"error: {error}")
-            if self.kept and self.made:
-                rundir.discard(folder)
+            _print_error(f"error: {error}")
+            if self.keeps_files and self.made_directory:
+                rundir.discard_unused(folder)
         except TrainingError as error:
             code = FAILED
             self._report(f"failed: {error}", folder)
@@ -138,103 +141,126 @@ class _Work:
         finally:
             leave_process_group()
             close_log()
-        self.codes.append(code)
+        self.exit_codes.append(code)
         return code
 
     def _report(self, text: str, folder: Path) -> None:
-        if self.kept:
+        """Print how a job ended, and write it into the run's log with how to continue."""
+        if self.keeps_files:
             text += f"\nrun directory: {folder}\nto go on: shiqrun {self.name} resume={for_shell(folder)}"
             with (folder / rundir.LOG).open("a", encoding="utf-8") as log:
                 print(text, file=log)
-        _tell(text)
+        _print_error(text)
 
 
-def _dispatch(argv: Sequence[str], work: _Work) -> int:
+def _dispatch(argv: Sequence[str], command: _CommandLine) -> int:
+    """Show something, resume, sweep or run one job, whichever the words ask for."""
     args = get_args_parser().parse_intermixed_args(list(argv))
-    args.overrides = with_data_of_run(spelled(args.overrides))
+    args.overrides = with_data_of_run(as_hydra_overrides(args.overrides))
     shows = args.help or args.hydra_help or args.shell_completion
     runs = not (shows or args.cfg or args.info)
-    _refuse(args)
-    if runs and work.name == grid.COMMAND:
-        if (code := grid.resumed(args.overrides, work.program)) is not None:
+    _refuse_flags(args)
+    if runs and command.name == grid.COMMAND:
+        if (code := grid.resume(args.overrides, command.program)) is not None:
             return code
         args.multirun = True
-    if runs and work.kept and (folder := _resumed(args)):
-        return work.go_on(folder)
+    if runs and command.keeps_files and (folder := _folder_to_resume(args)):
+        return command.resume(folder)
     with ExitStack() as stack:
-        config_dir, args.config_dir = args.config_dir, None  # before ours; Hydra would put it behind
-        stack.enter_context(user_folders(work.name, config_dir))
+        config_dir, args.config_dir = args.config_dir, None  # ours is searched before the project; Hydra's after it
+        stack.enter_context(user_folders(command.name, config_dir))
         if runs and args.multirun:
-            return _sweep(args, work, stack, typed=argv, config_dir=config_dir)
+            return _sweep(args, command, stack, typed=argv, config_dir=config_dir)
         if runs:
-            config = composed(work.name, args.overrides)
-            work.check(config)
-            place = _place(config, "run", work, stack)
-            if place is None:
-                return work.go_on(Path(config.hydra.run.dir))
-            args.overrides.append(f"hydra.run.dir={as_override(place)}")
-        elif not shows:
-            composed(work.name, args.overrides)  # for its error messages
-        return _hydra(args, work)
+            return _run_one(args, command, stack)
+        if not shows:
+            compose(command.name, args.overrides)  # for its error messages
+        return _call_hydra(args, command)
 
 
-def _sweep(args: Namespace, work: _Work, stack: ExitStack, *, typed: Sequence[str], config_dir: str | None) -> int:
-    """Every job as a process of its own, or as another of Hydra's launchers has it; all are checked before any runs."""
-    config = composed(work.name, args.overrides, multirun=True)
-    work.swept = grid.swept_keys(config, args.overrides)
-    each = [(words, composed(work.name, words)) for words in jobs(work.name, config, args.overrides)]
+def _run_one(args: Namespace, command: _CommandLine, stack: ExitStack) -> int:
+    """Check the config, make the run directory, and run the job; or continue the same run if it is there unfinished."""
+    config = compose(command.name, args.overrides)
+    command.check(config)
+    folder = _output_directory(config, "run", command, stack)
+    if folder is None:
+        return command.resume(Path(config.hydra.run.dir))
+    args.overrides.append(f"hydra.run.dir={as_override(folder)}")
+    return _call_hydra(args, command)
+
+
+def _sweep(
+    args: Namespace, command: _CommandLine, stack: ExitStack, *, typed: Sequence[str], config_dir: str | None
+) -> int:
+    """Check all jobs, then run each in a process of its own, or as the chosen launcher of Hydra runs them."""
+    config = compose(command.name, args.overrides, multirun=True)
+    command.swept = grid.swept_keys(config, args.overrides)
+    each_words = job_overrides(command.name, config, args.overrides)
+    each = [(words, compose(command.name, words)) for words in each_words]
     for _, job in each:
-        work.check(job)
-    sweep = grid.planned(work.name, each, work.swept, typed)
-    if work.kept and config.get("dry_run"):
-        grid.show(sweep)
+        command.check(job)
+    sweep = grid.plan_sweep(command.name, each, command.swept, typed)
+    if command.keeps_files and config.get("dry_run"):
+        grid.print_jobs(sweep)
         return 0
-    folder = _place(config, "sweep", work, stack)
+    folder = _output_directory(config, "sweep", command, stack)
     assert folder is not None
-    if work.kept and grid.is_ours(config):
-        return grid.run(grid.placed(sweep, folder, each, config_dir), config, work.program)
-    if work.name == grid.COMMAND:
-        work.name, args.overrides = sweep.command, grid.words_for_launcher(args.overrides)
+    if command.keeps_files and grid.uses_own_launcher(config):
+        return grid.run(grid.place(sweep, folder, each, config_dir), config, command.program)
+    if command.name == grid.COMMAND:
+        command.name, args.overrides = sweep.command, grid.words_for_launcher(args.overrides)
     args.overrides.append(f"hydra.sweep.dir={as_override(folder)}")
-    if not work.kept:
-        return _hydra(args, work)
+    if not command.keeps_files:
+        return _call_hydra(args, command)
     try:
-        _hydra(args, work)
+        _call_hydra(args, command)
     finally:  # also where the launcher itself gave up
-        code = grid.collected(sweep, folder)
+        code = grid.collect_results(sweep, folder)
     return code
 
 
-def _place(config: DictConfig, kind: str, work: _Work, stack: ExitStack) -> Path | None:
-    """The directory for a run or a sweep, made; None if it holds this very run, unfinished."""
-    if not work.kept or config.get("dry_run"):
-        work.kept = False
+def _output_directory(config: DictConfig, kind: str, command: _CommandLine, stack: ExitStack) -> Path | None:
+    """Make the directory for a run or a sweep; return None if it holds this very run, unfinished.
+
+    Args:
+        config: the composed config.
+        kind: "run" or "sweep".
+        command: learns whether its files are kept and whether the directory was there before.
+        stack: what is to be removed when the command ends.
+    """
+    if not command.keeps_files or config.get("dry_run"):
+        command.keeps_files = False
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shiqrun-")))
     folder = Path(config.hydra[kind].dir).absolute()
-    timed = _is_timed(config, kind)
+    timed = rundir.is_named_by_time(config, kind)
     if not timed and kind == "sweep":
-        rundir.free_for_sweep(folder)
-    elif not timed and rundir.unfinished(folder, config):
-        _tell(f"{folder} holds this run, unfinished: going on with it")
+        rundir.expect_neither_run_nor_sweep(folder)
+    elif not timed and rundir.holds_unfinished(folder, config):
+        _print_error(f"{folder} holds this run, unfinished: going on with it")
         return None
-    work.made = not folder.exists()
+    command.made_directory = not folder.exists()
     stack.callback(rundir.discard_empty, [parent for parent in folder.parents if not parent.exists()])
-    return rundir.reserve(folder, numbered=timed)
+    return rundir.make_directory(folder, numbered=timed)
 
 
-def _hydra(args: Namespace, work: _Work) -> int:
-    """Hydra's own main, past its parsing of `sys.argv`: Lightning repeats that for its ranks and needs the command."""
+def _call_hydra(args: Namespace, command: _CommandLine) -> int:
+    """Call what Hydra calls after parsing `sys.argv`, which stays whole: Lightning repeats it for its ranks."""
     version.setbase("1.3")
     try:
-        _run_hydra(args, get_args_parser(), work.task, f"pkg://{CONFIG_MODULE}", work.name)
+        _run_hydra(args, get_args_parser(), command.run_composed, f"pkg://{CONFIG_MODULE}", command.name)
     except SystemExit as done:
         return int(done.code or 0)
-    except Exception as error:  # no error of ours comes this way: `attempt` keeps them
-        raise InputError(explained(error, work.name, args.overrides)) from error
-    return FAILED if FAILED in work.codes else max(work.codes, default=0)
+    except Exception as error:  # errors of jobs do not come this way: `run_job` catches them
+        raise InputError(explain(error, command.name, args.overrides)) from error
+    return FAILED if FAILED in command.exit_codes else max(command.exit_codes, default=0)
 
 
-def _refuse(args: Namespace) -> None:
+def _refuse_flags(args: Namespace) -> None:
+    """Refuse flags of Hydra that do not work here.
+
+    Raises:
+        InputError: one of them was given.
+    """
     for flag in ("config_path", "config_name", "experimental_rerun"):
         if getattr(args, flag) is not None:
             raise InputError(f"--{flag.replace('_', '-')}: not here; --config-dir DIR adds a folder of your own YAML")
@@ -244,8 +270,12 @@ def _refuse(args: Namespace) -> None:
         raise InputError("--resolve: only with --cfg or --help")
 
 
-def _resumed(args: Namespace) -> Path | None:
-    """The run directory of `resume=`, if it is there."""
+def _folder_to_resume(args: Namespace) -> Path | None:
+    """Return the run directory of `resume=DIR`, or None if it was not given.
+
+    Raises:
+        InputError: another setting was given too.
+    """
     given = [override for override in args.overrides if override.lstrip("+").startswith("resume=")]
     value = unquote(given[-1].partition("=")[2]) if given else "null"
     if value in ("", "null"):
@@ -253,29 +283,13 @@ def _resumed(args: Namespace) -> Path | None:
     others = [override for override in args.overrides if override not in given] + ["--multirun"] * args.multirun
     if others:
         raise InputError(
-            f"resume={value}: goes on with the config of that run, so nothing else can be set: {', '.join(others)}"
+            f"resume={value}: goes on with the config of that run, so nothing else can be set; leave out "
+            f"{', '.join(others)}"
         )
     return Path(value)
 
 
-def _is_timed(config: DictConfig, kind: str) -> bool:
-    """True if the directory's name is the time, so that two runs of one second must not share it."""
-    raw = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(raw, dict)
-    name = raw["hydra"][kind]["dir"]
-    return "${now:" in (raw["run_dir"] if name == "${run_dir}" else name)
-
-
-def _log_as_before(folder: Path) -> None:
-    """Logs to the run's own log again, by the logging config that Hydra saved."""
-    file = folder / rundir.CONFIG.with_name("hydra.yaml")
-    if file.is_file():
-        saved = OmegaConf.load(file)
-        saved.hydra.runtime.output_dir = str(folder)
-        configure_log(saved.hydra.job_logging, saved.hydra.verbose)
-
-
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return  # the main process says it once for all ranks
     lines = text.rstrip().replace("\n", "\n  ")

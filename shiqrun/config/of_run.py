@@ -1,4 +1,4 @@
-"""What may be set beside `run=RUN_DIR`: the run brings its own model, its data and how it was evaluated by itself."""
+"""Settings beside `run=RUN_DIR`: the run brings its model, data and evaluation settings; some may be changed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,14 @@ from shiqrun.errors import InputError
 from shiqrun.util.quoting import as_override, unquote
 
 
-def evaluation_beside(config: DictConfig, former: DictConfig) -> DictConfig:
-    """The config with the run's own settings of `eval:` and its reward, where the command line sets nothing else."""
-    given, merged = {key for _, key in _words()}, config.copy()
+def with_evaluation_of_run(config: DictConfig, former: DictConfig) -> DictConfig:
+    """Return the config of `shiqrun eval` with the run's own `eval:` settings and reward where none were given.
+
+    Args:
+        config: of this command, with `run` set.
+        former: the saved config of the run.
+    """
+    given, merged = {key for _, key in _given_overrides()}, config.copy()
     with open_dict(merged):
         for key in set(config.eval) & set(former.eval):
             if f"eval.{key}" not in given:
@@ -25,59 +30,59 @@ def evaluation_beside(config: DictConfig, former: DictConfig) -> DictConfig:
     return merged
 
 
-def _words() -> list[tuple[str, str]]:
-    """What the command line sets: (the word, its key)."""
+def _given_overrides() -> list[tuple[str, str]]:
+    """Every override of the command line with its key."""
     words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     return [(word, word.lstrip("+~").partition("=")[0]) for word in words]
 
 
 def with_data_of_run(overrides: Sequence[str]) -> list[str]:
-    """The overrides, led by the run's data and its settings where `run=DIR` stands beside `data.KEY` but no `data`.
+    """Put the data set of the run before the overrides if `run=DIR` and `data.KEY` are given, but no `data`.
 
-    Hydra knows the keys of one data set only, which would be the command's own.
+    Hydra knows only the keys of one data set, which would be the default one of the command.
     """
-    asked = {key: unquote(value) for key, _, value in (word.partition("=") for word in overrides)}
-    keys = {key.lstrip("+~") for key in asked}
-    folder = Path(asked.get("run", ""))
+    given = {key: unquote(value) for key, _, value in (word.partition("=") for word in overrides)}
+    keys = {key.lstrip("+~") for key in given}
+    folder = Path(given.get("run", ""))
     saved = folder / ".hydra" / "hydra.yaml"
-    if "run" not in asked or "data" in keys or not any(k.startswith("data.") for k in keys) or not saved.is_file():
+    if "run" not in given or "data" in keys or not any(k.startswith("data.") for k in keys) or not saved.is_file():
         return list(overrides)
     choice = OmegaConf.select(OmegaConf.load(saved), "hydra.runtime.choices.data")
     settings = OmegaConf.to_container(rundir.load(folder).data, resolve=True)
     if choice is None or not isinstance(settings, dict):
         return list(overrides)
     own = {f"data.{key!s}": value for key, value in settings.items() if key not in ("_target_", "name")}
-    return [f"data={choice}", *(f"{k}={_value(v)}" for k, v in own.items() if k not in keys), *overrides]
+    return [f"data={choice}", *(f"{k}={_as_override(v)}" for k, v in own.items() if k not in keys), *overrides]
 
 
-def _value(value: Any) -> str:
-    """As an override says it, so that it is read as what it is."""
+def _as_override(value: Any) -> str:
+    """A YAML value as an override that Hydra reads as the same value."""
     if isinstance(value, list):
-        return f"[{','.join(map(_value, value))}]"
+        return f"[{','.join(map(_as_override, value))}]"
     return as_override(value) if isinstance(value, str) else "null" if value is None else str(value).lower()
 
 
-def data_beside(config: DictConfig, former: DictConfig, schema: Schema) -> DictConfig:
-    """The data node to look at: the run's with what the command line sets of it, or another choice altogether.
+def data_node(config: DictConfig, former: DictConfig, schema: Schema) -> DictConfig:
+    """Return the data node to use beside a run: the run's with the given changes, or another data set altogether.
 
     Args:
         config: of this command, with `run` set.
-        former: of the run.
+        former: the saved config of the run.
         schema: of this command.
 
     Raises:
-        InputError: a model is set beside the run, or a key that the run's data set does not have.
+        InputError: a model was given beside the run, or a key that the run's data set does not have.
     """
-    asked = dict(_words())
-    models = [word for word, key in asked.items() if key == "model" or key.startswith("model.")]
+    given = dict(_given_overrides())
+    models = [word for word, key in given.items() if key == "model" or key.startswith("model.")]
     if models:
         raise InputError(f"run={Path(config.run)} brings its own model; leave out {', '.join(models)}")
-    if "data" in asked.values():
+    if "data" in given.values():
         return config.data
     merged = config.copy()
     with open_dict(merged):
         merged.data = former.data.copy()
-        for key in asked.values():
+        for key in given.values():
             if key.startswith("data."):
                 OmegaConf.update(merged, key, OmegaConf.select(config, key), force_add=True)
     check(merged, schema)

@@ -1,15 +1,21 @@
-"""What a job must not leave behind in the process that ran it: variables, ranks, log files."""
+"""The state of the process around a job: environment variables, process group and log files, set up and cleaned up."""
 
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.utils import configure_log
+from omegaconf import OmegaConf
+
+SAVED_BY_HYDRA = Path(".hydra", "hydra.yaml")
 
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Inside, these variables are set; afterwards the environment is what it was, whatever a job set."""
+    """Set environment variables inside the context; restore the whole environment after it, whatever a job changed."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -20,14 +26,23 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def leave_process_group() -> None:
-    """Without this the next job of a sweep that starts ranks hangs."""
+    """Leave torch's process group: otherwise the next job of a sweep that starts ranks hangs."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
+def append_to_log(run_dir: Path) -> None:
+    """Log to the run.log of an earlier run again, with the logging config that Hydra saved when the run began."""
+    file = run_dir / SAVED_BY_HYDRA
+    if file.is_file():
+        saved = OmegaConf.load(file)
+        saved.hydra.runtime.output_dir = str(run_dir)
+        configure_log(saved.hydra.job_logging, saved.hydra.verbose)
+
+
 def close_log() -> None:
-    """Lets go of the job's run.log: a later job, or the caller of `main`, writes none of its lines there."""
+    """Close the run.log of the job, so that a later job, or the caller of `main`, writes no line into it."""
     root = logging.getLogger()
     for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
         root.removeHandler(handler)

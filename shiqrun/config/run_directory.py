@@ -1,4 +1,4 @@
-"""Run directories: making one that is nobody else's, the config saved in it, and what an earlier run left there."""
+"""Run directories: making one that no other run uses, the config saved in it, and what an earlier run left there."""
 
 import os
 import shutil
@@ -22,11 +22,13 @@ FORMER_STUBS = {"trainer": ["learning_rate"], "eval": ["max_prompts"], "values":
 """Nodes that every command's config once had: with these keys alone, they had no effect."""
 
 
-def reserve(folder: Path, *, numbered: bool) -> Path:
-    """The folder, made and writable; with `numbered`, a new one: `_2`, `_3` ... is added while the name is taken.
+def make_directory(folder: Path, *, numbered: bool) -> Path:
+    """Make the folder and check that it can be written; return it.
+
+    With `numbered` the folder is a new one: `_2`, `_3` ... is added to its name while the name is taken.
 
     Raises:
-        InputError: it cannot be made or written.
+        InputError: the folder cannot be made or written.
     """
     candidate, number = folder, 1
     while True:
@@ -45,11 +47,11 @@ def reserve(folder: Path, *, numbered: bool) -> Path:
             ) from error
 
 
-def unfinished(folder: Path, config: DictConfig) -> bool:
-    """True if the folder holds a run of this config that has not ended, False if it holds no run.
+def holds_unfinished(folder: Path, config: DictConfig) -> bool:
+    """Whether the folder holds a run of this config that has not ended; False if it holds no run.
 
     Raises:
-        InputError: it holds a finished run, a sweep, or a run with another config; the keys that differ are named.
+        InputError: it holds a finished run, a sweep, or a run with another config; the message names the differences.
     """
     _expect_no_sweep(folder)
     if not (folder / CONFIG).exists():
@@ -66,11 +68,11 @@ def unfinished(folder: Path, config: DictConfig) -> bool:
     return True
 
 
-def free_for_sweep(folder: Path) -> None:
-    """Nothing, if the folder holds neither a sweep nor a run.
+def expect_neither_run_nor_sweep(folder: Path) -> None:
+    """Check that a sweep may be made in the folder.
 
     Raises:
-        InputError: it holds one.
+        InputError: the folder holds a sweep or a run.
     """
     _expect_no_sweep(folder)
     if (folder / CONFIG).exists():
@@ -78,10 +80,10 @@ def free_for_sweep(folder: Path) -> None:
 
 
 def load(folder: Path) -> DictConfig:
-    """The config saved in a run directory.
+    """Return the config saved in a run directory, also of a run of a former version.
 
     Raises:
-        InputError: no such directory, or nothing saved in it; the nearest run directories are named.
+        InputError: there is no such directory, or no config in it; the message names the nearest run directories.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -96,34 +98,47 @@ def load(folder: Path) -> DictConfig:
 
 
 def expect_run(config: DictConfig) -> None:
-    """Nothing, if `run=`, where a command has it, names a run: said before a directory is made inside it.
+    """Check that `run=`, where a command has it, names a run, before a directory is made inside it.
 
     Raises:
-        InputError: it does not.
+        InputError: `run=` names no run directory.
     """
     if config.get("run"):
         load(Path(config.run))
 
 
 def save(config: DictConfig, folder: Path) -> None:
-    """Writes the config, every interpolation resolved, at once or not at all."""
+    """Write the config into the run directory, with every interpolation resolved, atomically."""
     file = folder / CONFIG
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(file) as draft:
         OmegaConf.save(config, draft, resolve=True)
 
 
-def placed(config: DictConfig, folder: Path, *, resume: bool) -> DictConfig:
-    """The config with `run_dir` set to where the run is, and `resume` to the same if it goes on there."""
-    placed_config = config.copy()
-    with open_dict(placed_config):
-        placed_config.run_dir = str(folder)
-        placed_config.resume = str(folder) if resume else None
-    return placed_config
+def with_run_dir(config: DictConfig, folder: Path, *, resume: bool) -> DictConfig:
+    """Return the config with `run_dir` set to the run directory, and `resume` too if the run continues there."""
+    changed = config.copy()
+    with open_dict(changed):
+        changed.run_dir = str(folder)
+        changed.resume = str(folder) if resume else None
+    return changed
 
 
-def discard(folder: Path) -> None:
-    """Takes back a folder made for a run or a sweep that never began, unless it holds more than config and log."""
+def is_named_by_time(config: DictConfig, kind: str) -> bool:
+    """Whether the directory of a run or a sweep is named by the time, so that two of one second must not share it.
+
+    Args:
+        config: composed, with its `hydra` node.
+        kind: "run" or "sweep".
+    """
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(raw, dict)
+    name = raw["hydra"][kind]["dir"]
+    return "${now:" in (raw["run_dir"] if name == "${run_dir}" else name)
+
+
+def discard_unused(folder: Path) -> None:
+    """Remove the folder of a run or a sweep that never began, unless it holds more than config and log."""
     if {entry.name for entry in folder.iterdir()} <= {CONFIG.parts[0], LOG, SWEEP}:
         shutil.rmtree(folder / CONFIG.parts[0], ignore_errors=True)
         for name in (LOG, SWEEP):
@@ -132,7 +147,7 @@ def discard(folder: Path) -> None:
 
 
 def discard_empty(folders: Sequence[Path]) -> None:
-    """Takes back folders made on the way to one that was discarded, from the innermost on."""
+    """Remove the folders that are empty, from the innermost outwards, up to the first that is not."""
     for folder in folders:
         if not folder.is_dir() or any(folder.iterdir()):
             return
@@ -168,7 +183,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
 
 
 def _nearby(folder: Path) -> str:
-    """The run directories under the nearest directory that exists, the latest three."""
+    """The latest three run directories under the nearest directory that exists, for an error message."""
     root = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     found = [file.parent.parent for depth in ("", "*/", "*/*/") for file in root.glob(f"{depth}{CONFIG}")]
     latest = sorted(found, key=lambda run: run.stat().st_mtime)[-3:]
@@ -176,5 +191,5 @@ def _nearby(folder: Path) -> str:
 
 
 def default_cache_dir() -> Path:
-    """SHIQRUN_CACHE, else ~/.cache/shiqrun."""
+    """Return the directory of caches: the environment variable SHIQRUN_CACHE, else ~/.cache/shiqrun."""
     return Path(os.environ.get("SHIQRUN_CACHE") or Path.home() / ".cache" / "shiqrun")

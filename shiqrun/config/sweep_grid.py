@@ -1,4 +1,4 @@
-"""From overrides with several values to a sweep whose jobs are processes of their own, and back from its directory."""
+"""The grid of a sweep: from overrides with several values to jobs in processes of their own, and what they leave."""
 
 import logging
 import shlex
@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.config import run_directory as rundir
-from shiqrun.console import console, count_of
+from shiqrun.console import console, counted
 from shiqrun.errors import InputError
 from shiqrun.sweeping.run import Runner
 from shiqrun.sweeping.state import Job, Sweep, load, summary
@@ -21,13 +21,13 @@ from shiqrun.util.quoting import as_override, for_shell, unquote
 
 log = logging.getLogger("shiqrun")
 COMMAND, JOBS_OF_IT = "sweep", "train"
-OURS = {
+OWN_PLUGINS = {
     "launcher": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "sweeper": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 }
-OF_THE_SWEEP = ("run_dir", "sweep")
-OF_ALL_JOBS = ("run_dir", "resume", "cache_dir", "dry_run", "sweep")
-OF_HYDRA = (
+KEYS_OF_SWEEP = ("run_dir", "sweep")
+KEYS_OF_ALL_JOBS = ("run_dir", "resume", "cache_dir", "dry_run", "sweep")
+KEYS_OF_HYDRA = (
     "hydra.sweep",
     "hydra.run",
     "hydra.mode",
@@ -36,48 +36,48 @@ OF_HYDRA = (
     "hydra.launcher",
     "hydra.sweeper",
 )
-LONGEST_NAME = 100  # characters of a folder, as `slug` has it
-LONGEST_GROUP = 128  # characters of a W&B group
+LONGEST_NAME = 100  # characters of a folder's name, the limit of the resolver `slug`
+LONGEST_GROUP = 128  # characters of a W&B group, a limit of W&B
 
 Composed = Sequence[tuple[Sequence[str], DictConfig]]
-"""Each job's overrides and its config, composed and checked."""
+"""The overrides and the composed, checked config of every job."""
 
 
-def is_ours(config: DictConfig) -> bool:
-    """Whether neither another launcher nor another sweeper of Hydra's was chosen."""
-    return all(config.hydra[node].get("_target_") == name for node, name in OURS.items())
+def uses_own_launcher(config: DictConfig) -> bool:
+    """Whether the sweep runs its jobs itself: no other launcher or sweeper of Hydra's was chosen."""
+    return all(config.hydra[node].get("_target_") == name for node, name in OWN_PLUGINS.items())
 
 
 def swept_keys(config: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """The keys with several values, in the order given; also those of `hydra.sweeper.params`.
+    """Return the keys with several values, in the order given, those of `hydra.sweeper.params` included.
 
     Raises:
-        InputError: one that all jobs share has several.
+        InputError: a key that all jobs share has several values.
     """
     asked = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     final = {override.get_key_element(): override for override in _parsed([*asked, *overrides])}
     keys = [key for key, override in final.items() if override.is_sweep_override()]
     for key in keys:
-        if _begins(key, OF_ALL_JOBS):
+        if _is_under(key, KEYS_OF_ALL_JOBS):
             value = str(final[key].input_line).partition("=")[2]
             raise InputError(
-                f"{key}: met several values ({value}), expected one, which all jobs share; a value with a comma "
-                f"stands in quotes inside the shell's: {key}=\"'{value}'\""
+                f"{key}: met several values ({value}), expected one, which all jobs share; put a value that contains a "
+                f"comma in quotes inside those of the shell: {key}=\"'{value}'\""
             )
     return keys
 
 
-def planned(name: str, each: Composed, keys: Sequence[str], typed: Sequence[str]) -> Sweep:
-    """The sweep that a command line asks for, in no directory yet; nothing is made.
+def plan_sweep(name: str, each: Composed, keys: Sequence[str], typed: Sequence[str]) -> Sweep:
+    """Return the sweep that a command line asks for. It has no directory yet, and nothing is written.
 
     Args:
         name: the command.
         each: its jobs.
-        keys: what is swept.
-        typed: the words after the command, as given.
+        keys: the swept keys.
+        typed: the words after the command, as typed.
 
     Raises:
-        InputError: two jobs would have one folder.
+        InputError: two jobs would get the same folder.
     """
     fixed = [word for word in words_for_jobs(each[0][0]) if _key(word) not in keys]
     folders = [_folder(number, words, job, keys) for number, (words, job) in enumerate(each)]
@@ -103,32 +103,32 @@ def planned(name: str, each: Composed, keys: Sequence[str], typed: Sequence[str]
 
 
 def swept_values(words: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
-    """What a job's overrides say of the swept keys."""
+    """Return the values that a job's overrides give to the swept keys, by key."""
     return {override.get_key_element().lstrip("+"): _text(override) for override in _parsed(words, keys)}
 
 
 def words_for_jobs(words: Sequence[str]) -> list[str]:
-    """The overrides without those that are for the sweep as a whole."""
-    return [word for word in words if not _begins(word, (*OF_THE_SWEEP, *OF_HYDRA))]
+    """Return the overrides that each job gets: those for the sweep as a whole are left out."""
+    return [word for word in words if not _is_under(word, (*KEYS_OF_SWEEP, *KEYS_OF_HYDRA))]
 
 
 def words_for_launcher(words: Sequence[str]) -> list[str]:
-    """The overrides of `shiqrun sweep` as `shiqrun train -m` takes them."""
-    return [word for word in words if not _begins(word, OF_THE_SWEEP)]
+    """Return the overrides of `shiqrun sweep` that `shiqrun train -m` takes, for a launcher of Hydra's."""
+    return [word for word in words if not _is_under(word, KEYS_OF_SWEEP)]
 
 
-def placed(sweep: Sweep, folder: Path, each: Composed, config_dir: str | None) -> Sweep:
-    """The sweep in its directory; its jobs know W&B's group and tags and where further YAML is."""
+def place(sweep: Sweep, folder: Path, each: Composed, config_dir: str | None) -> Sweep:
+    """Put the sweep into its directory: its jobs get W&B's group and tags, and the folder of further YAML."""
     sweep.folder = folder
     for job, (_, config) in zip(sweep.jobs, each, strict=True):
-        told = labels(config, job.swept, folder)
-        job.words += [f"logger.{key}={as_override(value)}" for key, value in told.items()]
+        of_logger = labels(config, job.swept, folder)
+        job.words += [f"logger.{key}={as_override(value)}" for key, value in of_logger.items()]
         job.words += ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
     return sweep
 
 
 def labels(config: DictConfig, swept: dict[str, str], folder: Path) -> dict[str, Any]:
-    """W&B's group and tags for a job of a sweep; empty where it has no such logger."""
+    """Return W&B's group and tags for a job of a sweep; empty where the logger has no groups."""
     logger = config.get("logger")
     if logger is None or "group" not in logger:
         return {}
@@ -136,8 +136,8 @@ def labels(config: DictConfig, swept: dict[str, str], folder: Path) -> dict[str,
     return {"group": group, "tags": [*logger.tags, *(f"{key}={value}" for key, value in swept.items())]}
 
 
-def labelled(config: DictConfig, words: Sequence[str], keys: Sequence[str], folder: Path) -> DictConfig:
-    """A job's config with W&B's group and tags, where another launcher runs it."""
+def with_labels(config: DictConfig, words: Sequence[str], keys: Sequence[str], folder: Path) -> DictConfig:
+    """Return a job's config with W&B's group and tags, for a job that a launcher of Hydra's runs."""
     config = config.copy()
     for key, value in labels(config, swept_values(words, keys), folder).items():
         config.logger[key] = value
@@ -145,16 +145,16 @@ def labelled(config: DictConfig, words: Sequence[str], keys: Sequence[str], fold
 
 
 def run(sweep: Sweep, config: DictConfig, program: Sequence[str] | None) -> int:
-    """Runs a new sweep in its directory; returns the exit code."""
+    """Run a new sweep in its directory; return the exit code."""
     OmegaConf.save(config, sweep.folder / rundir.SWEEP)
     return _run(sweep, program, config.sweep.parallel if "sweep" in config else 1)
 
 
-def resumed(overrides: Sequence[str], program: Sequence[str] | None) -> int | None:
-    """Goes on with the sweep of `sweep.resume=DIR`; returns the exit code, None if that was not given.
+def resume(overrides: Sequence[str], program: Sequence[str] | None) -> int | None:
+    """Continue the sweep of `sweep.resume=DIR`; return the exit code, or None if `sweep.resume` was not given.
 
     Raises:
-        InputError: other settings beside it, or a directory that holds no sweep of this format.
+        InputError: other settings were given too, or the directory holds no sweep of this format.
     """
     given = {_key(word): unquote(word.partition("=")[2]) for word in overrides}
     if given.get("resume", "null") not in ("", "null"):
@@ -167,7 +167,7 @@ def resumed(overrides: Sequence[str], program: Sequence[str] | None) -> int | No
         others = [word for word in overrides if _key(word) in given]
         raise InputError(
             f"sweep.resume={folder}: goes on with the settings of that sweep, so nothing but sweep.parallel can be "
-            f"set: {', '.join(others)}"
+            f"set; leave out {', '.join(others)}"
         )
     if not parallel.isdecimal() or not int(parallel):
         raise InputError(f"sweep.parallel: met {parallel!r}, expected a whole number greater than 0")
@@ -175,8 +175,8 @@ def resumed(overrides: Sequence[str], program: Sequence[str] | None) -> int | No
     return _run(sweep, program, int(parallel))
 
 
-def collected(sweep: Sweep, folder: Path) -> int:
-    """Takes down what another launcher's jobs left; returns the exit code."""
+def collect_results(sweep: Sweep, folder: Path) -> int:
+    """Record how the jobs of a launcher of Hydra's ended, from what they left; return the exit code."""
     sweep.folder = folder
     saved = [(OmegaConf.load(file), file) for file in folder.rglob(".hydra/hydra.yaml")]
     places = {config.hydra.job.num: file.parents[1] for config, file in saved}
@@ -190,8 +190,8 @@ def collected(sweep: Sweep, folder: Path) -> int:
     return int(any(job.status == "failed" for job in sweep.jobs))
 
 
-def show(sweep: Sweep) -> None:
-    """Prints the grid: the end of a dry run."""
+def print_jobs(sweep: Sweep) -> None:
+    """Print the grid of jobs, which is what a dry run does."""
     console.print(jobs_table(sweep))
 
 
@@ -202,7 +202,7 @@ def _run(sweep: Sweep, program: Sequence[str] | None, parallel: int) -> int:
 
 
 def _conclude(sweep: Sweep, parallel: int = 1) -> None:
-    """The tables, the page, and how to go on."""
+    """Write the tables and the report, and print how to continue."""
     from shiqrun.sweeping.outcome import conclude
 
     conclude(sweep)
@@ -216,9 +216,9 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
     console.print(sweep.folder / "sweep.csv", highlight=False, soft_wrap=True)
     if any(job.status != "finished" for job in sweep.jobs):
         left = len(sweep.jobs) - sweep.count("finished")
-        told = f"{left} of {count_of(len(sweep.jobs), 'job')} {'is' if left == 1 else 'are'} not finished; to go on:  "
-        told += f"shiqrun sweep sweep.resume={for_shell(sweep.folder)}" + f" sweep.parallel={parallel}" * (parallel > 1)
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        how = f"{left} of {counted(len(sweep.jobs), 'job')} {'is' if left == 1 else 'are'} not finished; to go on:  "
+        how += f"shiqrun sweep sweep.resume={for_shell(sweep.folder)}" + f" sweep.parallel={parallel}" * (parallel > 1)
+        console.print(how, highlight=False, markup=False, soft_wrap=True)
 
 
 def _parsed(words: Sequence[str], keys: Sequence[str] | None = None) -> list[Override]:
@@ -230,23 +230,24 @@ def _key(word: str) -> str:
     return word.partition("=")[0]
 
 
-def _begins(word: str, names: Sequence[str]) -> bool:
+def _is_under(word: str, names: Sequence[str]) -> bool:
+    """Whether an override sets one of the keys, or a key inside one of them."""
     key = _key(word).lstrip("+~")
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _text(override: Override) -> str:
-    """The value as a person wrote it, without quotes."""
+    """The value of an override as a person wrote it, without quotes."""
     value = override.value()
     return value if isinstance(value, str) else str(override.get_value_element_as_str())
 
 
 def _folder(number: int, words: Sequence[str], job: DictConfig, keys: Sequence[str]) -> str:
-    """As `hydra.sweep.subdir` names it, what is swept first; what all jobs share only where there is room for it."""
+    """The folder of a job, as `hydra.sweep.subdir` names it: swept keys first, shared ones only where there is room."""
     hidden = {*job.hydra.job.config.override_dirname.exclude_keys}
     ordered = sorted(_parsed(words), key=lambda override: override.get_key_element() not in keys)
     shown = [o for o in ordered if o.get_key_element() not in hidden and not o.is_hydra_override()]
-    shown = [o for o in shown if not _begins(o.get_key_element(), OF_THE_SWEEP)]
+    shown = [o for o in shown if not _is_under(o.get_key_element(), KEYS_OF_SWEEP)]
     dirname = _dirname(shown)
     with open_dict(job.hydra.job):
         job.hydra.job.num = number

@@ -9,7 +9,7 @@ pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the RE
 
 from shiqrun.batching.logged_data import DataSettings
 from shiqrun.cli import main
-from shiqrun.config.compose import composed
+from shiqrun.config.compose import compose
 from shiqrun.config.validate import build
 from shiqrun.environments.bfcl.samples import INSTALL
 from tests.support.command_line import metrics, summary
@@ -67,7 +67,7 @@ def test_the_written_reference_answers_are_data_that_are_scored_alike(home):
     _, rows = evaluate(home / "again", *TRUTH, "data.split=train", "data.limit=4")
     path, scored = home / "unscored.jsonl", home / "again" / "episodes.jsonl"
     path.write_text("".join(json.dumps({k: r[k] for k in ("id", "messages")}) + "\n" for r in rows), encoding="utf-8")
-    read = [build(composed("eval", ["data=bfcl", f"data.path={p}"]).data, DataSettings)[0] for p in (path, scored)]
+    read = [build(compose("eval", ["data=bfcl", f"data.path={p}"]).data, DataSettings)[0] for p in (path, scored)]
     expected = [(r["id"], [r["rewards"]]) for r in rows]
     for source in read:
         assert [(e.prompt_id, e.rewards) for e in source.load("train")] == expected

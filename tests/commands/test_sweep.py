@@ -189,7 +189,7 @@ def test_a_dry_run_prints_the_jobs_and_leaves_nothing(home, capsys):
         (("sweep.parallel=1,2",), "sweep.parallel: met several values (1,2), expected one"),
         (("resume=grid",), "a sweep goes on with sweep.resume=DIR"),
         (("sweep.resume=nowhere",), "no such directory"),
-        (("sweep.resume=nowhere", "seed=2"), "nothing but sweep.parallel can be set: seed=2"),
+        (("sweep.resume=nowhere", "seed=2"), "nothing but sweep.parallel can be set; leave out seed=2"),
         (("sweep.resume=nowhere", "sweep.parallel=many"), "sweep.parallel: met 'many'"),
         (("seed=1,2", "hydra.sweep.subdir=same"), "gives two jobs one folder"),
     ],

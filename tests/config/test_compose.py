@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from hydra.errors import MissingConfigException
 
-from shiqrun.config.compose import composed, explained, spelled
+from shiqrun.config.compose import as_hydra_overrides, compose
+from shiqrun.config.explain import explain
 from shiqrun.config.resolvers import inside
 from shiqrun.errors import InputError
 
@@ -40,16 +41,21 @@ def workplace(tmp_path, monkeypatch):
     ],
 )
 def test_an_override_is_read_as(typed, read):
-    assert spelled([typed]) == read
+    assert as_hydra_overrides([typed]) == read
 
 
 def test_a_reward_directory_is_known_by_being_there(workplace):
     (workplace / "rm").rmdir()
-    assert spelled(["reward=rm"]) == ["reward=rm"], "then it is a choice, and its name is checked"
+    assert as_hydra_overrides(["reward=rm"]) == ["reward=rm"], "then it is a choice, and its name is checked"
 
 
 def test_other_overrides_stay_where_they_are():
-    assert spelled(["seed=1", "reward=a/b", "seed=2"]) == ["seed=1", "reward=model", "reward.path=a/b", "seed=2"]
+    assert as_hydra_overrides(["seed=1", "reward=a/b", "seed=2"]) == [
+        "seed=1",
+        "reward=model",
+        "reward.path=a/b",
+        "seed=2",
+    ]
 
 
 def test_results_go_inside_a_folder_or_elsewhere():
@@ -62,9 +68,9 @@ def test_results_go_inside_a_folder_or_elsewhere():
 )
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher, extra):
     missing = MissingConfigException("", f"hydra/launcher/{launcher}", ["basic"])
-    told = explained(missing, "train", [])
+    told = explain(missing, "train", [])
     assert told == f"hydra/launcher={launcher}: not installed; pip install 'shiqrun[{extra}]'"
-    assert "did you mean hydra/launcher=basic" in explained(
+    assert "did you mean hydra/launcher=basic" in explain(
         MissingConfigException("", "hydra/launcher/basik", ["basic"]), "train", []
     )
 
@@ -72,12 +78,12 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher, extr
 @pytest.mark.parametrize("key", ["sweep.parallel", "sweep.resume", "sweep"])
 def test_a_key_of_a_sweep_is_sent_there(key):
     with pytest.raises(InputError, match=f"^{key}: belongs to shiqrun sweep, not to shiqrun train$"):
-        composed("train", [f"{key}=2"])
+        compose("train", [f"{key}=2"])
 
 
 def test_of_the_known_keys_hydras_own_are_not_listed_and_none_twice():
     with pytest.raises(InputError, match=r"^foo\.bar: unknown key; known are ") as refused:
-        composed("train", ["foo.bar=1"])
+        compose("train", ["foo.bar=1"])
     listed = str(refused.value).partition("known are ")[2].split(", ")
     assert {"algo", "algo.beta", "trainer.max_steps", "seed"} <= set(listed)
     assert not [name for name in listed if name.startswith("hydra")]
@@ -86,4 +92,4 @@ def test_of_the_known_keys_hydras_own_are_not_listed_and_none_twice():
 
 def test_a_mistyped_key_of_hydras_is_still_helped():
     with pytest.raises(InputError, match=r"hydra.sweep.dri: unknown key; did you mean hydra.sweep.dir\?"):
-        composed("train", ["hydra.sweep.dri=x"])
+        compose("train", ["hydra.sweep.dri=x"])

@@ -2,7 +2,7 @@
 
 from omegaconf import OmegaConf
 
-from shiqrun.config.run_directory import load, unfinished
+from shiqrun.config.run_directory import holds_unfinished, load
 
 FORMER = {
     "trainer": {"learning_rate": None},
@@ -31,4 +31,4 @@ def test_nodes_of_the_same_name_that_have_an_effect_stay(tmp_path):
 
 def test_a_run_of_a_former_version_is_the_same_run(tmp_path):
     saved(tmp_path, FORMER)
-    assert unfinished(tmp_path, OmegaConf.create({key: FORMER[key] for key in ("values", "seed")}))
+    assert holds_unfinished(tmp_path, OmegaConf.create({key: FORMER[key] for key in ("values", "seed")}))

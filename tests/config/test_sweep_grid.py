@@ -5,8 +5,8 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from shiqrun.config.compose import composed, jobs
-from shiqrun.config.sweep_grid import labels, planned, swept_keys, words_for_jobs, words_for_launcher
+from shiqrun.config.compose import compose, job_overrides
+from shiqrun.config.sweep_grid import labels, plan_sweep, swept_keys, words_for_jobs, words_for_launcher
 from shiqrun.errors import InputError
 from tests.support.command_line import command, finished
 
@@ -45,9 +45,9 @@ def test_what_all_jobs_share_has_one_value(key):
 @pytest.mark.parametrize("path", [f"/a b/{'long/' * 60}", "/it\\'s (a) [dir]; $x & <y>"])
 def test_directory_names_are_safe_and_short(path):
     words = ["model=hf", f"model.path='{path}',x", "data.limit=3"]
-    config = composed("train", words, multirun=True)
-    each = [(job, composed("train", job)) for job in jobs("train", config, words)]
-    names = [job.dir for job in planned("train", each, swept_keys(config, words), ["typed"]).jobs]
+    config = compose("train", words, multirun=True)
+    each = [(job, compose("train", job)) for job in job_overrides("train", config, words)]
+    names = [job.dir for job in plan_sweep("train", each, swept_keys(config, words), ["typed"]).jobs]
     assert names[1] == "1_model.path=x_model=hf_data.limit=3"
     assert names[0].startswith("0_model.path=_")
     assert all(re.fullmatch(r"[A-Za-z0-9_.=+-]{1,100}", name) for name in names)
@@ -56,7 +56,7 @@ def test_directory_names_are_safe_and_short(path):
 def test_a_job_is_named_by_what_is_swept_first_and_knows_steps_and_gpus():
     config = job(trainer={"max_steps": 7}, hardware={"accelerator": "gpu", "devices": 2})
     words = ["data.limit=3", "cache_dir=x", "model.path='a b'", "run_dir=out", "algo.beta=0.5"]
-    (made,) = planned("sweep", [(words, config)], ["algo.beta"], ["typed"]).jobs
+    (made,) = plan_sweep("sweep", [(words, config)], ["algo.beta"], ["typed"]).jobs
     assert made.dir == "0_algo.beta=0.5,data.limit=3,model.path=a b"
     assert (made.max_steps, made.gpus, made.swept) == (7, 2, {"algo.beta": "0.5"})
     assert made.words == ["data.limit=3", "cache_dir=x", "model.path='a b'", "algo.beta=0.5"]

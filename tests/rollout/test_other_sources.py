@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 
 from shiqrun.batching.logged_data import examples_of
 from shiqrun.commands.train import plan
-from shiqrun.config.compose import spelled
+from shiqrun.config.compose import as_hydra_overrides
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.training.online import data_of
@@ -43,7 +43,7 @@ def loaded(folder, data, further, *words, algo="shiq"):
     given = ("data=jsonl", f"data.path={data}", "data.val_fraction=0.4", "eval.reward=exact_match", "logger=none")
     words = (f"algo={algo}", "algo.reference=frozen", *given, *SMALL, *MIXED, f"rollout.path={further}", *words)
     with initialize_config_module("shiqrun.conf", version_base="1.3"):
-        config = compose("train", spelled([*words, f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]))
+        config = compose("train", as_hydra_overrides([*words, f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]))
     return prepare_run(plan(config, folder / "run"))
 
 

@@ -1,0 +1,79 @@
+"""Error messages for configs that Hydra cannot compose: the wrong key or choice, and the nearest that exists."""
+
+from collections.abc import Iterator, Sequence
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from shiqrun.config.suggest import did_you_mean, unknown_key
+
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+"""Hydra's launchers, each with the extra of this package that installs it."""
+
+
+def explain(error: Exception, command: str, overrides: Sequence[str]) -> str:
+    """Say what was wrong with the overrides; Hydra must be initialised.
+
+    Args:
+        error: what Hydra raised.
+        command: the name of the command, which is the name of its config.
+        overrides: what Hydra was given.
+    """
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}, expected key=value: {_first_lines(error)}"
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and option in EXTRAS:
+            return f"{group}={option}: not installed; pip install 'shiqrun[{EXTRAS[option]}]'"
+        near = did_you_mean(f"{group}={option}", [f"{group}={known}" for known in error.options])
+        return f"{group}={option}: no such choice{near} ({group}: {', '.join(error.options) or 'none there'})"
+    unknown = [*_null_groups(overrides), *_unknown_keys(command, overrides)]
+    return "\n".join(unknown) or _first_lines(error)
+
+
+def _first_lines(error: Exception) -> str:
+    """What Hydra says, without its search path and its links, with the reason beneath it."""
+    text = str(error).split("\nConfig search path:")[0].split("\nSee https:")[0].strip()
+    reason = str(error.__cause__ or "").partition("\n")[0]
+    return "\n".join(part for part in (text, reason) if part) or type(error).__name__
+
+
+def _null_groups(overrides: Sequence[str]) -> Iterator[str]:
+    """One line for every group that was set to null, which Hydra does not allow."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    for group in hydra.config_loader.list_groups(""):
+        if f"{group}=null" in overrides or f"{group}=" in overrides:
+            options = ", ".join(hydra.config_loader.get_group_options(group))
+            yield f"{group}: cannot be null; leave it out, or choose one of {options or 'none there'}"
+
+
+def _unknown_keys(command: str, overrides: Sequence[str]) -> Iterator[str]:
+    """One line for every override without `+` whose key is not in the config that the chosen groups make."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    groups = hydra.config_loader.list_groups("")
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    choices = [o for o in parsed if o.package is not None or "/" in o.key_or_group or o.key_or_group in groups]
+    try:
+        lines = [str(override.input_line) for override in choices]
+        config = hydra.compose_config(command, lines, RunMode.RUN, validate_sweep_overrides=False)
+    except Exception:  # a choice is wrong by itself: the first error says so
+        return
+    known = [*groups, *_dotted_keys("", config)]
+    for override in parsed:
+        key = override.key_or_group
+        if override not in choices and not override.is_add() and not override.is_force_add() and key not in known:
+            of_sweep = key.partition(".")[0] == "sweep" != command
+            yield f"{key}: belongs to shiqrun sweep, not to shiqrun {command}" if of_sweep else unknown_key(key, known)
+
+
+def _dotted_keys(prefix: str, node: DictConfig) -> Iterator[str]:
+    for key, value in node.items_ex(resolve=False):
+        name = f"{prefix}{key!s}"
+        yield name
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_missing():
+            yield from _dotted_keys(f"{name}.", value)
