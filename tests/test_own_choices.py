@@ -9,8 +9,6 @@ import yaml
 from shiqrun.cli import main
 
 PACKAGE = '''
-from collections import Counter
-
 from shiqrun.types import Example, LossTerms
 
 
@@ -21,11 +19,6 @@ def squared_log_ratio(batch, policy, reference):
 
 
 class Echo:
-    splits = ("train",)
-
-    def __init__(self):
-        self.dropped = Counter()
-
     def load(self, split):
         for i in range(24):
             asked = [{"role": "user", "content": f"say {i}"}]
@@ -33,22 +26,8 @@ class Echo:
 
 
 class Length:
-    right = None
-
-    def to(self, device):
-        pass
-
-    def score(self, items, progress=None):
+    def score(self, items):
         return [float(len(item.text)) for item in items]
-
-    def fingerprint(self):
-        return "length"
-
-    def refuse_seen(self, prompts):
-        pass
-
-    def about(self):
-        return {}
 '''
 
 
