@@ -16,6 +16,12 @@ BOTH = {"hh": [*PATHS, "data.path=scored.jsonl"], "uf": PATHS}
 METHODS = ["shiq", "shiq_init", "shiq_ms", "shiq_tk", "copg", "dpo", "dro"]
 
 
+def text_of(name):
+    """The YAML of an experiment and of the files that it builds on."""
+    text = Path(str(files("shiqrun.conf")), "experiment", f"{name}.yaml").read_text(encoding="utf-8")
+    return text + "".join(text_of(base) for base in re.findall(r"^  - (_paper\w*)$", text, flags=re.MULTILINE))
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_the_papers_values_stand(name):
     config = compose("train", [f"experiment=paper_{name}", *BOTH[name]])
@@ -35,7 +41,7 @@ def test_every_method_of_the_comparison_can_be_chosen(name, method):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_every_value_says_whether_it_is_the_papers_or_ours(name):
-    text = Path(str(files("shiqrun.conf")), "experiment", f"paper_{name}.yaml").read_text(encoding="utf-8")
+    text = text_of(f"paper_{name}")
     values = [line for line in text.splitlines() if re.match(r"  \w+: \S", line)]
     assert len(values) > 15
     papers = [line.split(":")[0].strip() for line in values if "the paper's" in line]
@@ -49,7 +55,7 @@ def test_the_multi_turn_experiment_is_the_papers_as_far_as_it_is_known(method):
     check(config, SCHEMA)
     assert (config.data.name, config.data.split, config.data.rewards) == ("bfcl", "test", "independent")
     assert (config.data.arguments, config.data.functions, config.data.path) == ("said", "official", None)
-    text = Path(str(files("shiqrun.conf")), "experiment", "paper_bfcl.yaml").read_text(encoding="utf-8")
+    text = text_of("paper_bfcl")
     values = [line for line in text.splitlines() if re.match(r"  \w+: \S", line)]
     assert len(values) > 15
     assert all(re.search(r"\bours\b", line) for line in values)
@@ -73,7 +79,7 @@ def test_the_online_experiment_is_the_papers_as_far_as_it_is_known(method):
     assert (list(config.data.rewards), config.eval.reward.right, config.eval.reward.wrong) == ([0, -1], 0, -1)
     assert config["values"].samples == 800
     assert config.algo.beta == pytest.approx(1 / math.log(1e5), rel=1e-6)
-    text = Path(str(files("shiqrun.conf")), "experiment", "paper_spo.yaml").read_text(encoding="utf-8")
+    text = text_of("paper_spo")
     values = [line for line in text.splitlines() if re.match(r"  \w+: \S", line)]
     assert len(values) > 25
     assert all("the paper's" in line or re.search(r"\bours\b", line) for line in values)

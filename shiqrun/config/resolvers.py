@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config.locate import locate
+from shiqrun.errors import InputError
 
 
 def slug(text: str) -> str:
@@ -32,12 +33,12 @@ def suggested(group: str, key: str, otherwise: Any, *, _root_: DictConfig) -> An
         group: the node whose `_target_` is asked, "data" or "model".
         key: the dotted name of the setting.
         otherwise: the value where the class suggests none.
-
-    Raises:
-        InputError: the `_target_` of the node cannot be imported.
     """
     node = _root_.get(group) or {}
-    chosen = locate(f"{group}._target_", node["_target_"]) if "_target_" in node else None
+    try:
+        chosen = locate(f"{group}._target_", node["_target_"]) if "_target_" in node else None
+    except InputError:  # `validate.check` reports it, with all that is wrong with the node
+        return otherwise
     return getattr(chosen, "suggested", {}).get(key, otherwise)
 
 

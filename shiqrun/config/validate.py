@@ -119,8 +119,6 @@ def _resolved(node: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, InputError):  # of a resolver of ours
-            raise error.__cause__ from None
         raise InputError(str(error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
