@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.config import run_directory as rundir
-from shiqrun.console import console, counted
+from shiqrun.console import console, count_of
 from shiqrun.errors import InputError
 from shiqrun.sweeping.run import Runner
 from shiqrun.sweeping.state import Job, Sweep, load, summary
@@ -216,7 +216,7 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
     console.print(sweep.folder / "sweep.csv", highlight=False, soft_wrap=True)
     if any(job.status != "finished" for job in sweep.jobs):
         left = len(sweep.jobs) - sweep.count("finished")
-        how = f"{left} of {counted(len(sweep.jobs), 'job')} {'is' if left == 1 else 'are'} not finished; to go on:  "
+        how = f"{left} of {count_of(len(sweep.jobs), 'job')} {'is' if left == 1 else 'are'} not finished; to go on:  "
         how += f"shiqrun sweep sweep.resume={for_shell(sweep.folder)}" + f" sweep.parallel={parallel}" * (parallel > 1)
         console.print(how, highlight=False, markup=False, soft_wrap=True)
 
