@@ -43,7 +43,9 @@ def loaded(folder, data, further, *words, algo="shiq"):
     given = ("data=jsonl", f"data.path={data}", "data.val_fraction=0.4", "eval.reward=exact_match", "logger=none")
     words = (f"algo={algo}", "algo.reference=frozen", *given, *SMALL, *MIXED, f"rollout.path={further}", *words)
     with initialize_config_module("shiqrun.conf", version_base="1.3"):
-        config = compose("train", as_hydra_overrides([*words, f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"]))
+        config = compose(
+            "train", as_hydra_overrides([*words, f"run_dir={folder / 'run'}", f"cache_dir={folder / 'cache'}"])
+        )
     return prepare_run(plan(config, folder / "run"))
 
 
