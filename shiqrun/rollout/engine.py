@@ -1,23 +1,24 @@
-"""What every engine of rollouts offers to training."""
+"""An engine samples trajectories for a run and stores them; this is the interface that training sees."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from torch import Tensor
 
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 
 Weights = Mapping[str, Tensor]
 """The trained parameters of a policy's model by name, on the CPU."""
 
 
 class Engine(Protocol):
-    """Samples by the latest weights it was given, and keeps what it has sampled."""
+    """A sampler of trajectories with the latest weights it was given, and a store of all it has sampled."""
 
-    def next_batch(self, n: int, *, step: int) -> list[Trajectory]:
-        """The n trajectories of an optimiser step (counted from 1), sampled before others first; waits for them.
+    def next_batch(self, n: int, *, step: int) -> list[SampledTrajectory]:
+        """Return n trajectories for an optimiser step, counted from 1, the oldest first; wait until they are sampled.
 
-        They are this step's until training goes on from an earlier checkpoint: asked again, it gives the same ones.
+        They belong to this step until training continues from an earlier checkpoint: asked again for the step, the
+        engine returns the same ones.
 
         Raises:
             TrainingError: sampling or scoring failed.
@@ -25,18 +26,18 @@ class Engine(Protocol):
         ...
 
     def acknowledge(self, step: int) -> None:
-        """The step is done."""
+        """Note that an optimiser step, counted from 1, is finished."""
 
     def publish(self, version: int, weights: Weights) -> None:
-        """New weights to sample by, after `version` optimiser steps."""
+        """Sample with these weights from now on; `version` is the number of optimiser steps that made them."""
 
-    def trained(self) -> Iterator[tuple[int, Trajectory]]:
-        """(step, trajectory) of all that was trained on up to now, by step."""
+    def trained(self) -> Iterator[tuple[int, SampledTrajectory]]:
+        """Yield (step, trajectory) for every trajectory that was trained on so far, in the order of the steps."""
         ...
 
     def stats(self) -> dict[str, float]:
-        """Numbers by name: counts of trajectories, seconds, weight transfers and bytes."""
+        """Return counts of trajectories, seconds, and the number and bytes of weight transfers, by name."""
         ...
 
     def close(self) -> None:
-        """Ends what it has started."""
+        """End the processes and close the files that the engine has opened."""

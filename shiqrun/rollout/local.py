@@ -1,30 +1,30 @@
-"""`rollout=local`: sampling in the training process, when a step needs it."""
+"""The engine `rollout=local` samples in the training process, when an optimiser step needs trajectories."""
 
 import time
 from collections.abc import Iterator
 
 from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.store.queue import Buffer
-from shiqrun.rollout.trajectory import Trajectory
-from shiqrun.rollout.worker import Worker
+from shiqrun.rollout.trajectory import SampledTrajectory
+from shiqrun.rollout.worker import RolloutWorker
 
 
-class Local:
+class LocalEngine:
     """An engine without processes of its own.
 
-    It samples when a step lacks trajectories, what the steps until the next weights will need, in portions that are
-    kept as soon as they are scored; a run that is killed and resumed samples what the whole run would have.
+    When a step lacks trajectories, it samples what the steps until the next weights will need, in portions that are
+    stored as soon as they are scored. A run that is killed and resumed samples the same as an uninterrupted one.
 
     Args:
-        worker: that samples.
-        buffer: between sampling and training.
+        worker: samples and scores.
+        buffer: stores trajectories between sampling and training.
         every: optimiser steps between two sets of weights.
-        max_staleness: optimiser steps that the weights of a trajectory may be old, None for any number.
+        max_staleness: the most optimiser steps that a trajectory's weights may be old; None for any number.
         max_steps: optimiser steps of the run; nothing is sampled for later ones.
     """
 
     def __init__(
-        self, worker: Worker, buffer: Buffer, *, every: int, max_staleness: int | None, max_steps: int
+        self, worker: RolloutWorker, buffer: Buffer, *, every: int, max_staleness: int | None, max_steps: int
     ) -> None:
         self.worker, self.buffer = worker, buffer
         self.every, self.max_staleness, self.max_steps = every, max_staleness, max_steps
@@ -33,8 +33,8 @@ class Local:
         group = worker.settings.samples_per_prompt
         self.portion = max(1, worker.settings.batch_size // group) * group
 
-    def next_batch(self, n: int, *, step: int) -> list[Trajectory]:
-        """See `Engine`."""
+    def next_batch(self, n: int, *, step: int) -> list[SampledTrajectory]:
+        """Return n trajectories for an optimiser step, sampling them first where the buffer lacks them."""
         oldest = None if self.max_staleness is None else step - 1 - self.max_staleness
         while (found := self.buffer.lease(step, n, oldest=oldest)) is None:
             left = min(self.every - (step - 1) % self.every, self.max_steps - step + 1)
@@ -45,21 +45,21 @@ class Local:
         return found
 
     def acknowledge(self, step: int) -> None:
-        """See `Engine`."""
+        """Note that an optimiser step is finished."""
         self.buffer.acknowledge(step)
 
     def publish(self, version: int, weights: Weights) -> None:
-        """See `Engine`."""
+        """Copy new weights into the worker."""
         self.worker.load(version, weights)
         self.transfers += 1
         self.bytes += sum(value.nbytes for value in weights.values())
 
-    def trained(self) -> Iterator[tuple[int, Trajectory]]:
-        """See `Engine`."""
+    def trained(self) -> Iterator[tuple[int, SampledTrajectory]]:
+        """Yield (step, trajectory) for every trajectory that was trained on so far."""
         return self.buffer.trained()
 
     def stats(self) -> dict[str, float]:
-        """See `Engine`."""
+        """Return counts of trajectories, seconds, and the number and bytes of weight transfers, by name."""
         seconds = self.worker.seconds | self.seconds
         return {
             **self.buffer.counts(),
@@ -69,5 +69,5 @@ class Local:
         }
 
     def close(self) -> None:
-        """See `Engine`."""
+        """Close the buffer."""
         self.buffer.close()

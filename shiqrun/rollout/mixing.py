@@ -20,7 +20,7 @@ from shiqrun.batching.steps import Steps
 from shiqrun.rollout.engine import Engine
 from shiqrun.rollout.replay import ReplayPool
 from shiqrun.rollout.settings import ONLINE, RolloutSettings
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 from shiqrun.types import Trajectories
 
 log = logging.getLogger("shiqrun")
@@ -75,7 +75,7 @@ class SampledRows:
 
     def __init__(
         self,
-        trajectories_of: Callable[[int], Sequence[Trajectory]],
+        trajectories_of: Callable[[int], Sequence[SampledTrajectory]],
         source: str,
         *,
         tokens: int,
@@ -99,7 +99,7 @@ def _collate_named(rows: Rows, batch: Sequence[int]) -> NamedBatch:
     return rows.collate(batch), [rows.trajectories[i].source for i in batch]
 
 
-def as_rows(found: Sequence[Trajectory], pad: int, *, together: bool, source: str) -> Rows:
+def as_rows(found: Sequence[SampledTrajectory], pad: int, *, together: bool, source: str) -> Rows:
     """Return sampled trajectories as rows, with the log-probabilities they were sampled with.
 
     The reward falls on the last action.
@@ -154,8 +154,8 @@ class OnlineData(LoggedData):
         self.engine, self.settings, self.max_steps = engine, settings, max_steps
         self.shares = settings.shares(batch_size)
         self.staleness: Counter[int] = Counter()  # optimiser steps, of all trajectories sampled for a step
-        self.fresh: list[Trajectory] = []  # sampled for the current step
-        self._unlogged: list[tuple[int, Trajectory]] = []  # (staleness, trajectory) since the last logged step
+        self.fresh: list[SampledTrajectory] = []  # sampled for the current step
+        self._unlogged: list[tuple[int, SampledTrajectory]] = []  # (staleness, trajectory) since the last logged step
         self._replayed: list[int] = []  # staleness of the replayed trajectories since the last logged step
         self._names: dict[int, list[list[str]]] = {}  # by step since the last logged one: names of the rows
         self._replay = ReplayPool(settings, self.shares.get("replay", 0), seed)
@@ -203,14 +203,14 @@ class OnlineData(LoggedData):
         self._names[step] = [names for _, names in made]
         return [batch for batch, _ in made]
 
-    def _sample(self, step: int) -> Sequence[Trajectory]:
+    def _sample(self, step: int) -> Sequence[SampledTrajectory]:
         """Return the trajectories sampled for a step, and count their staleness."""
         self.fresh = self.engine.next_batch(self.shares[ONLINE], step=step + 1)
         self.staleness.update(step - t.version for t in self.fresh)
         self._unlogged += [(step - t.version, t) for t in self.fresh]
         return self.fresh
 
-    def _replay_some(self, step: int) -> Sequence[Trajectory]:
+    def _replay_some(self, step: int) -> Sequence[SampledTrajectory]:
         """Return the trajectories that a step replays, and note their staleness."""
         found = self._replay.draw(step)
         self._replayed += [step - t.version for t in found]

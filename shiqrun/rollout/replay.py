@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shiqrun.rollout.settings import RolloutSettings
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 
 STREAM = 6
 """The stream of random numbers that draws from the replay pool; other draws of a run use other streams."""
@@ -23,16 +23,18 @@ class ReplayPool:
 
     def __init__(self, settings: RolloutSettings, share: int, seed: int) -> None:
         self.settings, self.share, self.seed = settings, share, seed
-        self.pool: deque[list[Trajectory]] = deque(maxlen=settings.replay_size // settings.samples_per_prompt or 1)
+        self.pool: deque[list[SampledTrajectory]] = deque(
+            maxlen=settings.replay_size // settings.samples_per_prompt or 1
+        )
 
-    def add(self, found: Sequence[Trajectory]) -> None:
+    def add(self, found: Sequence[SampledTrajectory]) -> None:
         """Add the trajectories of a finished optimiser step to the pool, by group."""
-        groups: dict[str, list[Trajectory]] = {}
+        groups: dict[str, list[SampledTrajectory]] = {}
         for t in found:
             groups.setdefault(t.group, []).append(t)
         self.pool.extend(groups.values())
 
-    def draw(self, step: int) -> list[Trajectory]:
+    def draw(self, step: int) -> list[SampledTrajectory]:
         """Return the trajectories that an optimiser step (from 0) replays, drawn without replacement.
 
         The draw is a function of the seed, the step and the pool; there are fewer where the pool is not filled yet.

@@ -1,34 +1,34 @@
-"""What a run with rollouts may set: keys of `conf/rollout/*.yaml`, and how a batch is divided among its sources."""
+"""Settings of sampling during training (`conf/rollout/*.yaml`), and how a batch is divided among its sources."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Len
 
-Further = Literal["logged", "replay", "annotated", "further"]
-"""Where trajectories come from that were not sampled for this step: the data set, this run's earlier rollouts, those of
-the data set that have targets at actions, or another file."""
+OfflineSource = Literal["logged", "replay", "annotated", "further"]
+"""Sources of trajectories not sampled for this step: the data set, this run's earlier rollouts, the data set's rows
+with value targets, or another file."""
 ONLINE = "online"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
-    """Keys of every engine.
+    """The settings that every engine understands.
 
     Attributes:
-        engine: its name.
+        engine: name of the engine.
         model_update_interval: optimiser steps between two sets of weights for sampling.
-        max_staleness: a trajectory whose weights are older than so many optimiser steps is never trained on; None:
-            every one is.
-        temperature: least and greatest of sampling; each prompt's is drawn uniformly between them.
+        max_staleness: the most optimiser steps that a trajectory's weights may be old when it is trained on; None for
+            any number.
+        temperature: least and greatest sampling temperature; each prompt's is drawn uniformly between them.
         top_p: share of probability that is sampled from.
-        samples_per_prompt: completions of a prompt sampled together; they are trained on in the same step.
+        samples_per_prompt: completions of a prompt that are sampled together and trained on in the same step.
         max_new_tokens: tokens after which a completion is cut off.
         batch_size: completions sampled together; bounds memory.
         offline: share of a batch that was not sampled for it.
-        sources: weights of the sources of this share.
-        losses: of a source, the name of its loss; None for the method's.
-        replay_size: trajectories that `replay` draws from at most, the last ones.
+        sources: weights by which the sources divide this share.
+        losses: name of the loss of a source; None for the method's loss.
+        replay_size: the most trajectories that `replay` draws from, the last ones.
         path: file or directory of the source `further`.
         reward_timeout: seconds after which a reward that gives no answer is given up.
     """
@@ -42,8 +42,8 @@ class RolloutSettings:
     max_new_tokens: Annotated[int, Gt(0)]
     batch_size: Annotated[int, Gt(0)]
     offline: Annotated[float, Ge(0), Le(1)]
-    sources: dict[Further, Annotated[float, Ge(0)]] = field(default_factory=dict)
-    losses: dict[Literal["online"] | Further, str | None] = field(default_factory=dict)
+    sources: dict[OfflineSource, Annotated[float, Ge(0)]] = field(default_factory=dict)
+    losses: dict[Literal["online"] | OfflineSource, str | None] = field(default_factory=dict)
     replay_size: Annotated[int, Gt(0)]
     path: str | None
     reward_timeout: Annotated[float, Gt(0)]
@@ -79,21 +79,22 @@ class RolloutSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRollouts(RolloutSettings):
-    """Keys of `conf/rollout/local.yaml`."""
+    """The settings of sampling in the training process (`conf/rollout/local.yaml`)."""
 
     engine: ClassVar[str] = "local"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayRollouts(RolloutSettings):
-    """Keys of `conf/rollout/ray.yaml`.
+    """The settings of sampling in processes of a Ray cluster (`conf/rollout/ray.yaml`).
 
     Attributes:
-        actors: processes that sample.
-        waiting: trajectories that wait to be trained on at most; with more the actors pause.
+        actors: number of processes that sample.
+        waiting: the most trajectories that wait to be trained on; with more the actors pause.
         address: of a Ray cluster; None starts one on this machine.
-        actor_cpus, actor_gpus: what each actor reserves.
-        reward_gpus: what the reward of each actor reserves beside it, in a process of its own.
+        actor_cpus: CPU cores that each actor reserves.
+        actor_gpus: share of a GPU that each actor reserves.
+        reward_gpus: share of a GPU that each actor's reward reserves, in a process of its own.
     """
 
     engine: ClassVar[str] = "ray"

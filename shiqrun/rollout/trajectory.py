@@ -1,4 +1,4 @@
-"""One sampled trajectory, with what has to be known of the policy that acted."""
+"""A sampled trajectory carries its tokens, its reward, and the log-probabilities that it was sampled with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,26 +10,30 @@ from shiqrun.types import Message
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """A prompt and a policy's completion of it.
+class SampledTrajectory:
+    """A prompt and a completion that a policy sampled for it, with its reward.
 
     Attributes:
-        uid: unique among all trajectories of a run: worker, its incarnation, number.
+        uid: name that is unique within a run: the worker, its incarnation and a number.
         group: equal for completions of one prompt that were sampled together, next to each other.
-        prompt_id: the data set's.
+        prompt_id: the data set's name of the prompt.
         messages: the prompt, a chat list.
-        completion: text, as it was scored: without stop token and special tokens.
-        answer: whatever a verifier needs.
-        input_ids: `[T]` int32, prompt and completion.
-        start: tokens of the prompt; all that follow are actions.
+        completion: text as it was scored, without stop token and special tokens.
+        answer: what a verifier needs.
+        input_ids: `[T]` int32, tokens of the prompt and of the completion.
+        start: number of prompt tokens; all tokens after them are actions.
         behaviour_logp: `[A]` float32, nats, under the distribution that was sampled from (temperature, top-p).
         policy_logp: `[A]` float32, nats, under the same weights at temperature 1 without top-p.
         reward: of the whole completion, reward units; falls on the last action.
-        ended: with a stop token; else it was cut off.
-        version: optimiser steps of the weights that acted.
-        temperature, top_p: of the sampling.
-        source: online.
-        time: seconds since the epoch, when it was scored.
+        ended: whether the completion ended with a stop token; else it was cut off.
+        version: number of optimiser steps that made the weights which sampled it.
+        temperature: of sampling.
+        top_p: share of probability that was sampled from.
+        source: "online".
+        time: when it was scored, seconds since the epoch.
+
+    Raises:
+        ValueError: not one log-probability of each kind for every action, or no action.
     """
 
     uid: str

@@ -1,4 +1,4 @@
-"""Samples completions of training prompts by a copy of the policy and scores them."""
+"""A worker samples completions of training prompts from a copy of the policy and scores them with the reward."""
 
 import threading
 import time
@@ -14,29 +14,29 @@ from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.settings import ONLINE, RolloutSettings
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 from shiqrun.sampling.generate import Completion, sample_completions
 from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens
 from shiqrun.sampling.sampler import SampledCompletion, score_completions, text_of
 
 STREAM = 5
-"""Apart from the streams of evaluation, prompt values and the pivotal search."""
+"""The stream of random numbers for sampling during training; evaluation and estimates use others."""
 Found = TypeVar("Found")
 
 
-class Worker:
-    """One sampler of trajectories: by equal weights, a function of seed, place, incarnation and number alone.
+class RolloutWorker:
+    """A sampler of trajectories, whose draws depend on seed, place, incarnation and trajectory number alone.
 
     Args:
-        policy: its own copy, on the device where to sample.
+        policy: the worker's own copy, on the device that samples.
         tokenizer: of the policy.
-        prompts: to answer, in an order of its own, again and again.
-        reward: of a completion.
-        settings: of the sampling.
+        prompts: of the training split; each pass visits all of them, in an order of its own.
+        reward: scores a completion.
+        settings: of sampling.
         seed: of the run.
-        place: number of this worker among all.
-        incarnation: how often it was started again.
-        number: trajectories it has made before.
+        place: number of this worker among all workers.
+        incarnation: how often this worker was started again.
+        number: trajectories that it has sampled before.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class Worker:
         self.seconds = {"sampling": 0.0, "rewards": 0.0}
 
     def load(self, version: int, weights: Weights) -> None:
-        """Samples by these weights from now on."""
+        """Copy these weights into the policy; `version` is the number of optimiser steps that made them."""
         own = dict(self.policy.model.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():
                 own[name].copy_(value)
         self.version = version
 
-    def sample(self, n: int) -> list[Trajectory]:
-        """The next n trajectories, `samples_per_prompt` of a prompt next to each other.
+    def sample(self, n: int) -> list[SampledTrajectory]:
+        """Sample and score the next n trajectories, `samples_per_prompt` of each prompt next to each other.
 
         Raises:
             TrainingError: the reward gave no answer in time.
@@ -96,23 +96,24 @@ class Worker:
             SampledCompletion(prompt, k % s.samples_per_prompt, text_of(c, self.tokenizer), c.tokens, c.ended)
             for k, prompt, c in zip(numbers, prompts, completions, strict=True)
         ]
-        scored = self.scored(samples)
+        scored = self.score(samples)
         self.number += n
         self.seconds["sampling"] += sampled - began
         self.seconds["rewards"] += time.perf_counter() - sampled
         made = zip(numbers, groups, scored, completions, temperatures, strict=True)
         return [self._trajectory(*parts) for parts in made]
 
-    def scored(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
-        """The samples with their rewards.
+    def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
+        """Return the completions with their rewards.
 
         Raises:
             TrainingError: the reward gave no answer in time.
         """
         seconds, name = self.settings.reward_timeout, self.reward.about().get("name")
-        return in_time(lambda: score_completions(samples, self.reward), seconds, name)
+        return run_within(lambda: score_completions(samples, self.reward), seconds, name)
 
     def _prompt(self, group: int) -> Prompt:
+        """Return the prompt that a group of completions answers."""
         passed, place = divmod(group, len(self.prompts))
         if self._order[0] != passed:
             order = np.random.default_rng([*self._stream, 1, passed]).permutation(len(self.prompts))
@@ -120,16 +121,17 @@ class Worker:
         return self.prompts[int(self._order[1][place])]
 
     def _temperature(self, group: int) -> float:
+        """Return the sampling temperature of a group, drawn uniformly between the bounds of the settings."""
         low, high = self.settings.temperature
         return low + (high - low) * float(np.random.default_rng([*self._stream, 2, group]).random())
 
     def _trajectory(
         self, number: int, group: int, sample: SampledCompletion, completion: Completion, temperature: float
-    ) -> Trajectory:
+    ) -> SampledTrajectory:
         prompt = sample.prompt
         assert sample.reward is not None
         assert completion.policy_logp is not None
-        return Trajectory(
+        return SampledTrajectory(
             uid=f"{self.name}-{number}",
             group=f"{self.name}-g{group}",
             prompt_id=prompt.prompt_id,
@@ -150,8 +152,13 @@ class Worker:
         )
 
 
-def in_time(work: Callable[[], Found], seconds: float, name: Any) -> Found:
-    """What `work` returns, done in a thread of its own.
+def run_within(work: Callable[[], Found], seconds: float, name: Any) -> Found:
+    """Run `work` in a thread of its own and return its result.
+
+    Args:
+        work: scores completions.
+        seconds: that it may take.
+        name: of the reward, for the message.
 
     Raises:
         TrainingError: it did not end in time; its thread is left behind.

@@ -16,12 +16,12 @@ from shiqrun.errors import InputError, TrainingError
 from shiqrun.estimates.value_cache import prompts_of
 from shiqrun.models.policy import Policy
 from shiqrun.rollout.engine import Engine
-from shiqrun.rollout.local import Local
+from shiqrun.rollout.local import LocalEngine
 from shiqrun.rollout.mixing import OnlineData
 from shiqrun.rollout.other_sources import annotated_rows
 from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings
 from shiqrun.rollout.store.queue import Buffer
-from shiqrun.rollout.worker import Worker
+from shiqrun.rollout.worker import RolloutWorker
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.training.annotate import RunFacts, annotate
 from shiqrun.training.checks_data import expect, reward_above_top, unvalued_questions
@@ -78,8 +78,10 @@ def engine_of(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt], af
     buffer = Buffer(directory, after=after)
     plan.reward.to(device)
     number = buffer.counts()["accepted"]
-    worker = Worker(policy.to(device), run.tokenizer, prompts, plan.reward, settings, seed=plan.seed, number=number)
-    return Local(
+    worker = RolloutWorker(
+        policy.to(device), run.tokenizer, prompts, plan.reward, settings, seed=plan.seed, number=number
+    )
+    return LocalEngine(
         worker,
         buffer,
         every=settings.model_update_interval,

@@ -12,7 +12,7 @@ import pytest
 
 from shiqrun.rollout.store.queue import Buffer
 from shiqrun.rollout.store.shards import Shards
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 
 
 def made(number, *, worker="w-0", incarnation=0, each=1, version=0, actions=3, answer="yes", **columns):
@@ -38,7 +38,7 @@ def made(number, *, worker="w-0", incarnation=0, each=1, version=0, actions=3, a
         "source": "online",
         "time": 1.7e9 + number / 7,
     }
-    return Trajectory(**values | columns)
+    return SampledTrajectory(**values | columns)
 
 
 def several(first, last, **options):

@@ -9,7 +9,7 @@ import numpy as np
 from shiqrun.batching.logged_data import Encoded
 from shiqrun.batching.reward_offsets import offset_center
 from shiqrun.batching.rows import Rows
-from shiqrun.rollout.local import Local
+from shiqrun.rollout.local import LocalEngine
 from shiqrun.rollout.mixing import OnlineData
 from shiqrun.rollout.other_sources import annotated_rows
 from shiqrun.rollout.store.queue import Buffer
@@ -64,7 +64,7 @@ class Training:
         number = buffer.counts()["accepted"]
         acting = worker(asked=prompts(), number=number, **options)
         kept = {"max_staleness": self.settings.max_staleness, "max_steps": STEPS}
-        self.engine = Local(acting, buffer, every=EVERY, **kept)
+        self.engine = LocalEngine(acting, buffer, every=EVERY, **kept)
         self.facts = facts(logged(), offset, anchor, packed)
         train = annotate(logged(together=together), self.facts)
         if self.settings.sources.get("annotated"):

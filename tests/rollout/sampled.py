@@ -6,7 +6,7 @@ import pytest
 
 from shiqrun.models.policy import Policy
 from shiqrun.rollout.settings import LocalRollouts
-from shiqrun.rollout.worker import Worker
+from shiqrun.rollout.worker import RolloutWorker
 from shiqrun.sampling.prompts import prompt_of
 from tests.support.helpers import CHATML, example, llama, tokenizer
 
@@ -62,7 +62,7 @@ def worker(acting=None, *, reward=None, asked=None, seed=3, place=0, incarnation
     acting = copy.deepcopy(acting) if acting else policy()
     made = settings(**options)
     counted = {"seed": seed, "place": place, "incarnation": incarnation, "number": number}
-    return Worker(acting, TOKENIZER, asked or prompts(), reward or Letters(), made, **counted)
+    return RolloutWorker(acting, TOKENIZER, asked or prompts(), reward or Letters(), made, **counted)
 
 
 def told(trajectories):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shiqrun.errors import TrainingError
-from shiqrun.rollout.local import Local
+from shiqrun.rollout.local import LocalEngine
 from shiqrun.rollout.store.queue import Buffer
 from tests.rollout.sampled import Letters, policy, told, wanted, weights, worker
 
@@ -19,7 +19,7 @@ EACH = [weights(policy(seed)) for seed in (0, 1, 2)]
 def local(directory, *, after=0, every=EVERY, max_staleness=None, steps=STEPS, **options):
     buffer = Buffer(directory, after=after)
     made = worker(number=buffer.counts()["accepted"], **options)
-    return Local(made, buffer, every=every, max_staleness=max_staleness, max_steps=steps)
+    return LocalEngine(made, buffer, every=every, max_staleness=max_staleness, max_steps=steps)
 
 
 def run(engine, first=1, last=STEPS, every=EVERY, n=N):

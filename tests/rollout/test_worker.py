@@ -11,7 +11,7 @@ import torch
 
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.rollout.mixing import as_rows
-from shiqrun.rollout.worker import in_time
+from shiqrun.rollout.worker import run_within
 from tests.rollout.sampled import Letters, policy, prompts, told, wanted, weights, worker
 
 
@@ -165,9 +165,9 @@ def test_what_a_reward_refuses_is_told_as_it_says_it():
 
 
 def test_work_is_waited_for_as_long_as_it_may_take():
-    assert in_time(lambda: time.sleep(0.05) or "done", 60, "slow") == "done"
+    assert run_within(lambda: time.sleep(0.05) or "done", 60, "slow") == "done"
     with pytest.raises(ZeroDivisionError):
-        in_time(lambda: 1 / 0, 60, "broken")
+        run_within(lambda: 1 / 0, 60, "broken")
 
 
 def test_time_is_stamped_when_it_is_scored():

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from shiqrun.errors import InputError
 from shiqrun.rollout.store.queue import Buffer
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 from shiqrun.util.atomic import write_atomic
 
 STORE, BOARD = "store", "board"
@@ -117,7 +117,7 @@ class Store:
         """Take the latest report of a sampler's process."""
         self.status.reports[process] = report
 
-    async def put(self, trajectories: Sequence[Trajectory]) -> float:
+    async def put(self, trajectories: Sequence[SampledTrajectory]) -> float:
         """Wait for room, store the trajectories, and return the seconds that storing took."""
         while self.buffer.waiting + len(trajectories) > self.room:
             await asyncio.sleep(PAUSE_SECONDS)
@@ -127,7 +127,7 @@ class Store:
 
     async def lease(
         self, step: int, n: int, oldest: int | None, seconds: float
-    ) -> tuple[list[Trajectory] | None, StoreStatus]:
+    ) -> tuple[list[SampledTrajectory] | None, StoreStatus]:
         """Lease as `Buffer.lease`; None if fewer than n wait after so many seconds. Returns the status, too."""
         end = time.monotonic() + seconds
         while (found := self.buffer.lease(step, n, oldest=oldest)) is None and time.monotonic() < end:
@@ -138,7 +138,7 @@ class Store:
         """Acknowledge a step, as `Buffer.acknowledge`."""
         self.buffer.acknowledge(step)
 
-    async def trained(self) -> AsyncIterator[list[tuple[int, Trajectory]]]:
+    async def trained(self) -> AsyncIterator[list[tuple[int, SampledTrajectory]]]:
         """Yield what `Buffer.trained` gives, `CHUNK` trajectories at a time."""
         found = self.buffer.trained()
         while chunk := list(islice(found, CHUNK)):

@@ -18,7 +18,7 @@ from shiqrun.rollout.ray.actors import BOARD, STORE, Board, SamplerReport, Store
 from shiqrun.rollout.ray.cluster import connect
 from shiqrun.rollout.ray.sampler import SamplerActor, SamplerSetup, pack_weights
 from shiqrun.rollout.settings import RayRollouts
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 
 log = logging.getLogger("shiqrun")
 ASK_SECONDS = 1.0
@@ -120,7 +120,7 @@ class RayEngine:
         told = [f"{asked:g} {name} of {has:g}" for name, (asked, has) in self._resources().items()]
         return f"rollout.actors={self.settings.actors} ask for {' and '.join(told)} that the Ray cluster has"
 
-    def next_batch(self, n: int, *, step: int) -> list[Trajectory]:
+    def next_batch(self, n: int, *, step: int) -> list[SampledTrajectory]:
         """Return the trajectories of a step, see `Engine.next_batch`."""
         limit = self.settings.max_staleness
         oldest = None if limit is None else step - 1 - limit
@@ -214,7 +214,7 @@ class RayEngine:
     def _tell_board(self) -> None:
         self._get(self._board.tell.remote(*self._told))
 
-    def trained(self) -> Iterator[tuple[int, Trajectory]]:
+    def trained(self) -> Iterator[tuple[int, SampledTrajectory]]:
         """Yield all trained trajectories, see `Engine.trained`."""
         for chunk in self._store.trained.options(num_returns="streaming").remote():
             yield from ((step, _copy_arrays(trajectory)) for step, trajectory in self._get(chunk))
@@ -248,7 +248,7 @@ class RayEngine:
             ray.kill(actor)
 
 
-def _copy_arrays(t: Trajectory) -> Trajectory:
+def _copy_arrays(t: SampledTrajectory) -> SampledTrajectory:
     """Copy a trajectory's arrays: Ray's are read-only, and their memory is freed only with that of the whole reply."""
     return replace(
         t,

@@ -18,8 +18,8 @@ from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.ray.actors import BOARD, PAUSE_SECONDS, STORE, SamplerReport
 from shiqrun.rollout.settings import RayRollouts
-from shiqrun.rollout.trajectory import Trajectory
-from shiqrun.rollout.worker import Worker
+from shiqrun.rollout.trajectory import SampledTrajectory
+from shiqrun.rollout.worker import RolloutWorker
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.sampling.sampler import SampledCompletion, score_completions
 
@@ -129,10 +129,10 @@ class ScorerHandle:
         )
 
 
-class ActorWorker(Worker):
+class ActorWorker(RolloutWorker):
     """A worker whose `reward` is a `ScorerHandle`."""
 
-    def scored(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
+    def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
         """Return the samples with rewards, see `ScorerHandle.score`."""
         scoring: Any = self.reward
         return list(scoring.score(samples))
@@ -197,7 +197,7 @@ class SamplerActor:
                 self._put(made, worker.seconds)
                 dropped = 0
 
-    def _worker(self, setup: SamplerSetup, scoring: Any) -> Worker:
+    def _worker(self, setup: SamplerSetup, scoring: Any) -> RolloutWorker:
         number = self._ray.get(self._store.incarnation.remote())
         parts = setup.policy, setup.tokenizer, setup.prompts, scoring, setup.settings
         worker = ActorWorker(*parts, seed=setup.seed, place=self.place, incarnation=number)
@@ -210,7 +210,7 @@ class SamplerActor:
         setup: SamplerSetup = self._ray.get(box[0])
         return setup
 
-    def _refresh(self, worker: Worker) -> None:
+    def _refresh(self, worker: RolloutWorker) -> None:
         """Load the newest weights into the worker; wait for the first."""
         while True:
             version, box = self._ray.get(self._board.newest.remote(worker.version))
@@ -223,7 +223,7 @@ class SamplerActor:
                 return
             time.sleep(PAUSE_SECONDS)
 
-    def _put(self, made: list[Trajectory], seconds: dict[str, float]) -> None:
+    def _put(self, made: list[SampledTrajectory], seconds: dict[str, float]) -> None:
         began = time.perf_counter()
         storing = self._ray.get(self._store.put.remote(made))
         waiting = time.perf_counter() - began - storing

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shiqrun.errors import InputError
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 
 PROMPT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 NAMES = {"messages": "prompt", "answer": "answer_json"}
-"""The columns whose names differ from those of the `Trajectory` attributes, because `data=jsonl` expects them."""
+"""Columns whose names differ from the attributes of `SampledTrajectory`, because `data=jsonl` expects them."""
 TYPES: dict[str, pa.DataType] = {
     "prompt": PROMPT,
     "completion": pa.string(),
@@ -35,11 +35,11 @@ TYPES: dict[str, pa.DataType] = {
     "time": pa.float64(),
 }
 ARRAYS = {"input_ids": np.int32, "behaviour_logp": np.float32, "policy_logp": np.float32}
-ATTRIBUTE_OF = {NAMES.get(field, field): field for field in Trajectory.__dataclass_fields__}
-"""The `Trajectory` attribute of each column."""
+ATTRIBUTE_OF = {NAMES.get(field, field): field for field in SampledTrajectory.__dataclass_fields__}
+"""The `SampledTrajectory` attribute of each column."""
 
 
-def to_parquet(trajectories: Sequence[Trajectory]) -> bytes:
+def to_parquet(trajectories: Sequence[SampledTrajectory]) -> bytes:
     """Return the content of a Parquet file with one row a trajectory.
 
     Raises:
@@ -87,7 +87,7 @@ def _messages_in(column: pa.Array) -> list[list[dict[str, Any]]]:
     return [[{k: v for k, v in m.items() if v is not None} for m in prompt] for prompt in column.to_pylist()]
 
 
-def from_parquet(table: pa.Table) -> Iterator[Trajectory]:
+def from_parquet(table: pa.Table) -> Iterator[SampledTrajectory]:
     """Yield the trajectory of each row of a table with all columns of `TYPES`."""
     columns: dict[str, Sequence[Any]] = {}
     for name in TYPES:
@@ -100,4 +100,4 @@ def from_parquet(table: pa.Table) -> Iterator[Trajectory]:
             columns[name] = _messages_in(column) if name == "prompt" else column.to_pylist()
     columns["answer_json"] = [None if v is None else json.loads(v) for v in columns["answer_json"]]
     for row in zip(*columns.values(), strict=True):
-        yield Trajectory(**{ATTRIBUTE_OF[name]: value for name, value in zip(columns, row, strict=True)})
+        yield SampledTrajectory(**{ATTRIBUTE_OF[name]: value for name, value in zip(columns, row, strict=True)})

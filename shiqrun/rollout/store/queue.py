@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shiqrun.rollout.store.leases import Ledger, audit
 from shiqrun.rollout.store.shards import Shards
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 
 log = logging.getLogger("shiqrun")
 LEASES = "LEASES"
@@ -52,11 +52,13 @@ class Buffer:
         self._known = {uid for uids in self._shards.uids() for uid in uids}
         self._on_disk: Counter[str] = Counter()
         self._counted = 0
-        self._queue: list[list[Trajectory]] = []
+        self._queue: list[list[SampledTrajectory]] = []
         self._waiting = 0
         pending = self._ledger.pending()
         gone = self._ledger.trained().keys() | {uid for uids in self._ledger.stale.values() for uid in uids}
-        self._leased: dict[int, list[Trajectory]] = {s: [] for s in self._ledger.leases if s not in self._ledger.done}
+        self._leased: dict[int, list[SampledTrajectory]] = {
+            s: [] for s in self._ledger.leases if s not in self._ledger.done
+        }
         seen = set()
         for trajectory in self._shards.read(lambda uid: uid not in gone):
             if trajectory.uid in seen:
@@ -69,7 +71,7 @@ class Buffer:
         if self._known:
             log.info("%s: %d trajectories, %d of them wait", self._shards.directory, len(self._known), self._waiting)
 
-    def _wait(self, trajectory: Trajectory) -> None:
+    def _wait(self, trajectory: SampledTrajectory) -> None:
         """Add a trajectory to its group at the end of the queue."""
         if self._queue and self._queue[-1][0].group == trajectory.group:
             self._queue[-1].append(trajectory)
@@ -86,14 +88,14 @@ class Buffer:
         """Return the names of all workers that have sampled: uids without the number."""
         return {uid.rpartition("-")[0] for uid in self._known}
 
-    def put(self, trajectories: Sequence[Trajectory]) -> int:
+    def put(self, trajectories: Sequence[SampledTrajectory]) -> int:
         """Accept the trajectories whose uids are new, and return their number; they are on disk when this returns.
 
         Raises:
             OSError: they cannot be written; none is accepted.
         """
         with self._mutex:
-            new: dict[str, Trajectory] = {}
+            new: dict[str, SampledTrajectory] = {}
             for trajectory in trajectories:
                 if trajectory.uid not in self._known:
                     new.setdefault(trajectory.uid, trajectory)
@@ -103,7 +105,7 @@ class Buffer:
                 self._wait(trajectory)
             return len(new)
 
-    def lease(self, step: int, n: int, *, oldest: int | None = None) -> list[Trajectory] | None:
+    def lease(self, step: int, n: int, *, oldest: int | None = None) -> list[SampledTrajectory] | None:
         """Return the n trajectories of an optimiser step, the oldest first, or None if fewer wait.
 
         A step that asks again gets the same ones. Groups stay whole.
@@ -133,14 +135,14 @@ class Buffer:
             self._leased[step] = [t for group in chosen for t in group]
             return [*self._leased[step]]
 
-    def _older_than(self, oldest: int | None) -> list[list[Trajectory]]:
+    def _older_than(self, oldest: int | None) -> list[list[SampledTrajectory]]:
         return [] if oldest is None else [g for g in self._queue if min(t.version for t in g) < oldest]
 
-    def _first(self, n: int, without: list[list[Trajectory]]) -> list[list[Trajectory]] | None:
+    def _first(self, n: int, without: list[list[SampledTrajectory]]) -> list[list[SampledTrajectory]] | None:
         """Return the first groups that hold n trajectories and are not in `without`, or None if fewer wait."""
         if self._waiting - sum(map(len, without)) < n:
             return None
-        skipped, chosen, left = set(map(id, without)), list[list[Trajectory]](), n
+        skipped, chosen, left = set(map(id, without)), list[list[SampledTrajectory]](), n
         for group in self._queue:
             if left == 0:
                 break
@@ -155,7 +157,7 @@ class Buffer:
             left -= len(group)
         return chosen
 
-    def _leave(self, groups: list[list[Trajectory]]) -> None:
+    def _leave(self, groups: list[list[SampledTrajectory]]) -> None:
         """Take groups out of the queue."""
         gone = set(map(id, groups))
         self._queue = [group for group in self._queue if id(group) not in gone]
@@ -175,7 +177,7 @@ class Buffer:
             self._ledger.finish(step)
             del self._leased[step]
 
-    def trained(self, since_step: int = 0) -> Iterator[tuple[int, Trajectory]]:
+    def trained(self, since_step: int = 0) -> Iterator[tuple[int, SampledTrajectory]]:
         """Yield (step, trajectory) of all that steps from `since_step` on trained on, in the order of sampling."""
         with self._mutex:
             steps = {uid: step for uid, step in self._ledger.trained().items() if step >= since_step}
@@ -194,5 +196,5 @@ class Buffer:
             return audit(self._on_disk, self._ledger, _uids(self._queue))
 
 
-def _uids(groups: list[list[Trajectory]]) -> list[str]:
+def _uids(groups: list[list[SampledTrajectory]]) -> list[str]:
     return [t.uid for group in groups for t in group]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from shiqrun.errors import InputError
 from shiqrun.rollout.store.journal import Journal
 from shiqrun.rollout.store.parquet import from_parquet, to_parquet
-from shiqrun.rollout.trajectory import Trajectory
+from shiqrun.rollout.trajectory import SampledTrajectory
 from shiqrun.util.atomic import remove_partials, sync, write_atomic
 from shiqrun.util.lock import Lock, LockHeld
 
@@ -126,7 +126,7 @@ class Shards:
         path.replace(path.with_name(path.name + suffix))
         sync(self.directory)
 
-    def append(self, trajectories: Sequence[Trajectory]) -> None:
+    def append(self, trajectories: Sequence[SampledTrajectory]) -> None:
         """Write the trajectories as one shard, on disk when this returns; no trajectories, no shard.
 
         Raises:
@@ -148,7 +148,7 @@ class Shards:
             raise
         self.shards.append(shard)
 
-    def read(self, pick: Callable[[str], bool] = lambda uid: True) -> Iterator[Trajectory]:
+    def read(self, pick: Callable[[str], bool] = lambda uid: True) -> Iterator[SampledTrajectory]:
         """Yield the trajectories whose uids are picked, in the order of appending; one shard is in memory at a time."""
         for number, uids in enumerate(self.uids()):
             if any(map(pick, uids)):
