@@ -22,7 +22,7 @@ from shiqrun.util.atomic import atomic_writer
 
 if TYPE_CHECKING:
     from shiqrun.batching.logged_data import Split
-    from shiqrun.data.labelled import Form
+    from shiqrun.data.jsonl_rows import Form
     from shiqrun.rewards.labels import Labelled
     from shiqrun.rewards.reward import Reward
 
@@ -129,7 +129,7 @@ def _warn_of_seen(reward: "Reward", labelled: Sequence["Labelled"]) -> bool:
 
 def _write(run_dir: Path, labelled: Sequence["Labelled"], *, own_val: bool) -> dict["Split", Path]:
     """The files, each all or nothing; one for both splits where the reader cuts them by the same rule."""
-    from shiqrun.data.labelled import form_of
+    from shiqrun.data.jsonl_rows import form_of
 
     form = form_of(x.example for x in labelled)
     parts: dict[Split, list[Labelled]] = {"train": [*labelled]}
@@ -139,7 +139,7 @@ def _write(run_dir: Path, labelled: Sequence["Labelled"], *, own_val: bool) -> d
 
 
 def _written(path: Path, labelled: Sequence["Labelled"], form: "Form") -> Path:
-    from shiqrun.data.labelled import row_of
+    from shiqrun.data.jsonl_rows import row_of
 
     with atomic_writer(path) as file:
         for x in labelled:

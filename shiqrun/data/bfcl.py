@@ -22,13 +22,13 @@ from annotated_types import Ge
 from shiqrun.data.chats import as_messages, calls_of
 from shiqrun.data.files import read_rows
 from shiqrun.data.source import Source
-from shiqrun.environments.bfcl.corruptions import Together, corrupted, said
+from shiqrun.environments.bfcl.corruptions import Together, corrupt_turn, turn_messages
+from shiqrun.environments.bfcl.dialogue import Arguments, Dialogue, Rewards, Rules, opening_messages
 from shiqrun.environments.bfcl.environment import BfclEnvironment
-from shiqrun.environments.bfcl.episode import Arguments, Episode, Rewards, Rules, opening_messages
 from shiqrun.environments.bfcl.filling import bare
 from shiqrun.environments.bfcl.harness import Harness
+from shiqrun.environments.bfcl.rendering import Functions
 from shiqrun.environments.bfcl.samples import RELEASE, BfclSample, installed_data, load_samples, release
-from shiqrun.environments.bfcl.shown import Functions
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message, UnitInterval
 
@@ -157,18 +157,18 @@ class Bfcl(Source):
         rng, truth = np.random.default_rng([seed, sample.index]), sample.truth
         if self.rules.arguments == "reference":
             truth = [[bare(call) for call in calls] for calls in truth]
-        yield [text for calls in truth for text in said(calls, together)]
+        yield [text for calls in truth for text in turn_messages(calls, together)]
         for _ in range(per_sample - 1):
             texts: list[str] = []
             for n, calls in enumerate(truth):
                 others = [call for m, turn in enumerate(truth) if m != n for call in turn]
                 wrong = rng.random() < share
-                texts += corrupted(calls, others, together, rng)[0] if wrong else said(calls, together)
+                texts += corrupt_turn(calls, others, together, rng)[0] if wrong else turn_messages(calls, together)
             yield texts
 
-    def _episode(self, sample: BfclSample, texts: Sequence[str], harness: Harness) -> Episode:
+    def _episode(self, sample: BfclSample, texts: Sequence[str], harness: Harness) -> Dialogue:
         """Return a sample's episode after the policy has said these messages."""
-        episode = Episode(sample, harness, self.rules)
+        episode = Dialogue(sample, harness, self.rules)
         for text in texts:
             if not episode.done:
                 episode.say(text)
@@ -195,7 +195,7 @@ class Bfcl(Source):
             prompt, first = prompts.setdefault(name, (messages[:start], place))
             if messages[:start] != prompt:
                 raise InputError(f"{place}: another prompt than that of {first}, which is of {name} too")
-            episode = replayed(wanted[name], messages, place, harness, self.rules)
+            episode = replay(wanted[name], messages, place, harness, self.rules)
             for kind in _differences(row, messages, episode, place):
                 odd.setdefault(kind, place)
             found.setdefault(name, []).append((messages[start:], episode.message_rewards()))
@@ -213,7 +213,7 @@ OTHER_STATES = (
 )
 
 
-def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Episode, place: str) -> Iterator[str]:
+def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Dialogue, place: str) -> Iterator[str]:
     """Yield in what a logged dialogue differs from the same dialogue played here.
 
     Raises:
@@ -234,7 +234,7 @@ def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Epis
         yield OTHER_STATES
 
 
-def replayed(sample: BfclSample, messages: Sequence[Message], place: str, harness: Harness, rules: Rules) -> Episode:
+def replay(sample: BfclSample, messages: Sequence[Message], place: str, harness: Harness, rules: Rules) -> Dialogue:
     """Replay a logged dialogue: return the episode in which the policy says what the dialogue's assistant says.
 
     A dialogue that stops early, be it in the middle of a call, is judged like an episode that is truncated there: the
@@ -244,7 +244,7 @@ def replayed(sample: BfclSample, messages: Sequence[Message], place: str, harnes
         InputError: the user says something else than in the sample, or at another place; or the arguments of a tool
             call are no object.
     """
-    episode = Episode(sample, harness, rules)
+    episode = Dialogue(sample, harness, rules)
     start = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
     if start == 0 or messages[start - 1]["content"] != sample.questions[0]:
         raise InputError(f"{place}, message {max(start - 1, 0)}: not what the user of {sample.id} says first")
@@ -256,7 +256,7 @@ def replayed(sample: BfclSample, messages: Sequence[Message], place: str, harnes
                 raise InputError(f"{here}: {sample.id} is over before it ({episode.ended or 'all turns'})")
             if awaited:
                 raise InputError(f"{here}: the user of {sample.id} says something before it: {awaited['content']!r}")
-            episode.say(spoken_text(message, here))
+            episode.say(message_text(message, here))
             awaited = episode.messages[-1] if episode.messages[-1]["role"] == "user" else None
         elif message["role"] == "user":
             if awaited is None or awaited["content"] != message["content"]:
@@ -269,7 +269,7 @@ def replayed(sample: BfclSample, messages: Sequence[Message], place: str, harnes
     return episode
 
 
-def spoken_text(message: Message, place: str) -> str:
+def message_text(message: Message, place: str) -> str:
     """Return a message as text in the format of calls: its tool calls if it has any, else its content.
 
     Raises:

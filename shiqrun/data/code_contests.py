@@ -7,7 +7,7 @@ A row's tests and programs are columns of equal length: {"input": [...], "output
 from collections.abc import Iterator
 from typing import Any
 
-from shiqrun.data.contests import Contest, Problem
+from shiqrun.data.contests import Contest, ContestProblem
 from shiqrun.data.files import Row
 from shiqrun.data.problem_rows import Hub, text
 from shiqrun.errors import InputError
@@ -22,7 +22,7 @@ class CodeContests(Contest):
     name = "code_contests"
     hub = Hub("deepmind/code_contests", None, {"train": "train", "val": "valid"})
 
-    def read(self, row: Row, place: str) -> Problem | str:
+    def read(self, row: Row, place: str) -> ContestProblem | str:
         """Return the problem of a row, or why the row is left out."""
         if row.get("input_file") or row.get("output_file"):
             return "reads or writes files"
@@ -38,7 +38,7 @@ class CodeContests(Contest):
         tests = [{"input": given, "output": expected} for given, expected in pairs[: self.max_tests]]
         right, wrong = ([*_programs(row, column, place)] for column in ("solutions", "incorrect_solutions"))
         kept = {key: row[key] for key in ("name", "difficulty", "cf_rating") if row.get(key) is not None}
-        return Problem(statement, tests, right, wrong, kept)
+        return ContestProblem(statement, tests, right, wrong, kept)
 
 
 def _programs(row: Row, column: str, place: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Len
 
 from shiqrun.data.files import Row, read_rows
-from shiqrun.data.problem_rows import Hub, Rows, checked_rewards, example, readable
+from shiqrun.data.problem_rows import Hub, ProblemRows, check_rewards, example, is_readable
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -22,7 +22,7 @@ STORY = 40
 
 
 @dataclass(frozen=True)
-class Problem:
+class ContestProblem:
     """A problem of a programming contest.
 
     Attributes:
@@ -64,9 +64,9 @@ class Contest(Source):
         unsolved: Literal["drop", "keep"],
         rewards: Annotated[list[float], Len(2, 2)],
     ) -> None:
-        self._right, self._wrong = checked_rewards(rewards)
+        self._right, self._wrong = check_rewards(rewards)
         self._without, self._most, self.max_tests, self._unsolved = without, per_problem, max_tests, unsolved
-        self._rows = Rows(path, self.hub)
+        self._rows = ProblemRows(path, self.hub)
         self.splits = self._rows.splits
 
     def load(self, split: str) -> Iterator[Example]:
@@ -95,7 +95,7 @@ class Contest(Source):
             said = [(program, self._right) for program in right] + [(program, self._wrong) for program in wrong]
             yield example(made.statement, said, made.tests, place, made.columns)
 
-    def read(self, row: Row, place: str) -> Problem | str:
+    def read(self, row: Row, place: str) -> ContestProblem | str:
         """Return the problem of a row, or why the row is left out.
 
         Raises:
@@ -109,7 +109,7 @@ class Contest(Source):
         for program in given:
             if len(kept) == self._most:
                 break
-            if readable(program):
+            if is_readable(program):
                 kept.setdefault(program)
             else:
                 self.dropped["a program that is empty or not UTF-8"] += 1

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from annotated_types import Len
 
-from shiqrun.data.problem_rows import Hub, Rows, checked_rewards, example, text
+from shiqrun.data.problem_rows import Hub, ProblemRows, check_rewards, example, text
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -27,8 +27,8 @@ class GSM8K(Source):
     """
 
     def __init__(self, *, path: str | None, rewards: Annotated[list[float], Len(2, 2)]) -> None:
-        self._right, _ = checked_rewards(rewards)
-        self._rows = Rows(path, HUB)
+        self._right, _ = check_rewards(rewards)
+        self._rows = ProblemRows(path, HUB)
         self.splits = self._rows.splits
 
     def load(self, split: str) -> Iterator[Example]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.files import SUFFIXES, read_rows
-from shiqrun.data.jsonl import announce_pair_rewards, checked_pair_rewards
+from shiqrun.data.jsonl import announce_pair_rewards, check_pair_rewards
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message
@@ -53,7 +53,7 @@ class HH(Source):
         on_embedded_marker: Literal["drop", "keep", "error"],
     ) -> None:
         self.path, self.folders, self.split = path, FOLDERS[subset], split
-        self.pair_rewards = checked_pair_rewards(pair_rewards)
+        self.pair_rewards = check_pair_rewards(pair_rewards)
         self.on_embedded_marker = on_embedded_marker
         self._announced = False
 

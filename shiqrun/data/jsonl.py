@@ -51,7 +51,7 @@ class Jsonl(Source):
     def __init__(self, *, path: str, val_path: str | None, pair_rewards: list[float] | None) -> None:
         self.paths = {"train": path} if val_path is None else {"train": path, "val": val_path}
         self.splits = tuple(self.paths)
-        self.pair_rewards = checked_pair_rewards(pair_rewards)
+        self.pair_rewards = check_pair_rewards(pair_rewards)
         self._rewards_from: tuple[str | None, str] | None = None
         self._announced = False
 
@@ -112,7 +112,7 @@ class Jsonl(Source):
         )
 
 
-def checked_pair_rewards(pair: Sequence[float] | None) -> tuple[float, float] | None:
+def check_pair_rewards(pair: Sequence[float] | None) -> tuple[float, float] | None:
     """Return the rewards of (chosen, rejected) after checking them, or None.
 
     Raises:

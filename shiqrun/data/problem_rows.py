@@ -31,7 +31,7 @@ class Hub:
     arrow: bool = False
 
 
-class Rows:
+class ProblemRows:
     """The rows of a data set of problems, by split, from files or from the Hub.
 
     Args:
@@ -115,7 +115,7 @@ def text(row: Row, column: str, place: str, dataset: str) -> str:
     return value
 
 
-def readable(said: str) -> bool:
+def is_readable(said: str) -> bool:
     """Return whether a text can be written as UTF-8 and is not empty."""
     try:
         return bool(said.strip().encode())
@@ -123,7 +123,7 @@ def readable(said: str) -> bool:
         return False
 
 
-def checked_rewards(rewards: Sequence[float]) -> tuple[float, float]:
+def check_rewards(rewards: Sequence[float]) -> tuple[float, float]:
     """Return the rewards (of a right completion, of a wrong one) after checking their order.
 
     Raises:

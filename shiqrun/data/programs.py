@@ -59,7 +59,7 @@ _TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Problem:
+class SynthesisProblem:
     """A problem: to find the program that computes a hidden function.
 
     Attributes:
@@ -179,7 +179,7 @@ class Programs(Source):
                 columns={"steps": int(self.functions.least[f]), "solutions": len(self.functions.programs[f])},
             )
 
-    def problems(self, side: str) -> Iterator[Problem]:
+    def problems(self, side: str) -> Iterator[SynthesisProblem]:
         """Yield the problems of train, val or test; the number of training problems changes no problem of the others.
 
         The number of steps is drawn first, n with a chance proportional to n squared, then one of the functions that
@@ -196,7 +196,7 @@ class Programs(Source):
             probes = self.functions.telling(function, self._hidden, rng)
             lists = [self.functions.output(0, i) for i in probes]
             hidden = [(xs, self.functions.output(function, i)) for xs, i in zip(lists, probes, strict=True)]
-            yield Problem(function, self._examples(function, set(lists), rng), hidden)
+            yield SynthesisProblem(function, self._examples(function, set(lists), rng), hidden)
 
     def _examples(self, function: int, hidden: set[Digits], rng: np.random.Generator) -> list[tuple[Digits, Digits]]:
         """Return the examples of a prompt: none of them is hidden, and if possible no other step explains all."""

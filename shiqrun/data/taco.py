@@ -8,7 +8,7 @@ as Python 3 are left out. Methods of a class are left out, since the grader call
 import json
 from typing import Any
 
-from shiqrun.data.contests import Contest, Problem, is_python3
+from shiqrun.data.contests import Contest, ContestProblem, is_python3
 from shiqrun.data.files import Row
 from shiqrun.data.problem_rows import Hub, text
 from shiqrun.errors import InputError
@@ -20,7 +20,7 @@ class Taco(Contest):
     name = "taco"
     hub = Hub("BAAI/TACO", None, {"train": "train", "val": "test"}, arrow=True)
 
-    def read(self, row: Row, place: str) -> Problem | str:
+    def read(self, row: Row, place: str) -> ContestProblem | str:
         """Return the problem of a row, or why the row is left out."""
         question = text(row, "question", place, self.name)
         if not question.strip():
@@ -50,7 +50,7 @@ class Taco(Contest):
         right = [program for program in programs if is_python3(program)]
         self.dropped["a program that is not Python 3"] += len(programs) - len(right)
         kept = {key: row[key] for key in ("name", "source", "difficulty") if row.get(key) is not None}
-        return Problem(_statement(question, starter, name), tests, right, columns=kept)
+        return ContestProblem(_statement(question, starter, name), tests, right, columns=kept)
 
 
 def _statement(question: str, starter: str, name: str | None) -> str:

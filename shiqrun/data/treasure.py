@@ -17,7 +17,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from shiqrun.data.source import Source
-from shiqrun.data.treasure_maps import MOVES, Episode, Maps, Tree, numbers, places
+from shiqrun.data.treasure_maps import MOVES, Maps, TreasureEpisode, Tree, numbers, places
 from shiqrun.data.treasure_optimum import ExactTreasure
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message, UnitInterval
@@ -122,7 +122,7 @@ class Treasure(Source):
                 source=f"treasure:{split}:{index}",
             )
 
-    def _play(self, split: str) -> list[Episode]:
+    def _play(self, split: str) -> list[TreasureEpisode]:
         """Play all episodes of a split, `per_map` a map; the good player plays the first `_good` of each map."""
         maps, tree = self._maps[split], self.tree(split)
         rng = np.random.default_rng([self._seed, 2 + self.splits.index(split)])
@@ -148,9 +148,9 @@ class Treasure(Source):
         return [_episode(*row) for row in zip(index.tolist(), *columns, strict=True)]
 
 
-def _episode(index: int, said: list[str], cells: list[int], rewards: list[float], moved: list[bool]) -> Episode:
+def _episode(index: int, said: list[str], cells: list[int], rewards: list[float], moved: list[bool]) -> TreasureEpisode:
     turns, legal = sum(word != "" for word in said), sum(moved)
-    return Episode(index, said[:turns], cells[:legal], rewards[:turns])
+    return TreasureEpisode(index, said[:turns], cells[:legal], rewards[:turns])
 
 
 def _written(rewards: list[float], where: str) -> list[float]:
@@ -158,7 +158,7 @@ def _written(rewards: list[float], where: str) -> list[float]:
     return rewards if where == "turns" else [0.0] * (len(rewards) - 1) + [math.fsum(rewards)]
 
 
-def _completion(maps: Maps, episode: Episode) -> list[Message]:
+def _completion(maps: Maps, episode: TreasureEpisode) -> list[Message]:
     """Return moves and answers in turn, without the answer to the last move: no action follows it."""
     messages: list[Message] = []
     for word, cell in zip(episode.words, [*episode.cells, None], strict=False):

@@ -118,7 +118,7 @@ class Maps:
 
 
 @dataclass(frozen=True)
-class Episode:
+class TreasureEpisode:
     """An episode on a map: the words of the policy, the cells that the environment answered, the rewards of the words.
 
     An illegal word is the last one and has no cell.
@@ -130,7 +130,7 @@ class Episode:
     rewards: list[float]
 
 
-def draw(maps: Maps, episode: Episode) -> str:
+def draw(maps: Maps, episode: TreasureEpisode) -> str:
     """Draw an episode as a small map with rich markup; a number is the step that last entered the cell."""
     size, index = maps.size, episode.map_index
     signs = {int(cell): ("$", "yellow") for cell in maps.treasures[index]}

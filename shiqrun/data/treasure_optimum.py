@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from shiqrun.data.source import DrawnEpisode
-from shiqrun.data.treasure_maps import MOVES, Episode, Maps, draw
+from shiqrun.data.treasure_maps import MOVES, Maps, TreasureEpisode, draw
 from shiqrun.errors import InputError
 from shiqrun.types import Positive
 
@@ -101,12 +101,12 @@ class ExactTreasure:
         }
         return {name: x.mean().item() for name, x in figures.items()}
 
-    def sample_episodes(self, model: Model, n: int, seed: int) -> list[Episode]:
+    def sample_episodes(self, model: Model, n: int, seed: int) -> list[TreasureEpisode]:
         """Sample n episodes token by token, one a map in order, and from the first map again after the last."""
         generator = torch.Generator().manual_seed(seed)
         index = np.arange(n) % len(self.maps)
         ids, cell, taken = self._tokens.prompts[index], self.maps.start[index], np.zeros_like(index)
-        episodes, alive = [Episode(int(i), [], [], []) for i in index], np.ones(n, bool)
+        episodes, alive = [TreasureEpisode(int(i), [], [], []) for i in index], np.ones(n, bool)
         for _ in range(self.maps.horizon):
             logits = torch.cat([_logits(model, rows, torch.tensor([-1]))[:, 0] for rows in ids.split(_BATCH)])
             token = torch.multinomial(logits.double().softmax(-1), 1, generator=generator)

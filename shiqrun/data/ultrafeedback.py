@@ -26,7 +26,7 @@ from shiqrun.util.hub import expect_reachable
 
 Variant = Literal["binarized", "scored"]
 Score = Literal["fine_grained", "overall"]
-Rows = Iterator[tuple[str, dict[str, Any]]]
+PlacedRows = Iterator[tuple[str, dict[str, Any]]]
 
 HUB = {
     "binarized": ("HuggingFaceH4/ultrafeedback_binarized", "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"),
@@ -82,7 +82,7 @@ class UltraFeedback(Source):
         }
         return {split: files for split, files in found.items() if files} if found["train"] else {}
 
-    def _rows(self, split: str) -> Rows:
+    def _rows(self, split: str) -> PlacedRows:
         if self.path is None:
             yield from _hub_rows(*HUB[self.variant], HUB_SPLITS[self.variant][split], self.revision)
             return
@@ -198,7 +198,7 @@ def _mean_rating(answer: dict[str, Any], where: str) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def _hub_rows(name: str, pinned: str, split: str, revision: str | None) -> Rows:
+def _hub_rows(name: str, pinned: str, split: str, revision: str | None) -> PlacedRows:
     import datasets  # late: it takes a second, and local files do without
 
     expect_reachable(name, "data.path")

@@ -6,7 +6,8 @@ is over. Any number of episodes of one environment may be open at once. Nothing 
 `shiqrun.sampling.play` lets a policy play, `shiqrun.evaluation.episodes` measures what it earned.
 
 A data set names its environment by the method `Source.environment`. An environment that runs untrusted or unbounded
-code confines it in a process of its own, which `close` ends, and reports a spent limit as the reason of a truncation.
+code confines it in a `confined.ConfinedProcess`, which `close` ends, and reports a spent limit as the reason of a
+truncation.
 """
 
 from abc import ABC, abstractmethod

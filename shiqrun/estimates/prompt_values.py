@@ -98,7 +98,7 @@ def estimate(
     )
     for portion in progress(portions, f"values of prompts, portions of {each}"):
         sampler = CompletionSampler(portion, tokenizer, sampling, tokens=1)
-        samples = score_completions(sampler.answers(policy, stream=STREAM, description=""), reward)
+        samples = score_completions(sampler.sample(policy, stream=STREAM, description=""), reward)
         file.append(_row(p, samples[n * settings.samples :][: settings.samples]) for n, p in enumerate(portion))
     return len(missing)
 

@@ -174,7 +174,7 @@ class EpisodeEvaluator:
 
     def _measure_under(self, policy: Policy) -> Measure:
         sampler = CompletionSampler([], self.tokenizer, self.settings, self.tokens)
-        return lambda completions: sampler.measured(completions, policy, self.reference)
+        return lambda completions: sampler.measure(completions, policy, self.reference)
 
     def trajectories(self, result: EvaluationResult, most: int) -> Rows:
         """Return the first few episodes as trajectories, rendered anew by the chat template."""

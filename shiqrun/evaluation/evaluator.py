@@ -130,14 +130,14 @@ class CompletionEvaluator:
         if reference is not None:
             reference.to(device)
             with reference.acting() as policy:
-                answers = self.sampler.answers(
+                answers = self.sampler.sample(
                     policy, stream=REFERENCE_STREAM, description="completions of the reference"
                 )
             self._answers = self._scored(answers)
 
     def run(self, policy: Policy) -> CompletionEvaluation:
         """Sample, measure and score; all ranks together, with the same result on each."""
-        samples = self.sampler.measured(self.sampler.answers(policy), policy, self.reference)
+        samples = self.sampler.measure(self.sampler.sample(policy), policy, self.reference)
         samples = self._gathered(self._scored(samples))
         reference = None if self._answers is None else self._gathered(self._answers)
         on_policy = self.settings.temperature == 1 and self.settings.top_p == 1
@@ -147,7 +147,7 @@ class CompletionEvaluator:
 
     def trajectories(self, answers: EvaluationResult, most: int) -> Rows:
         """Return the first few completions as trajectories, in the tokens that were sampled."""
-        return self.sampler.rows(answers.samples[:most])
+        return self.sampler.as_trajectories(answers.samples[:most])
 
     def _scored(self, samples: list[SampledCompletion]) -> list[SampledCompletion]:
         return samples if self.reward is None or not samples else score_completions(samples, self.reward)

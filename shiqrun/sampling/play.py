@@ -149,7 +149,7 @@ class PolicyActor:
             else:
                 prompts.append((r, _dialogue_prompt(r, tokens)))
         sampler = CompletionSampler([prompt for _, prompt in prompts], self.tokenizer, self.settings, self.tokens)
-        for (r, _), completion in zip(prompts, sampler.answers(self.policy, description=""), strict=True):
+        for (r, _), completion in zip(prompts, sampler.sample(self.policy, description=""), strict=True):
             r.completions.append(completion)
             r.say(completion.text)
 

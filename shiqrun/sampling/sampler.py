@@ -46,7 +46,7 @@ class SampledCompletion:
     entropy: float | None = None
     cut: bool = False
 
-    def answered(self, characters: int | None = None) -> Answered:
+    def for_reward(self, characters: int | None = None) -> Answered:
         """Return the completion as a reward reads it, with at most so many characters of its text."""
         said = [{"role": "assistant", "content": self.text[:characters]}]
         return Answered(self.prompt.messages, said, self.prompt.answer, self.prompt.source)
@@ -67,7 +67,7 @@ class CompletionSampler:
     ) -> None:
         self.prompts, self.tokenizer, self.settings, self.tokens = prompts, tokenizer, settings, tokens
 
-    def answers(self, policy: Policy, *, stream: int = 0, description: str = "sampling") -> list[SampledCompletion]:
+    def sample(self, policy: Policy, *, stream: int = 0, description: str = "sampling") -> list[SampledCompletion]:
         """Sample `samples_per_prompt` completions of each prompt, those of a prompt together.
 
         Args:
@@ -95,14 +95,14 @@ class CompletionSampler:
         ]
 
     @torch.no_grad()
-    def measured(
+    def measure(
         self, samples: Sequence[SampledCompletion], policy: Policy, reference: Reference | None
     ) -> list[SampledCompletion]:
         """Return the completions with their log-ratio to the reference and the policy's entropy on their tokens."""
         if not samples:
             return []
         device, mode = next(policy.parameters()).device, policy.training
-        rows = self.rows(samples).with_layout(packed=packs(policy.causal_lm), device=device.type)
+        rows = self.as_trajectories(samples).with_layout(packed=packs(policy.causal_lm), device=device.type)
         policy.eval()
         found: list[dict[str, Any]] = [{} for _ in samples]
         for numbers, batch in Batches(rows, tokens=self.tokens):
@@ -120,7 +120,7 @@ class CompletionSampler:
         policy.train(mode)
         return [_with(s, **values) for s, values in zip(samples, found, strict=True)]
 
-    def rows(self, samples: Sequence[SampledCompletion]) -> Rows:
+    def as_trajectories(self, samples: Sequence[SampledCompletion]) -> Rows:
         """Return the completions as trajectories: sampled tokens are the actions, the reward falls on the last."""
         made = []
         for n, s in enumerate(samples):
@@ -147,7 +147,7 @@ def score_completions(samples: Sequence[SampledCompletion], reward: Reward) -> l
     A text with more tokens than the reward model can read (odd characters may become many tokens) loses its end.
     """
     context = reward.context() if isinstance(reward, Bounded) else None
-    items = [s.answered() for s in samples]
+    items = [s.for_reward() for s in samples]
     long: set[int] = set()
     if isinstance(reward, Bounded) and context is not None:
         long = {i for i, length in enumerate(reward.lengths(items)) if length > context}
@@ -162,9 +162,9 @@ def _shortened(sample: SampledCompletion, reward: Bounded, context: int) -> Answ
     fits, more = 0, len(sample.text)
     while more - fits > 1:
         middle = (fits + more) // 2
-        (length,) = reward.lengths([sample.answered(middle)])
+        (length,) = reward.lengths([sample.for_reward(middle)])
         fits, more = (middle, more) if length <= context else (fits, middle)
-    return sample.answered(fits)
+    return sample.for_reward(fits)
 
 
 def _with(sample: SampledCompletion, **values: Any) -> SampledCompletion:

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from shiqrun.data.treasure import Treasure
-from shiqrun.data.treasure_maps import MOVES, Episode, Maps, draw
+from shiqrun.data.treasure_maps import MOVES, Maps, TreasureEpisode, draw
 from shiqrun.errors import InputError
 from shiqrun.models.tiny import Tiny
 
@@ -201,7 +201,7 @@ def test_fillers_enlarge_the_vocabulary_and_nothing_else():
 
 
 def test_drawing_shows_places_steps_words_and_return():
-    shown = draw(corridor(), Episode(0, ["E", "W", "S"], [1, 0, 2], [0.9, -0.1, 1.9]))
+    shown = draw(corridor(), TreasureEpisode(0, ["E", "W", "S"], [1, 0, 2], [0.9, -0.1, 1.9]))
     plain = shown
     for tag in ("[dim]", "[bold]", "[cyan]", "[yellow]", "[green]", "[/]"):
         plain = plain.replace(tag, "")

@@ -33,9 +33,9 @@ def test_of_an_answer_that_it_cannot_read_the_beginning_is_scored(small):
     scored = score_completions([long, short], reward(small))
     assert [s.cut for s in scored] == [True, False]
     assert [s.text for s in scored] == [long.text, short.text]
-    kept = next(n for n in range(40, -1, -1) if len(tokens(small, said("€" * n).answered())) <= CONTEXT)
+    kept = next(n for n in range(40, -1, -1) if len(tokens(small, said("€" * n).for_reward())) <= CONTEXT)
     assert 0 < kept < 40
-    assert scored[0].reward == pytest.approx(reward(small).score([said("€" * kept).answered()])[0], abs=1e-5)
+    assert scored[0].reward == pytest.approx(reward(small).score([said("€" * kept).for_reward()])[0], abs=1e-5)
     assert completion_metrics(scored, None, beta=None, on_policy=True)["completions/cut_for_reward"] == 0.5
 
 
@@ -51,11 +51,11 @@ def test_prompts_that_leave_the_reward_model_no_room_are_left_out_and_counted(sm
 def test_an_answer_that_spells_a_special_token_is_read_as_letters(tmp_path, word):
     folder = save(tmp_path)
     special = helpers.tokenizer(helpers.CHATML).convert_tokens_to_ids(word)
-    once, broken = (tokens(folder, said(text).answered()) for text in (f"no {word} yes", "no yes"))
+    once, broken = (tokens(folder, said(text).for_reward()) for text in (f"no {word} yes", "no yes"))
     assert once.count(special) == broken.count(special) + 1, "the words alone would be a token"
     apart = f"{word[0]} {word[1:]}"
-    assert reward(folder).score([said(f"no {word} yes").answered()]) == pytest.approx(
-        reward(folder).score([said(f"no {apart} yes").answered()])
+    assert reward(folder).score([said(f"no {word} yes").for_reward()]) == pytest.approx(
+        reward(folder).score([said(f"no {apart} yes").for_reward()])
     )
 
 

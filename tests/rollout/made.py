@@ -5,9 +5,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from shiqrun.environments.bfcl.corruptions import corrupted, said
+from shiqrun.environments.bfcl.corruptions import corrupt_turn, turn_messages
+from shiqrun.environments.bfcl.dialogue import Rules
 from shiqrun.environments.bfcl.environment import BfclEnvironment
-from shiqrun.environments.bfcl.episode import Rules
 from shiqrun.environments.bfcl.samples import installed_data, load_samples
 from shiqrun.evaluation.episodes import EpisodeEvaluator, evaluate_script, play_tasks
 from shiqrun.models.policy import Policy
@@ -118,7 +118,9 @@ class Lines:
 
 def first_turns(number):
     """The reference answer of so many turns, then prose."""
-    return lambda d: [t for n, calls in enumerate(d.truth) for t in (said(calls, "one") if n < number else [PROSE])]
+    return lambda d: [
+        t for n, calls in enumerate(d.truth) for t in (turn_messages(calls, "one") if n < number else [PROSE])
+    ]
 
 
 def with_mistakes(seed):
@@ -128,6 +130,8 @@ def with_mistakes(seed):
         rng = np.random.default_rng([seed, d.index])
         for n, calls in enumerate(d.truth):
             others = [call for m, turn in enumerate(d.truth) if m != n for call in turn]
-            yield from corrupted(calls, others, "one", rng)[0] if rng.random() < 1 / 3 else said(calls, "one")
+            yield from (
+                corrupt_turn(calls, others, "one", rng)[0] if rng.random() < 1 / 3 else turn_messages(calls, "one")
+            )
 
     return lines

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the README says how to install")
 
-from shiqrun.environments.bfcl.shown import DONE
+from shiqrun.environments.bfcl.rendering import DONE
 from shiqrun.errors import InputError
 from shiqrun.sampling.play import PolicyActor, begin_episodes
 from tests.evaluation.made import sampling

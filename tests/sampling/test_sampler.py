@@ -41,7 +41,7 @@ def prompts(count=7, words="how are you"):
 
 
 def answers(policy, asked, *, stream=0, **options):
-    return CompletionSampler(asked, TOKENIZER, sampling(**options), 10_000).answers(policy, stream=stream)
+    return CompletionSampler(asked, TOKENIZER, sampling(**options), 10_000).sample(policy, stream=stream)
 
 
 @torch.no_grad()
@@ -56,8 +56,8 @@ def logp_of(causal_lm, prompt, tokens):
 def test_log_ratio_and_entropy_are_those_of_dense_log_probabilities(budget):
     policy, reference = Policy(model()), Policy(model(seed=1))
     sampler = CompletionSampler(prompts(), TOKENIZER, sampling(samples_per_prompt=2), budget)
-    cut = [replace(s, tokens=s.tokens[: 1 + n % 6]) for n, s in enumerate(sampler.answers(policy))]
-    found = sampler.measured(cut, policy, Frozen(reference))
+    cut = [replace(s, tokens=s.tokens[: 1 + n % 6]) for n, s in enumerate(sampler.sample(policy))]
+    found = sampler.measure(cut, policy, Frozen(reference))
     assert [len(s.tokens) for s in found] == [1 + n % 6 for n in range(14)]
     for s in found:
         ours, theirs = logp_of(policy.model, s.prompt, s.tokens), logp_of(reference.model, s.prompt, s.tokens)
@@ -68,7 +68,7 @@ def test_log_ratio_and_entropy_are_those_of_dense_log_probabilities(budget):
 
 def test_without_a_reference_there_is_no_log_ratio():
     sampler, policy = CompletionSampler(prompts(), TOKENIZER, sampling(), 10_000), Policy(model())
-    found = sampler.measured(sampler.answers(policy), policy, None)
+    found = sampler.measure(sampler.sample(policy), policy, None)
     assert {s.log_ratio for s in found} == {None}
     assert all(s.entropy > 0 for s in found)
 
@@ -76,7 +76,7 @@ def test_without_a_reference_there_is_no_log_ratio():
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_switches_dropout_off_puts_the_mode_back_and_keeps_no_gradient(training):
     sampler, policy = CompletionSampler(prompts(2), TOKENIZER, sampling(), 10_000), Policy(model(attention_dropout=0.5))
-    found = sampler.measured(sampler.answers(policy), policy.train(training), Frozen(policy))
+    found = sampler.measure(sampler.sample(policy), policy.train(training), Frozen(policy))
     assert {s.log_ratio for s in found} == {0.0}
     assert policy.training is training
     assert all(p.grad is None for p in policy.parameters())
@@ -84,7 +84,7 @@ def test_measuring_switches_dropout_off_puts_the_mode_back_and_keeps_no_gradient
 
 def test_a_policy_is_no_nat_away_from_itself():
     sampler, policy = CompletionSampler(prompts(), TOKENIZER, sampling(), 60), Policy(model())
-    assert {s.log_ratio for s in sampler.measured(sampler.answers(policy), policy, Frozen(policy))} == {0.0}
+    assert {s.log_ratio for s in sampler.measure(sampler.sample(policy), policy, Frozen(policy))} == {0.0}
 
 
 def test_answers_come_by_prompt_and_number():
@@ -175,7 +175,7 @@ def test_the_sampled_kl_is_the_exact_one_within_its_interval_and_one_from_the_wr
     assert found["kl"] == pytest.approx(kl, abs=found["kl_ci95"])
 
     sampler = evaluator.sampler
-    theirs = sampler.measured(sampler.answers(Policy(other)), Policy(causal_lm), Frozen(Policy(other)))
+    theirs = sampler.measure(sampler.sample(Policy(other)), Policy(causal_lm), Frozen(Policy(other)))
     assert abs(np.mean([s.log_ratio for s in theirs]) - kl) > 10 * deviation
 
 

@@ -6,21 +6,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shiqrun.environments.bfcl.shown import DONE, message_of
+from shiqrun.environments.bfcl.rendering import DONE, message_of
 
 Kind = Literal["wrong_argument", "dropped", "repeated", "reordered", "extra", "malformed"]
 KINDS: tuple[Kind, ...] = ("wrong_argument", "dropped", "repeated", "reordered", "extra", "malformed")
 Together = Literal["one", "turn"]
 
 
-def said(calls: Sequence[str], together: Together) -> list[str]:
+def turn_messages(calls: Sequence[str], together: Together) -> list[str]:
     """Return the policy's messages of a turn: its calls, one a message or all in one, then the message that ends it."""
     if not calls:
         return [DONE]
     return [*([message_of([call]) for call in calls] if together == "one" else [message_of(calls)]), DONE]
 
 
-def corrupted(
+def corrupt_turn(
     calls: Sequence[str], others: Sequence[str], together: Together, rng: np.random.Generator
 ) -> tuple[list[str], Kind | None]:
     """Return the messages of a turn with one mistake, and its kind; the turn as it is if it has no call.
@@ -35,7 +35,7 @@ def corrupted(
     """
     possible = [kind for kind in KINDS if _possible(kind, calls, others)]
     if not possible:
-        return said(calls, together), None
+        return turn_messages(calls, together), None
     kind = possible[rng.integers(len(possible))]
     at = int(rng.integers(len(calls)))
     made = list(calls)
@@ -54,11 +54,11 @@ def corrupted(
         case "extra":
             made.insert(int(rng.integers(len(calls) + 1)), others[int(rng.integers(len(others)))])
         case "malformed":
-            messages = said(calls, together)[:-1]
+            messages = turn_messages(calls, together)[:-1]
             at = int(rng.integers(len(messages)))
             # The text parses to no call, so the turn ends there.
             return [*messages[:at], messages[at].rstrip(")]")], kind
-    return said(made, together), kind
+    return turn_messages(made, together), kind
 
 
 def _possible(kind: Kind, calls: Sequence[str], others: Sequence[str]) -> bool:

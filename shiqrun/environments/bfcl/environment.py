@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from shiqrun.environments import environment
-from shiqrun.environments.bfcl.corruptions import said
-from shiqrun.environments.bfcl.episode import Episode, Rules
+from shiqrun.environments.bfcl.corruptions import turn_messages
+from shiqrun.environments.bfcl.dialogue import Dialogue, Rules
 from shiqrun.environments.bfcl.harness import Harness
 from shiqrun.environments.bfcl.samples import BfclSample
 from shiqrun.environments.environment import EpisodeInfo, Step
@@ -31,7 +31,7 @@ class BfclEnvironment(environment.Environment):
 
     def begin(self, task: Example) -> "BfclEpisode":
         """Open new backends for the sample of a task."""
-        return BfclEpisode(Episode(self.samples[task.prompt_id], self.harness, self.rules), by_side=self.by_side)
+        return BfclEpisode(Dialogue(self.samples[task.prompt_id], self.harness, self.rules), by_side=self.by_side)
 
     def close(self) -> None:
         """End the process of the backends."""
@@ -46,9 +46,9 @@ class BfclEpisode(environment.Episode):
         by_side: see `BfclEnvironment`.
     """
 
-    def __init__(self, dialogue: Episode, *, by_side: bool) -> None:
+    def __init__(self, dialogue: Dialogue, *, by_side: bool) -> None:
         self.dialogue, self.opening, self.by_side = dialogue, list(dialogue.messages), by_side
-        self._truth = [text for calls in dialogue.sample.truth for text in said(calls, "one")]
+        self._truth = [text for calls in dialogue.sample.truth for text in turn_messages(calls, "one")]
         self._remarks: list[tuple[int, str]] = []
 
     def step(self, text: str) -> Step:

@@ -19,7 +19,7 @@ class Filler:
         self.truth = truth
         self._turn, self._used = 0, set[int]()
 
-    def filled(self, name: str, turn: int) -> str:
+    def fill(self, name: str, turn: int) -> str:
         """Return the reference answer's next call of a function in a turn, else of another turn, else a bare call."""
         if turn != self._turn:
             self._turn, self._used = turn, set()

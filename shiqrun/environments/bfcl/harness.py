@@ -5,35 +5,22 @@ harness restores the sessions of a dead process by replaying their requests, wit
 """
 
 import contextlib
-import json
-import selectors
-import signal
-import subprocess
-import sys
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 from shiqrun.environments.bfcl.samples import BfclSample
-from shiqrun.environments.bfcl.worker import OUT_OF_MEMORY
+from shiqrun.environments.confined import ConfinedProcess, LimitReached, ProcessKilled
 from shiqrun.errors import InputError, TrainingError
 
+WORKER = "shiqrun.environments.bfcl.worker"
 CPU_SECONDS = 2.0
 """Most processor time of one request; unlike wall time, it does not depend on how busy the machine is."""
-WALL_SECONDS = 120.0
 REPLAY = 10
 """How many times as long a replayed request may take: a request that has passed once must pass again."""
 MOST_STOPPED, MOST_SECONDS = 3, 20.0
 """Number of stopped calls, and processor time of all calls, at which an episode's session is exhausted."""
 STOPPED = "Error during execution: the call was stopped: it took too much time or memory"
-
-
-class Died(Exception):
-    """A limit ended the process during a request."""
-
-
-class Killed(Exception):
-    """Something other than a limit ended the process during a request."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +32,29 @@ class Verdict:
     why: str
 
 
-class Harness:
-    """The owner of the confined process, which opens sessions in it; a context manager, which ends the process."""
+class Harness(ConfinedProcess):
+    """The confined process of the backends, in which it opens sessions; a context manager, which ends the process.
+
+    Args:
+        cpu_seconds: most processor time of a request.
+    """
 
     def __init__(self, cpu_seconds: float = CPU_SECONDS) -> None:
-        self.cpu_seconds = cpu_seconds
-        self.ended = 0  # processes so far: what lived in one of them is gone
-        self._process: subprocess.Popen[str] | None = None
+        super().__init__(WORKER, "the process that runs the functions of BFCL", cpu_seconds)
 
     def __enter__(self) -> "Harness":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def open(self, sample: BfclSample) -> "Session":
+    def open(self, sample: BfclSample) -> "RemoteSession":
         """Open a session with new backends of a sample.
 
         Raises:
             InputError: the initial state of the sample does not load.
         """
-        session = Session(self, sample)
+        session = RemoteSession(self, sample)
         try:
             session.ask({"do": "open", "sample": sample.row})
-        except Died:
+        except LimitReached:
             raise session.unloaded("it takes too much time or memory") from None
         return session
 
@@ -82,85 +68,14 @@ class Harness:
         try:
             asked = {"do": "official", "sample": sample.row, "turns": turns, "times": times}
             return bool(self.request(asked)["valid"])
-        except Died:
+        except LimitReached:
             return False
-        except Killed as killed:
+        except ProcessKilled as killed:
             raise TrainingError(f"{killed}, at {sample.id}; is the machine out of memory?") from None
-
-    def request(self, what: dict[str, Any]) -> dict[str, Any]:
-        """Send a request to the process and return its answer.
-
-        Args:
-            what: the request; its `times`, 1 by default, says as long as how many requests it may take.
-
-        Raises:
-            Died: a limit ended the process.
-            Killed: something else ended it.
-        """
-        process = self._process or self._start()
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(what) + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            raise self._ended(process) from None
-        return self._answer(process, WALL_SECONDS * what.get("times", 1))
-
-    def _start(self) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "shiqrun.environments.bfcl.worker", str(self.cpu_seconds)]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            command,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,  # a Ctrl-C is for this process, which may still want the answer
-        )
-        try:
-            self._answer(self._process, WALL_SECONDS)
-        except (Died, Killed):
-            raise InputError(
-                f"the process that runs the functions of BFCL does not start; try: {' '.join(command)}"
-            ) from None
-        return self._process
-
-    def _answer(self, process: "subprocess.Popen[str]", seconds: float) -> dict[str, Any]:
-        assert process.stdout is not None
-        with selectors.DefaultSelector() as ready:
-            ready.register(process.stdout, selectors.EVENT_READ)
-            if not ready.select(seconds):
-                self.close()
-                raise Died
-            line = process.stdout.readline()
-        if not line:
-            raise self._ended(process)
-        return dict(json.loads(line))
-
-    def _ended(self, process: "subprocess.Popen[str]") -> Died | Killed:
-        """Return why a process has ended by itself."""
-        code = process.wait()
-        self.close()
-        if code in (-signal.SIGPROF, OUT_OF_MEMORY):
-            return Died()
-        return Killed(f"the process that runs the functions of BFCL ended with exit code {code}")
-
-    def close(self) -> None:
-        """End the process; the next request starts another."""
-        if self._process is not None:
-            self._process.kill()
-            for pipe in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(BrokenPipeError):
-                    assert pipe is not None
-                    pipe.close()
-            self._process.wait()
-            self._process = None
-            self.ended += 1
 
 
 @dataclass
-class Session:
+class RemoteSession:
     """The backends of one episode, wherever the process that holds them is.
 
     Attributes:
@@ -190,7 +105,7 @@ class Session:
                 answer = self.ask({"do": "run", "call": call})
                 self.seconds += answer["seconds"]
                 return str(answer["result"])
-            except Died:
+            except LimitReached:
                 self.seconds += self.harness.cpu_seconds
         self.stopped += 1
         return STOPPED
@@ -203,14 +118,14 @@ class Session:
             try:
                 found = self.ask({"do": "end_turn"})
                 return Verdict(found["counted"], found["right"], found["why"])
-            except Died:
+            except LimitReached:
                 self._broken = True  # the state takes too long to compare, and would in every later turn
         return Verdict(counted, False, "stopped")
 
     def close(self) -> None:
         """Forget the backends."""
         if self._asked and self._lives_in == self.harness.ended:
-            with contextlib.suppress(Died, Killed):
+            with contextlib.suppress(LimitReached, ProcessKilled):
                 self.harness.request({"do": "close", "session": self._name})
         self._asked.clear()
 
@@ -218,16 +133,16 @@ class Session:
         """Return the answer to a request in the state that the former requests have made.
 
         Raises:
-            Died: this request or the replay of the former ones reached a limit.
+            LimitReached: this request or the replay of the former ones reached a limit.
             InputError: the initial state of the sample does not load.
             TrainingError: the process was killed, and again after all requests were replayed.
         """
         try:
             answer = self._after_former(what)
-        except Killed:
+        except ProcessKilled:
             try:
                 answer = self._after_former(what)
-            except Killed as twice:
+            except ProcessKilled as twice:
                 raise TrainingError(f"{twice}, twice, at {self.sample.id}; is the machine out of memory?") from None
         self._asked.append(what)
         return answer
@@ -237,7 +152,7 @@ class Session:
             try:
                 for former in self._asked:
                     self._request({**former, "times": REPLAY})
-            except Died:
+            except LimitReached:
                 self._broken = True  # another replay would end the process of all other sessions again
                 raise
         return self._request(what)

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from functools import lru_cache
 
-from shiqrun.environments.bfcl.corruptions import corrupted, said
-from shiqrun.environments.bfcl.episode import Episode, Rules
+from shiqrun.environments.bfcl.corruptions import corrupt_turn, turn_messages
+from shiqrun.environments.bfcl.dialogue import Dialogue, Rules
 from shiqrun.environments.bfcl.samples import BfclSample, installed_data, load_samples
 
 RULES = Rules(rewards="independent", max_steps=20, functions="names", result_chars=None, arguments="said")
@@ -33,7 +33,7 @@ def calculator(*truth):
 
 def reference_messages(sample, together="one"):
     """What the reference answer says, by turn."""
-    return [said(calls, together) for calls in sample.truth]
+    return [turn_messages(calls, together) for calls in sample.truth]
 
 
 def mistaken_messages(sample, together, rng):
@@ -41,13 +41,15 @@ def mistaken_messages(sample, together, rng):
     turns = []
     for n, calls in enumerate(sample.truth):
         others = [call for m, turn in enumerate(sample.truth) if m != n for call in turn]
-        turns.append(corrupted(calls, others, together, rng)[0] if rng.random() < 0.5 else said(calls, together))
+        turns.append(
+            corrupt_turn(calls, others, together, rng)[0] if rng.random() < 0.5 else turn_messages(calls, together)
+        )
     return turns
 
 
 def played(sample, turns, harness, rules=RULES):
     """The episode that says these messages, closed."""
-    episode = Episode(sample, harness, rules)
+    episode = Dialogue(sample, harness, rules)
     for text in (text for turn in turns for text in turn):
         if not episode.done:
             episode.say(text)

@@ -189,15 +189,15 @@ def test_the_official_checker_leaves_nothing_behind():
 def test_a_session_leaves_nothing_behind():
     from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_utils
 
-    from shiqrun.environments.bfcl.worker import answered
+    from shiqrun.environments.bfcl.worker import answer_request
 
     sessions, before = {}, set(vars(multi_turn_utils))
     sample = real()[0]
-    answered({"do": "open", "session": "a", "sample": sample.row}, sessions)
-    answered({"do": "run", "session": "a", "call": sample.truth[0][0]}, sessions)
-    answered({"do": "end_turn", "session": "a"}, sessions)
+    answer_request({"do": "open", "session": "a", "sample": sample.row}, sessions)
+    answer_request({"do": "run", "session": "a", "call": sample.truth[0][0]}, sessions)
+    answer_request({"do": "end_turn", "session": "a"}, sessions)
     assert [*sessions] == ["a"]
-    answered({"do": "close", "session": "a"}, sessions)
+    answer_request({"do": "close", "session": "a"}, sessions)
     assert not sessions
     assert set(vars(multi_turn_utils)) == before
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from shiqrun.environments.bfcl.calls import Call, calls_in
-from shiqrun.environments.bfcl.corruptions import KINDS, corrupted, said
-from shiqrun.environments.bfcl.shown import DONE
+from shiqrun.environments.bfcl.corruptions import KINDS, corrupt_turn, turn_messages
+from shiqrun.environments.bfcl.rendering import DONE
 
 CALLS = ["f(a=1, b='x')", "g(2)", "h()"]
 OTHERS = ["k(c='y')", "m(d=True)"]
@@ -24,7 +24,7 @@ def made(together, calls=CALLS, others=OTHERS, seeds=300):
     """Messages of every kind that was drawn."""
     kinds = defaultdict(list)
     for seed in range(seeds):
-        messages, kind = corrupted(calls, others, together, np.random.default_rng(seed))
+        messages, kind = corrupt_turn(calls, others, together, np.random.default_rng(seed))
         kinds[kind].append(messages)
     return kinds
 
@@ -37,9 +37,9 @@ def constants(call):
 
 
 def test_what_is_said_ends_the_turn():
-    assert said(CALLS, "one") == [*(f"[{call}]" for call in CALLS), DONE]
-    assert said(CALLS, "turn") == [f"[{', '.join(CALLS)}]", DONE]
-    assert said([], "one") == said([], "turn") == [DONE]
+    assert turn_messages(CALLS, "one") == [*(f"[{call}]" for call in CALLS), DONE]
+    assert turn_messages(CALLS, "turn") == [f"[{', '.join(CALLS)}]", DONE]
+    assert turn_messages([], "one") == turn_messages([], "turn") == [DONE]
 
 
 @pytest.mark.parametrize("together", ["one", "turn"])
@@ -51,7 +51,7 @@ def test_every_kind_is_drawn_and_does_what_its_name_says(together):
         assert DONE not in messages
         *before, last = messages
         assert [*read(before), None] == read(messages)  # the last message alone is no call
-        assert said(CALLS, together)[len(before)].startswith(last)
+        assert turn_messages(CALLS, together)[len(before)].startswith(last)
     for kind, dialogues in kinds.items():
         for messages in dialogues:
             *calls, end = read(messages)
@@ -95,13 +95,13 @@ def test_a_wrong_argument_is_taken_from_the_dialogue_or_altered():
 
 def test_the_same_seed_makes_the_same_mistake():
     rng = [np.random.default_rng(3) for _ in range(2)]
-    first, second = ([corrupted(CALLS, OTHERS, "one", r) for _ in range(20)] for r in rng)
+    first, second = ([corrupt_turn(CALLS, OTHERS, "one", r) for _ in range(20)] for r in rng)
     assert first == second
     assert len({tuple(messages) for messages, _ in first}) > 5
 
 
 def test_only_what_is_possible_is_drawn():
-    assert corrupted([], OTHERS, "one", np.random.default_rng(0)) == ([DONE], None)
+    assert corrupt_turn([], OTHERS, "one", np.random.default_rng(0)) == ([DONE], None)
     assert set(made("one", ["h()"], [])) == {"dropped", "repeated", "malformed"}
     assert set(made("turn", ["h()", "g(2)"], [])) == set(KINDS) - {"extra"}
     assert Counter(map(str, made("one", ["h()"], [])["dropped"])).keys() == {str([DONE])}

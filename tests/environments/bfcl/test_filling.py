@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from shiqrun.environments.bfcl.corruptions import said
+from shiqrun.environments.bfcl.corruptions import turn_messages
 from shiqrun.environments.bfcl.filling import Filler, bare
 from shiqrun.environments.bfcl.harness import Harness
-from shiqrun.environments.bfcl.shown import DONE
+from shiqrun.environments.bfcl.rendering import DONE
 from tests.environments.bfcl.dialogues import RULES, played, real, with_truth
 
 TRUTH = [["f(a=1)", "g(2)", "f(a=3)"], ["f(a=4)"], ["h(x='y')"]]
@@ -14,11 +14,11 @@ FILLED = replace(RULES, arguments="reference")
 
 def test_a_name_stands_for_the_next_such_call_of_the_turn_then_for_the_first_of_all():
     filler = Filler(TRUTH)
-    assert [filler.filled("f", 0) for _ in range(3)] == ["f(a=1)", "f(a=3)", "f(a=1)"]
-    assert filler.filled("g", 0) == "g(2)"
-    assert filler.filled("h", 0) == "h(x='y')"
-    assert filler.filled("k", 0) == "k()"
-    assert [filler.filled("f", 1) for _ in range(2)] == ["f(a=4)", "f(a=1)"]
+    assert [filler.fill("f", 0) for _ in range(3)] == ["f(a=1)", "f(a=3)", "f(a=1)"]
+    assert filler.fill("g", 0) == "g(2)"
+    assert filler.fill("h", 0) == "h(x='y')"
+    assert filler.fill("k", 0) == "k()"
+    assert [filler.fill("f", 1) for _ in range(2)] == ["f(a=4)", "f(a=1)"]
 
 
 def test_a_bare_call_has_no_arguments():
@@ -29,7 +29,7 @@ def test_bare_reference_answers_are_right_and_a_wrong_order_is_not():
     pytest.importorskip("bfcl_eval", reason="the functions of BFCL come with bfcl-eval")
     with Harness() as harness:
         for sample in real():
-            turns = [said([bare(call) for call in calls], "one") for calls in sample.truth]
+            turns = [turn_messages([bare(call) for call in calls], "one") for calls in sample.truth]
             episode = played(sample, turns, harness, FILLED)
             assert episode.rewards() == [float(bool(calls)) for calls in sample.truth], sample.id
             assert episode.official()

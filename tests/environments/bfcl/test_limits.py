@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from shiqrun.environments.bfcl import harness as module
-from shiqrun.environments.bfcl.episode import Episode
+from shiqrun.environments.bfcl.dialogue import Dialogue
 from shiqrun.environments.bfcl.harness import STOPPED, Harness, Verdict
 from shiqrun.errors import TrainingError
 from tests.environments.bfcl.dialogues import RULES, calculator, real, reference_messages
@@ -101,7 +101,7 @@ def test_a_session_that_cannot_be_made_again_is_given_up_and_spoils_no_other():
 
 def test_an_episode_of_stopped_calls_ends():
     with Harness(LITTLE) as harness:
-        episode = Episode(calculator(["add(a=1, b=2)"], ["add(a=1, b=2)"]), harness, RULES)
+        episode = Dialogue(calculator(["add(a=1, b=2)"], ["add(a=1, b=2)"]), harness, RULES)
         episode.say(f"[{', '.join([ENDLESS] * 60)}]")
         assert harness.ended == module.MOST_STOPPED
         assert episode.ended == "too much time or memory"
@@ -113,7 +113,7 @@ def test_an_episode_of_stopped_calls_ends():
 def test_an_episode_of_slow_calls_ends(monkeypatch):
     monkeypatch.setattr(module, "MOST_SECONDS", 0.2)
     with Harness() as harness:
-        episode = Episode(calculator(["add(a=1, b=2)"]), harness, RULES)
+        episode = Dialogue(calculator(["add(a=1, b=2)"]), harness, RULES)
         episode.say("[" + ", ".join(["power(base=9, exponent=300000)"] * 60) + "]")
         answers = [m for m in episode.messages if m["role"] == "tool"]
         assert 0 < len(answers) < 60
@@ -134,7 +134,7 @@ def test_a_long_result_ends_where_no_reference_result_does():
         assert LONGEST_RESULT - 2000 < len(whole) <= LONGEST_RESULT
         longest = 0
         for sample in real()[::4]:
-            episode = Episode(sample, harness, RULES)
+            episode = Dialogue(sample, harness, RULES)
             for turn in reference_messages(sample):
                 for text in turn:
                     episode.say(text)

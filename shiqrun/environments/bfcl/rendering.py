@@ -45,7 +45,7 @@ def signature(document: dict[str, Any]) -> str:
     return f"{document['name']}({', '.join(parts)})"
 
 
-def shortened(result: str, characters: int | None) -> str:
+def shorten(result: str, characters: int | None) -> str:
     """Return a result, cut off after so many characters with a mark that says how many are missing."""
     if characters is None or len(result) <= characters:
         return result

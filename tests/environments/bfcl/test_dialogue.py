@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 
 from shiqrun.environments.bfcl.calls import LONGEST_MESSAGE
-from shiqrun.environments.bfcl.episode import Episode
+from shiqrun.environments.bfcl.dialogue import Dialogue
 from shiqrun.environments.bfcl.harness import Harness
-from shiqrun.environments.bfcl.shown import DONE
+from shiqrun.environments.bfcl.rendering import DONE
 from tests.environments.bfcl.dialogues import RULES, calculator, played, real, reference_messages, with_truth
 
 pytest.importorskip("bfcl_eval", reason="the functions of BFCL come with bfcl-eval")
@@ -119,7 +119,7 @@ def test_one_step_more_ends_the_episode(harness):
 
 def test_an_episode_that_is_given_up_keeps_what_it_has_earned(harness):
     sample = with_truth(real()[0], [["ls()"], ["pwd()"], []])
-    episode = Episode(sample, harness, RULES)
+    episode = Dialogue(sample, harness, RULES)
     for text in ("ls()", DONE, "pwd()"):
         episode.say(text)
     assert not episode.done
@@ -136,7 +136,7 @@ def test_an_episode_that_is_given_up_keeps_what_it_has_earned(harness):
 def test_an_episode_given_up_in_its_last_turn_is_judged_as_the_official_runner_has_it(harness, said):
     """Forced to end in the last turn, it hands its calls to the checker like any other."""
     sample = with_truth(real()[0], [["pwd()"], ["ls()"]])
-    episode = Episode(sample, harness, RULES)
+    episode = Dialogue(sample, harness, RULES)
     for text in ("pwd()", DONE, *said):
         episode.say(text)
     episode.give_up("no room")

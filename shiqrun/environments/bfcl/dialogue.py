@@ -9,8 +9,8 @@ from typing import Any, Literal
 from shiqrun.environments.bfcl.calls import Call, Refusal, calls_in
 from shiqrun.environments.bfcl.filling import Filler
 from shiqrun.environments.bfcl.harness import Harness, Verdict
+from shiqrun.environments.bfcl.rendering import Functions, shorten, system_messages
 from shiqrun.environments.bfcl.samples import BfclSample
-from shiqrun.environments.bfcl.shown import Functions, shortened, system_messages
 from shiqrun.types import Message
 
 Rewards = Literal["independent", "official_prefix"]
@@ -37,7 +37,7 @@ class Rules:
     arguments: Arguments
 
 
-class Episode:
+class Dialogue:
     """A dialogue of a sample; the policy may `say` a message while the dialogue is not `done`.
 
     Attributes:
@@ -97,12 +97,12 @@ class Episode:
         if isinstance(call, Refusal):
             self.refused.append(call.text)
             return call.answer
-        text = self._filler.filled(call.name, len(self.verdicts)) if self._filler else call.text
+        text = self._filler.fill(call.name, len(self.verdicts)) if self._filler else call.text
         stopped = self._session.stopped
         result = self._session.run(text)
         if self._session.stopped == stopped:
             ran.append(text)
-        return shortened(result, self.rules.result_chars)
+        return shorten(result, self.rules.result_chars)
 
     def _end_turn(self) -> None:
         self.verdicts.append(self._session.end_turn())

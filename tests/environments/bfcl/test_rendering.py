@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from shiqrun.environments.bfcl.shown import DONE, message_of, shortened, signature, system_messages
+from shiqrun.environments.bfcl.rendering import DONE, message_of, shorten, signature, system_messages
 
 COPY = {
     "name": "cp",
@@ -45,7 +45,7 @@ def test_the_official_prompt_is_the_package_s_with_the_documents_in_it():
     [(None, "abcdef"), (6, "abcdef"), (5, "abcde... (1 more characters)"), (1, "a... (5 more characters)")],
 )
 def test_a_long_result_is_cut_with_a_mark(characters, expected):
-    assert shortened("abcdef", characters) == expected
+    assert shorten("abcdef", characters) == expected
 
 
 def test_a_message_holds_its_calls_or_ends_the_turn():
