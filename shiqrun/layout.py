@@ -1,16 +1,26 @@
-"""How a batch lies before the body of a model: padded rows, or one row in which nothing is padded or repeated.
+"""The layout of a batch as the body of a model reads it: padded rows, or one packed row without padding or repeats.
 
-Made where batches are made, so that no step waits for a device to count; `batching/packing.py` decides what goes where.
+Layouts are made together with batches, on the loader's side, so that no step waits for a device to count tokens.
+`batching/packing.py` decides which token goes where.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, device
 
 
-def moved(values: Any, where: "device | str") -> Any:
-    """A frozen dataclass with everything in it that has a `.to` on another device; pinned memory without waiting."""
+class _Dataclass(Protocol):
+    """Any dataclass instance."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+D = TypeVar("D", bound=_Dataclass)
+
+
+def to_device(values: D, where: "device | str") -> D:
+    """Return a frozen dataclass with every field that has a `.to` on another device; pinned memory without waiting."""
     found = {f.name: getattr(values, f.name) for f in fields(values) if f.init}
     return replace(values, **{name: _to(x, where) for name, x in found.items() if hasattr(x, "to")})
 
@@ -21,7 +31,10 @@ def _to(x: Any, where: "device | str") -> Any:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the attention kernel: R branches of at most Q tokens, each with its own K keys.
+    """One call of the attention kernel over a packed batch: R branches of at most Q queries, each with its own K keys.
+
+    A branch is a piece of a trajectory that attends to the same keys: for example one of the completions that share a
+    prompt.
 
     Attributes:
         branches: R.
@@ -36,22 +49,22 @@ class Call:
     mask: Tensor | None
 
     def to(self, where: "device | str") -> "Call":
-        """The same on another device."""
-        return self if self.mask is None else moved(self, where)
+        """Return the call with its mask on another device."""
+        return self if self.mask is None else to_device(self, where)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Which of the L packed tokens attends to which.
+    """The attention pattern of a packed row of L tokens: which token attends to which.
 
     Attributes:
-        calls: one after another they cover every token once.
+        calls: calls of the attention kernel that together cover every token once.
         queries: `[sum R*Q]` int64, the token of each query, branches padded on the right with the first token; None
-            where that is all tokens in order.
-        keys: `[sum R*K]` int64, the token of each key; None likewise.
-        outputs: `[L]` int64, the query of each token; None likewise.
-        query_positions: `[sum R*Q]` int64, of each query in its trajectory.
-        key_positions: `[sum R*K]` int64.
+            where the queries are all tokens in order.
+        keys: `[sum R*K]` int64, the token of each key; None where the keys are all tokens in order.
+        outputs: `[L]` int64, the query of each token; None where the queries are all tokens in order.
+        query_positions: `[sum R*Q]` int64, the position of each query in its trajectory.
+        key_positions: `[sum R*K]` int64, the position of each key in its trajectory.
         longest: tokens of the longest trajectory.
     """
 
@@ -64,22 +77,22 @@ class Attention:
     longest: int
 
     def to(self, where: "device | str") -> "Attention":
-        """The same on another device."""
-        return moved(replace(self, calls=tuple(call.to(where) for call in self.calls)), where)
+        """Return the pattern on another device."""
+        return to_device(replace(self, calls=tuple(call.to(where) for call in self.calls)), where)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the body reads, and where in its output the N actions of the batch are found.
+    """The tokens that the body of a model reads, and where its output holds the N actions of the batch.
 
     Attributes:
         input_ids: `[R, L]` int64; R is 1 when packed.
         attention_mask: `[R, L]` bool, True on tokens; None when packed.
         positions: `[R, L]` int64, of each token in its trajectory; None when padded.
-        state: `[N]` int64, the token that predicts each action, of R*L.
-        taken: `[N]` int64, the action's own token, of R*L.
-        slot: `[N]` int64, the action's place, of B*A.
-        attention: who attends to whom; None when padded.
+        state: `[N]` int64, index into R*L of the token whose output predicts each action.
+        taken: `[N]` int64, index into R*L of the action's own token.
+        slot: `[N]` int64, index into B*A of the action in the batch.
+        attention: the attention pattern when packed; None when padded.
     """
 
     input_ids: Tensor
@@ -91,5 +104,5 @@ class Layout:
     attention: Attention | None = None
 
     def to(self, where: "device | str") -> "Layout":
-        """The same on another device."""
-        return moved(self, where)
+        """Return the layout on another device."""
+        return to_device(self, where)

@@ -1,7 +1,8 @@
-"""The four types that pass between data, scoring and losses. Frozen, shapes checked when built.
+"""The four types that pass between data, models and losses: Example, Trajectories, ActionScores and LossTerms.
 
-Losses live in action time, `[B, A]`: column t of a row is the t-th token that the policy chose. Prompts, user
-turns and tool replies are gone, and the next state is the next column.
+They are frozen, and check shapes when they are built. Losses work on actions alone, `[B, A]`: column t of a row is the
+t-th token that the policy chose. Prompts, user turns and tool replies are no columns, and the next state is the next
+column.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,32 +12,38 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, device
 
-from shiqrun.layout import Layout, moved
+from shiqrun.layout import Layout, to_device
 
 Message = dict[str, Any]
-"""One chat message: `role` (system, user, assistant, tool) and `content`."""
+"""A chat message: `role` (system, user, assistant, tool) and `content`."""
 
 Positive = Annotated[float, Gt(0)]
+"""A hyperparameter above 0."""
 UnitInterval = Annotated[float, Ge(0), Le(1)]
+"""A hyperparameter from 0 to 1."""
 HalfInterval = Annotated[float, Ge(0), Lt(0.5)]
+"""A hyperparameter from 0 to below 0.5."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its logged completions, as a data set hands it over.
+    """One prompt with its logged completions, as a data set returns it.
 
     Attributes:
-        messages: the prompt, a chat list; no token of it is an action.
-        completions: G completions; each a list of messages in which the assistant's turns are actions.
-        rewards: one entry a completion, or None where the data has none. An entry is one number for the whole
-            completion (it falls on the last action), or a list with one number per assistant turn (each falls on
-            its turn's last action), or a list with one number per action token.
-        prompt_id: equal for rows that answer the same prompt; decides the validation split.
+        messages: the prompt, a list of chat messages; none of its tokens is an action.
+        completions: G completions, each a list of messages in which the assistant's turns are actions.
+        rewards: one entry for each completion, or None where the data has no rewards. An entry is one number for the
+            whole completion (it falls on the last action), or a list with one number for each assistant turn (each
+            falls on its turn's last action), or a list with one number for each action token. Reward units.
+        prompt_id: equal for examples with the same prompt; it decides the validation split.
         answer: whatever a verifier needs.
-        source: where the row came from (`file:line`), for error messages.
-        alone: its completions are compared with each other only, not with those of other rows of the prompt: a logged
-            pair says which of two is better, and nothing of a third.
-        columns: what else the row holds, for those that write it again.
+        source: where the example came from (`file:line`), for error messages.
+        alone: its completions are compared with each other only, not with those of other examples of the prompt: a
+            logged pair says which of two is better, and nothing of a third.
+        columns: the other columns of the data row, for code that writes the row again.
+
+    Raises:
+        ValueError: the numbers of rewards and of completions differ.
     """
 
     messages: Sequence[Message]
@@ -60,16 +67,21 @@ def _require(name: str, value: Tensor | None, shape: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class ActionScores:
-    """What any loss needs of a model, per action: two numbers in nats, float32 (float64 in proofs).
+    """The scores of a batch's actions under one model: all that any loss needs of a model.
+
+    Scores are float32 (float64 in proofs) and in nats unless said otherwise.
 
     Attributes:
         logit: `[B, A]`, logit of the action taken, l(s_t, a_t).
         log_partition: `[B, A]`, v(s_t) = logsumexp l(s_t, .).
-        value: `[B, A]`, a value head's output in reward units, where there is one.
-        further: `[B, A, K]`, logits of K further tokens at each action's state, where the anchor asks for them.
-        further_tokens: `[B, A, K]` int64, which tokens, where the policy chose them.
-        entropy: `[B, A]`, of the policy at each action's state, without gradient, on logged steps.
-        hits: `[B, A]` bool, whether the action was the most likely token, on logged steps.
+        value: `[B, A]`, the output of a value head, reward units; None without one.
+        further: `[B, A, K]`, logits of the K anchor tokens at each action's state; None without an anchor.
+        further_tokens: `[B, A, K]` int64, the anchor tokens, where the policy sampled them.
+        entropy: `[B, A]`, entropy of the policy at each action's state, without gradient; at logged steps only.
+        hits: `[B, A]` bool, True where the action was the most likely token; at logged steps only.
+
+    Raises:
+        ValueError: a shape does not fit the others.
     """
 
     logit: Tensor
@@ -89,17 +101,17 @@ class ActionScores:
 
     @property
     def logp(self) -> Tensor:
-        """log pi(a_t | s_t) = logit - log_partition, `[B, A]`, nats."""
+        """Log-probability of each action, log pi(a_t | s_t) = logit - log_partition, `[B, A]`, nats."""
         return self.logit - self.log_partition
 
     def fixed(self) -> "ActionScores":
-        """Logit, log-partition and value without gradient."""
+        """Return logit, log-partition and value, detached from the graph; nothing else is kept."""
         value = None if self.value is None else self.value.detach()
         return ActionScores(self.logit.detach(), self.log_partition.detach(), value)
 
     def to(self, where: "device | str") -> "ActionScores":
-        """The same scores on another device."""
-        return moved(self, where)
+        """Return the scores on another device."""
+        return to_device(self, where)
 
 
 @dataclass(frozen=True)
@@ -111,22 +123,22 @@ class Trajectories:
         attention_mask: `[B, T]` bool, True on tokens, False on padding.
         action_index: `[B, A]` int64, position of each action in `input_ids`, at least 1.
         action_mask: `[B, A]` bool, True on a prefix of each row.
-        rewards: `[B, A]` float, reward earned by that action.
+        rewards: `[B, A]` float, reward of each action, reward units.
         group: `[B]` int64, rows with equal numbers answer the same prompt.
         reference: the frozen reference's scores, where they are cached.
-        prompt_value: `[B]`, reward units.
-        behaviour_logp: `[B, A]`, nats, log-probability under the distribution that was sampled from.
-        acting_logp: `[B, A]`, nats, under the same weights at temperature 1 without top-p.
-        source: where the trajectories came from: logged, online, replay, annotated, further or val.
+        prompt_value: `[B]`, soft value Q0 of each row's prompt, reward units.
+        behaviour_logp: `[B, A]`, nats, log-probability under the distribution that the actions were sampled from.
+        acting_logp: `[B, A]`, nats, log-probability under the sampler's weights at temperature 1 without top-p.
         proximal: the policy's scores, with its value, when the batch came to be trained on; without gradient.
-        value_target: `[B, A]`, reward units, NaN where not annotated.
-        offset: `[B]`, reward units, what `algo.reward_offset` has taken from the reward of the last action.
-        anchor_tokens: `[B, A, K]` int64, tokens whose logits are held at the reference's at each action's state.
-        layout: how the body of a model reads the batch, as it stands where None; `replace` leaves it out, for it is of
-            these very tokens and actions.
+        value_target: `[B, A]`, target of the Monte-Carlo term, reward units, NaN where not annotated.
+        offset: `[B]`, reward units that `algo.reward_offset` has taken from the reward of the last action.
+        anchor_tokens: `[B, A, K]` int64, tokens whose logits the anchor holds at each action's state.
+        source: where the trajectories came from: logged, online, replay, annotated, further or val.
+        layout: how the body of a model reads the batch; None for padded rows as they are. It is of these very tokens
+            and actions, so `dataclasses.replace` leaves it out.
 
     Raises:
-        ValueError: a shape that does not fit the others.
+        ValueError: a shape does not fit the others.
     """
 
     input_ids: Tensor
@@ -162,25 +174,28 @@ class Trajectories:
             scores = getattr(self, name)
             _require(name, scores and scores.logit, actions)
 
-    def laid_out(self, layout: Layout | None) -> "Trajectories":
-        """The same batch with a layout that was made of its tokens and actions."""
-        made = replace(self)
-        object.__setattr__(made, "layout", layout)
-        return made
+    def with_layout(self, layout: Layout | None) -> "Trajectories":
+        """Return the batch with a layout, which must have been made of its tokens and actions."""
+        batch = replace(self)
+        object.__setattr__(batch, "layout", layout)
+        return batch
 
     def to(self, where: "device | str") -> "Trajectories":
-        """The same batch on another device."""
-        return moved(self, where).laid_out(self.layout and self.layout.to(where))
+        """Return the batch, with its layout, on another device."""
+        return to_device(self, where).with_layout(self.layout and self.layout.to(where))
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What a loss returns: a sum and a count, never a mean, so that a step does not depend on how it was cut.
+    """The result of a loss: a sum and a count, never a mean, so that a step does not depend on its micro-batches.
 
     Attributes:
         total: `[]`, sum over units, differentiable.
         count: `[]`, number of units: actions, trajectories or pairs.
-        metrics: name -> (sum, count), detached scalars.
+        metrics: name -> (sum, count), `[]` each, detached.
+
+    Raises:
+        ValueError: a total or a count is no scalar.
     """
 
     total: Tensor

@@ -67,7 +67,7 @@ def layout():
 
 
 def test_a_changed_batch_has_no_layout():
-    given = trajectories().laid_out(layout())
+    given = trajectories().with_layout(layout())
     assert given.layout is not None
     assert replace(given, group=torch.ones(B)).layout is None
 
@@ -115,7 +115,7 @@ def test_the_log_probability_is_the_logit_less_the_log_partition():
 
 
 def test_everything_moves_to_another_device():
-    moved = trajectories().laid_out(layout()).to("meta")
+    moved = trajectories().with_layout(layout()).to("meta")
     inside = dict.fromkeys(("reference", "proximal"), lambda x: x.logit) | {
         "layout": lambda x: x.attention.calls[0].mask
     }

@@ -25,7 +25,7 @@ def each_tensor(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(x, Tensor):
         return change(x)
     if isinstance(x, Trajectories):
-        return _replace_fields(x, change).laid_out(each_tensor(x.layout, change))
+        return _replace_fields(x, change).with_layout(each_tensor(x.layout, change))
     if is_dataclass(x) and not isinstance(x, type):
         return _replace_fields(x, change)
     return type(x)(each_tensor(value, change) for value in x) if isinstance(x, list | tuple) else x

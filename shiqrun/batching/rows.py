@@ -222,8 +222,8 @@ class Rows:
             **columns,
         )
         if self.packed:
-            return batch.laid_out(packed(trajectories, index.shape[1], device=self.device))
-        return batch.laid_out(padded(ids, read, index, mask))
+            return batch.with_layout(packed(trajectories, index.shape[1], device=self.device))
+        return batch.with_layout(padded(ids, read, index, mask))
 
 
 def _numbered(names: Iterable[Any]) -> np.ndarray:

@@ -100,7 +100,7 @@ def credit(
     try:
         for cut in rows.micro_batches([[i] for i in dict.fromkeys(numbers)], tokens):
             batch = rows.collate(cut)
-            batch = replace(batch, anchor_tokens=None).laid_out(batch.layout).to(device)
+            batch = replace(batch, anchor_tokens=None).with_layout(batch.layout).to(device)
             learned = _learned(batch, policy, reference, beta)
             for place, row in enumerate(cut):
                 of_row = {name: x[place, : rows.actions[row]].tolist() for name, x in learned.items()}

@@ -1,1 +1,1 @@
-"""The policy, its reference, and the scoring of actions."""
+"""Models: the policy, its frozen reference, the scoring of actions, LoRA, and where models are loaded from."""

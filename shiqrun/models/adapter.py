@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): an adapter put on a model, merged into it, saved for `peft`."""
+"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685): put on a model, merged into its weights, saved for `peft`."""
 
 import copy
 from pathlib import Path
@@ -11,39 +11,39 @@ from transformers import PreTrainedModel
 from shiqrun.errors import InputError
 
 BASE = "base"
-"""Where in an adapter's directory its base model is, if that has no directory of its own."""
+"""The folder, in an adapter's directory, of a base model that has no directory of its own."""
 
 
 def is_quantized(model: Any) -> bool:
-    """Whether the weights of its linear layers are 4-bit numbers, which nothing can be added to without rounding."""
+    """Return whether a model's linear layers have 4-bit weights, to which nothing can be added without rounding."""
     return bool(getattr(base_of(model), "is_loaded_in_4bit", False))
 
 
 def has_adapter(model: Any) -> bool:
-    """Whether it is a PEFT model."""
+    """Return whether a model is a PEFT model, that is, has an adapter."""
     return hasattr(model, "merge_and_unload")
 
 
 def base_of(model: Any) -> Any:
-    """The `transformers` model, without the PEFT wrapper."""
+    """Return the `transformers` model inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, target_modules: list[str] | None) -> Any:
-    """The model as it is for rank 0, else a PEFT model around it of which the adapter alone is trained.
+    """Return a PEFT model whose LoRA adapter alone is trained, or the model itself for rank 0.
 
-    At first the adapter adds nothing. `state_dict` of the PEFT model holds the adapter alone: the base is read from
-    where it came from, and whoever loads a checkpoint compares its fingerprint.
+    A new adapter adds nothing to the model's outputs. `state_dict` of the PEFT model holds the adapter alone: the base
+    is loaded from where it came from, and whoever loads a checkpoint compares the base's fingerprint.
 
     Args:
-        model: is changed.
-        rank: of the adapter's two factors.
+        model: the base, changed in place.
+        rank: rank of the adapter, the inner size of its two factors.
         alpha: the adapter's product is scaled by alpha / rank.
-        target_modules: names of layers, None for all linear ones but the head.
+        target_modules: names of the layers that get an adapter, None for all linear ones but the head.
 
     Raises:
-        InputError: layers that are not there, the head, or embeddings that are also the head; 4-bit weights and
-            rank 0; or `peft` is not installed.
+        InputError: the target layers do not exist, are the head, or are embeddings that share their weight with the
+            head; the weights are 4-bit and the rank is 0; or `peft` is not installed.
     """
     if not rank:
         if is_quantized(model):
@@ -77,10 +77,10 @@ def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, target_modules
 def _expect_plain_head(
     model: PreTrainedModel, target_modules: list[str] | None, *, head: nn.Module, embeddings: nn.Module | None
 ) -> None:
-    """Nothing, if no layer whose weight scores actions has an adapter; whatever names it was found by.
+    """Check that no layer whose weight scores actions has an adapter, whatever names it was selected by.
 
     Raises:
-        InputError: the head, or embeddings that share its weight, have one.
+        InputError: the head, or embeddings that share its weight, have an adapter.
     """
     if model.get_output_embeddings() is not head:
         why = "the head is scored by its weight, an adapter on it would not train"
@@ -92,12 +92,13 @@ def _expect_plain_head(
 
 
 def _drop_base(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    """Remove the base's weights from a state dict; a hook of `state_dict`."""
     for name in [name for name in state_dict if name.startswith(prefix) and not _is_adapter(name)]:
         del state_dict[name]
 
 
 def _base_stays(module: nn.Module, incompatible: Any) -> None:
-    """Takes the base's names off the list of what is missing from a checkpoint."""
+    """Remove the base's names from the list of missing keys; a hook of `load_state_dict`."""
     base = {name for name, _ in module.named_parameters() if not _is_adapter(name)}
     base |= {name for name, _ in module.named_buffers()}
     inner = "base_model.model."  # what every name in a PEFT model begins with; before it is where that model is
@@ -110,10 +111,10 @@ def _is_adapter(name: str) -> bool:
 
 
 def merged(model: Any) -> Any:
-    """A copy with the adapter added to its weights; the model itself where it has none.
+    """Return a copy of the model with the adapter merged into its weights; the model itself where it has none.
 
-    What was trained on 4-bit weights is added to the base's own weights instead, so that nothing is rounded twice;
-    the copy's logits then differ from those of training by what the 4 bits took.
+    An adapter that was trained on 4-bit weights is merged into the base's original weights, so that nothing is rounded
+    twice; the copy's logits then differ from those of training by the rounding to 4 bits.
     """
     if not has_adapter(model):
         return model
@@ -121,7 +122,7 @@ def merged(model: Any) -> Any:
 
 
 def merged_into_saved_base(model: Any) -> Any:
-    """The base as it is in its directory or on the Hub, in float32 on the CPU, with this model's adapter added."""
+    """Load the base from its directory or the Hub, in float32 on the CPU, and return it with the adapter merged in."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     base = base_of(model)
@@ -135,11 +136,11 @@ def merged_into_saved_base(model: Any) -> Any:
 
 
 def save_adapter(model: Any, directory: Path) -> str:
-    """Writes the adapter for `PeftModel.from_pretrained`; returns where its base is, which its config says too.
+    """Save the adapter for `PeftModel.from_pretrained`; return the path or Hub id of its base, also in its config.
 
     A base without a directory or Hub id of its own (`model=tiny`) is saved in `directory/base`.
     """
-    base = base_of(model).name_or_path
+    base: str = base_of(model).name_or_path
     if not base:
         base = str(directory / BASE)
         copy.deepcopy(model).unload().save_pretrained(base)

@@ -1,7 +1,9 @@
 """Attention over a packed batch, for any model whose attention goes through `transformers`' AttentionInterface.
 
-`policy.enable_packing` gives a model this implementation where it had "sdpa" and its scores stay the same; without a
-packed batch it is "sdpa".
+A packed batch is one row in which trajectories follow each other without padding, and a prompt that several completions
+share stands once. The batch's layout lists a few calls of "sdpa" that together let every token attend to its own
+trajectory alone. A model that used "sdpa" is switched to this implementation by `policy.enable_packing`, after a check
+that its scores stay the same; for a padded batch it is "sdpa".
 """
 
 from typing import Any
@@ -15,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from shiqrun.layout import Attention
 
 PACKED = "shiqrun_packed"
+"""The name of the implementation in `transformers`."""
 
 
 def packed_attention(
@@ -27,30 +30,41 @@ def packed_attention(
     packing: Attention | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`[1, L, heads, d]`: every token attends within its trajectory; as "sdpa" where `packing` is None.
+    """Return the attention output `[1, L, heads, d]`, in which every token attends within its own trajectory.
+
+    It has the signature of an attention function of `transformers`.
+
+    Args:
+        module: the attention layer.
+        query: `[1, heads, L, d]`.
+        key: `[1, key heads, L, d]`.
+        value: `[1, key heads, L, d]`.
+        attention_mask: read only without `packing`.
+        packing: the attention pattern of the packed batch; None to attend by "sdpa".
+        options: the layer's other options: scaling, sliding_window.
 
     Raises:
-        ValueError: attention with what no packed batch is read with: a cap on its logits, a bias of positions, sinks,
-            a window that it is not told of.
+        ValueError: the layer has a feature that packed attention does not support: a cap on attention logits, a bias of
+            positions, sinks, or a window that is in the mask alone.
     """
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     odd = [name for name in ("softcap", "position_bias", "s_aux") if options.get(name) is not None]
-    if "sliding_window" not in options:  # of a window that is in the mask alone nothing is known here
+    if "sliding_window" not in options:  # a window that is in the mask alone is unknown here
         odd += [name for name in ("sliding_window", "attention_chunk_size") if getattr(module.config, name, None)]
     if odd:
         raise ValueError(f"attention with {', '.join(odd)}")
     q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))  # [L, heads, d]
     q = q if packing.queries is None else q.index_select(0, packing.queries)
     k, v = (x if packing.keys is None else x.index_select(0, packing.keys) for x in (k, v))
-    asked, seen = _sizes(packing)
+    queries, keys = _sizes(packing)
     masks = _masks(packing, options.get("sliding_window"))
-    read = zip(packing.calls, masks, q.split(asked), k.split(seen), v.split(seen), strict=True)
+    calls = zip(packing.calls, masks, q.split(queries), k.split(keys), v.split(keys), strict=True)
     groups = query.shape[1] // key.shape[1]
     out = []
-    for call, mask, *parts in read:
+    for call, mask, *parts in calls:
         heads = [x.unflatten(0, (call.branches, -1)).transpose(1, 2) for x in parts]  # [R, heads, tokens, d]
-        done = nn.functional.scaled_dot_product_attention(
+        attended = nn.functional.scaled_dot_product_attention(
             heads[0],
             repeat_kv(heads[1], groups),
             repeat_kv(heads[2], groups),
@@ -58,23 +72,25 @@ def packed_attention(
             is_causal=mask is None,
             scale=options.get("scaling"),
         )
-        out.append(done.transpose(1, 2).flatten(0, 1))
+        out.append(attended.transpose(1, 2).flatten(0, 1))
     joined = torch.cat(out)
     return (joined if packing.outputs is None else joined.index_select(0, packing.outputs))[None], None
 
 
 def _sizes(packing: Attention) -> tuple[list[int], list[int]]:
-    """Queries and keys of each call."""
+    """Return the numbers of queries and of keys of each call."""
     return [c.branches * c.queries for c in packing.calls], [c.branches * c.keys for c in packing.calls]
 
 
 def _masks(packing: Attention, window: int | None) -> list[Tensor | None]:
-    """Each call's mask, and under a window shorter than a trajectory only the keys that are so many tokens near."""
+    """Return each call's mask; a window shorter than a trajectory also hides keys that many tokens back."""
     if window is None or window >= packing.longest:
         return [call.mask for call in packing.calls]
-    asked, seen = _sizes(packing)
+    queries, keys = _sizes(packing)
     masks: list[Tensor | None] = []
-    positions = zip(packing.calls, packing.query_positions.split(asked), packing.key_positions.split(seen), strict=True)
+    positions = zip(
+        packing.calls, packing.query_positions.split(queries), packing.key_positions.split(keys), strict=True
+    )
     for call, q, k in positions:
         back = q.view(call.branches, 1, -1, 1) - k.view(call.branches, 1, 1, -1)
         causal = back.new_ones(call.queries, call.keys, dtype=torch.bool).tril() if call.mask is None else call.mask
@@ -95,11 +111,11 @@ def pack(model: PreTrainedModel) -> bool:
 
 
 def unpack(model: PreTrainedModel) -> None:
-    """Back to "sdpa"."""
+    """Switch a model back to "sdpa"."""
     if packs(model):
         model.set_attn_implementation("sdpa")
 
 
 def packs(model: Any) -> bool:
-    """Whether the model reads packed batches."""
-    return model.config._attn_implementation == PACKED
+    """Return whether a model reads packed batches."""
+    return bool(model.config._attn_implementation == PACKED)

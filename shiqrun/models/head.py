@@ -1,4 +1,9 @@
-"""The output head of a causal language model, as `transformers` applies it: cap tanh(scale (W h + b) / cap)."""
+"""The output head of a causal language model, which turns hidden states into logits.
+
+    logits = cap tanh(scale (W h + b) / cap)
+
+with the scale and the soft-cap that the model's config describes and `transformers` applies.
+"""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +15,13 @@ MULTIPLY_BY_SCALING = ("hyperclovax",)  # model types that multiply by `logits_s
 
 
 class Head(NamedTuple):
-    """What turns a hidden state into logits, float for float what `score_actions` takes.
+    """The parameters of an output head; `score_actions` and sampling use the same.
 
     Attributes:
         weight: `[V, D]`.
         bias: `[V]` or None.
-        scale: logits are multiplied by it.
-        cap: logits x, scaled, become cap tanh(x / cap); None for no soft-cap.
+        scale: logits are multiplied by it, bias included.
+        cap: soft-cap; scaled logits x become cap tanh(x / cap); None for no soft-cap.
     """
 
     weight: Tensor
@@ -25,7 +30,7 @@ class Head(NamedTuple):
     cap: float | None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`[..., V]` of hidden `[..., D]`, float32 (float64 for float64) whatever the dtypes, autocast or not."""
+        """Return the logits `[..., V]` of hidden states `[..., D]`, float32 (float64 for float64), autocast or not."""
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, self.weight.dtype), torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.to(dtype)
@@ -35,9 +40,10 @@ class Head(NamedTuple):
 
 
 def head_of(model: Any) -> Head:
-    """The head of a causal language model of `transformers`, as its config describes it.
+    """Return the head of a causal language model of `transformers`, as its config describes it.
 
-    A config may name what this does not know: `check_head` compares with the model's own logits before any use.
+    A config may have keys that this function does not know, so `check_head` compares with the model's own logits before
+    a run uses the head.
     """
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     scaling = float(getattr(config, "logits_scaling", None) or 1.0)

@@ -1,4 +1,4 @@
-"""The policy: a causal language model that scores the actions of a batch, and nothing else of its vocabulary."""
+"""The policy: a causal language model that scores the actions of a batch, with a value head where a loss needs one."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,19 +22,20 @@ from shiqrun.models.scoring import score_further
 from shiqrun.types import ActionScores, Trajectories
 
 AGREEMENT = 1e-3
-"""Nats by which rounding lets two readings of an action differ, in float32; a wrong mask is off by more."""
+"""Nats by which rounding may let the padded and the packed score of an action differ in float32; a wrong mask lets
+them differ by more."""
 AGREEMENT_QUANTIZED = 0.2
-"""The same where weights of 4 bits make products bfloat16."""
+"""The same for 4-bit weights, whose matrix products are bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """What every model understands beside its own keys (`conf/model/*.yaml`).
+    """The settings that every model has beside its own keys (`conf/model/*.yaml`).
 
     Attributes:
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
-        attn_implementation: as `transformers` names it: sdpa, eager, flash_attention_2; None for its default.
-        lora_r: rank of LoRA adapters, 0 for none (then all weights are trained).
+        attn_implementation: attention as `transformers` names it: sdpa, eager, flash_attention_2; None for its default.
+        lora_r: rank of the LoRA adapter, 0 for none (then all weights are trained).
         lora_alpha: LoRA's scale is lora_alpha / lora_r.
         lora_target_modules: names of the layers that get an adapter; None for all linear layers but the head.
     """
@@ -47,12 +48,12 @@ class ModelSettings:
 
 
 class Policy(nn.Module):
-    """Scores actions inside its own forward, so that whatever wraps it (DDP) sees one call.
+    """A policy: a language model whose forward pass scores actions, so that a wrapper such as DDP sees one call.
 
     Args:
         model: a causal language model of `transformers`, or a PEFT model around one.
         autocast: dtype of the matrix products of the body, None for the weights' own.
-        value: a value head, whose output at each action becomes `ActionScores.value`.
+        value: a value head, whose output at each action becomes `ActionScores.value`; None for none.
     """
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None, value: "ValueHead | None" = None) -> None:
@@ -64,20 +65,21 @@ class Policy(nn.Module):
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The `transformers` model, without the PEFT wrapper."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model: PreTrainedModel = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return model
 
     def forward(self, batch: Trajectories, *, sample: int = 0, describe: bool = False) -> ActionScores:
-        """Logit and log-partition of every action, `[B, A]`, nats, float32, zero where there is no action.
+        """Return the scores of a batch's actions, `[B, A]`, nats, float32, zero where there is no action.
 
         Args:
-            batch: with `anchor_tokens`, their logits come as `further`.
-            sample: further tokens to draw from the policy at every action's state.
-            describe: also give entropy and arg-max hits, without gradient.
+            batch: trajectories; where it has `anchor_tokens`, their logits are returned as `further`.
+            sample: number of further tokens to sample from the policy at every action's state.
+            describe: also return entropy and arg-max hits, without gradient.
         """
         layout = batch.layout
         if layout is None or (layout.attention is not None and not packs(self.causal_lm)):
             layout = padded(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)
-        hidden = read(self.causal_lm.base_model, layout, self.autocast)
+        hidden = hidden_states(self.causal_lm.base_model, layout, self.autocast)
         head = head_of(self.causal_lm)
         scored: dict[str, Any] = score_further(
             hidden.index_select(0, layout.state),
@@ -96,23 +98,22 @@ class Policy(nn.Module):
         if self.value is not None:
             scored["value"] = self.value(hidden, layout)
         shape = batch.action_mask.shape
-        placed: dict[str, Any] = {
-            name: None if x is None else _placed(x, layout.slot, shape) for name, x in scored.items()
-        }
-        return ActionScores(**placed)
+        return ActionScores(
+            **{name: None if x is None else _scatter(x, layout.slot, shape) for name, x in scored.items()}  # type: ignore[arg-type]
+        )
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
-        """The weights that training started from: the LoRA adapter switched off."""
+        """Switch the LoRA adapter off inside the context: the weights are those that training started from."""
         with self.model.disable_adapter():
             yield
 
 
-def read(body: Any, layout: Layout, autocast: torch.dtype | None) -> Tensor:
-    """`[R*L, D]`, the body's output at every token of the layout, without the head.
+def hidden_states(body: Any, layout: Layout, autocast: torch.dtype | None) -> Tensor:
+    """Return the body's last hidden states `[R*L, D]` at every token of a layout, without applying the head.
 
     Raises:
-        ValueError: a packed layout for a model that does not read one: its trajectories would see each other.
+        ValueError: the layout is packed and the model does not read packed batches: trajectories would see each other.
     """
     if layout.attention is not None and not packs(body):
         raise ValueError(
@@ -121,26 +122,28 @@ def read(body: Any, layout: Layout, autocast: torch.dtype | None) -> Tensor:
     if layout.attention is None:
         assert layout.attention_mask is not None
         more: dict[str, Any] = {"attention_mask": layout.attention_mask.long()}
-    else:  # a mask of four axes is handed on as it is, and `packed_attention` does not look at it
+    else:  # `transformers` passes a mask of four axes on as it is, and `packed_attention` does not read it
         nothing = layout.input_ids.new_zeros(1, 1, 1, 1)
         more = {"attention_mask": nothing, "position_ids": layout.positions, "packing": layout.attention}
     with torch.autocast(layout.input_ids.device.type, dtype=autocast, enabled=autocast is not None):
         out = body(input_ids=layout.input_ids, use_cache=False, return_dict=True, **more)
-    return out.last_hidden_state.flatten(0, 1)
+    hidden: Tensor = out.last_hidden_state
+    return hidden.flatten(0, 1)
 
 
-def _placed(x: Tensor, slot: Tensor, shape: torch.Size) -> Tensor:
-    """`[N, ...]` numbers of the actions in their places, `[B, A, ...]`, zero where there is no action."""
-    return x.new_zeros(shape.numel(), *x.shape[1:]).index_copy(0, slot, x).unflatten(0, shape)
+def _scatter(x: Tensor, slot: Tensor, shape: torch.Size) -> Tensor:
+    """Return numbers of the N actions `[N, ...]` in their places `[B, A, ...]`, zero where there is no action."""
+    return x.new_zeros(shape.numel(), *x.shape[1:]).index_copy(0, slot, x).view(*shape, *x.shape[1:])
 
 
 class ValueHead(nn.Module):
-    """One number per action, reward units: V of its state, or the score of the text up to and with it.
+    """A value head: one number for each action, the value of its state or the score of the text up to and with it.
 
     Args:
-        width: hidden size of the body it reads.
-        at: "state" reads the position that predicts the action, "action" the action's own.
-        body: a network of its own, or None to read the policy's hidden states (V does not train them, a score does).
+        width: hidden size of the body that it reads.
+        at: "state" reads the position that predicts the action (a value), "action" the action's own (a score).
+        body: a network of its own; None to read the policy's hidden states, which a score trains and a value does not.
+        autocast: dtype of the matrix products of its own body, None for the weights' own.
     """
 
     def __init__(
@@ -161,23 +164,29 @@ class ValueHead(nn.Module):
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """`[N]`, float32."""
+        """Return the values or scores of the N actions, `[N]`, float32, reward units.
+
+        Args:
+            hidden: `[R*L, D]`, the policy's hidden states.
+            layout: of the same batch.
+        """
         if self.body is not None:
-            hidden = read(self.body, layout, self.autocast)
+            hidden = hidden_states(self.body, layout, self.autocast)
         elif self.at == "state":
-            hidden = hidden.detach()  # the value learns from the policy's features and does not bend them
+            hidden = hidden.detach()  # a value learns from the policy's features and does not train them
         at = layout.state if self.at == "state" else layout.taken
-        return self.linear(hidden.index_select(0, at).float()).squeeze(-1)
+        out: Tensor = self.linear(hidden.index_select(0, at).float())
+        return out.squeeze(-1)
 
 
 def prepare(model: PreTrainedModel, settings: ModelSettings) -> Any:
-    """The model made ready to be trained: dropout off, LoRA and activation checkpointing as asked.
+    """Prepare a model for training and return it: without dropout, with LoRA and gradient checkpointing if set.
 
-    Dropout is off for every method, as in TRL: with it, policy and reference differ at step 0.
+    Dropout is off for every method, as in TRL: with it, policy and reference would differ at step 0.
 
     Raises:
-        InputError: an unknown attention implementation, no activation checkpointing in this model, LoRA on the head
-            or on layers that are not there, or `peft` not installed.
+        InputError: the attention implementation is unknown, the model has no gradient checkpointing, LoRA is set for
+            the head or for layers that do not exist, or `peft` is not installed.
     """
     if settings.attn_implementation:
         try:
@@ -200,10 +209,15 @@ def prepare(model: PreTrainedModel, settings: ModelSettings) -> Any:
 
 @torch.no_grad()
 def check_head(policy: Policy, batch: Trajectories, tolerance: float = 1e-3) -> None:
-    """Compares the scores of a few actions with the model's own dense logits, both in the weights' own precision.
+    """Check the scores of one trajectory's actions against the model's own logits, both in the weights' precision.
+
+    Args:
+        policy: the policy to check.
+        batch: its first row is scored.
+        tolerance: largest difference, nats.
 
     Raises:
-        InputError: they differ, e.g. because the model's head is no linear layer.
+        InputError: they differ, for example because the model's head is no linear layer.
     """
     batch = batch.to(policy.causal_lm.device)
     ids, mask, at = batch.input_ids[:1], batch.attention_mask[:1], batch.action_index[:1]

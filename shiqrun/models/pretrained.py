@@ -1,4 +1,4 @@
-"""`model=hf`: any causal language model of `transformers`, from a local directory or the Hub."""
+"""Pretrained models (`model=hf`): any causal language model of `transformers`, from a local directory or the Hub."""
 
 import importlib.util
 import os
@@ -27,15 +27,19 @@ from shiqrun.types import Example
 from shiqrun.util.hub import expect_reachable, offline_hint
 
 NOISE = re.compile("dropout|pdrop|layerdrop|jitter")
+"""Config keys of randomness in a forward pass, which is switched off."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
 def look(path: str, option: str) -> None:
-    """Says what is wrong with a path before `transformers` takes it for something else.
+    """Check that a path is a model directory or a reachable Hub id, before `transformers` takes it for something else.
+
+    Args:
+        path: a local directory or a Hub id.
+        option: the option that has the path, for messages.
 
     Raises:
-        InputError: no directory with a config and weights, a PEFT adapter, or a Hub id that cannot be reached; it
-            names the option.
+        InputError: the directory has no config or no weights, or is a PEFT adapter, or the Hub id cannot be reached.
     """
     folder = Path(path)
     if folder.is_dir():
@@ -64,10 +68,17 @@ def _refuse_adapter(folder: Path, option: str) -> None:
 
 
 def loaded(auto: Any, path: str, what: str, option: str, **options: Any) -> Any:
-    """What an auto class of `transformers` makes of a path.
+    """Load a config, tokenizer or model from a path with an auto class of `transformers`.
+
+    Args:
+        auto: the auto class.
+        path: a local directory or a Hub id.
+        what: what is loaded, for messages.
+        option: the option that has the path, for messages.
+        options: of `from_pretrained`.
 
     Raises:
-        InputError: it cannot be loaded; the message names the option and what was to be loaded.
+        InputError: it cannot be loaded.
     """
     try:
         return auto.from_pretrained(path, **options)
@@ -79,10 +90,12 @@ def loaded(auto: Any, path: str, what: str, option: str, **options: Any) -> Any:
 
 
 def four_bit() -> BitsAndBytesConfig:
-    """Weights of linear layers but the head's as NF4 (Dettmers et al. 2023, arXiv 2305.14314), products in bfloat16.
+    """Return the settings of 4-bit weights: NF4 for linear layers but the head, matrix products in bfloat16.
+
+    Dettmers et al. 2023, arXiv 2305.14314.
 
     Raises:
-        InputError: no GPU, or `bitsandbytes` is not installed.
+        InputError: there is no CUDA GPU, or `bitsandbytes` is not installed.
     """
     if not torch.cuda.is_available():
         raise InputError("model.quantize=nf4 needs a CUDA GPU, and torch sees none here; use model.quantize=null")
@@ -98,13 +111,16 @@ def four_bit() -> BitsAndBytesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Keys of `conf/model/hf.yaml`.
+    """A pretrained model and its tokenizer, with the keys of `conf/model/hf.yaml`.
 
     Attributes:
         path: a local directory or a Hub id.
-        trust_remote_code: run Python code that comes with the model.
-        quantize: nf4 for 4-bit weights, on a GPU only.
-        lora_r: as in `ModelSettings`: 4-bit weights are trained through an adapter or not at all.
+        trust_remote_code: whether to run Python code that comes with the model.
+        quantize: "nf4" for 4-bit weights, on a CUDA GPU only; None for float32.
+        lora_r: rank of the LoRA adapter, as in `ModelSettings`: 4-bit weights are only trained through an adapter.
+
+    Raises:
+        InputError: 4-bit weights without an adapter.
     """
 
     path: str
@@ -136,7 +152,11 @@ class Pretrained:
         return loaded(auto, self.path, what, "model.path", trust_remote_code=self.trust_remote_code, **options)
 
     def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, with the plain chat template where it has none."""
+        """Load the model's tokenizer; it gets the plain chat template where it has none.
+
+        Raises:
+            InputError: it cannot be loaded, or is not a fast tokenizer.
+        """
         self._look()
         tokenizer = self._load(AutoTokenizer, "tokenizer")
         if not tokenizer.is_fast:
@@ -144,15 +164,16 @@ class Pretrained:
         return with_template(tokenizer)
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """The model in float32 on the CPU, dropout off; with `quantize`, 4-bit linear layers, on the GPU.
+        """Load the model in float32 on the CPU, without dropout; with `quantize`, with 4-bit linear layers on the GPU.
 
         Raises:
-            InputError: weights that are missing, do not fit, or have fewer rows than the tokenizer has tokens; 4 bits
-                without a GPU or `bitsandbytes`.
+            InputError: weights are missing or do not fit, the head has fewer rows than the tokenizer has tokens, or
+                4-bit weights are wanted without a GPU or `bitsandbytes`.
         """
         options: dict[str, Any] = {"config": self._config, "dtype": torch.float32, "output_loading_info": True}
         if self.quantize:
             options |= {"quantization_config": four_bit(), "device_map": {"": torch.cuda.current_device()}}
+        model: PreTrainedModel
         model, info = self._load(AutoModelForCausalLM, "weights", **options)
         if info["missing_keys"]:
             some = ", ".join(sorted(info["missing_keys"])[:3])
@@ -165,6 +186,7 @@ class Pretrained:
         return model
 
     def context(self) -> int | None:
-        """Tokens the model can read, where its config says so."""
+        """Return the length of the model's context in tokens, None where its config does not say."""
         text = self._config.get_text_config()
-        return getattr(text, "max_position_embeddings", None)
+        length: int | None = getattr(text, "max_position_embeddings", None)
+        return length

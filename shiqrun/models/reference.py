@@ -1,4 +1,4 @@
-"""The frozen reference, three ways: scores cached on disk, a second copy, or the policy without its adapter."""
+"""The frozen reference in three forms: cached scores, a second copy of the model, or the policy without its adapter."""
 
 import contextlib
 import copy
@@ -13,11 +13,13 @@ from shiqrun.models.policy import Policy
 from shiqrun.types import ActionScores, Trajectories
 
 Kind = Literal["cached", "frozen", "adapter", "none"]
+"""How a run gets the reference's scores, as `algo.reference` names it."""
 Reference = Callable[[Trajectories], ActionScores]
+"""Returns the frozen reference's scores of a batch."""
 
 
 def cached(batch: Trajectories) -> ActionScores:
-    """The scores that came with the batch.
+    """Return the reference's scores that the batch carries from the cache.
 
     Raises:
         ValueError: the batch carries none.
@@ -28,54 +30,56 @@ def cached(batch: Trajectories) -> ActionScores:
 
 
 class Frozen:
-    """A second copy of the model; not a module, so that no checkpoint and no optimiser sees it."""
+    """A reference that is a frozen copy of the policy; it is no module, so no checkpoint or optimiser contains it."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
-        """Moves the copy."""
+        """Move the copy to a device."""
         self.policy.to(device)
 
     @torch.no_grad()
     def __call__(self, batch: Trajectories) -> ActionScores:
-        """Scores of the copy."""
-        return self.policy(batch)
+        """Return the copy's scores of a batch."""
+        scores: ActionScores = self.policy(batch)
+        return scores
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[Policy]:
-        """Inside, a policy that acts as the reference."""
+        """Yield a policy whose outputs are the reference's."""
         yield self.policy
 
 
 class AdapterOff:
-    """The policy itself with its LoRA adapter switched off."""
+    """A reference that is the policy itself with its LoRA adapter switched off."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = [policy]  # in a list: not a sub-module
 
     @torch.no_grad()
     def __call__(self, batch: Trajectories) -> ActionScores:
-        """Scores without the adapter."""
+        """Return the scores of a batch without the adapter."""
         with self._policy[0].as_reference():
-            return self._policy[0](batch)
+            scores: ActionScores = self._policy[0](batch)
+        return scores
 
     def to(self, device: torch.device) -> None:
-        """Nothing: the policy is where it is."""
+        """Do nothing: the policy is moved by its owner."""
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[Policy]:
-        """Inside, the policy acts as the reference."""
+        """Yield the policy, whose outputs are the reference's inside the context."""
         with self._policy[0].as_reference():
             yield self._policy[0]
 
 
 Live = Frozen | AdapterOff
-"""References that can be asked about any tokens, and made to answer."""
+"""References that can score any tokens, and sample completions."""
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of every parameter's name, shape, dtype and bytes."""
+    """Return a hash of a model's weights: every name, shape, dtype and byte of its state dict."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -145,7 +145,8 @@ def _flat(scores: ActionScores, mask: np.ndarray) -> np.ndarray:
     """
     further = [] if scores.further is None else [scores.further]
     together = torch.cat([torch.stack([scores.logit, scores.log_partition], -1), *further], -1)
-    return together.float().cpu().numpy()[mask]
+    picked: np.ndarray = together.float().cpu().numpy()[mask]
+    return picked
 
 
 class Parts:

@@ -72,7 +72,7 @@ class Expected(NamedTuple):
         Raises:
             ValueError: a trajectory that the data do not have, or one with another number of actions.
         """
-        row = batch.column(0).to_numpy()
+        row: np.ndarray = batch.column(0).to_numpy()
         if batch.column(0).null_count or (len(row) and not 0 <= row.min() <= row.max() < len(self.actions)):
             raise ValueError("it holds trajectories that the data do not have")
         for column, width in zip(batch.columns[1:], self.widths, strict=True):

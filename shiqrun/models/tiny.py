@@ -1,4 +1,4 @@
-"""`model=tiny`: a small Llama built from a config, with a tokenizer made from the training split."""
+"""A tiny model (`model=tiny`): a new Llama of any size, with a tokenizer made from the training split."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,20 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """Keys of `conf/model/tiny.yaml`; sizes in units, `vocab_size` an upper bound for a tokenizer made from text."""
+    """A new Llama and its tokenizer, with the keys of `conf/model/tiny.yaml`.
+
+    Attributes:
+        hidden_size: units of a hidden state.
+        intermediate_size: units of the feed-forward layers.
+        num_layers: decoder layers.
+        num_heads: attention heads.
+        max_position_embeddings: length of the context, tokens.
+        initializer_range: standard deviation of the initial weights.
+        vocab_size: largest number of tokens of a tokenizer that is made from text.
+
+    Raises:
+        InputError: the hidden size is no multiple of twice the number of heads.
+    """
 
     suggested: ClassVar[Mapping[str, float]] = {"trainer.learning_rate": 2.0e-3}
 
@@ -46,14 +59,14 @@ class Tiny:
             )
 
     def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
-        """One token a word where the data set names its vocabulary, else byte-level BPE of the training text."""
+        """Make a tokenizer: one token a word where the data set names its vocabulary, else byte-level BPE."""
         if source.vocabulary is not None:
-            made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(source.vocabulary)}))
-            made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+            model = Tokenizer(models.WordLevel({w: i for i, w in enumerate(source.vocabulary)}))
+            model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         else:
-            made = self._byte_pairs(training)
+            model = self._byte_pairs(training)
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=made,
+            tokenizer_object=model,
             pad_token=PAD,
             bos_token=BOS,
             eos_token=EOS,
@@ -64,21 +77,22 @@ class Tiny:
         return with_template(tokenizer)
 
     def _byte_pairs(self, training: Iterable[Example]) -> Tokenizer:
-        made = Tokenizer(models.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
+        """Train a byte-level BPE tokenizer on all messages of the training split."""
+        model = Tokenizer(models.BPE())
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
             special_tokens=[PAD, BOS, EOS],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        talks = ([*e.messages, *(m for c in e.completions for m in c)] for e in training)
-        made.train_from_iterator((str(m["content"]) for talk in talks for m in talk), trainer)
-        return made
+        dialogues = ([*e.messages, *(m for c in e.completions for m in c)] for e in training)
+        model.train_from_iterator((str(m["content"]) for dialogue in dialogues for m in dialogue), trainer)
+        return model
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """A freshly initialised LlamaForCausalLM with one logit a token of the tokenizer, float32."""
+        """Return a freshly initialised LlamaForCausalLM with one logit for each token of the tokenizer, float32."""
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=self.hidden_size,
@@ -98,5 +112,5 @@ class Tiny:
             return LlamaForCausalLM(config)
 
     def context(self) -> int:
-        """Tokens the model can read."""
+        """Return the length of the model's context in tokens."""
         return self.max_position_embeddings

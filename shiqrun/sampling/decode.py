@@ -1,7 +1,7 @@
-"""Completions by an own loop over a KV cache: prompts read once, then a token a step for every row that goes on.
+"""The decoding loop: it reads prompts into a key-value cache, then samples one token a step for every unfinished row.
 
-Equal prompts are read once. Rows stand by the length of their prompts, padded on the left; those that have ended leave
-the batch. Only the last position has logits, by the head that scoring has.
+Equal prompts are read once. Rows are sorted by the length of their prompts and padded on the left; finished rows leave
+the batch. Logits are computed for the last position alone, by the same head that scores actions in training.
 """
 
 import contextlib
@@ -19,21 +19,24 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from shiqrun.models.head import Head
 from shiqrun.sampling.inverse_cdf import draw
-from shiqrun.sampling.kv_cache import SPANNED, KeyValues, Spans, can_span, spans_of
+from shiqrun.sampling.kv_cache import SPANNED, DecodingCache, Spans, can_span, spans_of
 
 PROMPT_TOKENS = {"cpu": 1024, "cuda": 32768}
-"""Padded tokens of the prompts that are read in one pass."""
+"""Padded tokens of prompts that one forward pass reads, by device."""
 ENDED = 8
-"""Rows that have ended leave the batch when they are one in so many."""
+"""Finished rows leave the batch when they are at least one in so many."""
 
 
-class Rows:
-    """Rows that are read on together.
+class DecodingRows:
+    """A batch of unfinished rows: their key-value cache, attention mask and last hidden states.
 
     Args:
         model: in eval mode, under the autocast that it is to run in.
-        prompts: `[T]` token ids each, longest first.
-        room: tokens that will be read after them, at most.
+        prompts: `[T]` token ids each, longest first, equal ones side by side.
+        room: largest number of tokens that will be read after the prompts.
+
+    Attributes:
+        hidden: `[R, D]`, hidden state of each row's last token, from which the next token is sampled.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[np.ndarray], room: int) -> None:
@@ -45,11 +48,11 @@ class Rows:
         self.mask = torch.zeros(len(prompts), width + room, dtype=torch.long, device=self.device)
         for row, first in enumerate(self.first):
             self.mask[row, first:] = 1
-        self.cache, self.hidden = self._read(prompts, room)
-        self._place()
+        self.cache, self.hidden = self._read_prompts(prompts, room)
+        self._set_spans()
 
-    def _read(self, prompts: Sequence[np.ndarray], room: int) -> tuple[KeyValues, Tensor]:
-        """The keys and values of all prompts, and the hidden state of their last tokens, `[R, D]`."""
+    def _read_prompts(self, prompts: Sequence[np.ndarray], room: int) -> tuple[DecodingCache, Tensor]:
+        """Read all prompts; return their key-value cache and the hidden state of their last tokens, `[R, D]`."""
         cache, last, row = None, [], 0
         for some, copies in _portions(prompts, PROMPT_TOKENS.get(self.device.type, PROMPT_TOKENS["cuda"])):
             read, width = DynamicCache(), len(some[0])
@@ -57,46 +60,48 @@ class Rows:
             rows = torch.arange(row, row + sum(copies), device=self.device)
             row += len(rows)
             hidden = self._forward(ids, self.mask[rows[_starts(copies)], self.length - width : self.length], read)
-            cache = cache or KeyValues(
+            cache = cache or DecodingCache(
                 len(read.layers), rows=len(prompts), columns=self.length + room, length=self.length
             )
             source = torch.arange(len(some), device=self.device).repeat_interleave(
                 torch.tensor(copies, device=self.device)
             )
-            cache.put(rows, source, read)
+            cache.write_prompts(rows, source, read)
             last.append(hidden[source])
         assert cache is not None
         return cache, torch.cat(last)
 
     def _forward(self, ids: Tensor, mask: Tensor, cache: Any, **options: Any) -> Tensor:
-        """`[R, D]`, the hidden state of the last of the tokens `[R, T]`."""
+        """Read tokens `[R, T]`; return the hidden state of the last one, `[R, D]`."""
         if "position_ids" in self.takes:
             options["position_ids"] = (mask.cumsum(-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
         out = self.body(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, return_dict=True, **options
         )
-        return out.last_hidden_state[:, -1]
+        hidden: Tensor = out.last_hidden_state[:, -1]
+        return hidden
 
-    def _place(self) -> None:
+    def _set_spans(self) -> None:
+        """Recompute the spans of rows that attend together."""
         spanned = self.model.config._attn_implementation == SPANNED
         self.options: dict[str, Spans] = {"spans": spans_of(self.first, self.length)} if spanned else {}
 
     def read(self, tokens: Tensor) -> None:
-        """One more token `[R]` a row."""
+        """Read one more token of every row, `[R]` int64; `hidden` is then that of this token."""
         self.length += 1
         self.hidden = self._forward(tokens[:, None], self.mask[:, : self.length], self.cache, **self.options)
 
     def keep(self, rows: Tensor) -> None:
-        """Drops the other rows."""
+        """Keep these rows only, `[R]` int64 in ascending order."""
         first = [self.first[row] for row in rows.tolist()]
         self.cache.keep(rows, first[0])
         self.first, self.length = [column - first[0] for column in first], self.length - first[0]
         self.hidden, self.mask = self.hidden[rows], self.mask[rows, first[0] :]
-        self._place()
+        self._set_spans()
 
 
 def _portions(prompts: Sequence[np.ndarray], tokens: int) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    """Different prompts to be read in one pass, and how many neighbours each stands for."""
+    """Yield portions of the prompts for one forward pass each: different prompts, and how many rows each stands for."""
     some: list[np.ndarray] = []
     copies: list[int] = []
     for _, equal in groupby(prompts, key=lambda p: p.tobytes()):
@@ -110,15 +115,20 @@ def _portions(prompts: Sequence[np.ndarray], tokens: int) -> Iterator[tuple[list
 
 
 def _starts(copies: list[int]) -> list[int]:
+    """Return the first row of each prompt."""
     return [0, *np.cumsum(copies)[:-1].tolist()]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn and when they end; see `sample_completions`.
+    """How completions are sampled and when they end.
 
     Attributes:
-        temperature: of all rows, or `[R]` float64.
+        stop: tokens that end a completion.
+        max_new_tokens: largest number of tokens of a completion.
+        temperature: of the softmax, for all rows, or `[R]` float64; 0 takes the most likely token.
+        top_p: tokens are sampled from the smallest set with at least this probability.
+        describe: also return `policy_logp`.
     """
 
     stop: Sequence[int]
@@ -128,13 +138,13 @@ class Sampling:
     describe: bool = False
 
 
-class Decoded(NamedTuple):
-    """Rows of tokens; what follows a stop token is of no meaning.
+class DecodedTokens(NamedTuple):
+    """The sampled tokens of a batch of rows; what follows a stop token has no meaning.
 
     Attributes:
         tokens: `[R, at most max_new_tokens]` int64.
-        logp: of the same shape, float32, nats, under the distribution they were drawn from.
-        policy_logp: the same at temperature 1 and top_p 1; None where it was not asked for.
+        logp: of the same shape, float32, nats, log-probabilities under the distribution that was sampled from.
+        policy_logp: the same under the policy itself, at temperature 1 without top-p; None where not asked for.
     """
 
     tokens: np.ndarray
@@ -144,17 +154,17 @@ class Decoded(NamedTuple):
 
 def decode(
     model: PreTrainedModel, head: Head, prompts: Sequence[np.ndarray], uniforms: np.ndarray, sampling: Sampling
-) -> Decoded:
-    """A completion a prompt.
+) -> DecodedTokens:
+    """Sample one completion for each prompt.
 
     Args:
-        model: see `Rows`.
-        head: of the model.
+        model: in eval mode, under the autocast that it is to run in.
+        head: the model's output head.
         prompts: `[T]` token ids each, longest first, equal ones side by side.
         uniforms: `[R, max_new_tokens]` in [0, 1), float64.
-        sampling: the rest.
+        sampling: temperature, top-p, and when a completion ends.
     """
-    rows = Rows(model, prompts, sampling.max_new_tokens - 1)
+    rows = DecodingRows(model, prompts, sampling.max_new_tokens - 1)
     device = rows.device
     numbers, stop = (
         torch.from_numpy(uniforms).to(device),
@@ -163,14 +173,14 @@ def decode(
     tokens = torch.zeros(numbers.shape, dtype=torch.long, device=device)
     logp = torch.zeros(numbers.shape, device=device)
     policy_logp = torch.zeros(numbers.shape, device=device) if sampling.describe else None
-    heat = temperature_on(device, sampling)
-    number = torch.arange(len(prompts), device=device)  # of the row among the prompts
+    temperature = temperature_on(device, sampling)
+    number = torch.arange(len(prompts), device=device)  # of each remaining row among the prompts
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for step in range(sampling.max_new_tokens):
         drawn = draw(
             head.logits(rows.hidden),
             numbers[number, step],
-            temperature=heat[number] if isinstance(heat, Tensor) else heat,
+            temperature=temperature[number] if isinstance(temperature, Tensor) else temperature,
             top_p=sampling.top_p,
             describe=sampling.describe,
         )
@@ -187,20 +197,20 @@ def decode(
             rows.keep(on)
             number, ended, read = number[on], ended[on], read[on]
         rows.read(read)
-    made = slice(step + 1)
-    own = None if policy_logp is None else policy_logp[:, made].cpu().numpy()
-    return Decoded(tokens[:, made].cpu().numpy(), logp[:, made].cpu().numpy(), own)
+    steps = slice(step + 1)
+    own = None if policy_logp is None else policy_logp[:, steps].cpu().numpy()
+    return DecodedTokens(tokens[:, steps].cpu().numpy(), logp[:, steps].cpu().numpy(), own)
 
 
 def temperature_on(device: torch.device, sampling: Sampling) -> float | Tensor:
-    """The temperature of all rows, or `[R]`."""
-    one = sampling.temperature
-    return torch.from_numpy(one).to(device) if isinstance(one, np.ndarray) else one
+    """Return the temperature of all rows, or of each row as `[R]` on the device."""
+    temperature = sampling.temperature
+    return torch.from_numpy(temperature).to(device) if isinstance(temperature, np.ndarray) else temperature
 
 
 @contextlib.contextmanager
-def attending_by_spans(model: PreTrainedModel) -> Iterator[None]:
-    """The model with `spanned_attention` where it can have it."""
+def spanned_attention_in(model: PreTrainedModel) -> Iterator[None]:
+    """Have the model attend by spans inside the context, if it can; its own attention is restored afterwards."""
     own = model.config._attn_implementation
     if can_span(model):
         model.set_attn_implementation(SPANNED)
@@ -211,15 +221,19 @@ def attending_by_spans(model: PreTrainedModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def refusal(model: PreTrainedModel) -> str | None:
-    """Why `decode` is not for this model, None if it is: its cache has another form, or gives another hidden state."""
+def decode_refusal(model: PreTrainedModel) -> str | None:
+    """Return why `decode` cannot be used with this model, or None if it can.
+
+    It cannot where the model's cache has another form than keys and values, or where hidden states read with the cache
+    differ from those read without.
+    """
     layers = DynamicCache(config=model.config).layers
     odd = sorted({type(x).__name__ for x in layers if type(x) not in (DynamicLayer, DynamicSlidingWindowLayer)})
     if odd or getattr(model, "_is_stateful", False):
         return f"its cache is not of keys and values alone{f' ({odd[0]})' if odd else ''}"
     ids = np.arange(5) % model.config.get_text_config().vocab_size
     try:
-        rows = Rows(model, [ids[:3], ids[:1]], 1)
+        rows = DecodingRows(model, [ids[:3], ids[:1]], 1)
         rows.read(torch.from_numpy(ids[[3, 1]]).to(model.device))
         plain = [model.base_model(input_ids=torch.from_numpy(x)[None].to(model.device)) for x in (ids[:4], ids[:2])]
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError) as error:

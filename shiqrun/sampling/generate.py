@@ -1,8 +1,8 @@
-"""Completions sampled from a causal language model: batched, with a KV cache, reproducible row by row.
+"""Sampling of completions from a causal language model: batched, with a key-value cache, reproducible row by row.
 
-Which token is taken is decided by one uniform number per row and step, so that a prompt's completion does not depend on
-the rows beside it but by rounding, where a number falls on the seam of two tokens. The loop is `decode`; models whose
-cache it does not know are left to `generate` of transformers, with the same numbers.
+One uniform number for each row and step decides the token (`inverse_cdf`), so a prompt's completion does not depend on
+the other rows of its batch, except by rounding, where a number falls on the seam of two tokens. The loop is `decode`.
+Models whose cache it does not support are sampled by `generate` of transformers, from the same uniform numbers.
 """
 
 import contextlib
@@ -20,7 +20,14 @@ from transformers import GenerationConfig, LogitsProcessor
 from shiqrun.console import track
 from shiqrun.models.head import head_of
 from shiqrun.models.policy import Policy
-from shiqrun.sampling.decode import Decoded, Sampling, attending_by_spans, decode, refusal, temperature_on
+from shiqrun.sampling.decode import (
+    DecodedTokens,
+    Sampling,
+    decode,
+    decode_refusal,
+    spanned_attention_in,
+    temperature_on,
+)
 from shiqrun.sampling.inverse_cdf import draw
 
 log = logging.getLogger("shiqrun")
@@ -28,15 +35,15 @@ log = logging.getLogger("shiqrun")
 
 @dataclass(frozen=True)
 class Completion:
-    """Tokens that a policy answered with.
+    """A sampled completion: its tokens and their log-probabilities.
 
     Attributes:
         tokens: `[A]` int64, with the stop token if there is one.
-        ended: the last token is a stop token; else it was cut off at `max_new_tokens`.
-        logp: `[A]` float32, nats, of each token under the distribution it was drawn from, temperature and top_p
-            included; 0 at temperature 0.
-        policy_logp: `[A]` float32, nats, of each token under the policy itself: temperature 1, no top_p. None unless
-            asked for.
+        ended: True where the last token is a stop token; else the completion was cut off at `max_new_tokens`.
+        logp: `[A]` float32, nats, log-probability of each token under the distribution that was sampled from,
+            temperature and top_p included; 0 at temperature 0.
+        policy_logp: `[A]` float32, nats, log-probability of each token under the policy itself, at temperature 1
+            without top-p; None unless asked for.
     """
 
     tokens: np.ndarray
@@ -46,17 +53,17 @@ class Completion:
 
 
 class InverseCdf(LogitsProcessor):
-    """Leaves each row the one token that its next uniform number picks: exact sampling as a logits processor.
+    """A logits processor that samples by inverse CDF: it leaves each row only the token of its next uniform number.
 
     Args:
-        uniforms: `[rows, steps]` in [0, 1), float64.
-        temperature: of the softmax, of all rows or `[rows]`.
-        top_p: the smallest set of tokens with at least this probability is drawn from.
-        describe: keeps `policy_logp`.
+        uniforms: `[R, steps]` in [0, 1), float64.
+        temperature: of the softmax, for all rows or `[R]`.
+        top_p: tokens are sampled from the smallest set with at least this probability.
+        describe: also keep `policy_logp`.
 
     Attributes:
-        logp: `[rows]` of the tokens of each step so far.
-        policy_logp: the same at temperature 1 and top_p 1.
+        logp: for each step so far, `[R]` float32, nats, log-probabilities under the distribution that was sampled from.
+        policy_logp: the same at temperature 1 without top-p.
     """
 
     def __init__(self, uniforms: Tensor, *, temperature: float | Tensor, top_p: float, describe: bool = False) -> None:
@@ -65,7 +72,7 @@ class InverseCdf(LogitsProcessor):
         self.policy_logp: list[Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """0 for the picked token, -inf for every other, `[rows, V]`."""
+        """Return logits `[R, V]` that are 0 at the sampled token and -inf elsewhere."""
         uniforms = self.uniforms[:, len(self.logp)].to(scores.device)
         drawn = draw(scores.clone(), uniforms, temperature=self.temperature, top_p=self.top_p, describe=self.describe)
         self.logp.append(drawn.logp)
@@ -89,29 +96,29 @@ def sample_completions(
     description: str = "sampling",
     describe: bool = False,
 ) -> list[Completion]:
-    """One completion a prompt, in the order given.
+    """Sample one completion for each prompt, in the order of the prompts.
 
     Args:
-        policy: on the device where to sample; its mode is put back afterwards.
+        policy: on the device where to sample; it is put in eval mode, and back in its own mode afterwards.
         prompts: `[T]` token ids each, not empty; equal ones are read once a batch.
-        keys: whole numbers from which each row's random numbers come; equal keys and prompts give equal completions.
+        keys: whole numbers that seed each row's uniform numbers; equal keys and prompts give equal completions.
         stop: tokens that end a completion.
-        pad: token that fills rows.
-        max_new_tokens: tokens at most.
-        temperature: of the softmax, of all prompts or one a prompt; 0 takes the most likely token.
-        top_p: the smallest set of tokens with at least this probability is sampled from.
-        batch_size: rows sampled together.
-        description: shown while it lasts; empty for nothing.
-        describe: with `policy_logp`, which costs nothing at temperature 1 and top_p 1.
+        pad: token that pads rows.
+        max_new_tokens: largest number of tokens of a completion.
+        temperature: of the softmax, one for all prompts or one for each; 0 takes the most likely token.
+        top_p: tokens are sampled from the smallest set with at least this probability.
+        batch_size: rows that are sampled together.
+        description: label of the progress bar; empty for no bar.
+        describe: also return `policy_logp`, which costs nothing at temperature 1 and top_p 1.
 
     Raises:
-        ValueError: a temperature that is negative or no number, or not as many as prompts.
+        ValueError: a temperature is negative or not finite, or there are not as many temperatures as prompts.
     """
     temperatures = _temperatures(temperature, len(prompts))
     found: list[Completion | None] = [None] * len(prompts)
     whole = [np.ascontiguousarray(prompt, np.int64) for prompt in prompts]
     order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i].tobytes()))
-    with _sampling(policy) as model, attending_by_spans(model):
+    with _sampling_mode(policy) as model, spanned_attention_in(model):
         batch = _loop_for(policy, model, pad) if order else None
         starts = range(0, len(order), batch_size)
         for start in track(starts, f"{description}, batches") if description else starts:
@@ -127,7 +134,7 @@ def sample_completions(
 
 
 def _temperatures(temperature: float | Sequence[float], count: int) -> np.ndarray:
-    """`[prompts]` float64."""
+    """Return one temperature for each prompt, `[prompts]` float64."""
     given = np.asarray(temperature, np.float64)
     if given.ndim and given.shape != (count,):
         raise ValueError(f"temperature: {given.shape} given, expected one number or one for each of {count} prompts")
@@ -137,28 +144,30 @@ def _temperatures(temperature: float | Sequence[float], count: int) -> np.ndarra
 
 
 def _one_or_all(temperatures: np.ndarray) -> float | np.ndarray:
-    """The temperature of a batch where it is one: those cost less together."""
+    """Return the one temperature of a batch if all rows have the same, which costs less, else all of them."""
     return float(temperatures[0]) if (temperatures == temperatures[0]).all() else temperatures
 
 
 def _loop_for(policy: Policy, model: Any, pad: int) -> Any:
-    """`decode` where the model can be read by it, else `generate`, which is said once."""
-    reason = refusal(model)
+    """Return `decode` where it supports the model, else a loop by `generate` of transformers, with a warning."""
+    reason = decode_refusal(model)
     if reason is None:
         head = head_of(model)
         exact = torch.promote_types(head.weight.dtype, torch.float32)  # once, not at every step
         return partial(decode, model, head._replace(weight=head.weight.to(exact)))
-    _say(type(model).__name__, reason)
-    return partial(_generated, model, pad)
+    _warn_once(type(model).__name__, reason)
+    return partial(_generate, model, pad)
 
 
 @lru_cache
-def _say(name: str, reason: str) -> None:
+def _warn_once(name: str, reason: str) -> None:
     log.warning("%s is sampled by generate of transformers, which is slower: %s", name, reason)
 
 
-def _generated(model: Any, pad: int, prompts: list[np.ndarray], uniforms: np.ndarray, sampling: Sampling) -> Decoded:
-    """What `decode` gives, by `generate`."""
+def _generate(
+    model: Any, pad: int, prompts: list[np.ndarray], uniforms: np.ndarray, sampling: Sampling
+) -> DecodedTokens:
+    """Sample what `decode` would, by `generate` of transformers."""
     width = max(map(len, prompts))
     ids = np.full((len(prompts), width), pad, np.int64)
     mask = np.zeros((len(prompts), width), np.int64)
@@ -184,12 +193,12 @@ def _generated(model: Any, pad: int, prompts: list[np.ndarray], uniforms: np.nda
             logits_processor=[cdf],
         )
     own = torch.stack(cdf.policy_logp, 1).cpu().numpy() if cdf.policy_logp else None
-    return Decoded(out[:, width:].cpu().numpy(), torch.stack(cdf.logp, 1).cpu().numpy(), own)
+    return DecodedTokens(out[:, width:].cpu().numpy(), torch.stack(cdf.logp, 1).cpu().numpy(), own)
 
 
 @contextlib.contextmanager
-def _sampling(policy: Policy) -> Iterator[Any]:
-    """The model in eval mode, without generation settings of its own beside ours."""
+def _sampling_mode(policy: Policy) -> Iterator[Any]:
+    """Yield the policy's model in eval mode, with its own generation settings set aside; both are restored."""
     model, mode = policy.causal_lm, policy.training
     own, model.generation_config = model.generation_config, GenerationConfig()
     policy.eval()
@@ -202,7 +211,7 @@ def _sampling(policy: Policy) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _head_in_float32(model: Any) -> Iterator[None]:
-    """Logits that autocast has rounded, once more: the samples are to be of the distribution that is scored."""
+    """Compute logits in float32 even under autocast: samples must follow the distribution that is scored."""
     hook = model.get_output_embeddings().register_forward_hook(_in_float32)
     try:
         yield
@@ -211,6 +220,7 @@ def _head_in_float32(model: Any) -> Iterator[None]:
 
 
 def _in_float32(head: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+    """Return the head's logits in float32 where autocast has rounded them; a forward hook."""
     if logits.dtype in (torch.float32, torch.float64):
         return None
     bias = None if head.bias is None else head.bias.float()
@@ -218,8 +228,8 @@ def _in_float32(head: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor
         return nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
 
 
-def _completion(decoded: Decoded, row: int, stop: Sequence[int]) -> Completion:
-    """The row up to and with its first stop token."""
+def _completion(decoded: DecodedTokens, row: int, stop: Sequence[int]) -> Completion:
+    """Return a row up to and including its first stop token."""
     tokens = decoded.tokens[row]
     ends = np.flatnonzero(np.isin(tokens, list(stop)))
     length = ends[0] + 1 if len(ends) else len(tokens)

@@ -1,8 +1,10 @@
-"""Tokens drawn from logits by one uniform number a row: a two-level inverse CDF.
+"""Sampling of tokens from logits by inverting the CDF: one uniform number for each row decides its token.
 
-First the sums of blocks of tokens say in which block the number falls, then the tokens of that block are looked at: of
-the whole vocabulary there is one exponential and one sum, and no running sum. Block sums are float32, all that comes
-after them float64: a token's probability is off by some 1e-7 of itself, less than the rounding of its logit.
+The token is the one at which the running sum of probabilities, in the order of token ids, passes the uniform number.
+The search has two levels: sums over blocks of tokens say in which block the number falls, then the tokens of that block
+are looked at. Over the whole vocabulary this takes one exponential and one sum, and no running sum. Block sums are
+float32, all that comes after them float64: a token's probability is off by some 1e-7 of itself, less than the rounding
+of its logit.
 """
 
 from typing import NamedTuple
@@ -11,18 +13,19 @@ import torch
 from torch import Tensor
 
 BLOCK = 128
-"""Tokens of a block: about the square root of the vocabulary, and a whole number of vector registers."""
+"""Number of tokens in a block: about the square root of a vocabulary, and a whole number of vector registers."""
 NUCLEUS = 64
-"""Most likely tokens that are looked at first for `top_p`."""
+"""Number of most likely tokens among which the top-p set is looked for first."""
 
 
-class Drawn(NamedTuple):
-    """One token a row.
+class DrawnTokens(NamedTuple):
+    """One sampled token for each row, with its log-probability.
 
     Attributes:
         tokens: `[R]` int64.
-        logp: `[R]` float32, nats, under the distribution they were drawn from; 0 for the most likely token.
-        policy_logp: `[R]` float32, nats, under the softmax of the logits alone; None where it was not asked for.
+        logp: `[R]` float32, nats, under the distribution that was sampled from; 0 at temperature 0.
+        policy_logp: `[R]` float32, nats, under the softmax of the logits, at temperature 1 without top-p; None where it
+            was not asked for.
     """
 
     tokens: Tensor
@@ -32,39 +35,39 @@ class Drawn(NamedTuple):
 
 def draw(
     logits: Tensor, uniforms: Tensor, *, temperature: float | Tensor, top_p: float, describe: bool = False
-) -> Drawn:
-    """The token of each row where the running sum of its probabilities, by token id, passes the row's uniform number.
+) -> DrawnTokens:
+    """Sample one token for each row by inverting its CDF at the row's uniform number.
 
     Args:
         logits: `[R, V]`, overwritten.
         uniforms: `[R]` in [0, 1), float64.
-        temperature: of the softmax, of all rows or `[R]`; 0 takes the most likely token, the lowest id of several.
-        top_p: the smallest set of tokens with at least this probability is drawn from.
-        describe: with `policy_logp`: that is `logp` at temperature 1 and top_p 1, else costs one more exponential.
+        temperature: of the softmax, for all rows or `[R]`; 0 takes the most likely token, the lowest id of several.
+        top_p: tokens are sampled from the smallest set with at least this probability.
+        describe: also return `policy_logp`, which costs one more exponential unless temperature and top_p are 1.
     """
     several = isinstance(temperature, Tensor)
-    greedy = temperature == 0  # [R] of several
+    greedy = temperature == 0  # bool, or [R]
     best = logits.argmax(-1) if (bool(greedy.any()) if isinstance(greedy, Tensor) else greedy) else None
     if best is not None and not several:
-        drawn = Drawn(best, torch.zeros(len(logits), device=logits.device))
-        return _described(drawn, _centred(logits)) if describe else drawn
+        drawn = DrawnTokens(best, torch.zeros(len(logits), device=logits.device))
+        return _with_policy_logp(drawn, _centred(logits)) if describe else drawn
     centred, itself = _centred(logits), not several and temperature == 1 and top_p == 1
     weights = _weights(centred, temperature, in_place=itself or not describe)
     drawn = _by_weight(weights, uniforms) if top_p == 1 else _in_nucleus(weights, uniforms, top_p)
     if best is not None and isinstance(greedy, Tensor):
-        drawn = Drawn(torch.where(greedy, best, drawn.tokens), drawn.logp.masked_fill(greedy, 0))
+        drawn = DrawnTokens(torch.where(greedy, best, drawn.tokens), drawn.logp.masked_fill(greedy, 0))
     if not describe:
         return drawn
-    return drawn._replace(policy_logp=drawn.logp) if itself else _described(drawn, centred)
+    return drawn._replace(policy_logp=drawn.logp) if itself else _with_policy_logp(drawn, centred)
 
 
 def _centred(logits: Tensor) -> Tensor:
-    """In place: 0 for the most likely token of each row, `[R, V]`."""
+    """Subtract each row's largest logit, in place; return the logits `[R, V]`."""
     return logits.sub_(logits.amax(-1, keepdim=True))
 
 
 def _weights(centred: Tensor, temperature: float | Tensor, *, in_place: bool) -> Tensor:
-    """exp(logits / temperature), `[R, V]`; rows of temperature 0, which are not drawn by weight, as if it were 1."""
+    """Return the weights exp(logits / temperature), `[R, V]`; those of rows at temperature 0 are not read."""
     if isinstance(temperature, Tensor):
         temperature = temperature.masked_fill(temperature == 0, 1).to(centred.dtype)[:, None]  # [R, 1]
     elif temperature == 1:
@@ -72,15 +75,15 @@ def _weights(centred: Tensor, temperature: float | Tensor, *, in_place: bool) ->
     return (centred.div_(temperature) if in_place else centred / temperature).exp_()
 
 
-def _described(drawn: Drawn, centred: Tensor) -> Drawn:
-    """With the log-softmax of the logits `[R, V]`, which are overwritten, at the tokens."""
+def _with_policy_logp(drawn: DrawnTokens, centred: Tensor) -> DrawnTokens:
+    """Return the tokens with their log-probabilities under the softmax of logits `[R, V]`, which are overwritten."""
     picked = centred.gather(1, drawn.tokens[:, None]).double()
     total = _block_sums(centred.exp_()).sum(-1, keepdim=True)
     return drawn._replace(policy_logp=(picked - total.log()).squeeze(1).float())
 
 
-def _by_weight(weights: Tensor, uniforms: Tensor) -> Drawn:
-    """A token of each row, by weights `[R, V]` that need not sum to 1."""
+def _by_weight(weights: Tensor, uniforms: Tensor) -> DrawnTokens:
+    """Sample a token of each row by weights `[R, V]`, which need not sum to 1."""
     sums = _block_sums(weights)
     running = sums.cumsum(-1)
     total = running[:, -1:]
@@ -96,14 +99,14 @@ def _by_weight(weights: Tensor, uniforms: Tensor) -> Drawn:
 
 
 def _block_sums(weights: Tensor) -> Tensor:
-    """`[R, blocks]` float64; the last block may be shorter than the others."""
+    """Return the sums over blocks of tokens, `[R, blocks]` float64; the last block may be shorter than the others."""
     whole = weights.shape[1] // BLOCK * BLOCK
     sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1).double()
     return sums if whole == weights.shape[1] else torch.cat([sums, weights[:, whole:].sum(-1, True).double()], 1)
 
 
-def _in_nucleus(weights: Tensor, uniforms: Tensor, top_p: float) -> Drawn:
-    """A token of the smallest set with at least `top_p` of the weight: its tokens in the order of their ids."""
+def _in_nucleus(weights: Tensor, uniforms: Tensor, top_p: float) -> DrawnTokens:
+    """Sample a token from the smallest set with at least `top_p` of the weight, by inverting the CDF over token ids."""
     enough = top_p * _block_sums(weights).sum(-1, keepdim=True)
     size = min(NUCLEUS, weights.shape[1])
     while True:
@@ -122,15 +125,15 @@ def _in_nucleus(weights: Tensor, uniforms: Tensor, top_p: float) -> Drawn:
 
 
 def _below(point: Tensor, total: Tensor) -> Tensor:
-    """The point, or the next number below the total where rounding has brought it there."""
+    """Return the point, or the largest number below the total where rounding has brought the point to the total."""
     return torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
 
 
 def _passed(running: Tensor, point: Tensor) -> Tensor:
-    """`[R, 1]`, the first place whose running sum is above the point: never one that adds nothing."""
+    """Return the first place whose running sum exceeds the point, `[R, 1]`; it never has weight 0."""
     found = torch.searchsorted(running, point, right=True)
-    return found.clamp_(max=running.shape[1] - 1)  # only where the weights are no numbers
+    return found.clamp_(max=running.shape[1] - 1)  # out of range only where weights are NaN
 
 
-def _drawn(token: Tensor, weight: Tensor, total: Tensor) -> Drawn:
-    return Drawn(token.squeeze(1), (weight.log() - total.log()).squeeze(1).float())
+def _drawn(token: Tensor, weight: Tensor, total: Tensor) -> DrawnTokens:
+    return DrawnTokens(token.squeeze(1), (weight.log() - total.log()).squeeze(1).float())

@@ -1,4 +1,8 @@
-"""Keys and values of rows that are read on token by token, in memory taken once."""
+"""The key-value cache of batched decoding: memory for all tokens is allocated once, and finished rows leave it.
+
+Rows are padded on the left, longest prompt first. `spanned_attention` reads the cache in spans of neighbouring rows
+with about the same padding, so that the padding is not attended to.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,42 +18,49 @@ from shiqrun.models.attention import PACKED
 
 SPANNED = "shiqrun_spanned"
 SLACK = 16
-"""Columns of padding that are rather read than left out by one more call."""
+"""Columns of padding up to which rows share a span: reading them costs less than one more call of the kernel."""
 
 Spans = list[tuple[int, int, int]]
-"""(first row, row after the last, column from which the keys of one of them are no padding)."""
+"""Spans of rows: (first row, row after the last, first column in which one of them has a key that is no padding)."""
 
 
-class Room(CacheLayerMixin):
-    """One layer: `[rows, heads, columns, d]`, of which the first `length` columns are read.
+class LayerCache(CacheLayerMixin):
+    """The keys and values of one layer, `[rows, heads, columns, d]` each, of which the first `length` columns are used.
 
-    A layer with a sliding window keeps all of them too; the model's mask keeps to the window.
+    A layer with a sliding window keeps all columns too; the model's mask restricts it to the window.
     """
 
     is_sliding = False
 
     def __init__(self, rows: int, columns: int, length: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # `transformers` has no types here
         self.rows, self.columns, self.length = rows, columns, length
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Takes the memory. Padding is read and masked, so it must hold numbers."""
+        """Allocate the memory, as zeros: padding is read and masked, so it must hold finite numbers."""
         self.keys, self.values = (
             x.new_zeros(self.rows, x.shape[1], self.columns, x.shape[3]) for x in (key_states, value_states)
         )
         self.is_initialized = True
 
-    def put(self, rows: Tensor, source: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Prompts `source` of `[prompts, heads, T, d]` into the rows, ending with the last read column."""
+    def write_prompts(self, rows: Tensor, source: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write the keys and values of prompts into rows, right-aligned at the last used column.
+
+        Args:
+            rows: `[R]` int64, the rows to write.
+            source: `[R]` int64, which prompt each of them starts with.
+            keys: `[prompts, heads, T, d]`.
+            values: `[prompts, heads, T, d]`.
+        """
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         first = self.length - keys.shape[2]
-        for room, given in ((self.keys, keys), (self.values, values)):
-            assert room is not None
-            room[rows, :, first : self.length] = given if len(source) == len(given) else given[source]
+        for memory, prompts in ((self.keys, keys), (self.values, values)):
+            assert memory is not None
+            memory[rows, :, first : self.length] = prompts if len(source) == len(prompts) else prompts[source]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """All that is to be read, after the new columns were written."""
+        """Append the new columns; return all used keys and values. Called by the model's attention."""
         assert self.keys is not None
         assert self.values is not None
         first, self.length = self.length, self.length + key_states.shape[2]
@@ -58,45 +69,56 @@ class Room(CacheLayerMixin):
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Drops the other rows, and the columns before `first`."""
+        """Keep these rows only, without the columns before `first`."""
         assert self.keys is not None
         assert self.values is not None
         self.keys, self.values = self.keys[rows, :, first:], self.values[rows, :, first:]
         self.rows, self.columns, self.length = len(rows), self.columns - first, self.length - first
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(columns to be read by a query, column of the first)."""
+        """Return the number of columns that a query attends to, and the first of them."""
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Columns that are read."""
+        """Return the number of used columns."""
         return self.length
 
     def get_max_length(self) -> int:
-        """Columns there are."""
+        """Return the number of columns of the memory."""
         return self.columns
 
 
-class KeyValues(Cache):
-    """All layers."""
+class DecodingCache(Cache):
+    """The key-value cache of all layers for a batch of rows."""
 
     def __init__(self, layers: int, *, rows: int, columns: int, length: int) -> None:
-        self.rooms = [Room(rows, columns, length) for _ in range(layers)]
-        super().__init__(layers=list(self.rooms))
+        self.layer_caches = [LayerCache(rows, columns, length) for _ in range(layers)]
+        super().__init__(layers=list(self.layer_caches))
 
-    def put(self, rows: Tensor, source: Tensor, read: DynamicCache) -> None:
-        """Prompts `source` of a cache that has read them into the rows, ending with the last read column."""
-        for room, (keys, values, _) in zip(self.rooms, read, strict=True):
-            room.put(rows, source, keys, values)
+    def write_prompts(self, rows: Tensor, source: Tensor, read: DynamicCache) -> None:
+        """Write prompts into rows, in all layers.
+
+        Args:
+            rows: `[R]` int64, the rows to write.
+            source: `[R]` int64, which prompt each of them starts with.
+            read: the cache of a forward pass over the prompts.
+        """
+        for layer, (keys, values, _) in zip(self.layer_caches, read, strict=True):
+            layer.write_prompts(rows, source, keys, values)
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Drops the other rows, and the columns before `first`."""
-        for room in self.rooms:
-            room.keep(rows, first)
+        """Keep these rows only, without the columns before `first`, in all layers."""
+        for layer in self.layer_caches:
+            layer.keep(rows, first)
 
 
 def spans_of(first: Sequence[int], length: int) -> Spans:
-    """Rows that are read together: neighbours whose padding, of rows padded more and more, is about the same."""
+    """Return the spans of rows whose attention is computed together: neighbours with about the same padding.
+
+    Args:
+        first: for each row the first column that is no padding, in ascending order.
+        length: number of used columns.
+    """
     spans: Spans = []
     start = 0
     for row in range(1, len(first) + 1):
@@ -116,14 +138,17 @@ def spanned_attention(
     spans: Spans | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`[R, 1, heads, d]`: as "sdpa", without reading padding on the left of all the rows of a span."""
+    """Return the attention output `[R, 1, heads, d]` of "sdpa", without reading padding that all rows of a span share.
+
+    It has the signature of an attention function of `transformers`; without spans it is "sdpa".
+    """
     if spans is None or attention_mask is None or options.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     out = []
     for start, stop, first in spans:
         at = slice(start, stop)
-        read = key[at, :, first:], value[at, :, first:], attention_mask[at, ..., first:]
-        out.append(sdpa_attention_forward(module, query[at], *read, **options)[0])
+        seen = key[at, :, first:], value[at, :, first:], attention_mask[at, ..., first:]
+        out.append(sdpa_attention_forward(module, query[at], *seen, **options)[0])
     return torch.cat(out), None
 
 
@@ -132,6 +157,6 @@ AttentionMaskInterface.register(SPANNED, sdpa_mask)
 
 
 def can_span(model: PreTrainedModel) -> bool:
-    """Whether the model's attention may be `spanned_attention`: it is "sdpa", and passes what it is given on."""
+    """Return whether the model can attend by spans: it uses "sdpa", and passes options on to its attention function."""
     own = model.config._attn_implementation in ("sdpa", PACKED)
-    return own and getattr(model, "_supports_attention_backend", False)
+    return own and bool(getattr(model, "_supports_attention_backend", False))

@@ -53,8 +53,8 @@ def annotate(rows: Rows, facts: RunFacts) -> Rows:
         columns["prompt_value"] = np.array([values[t.prompt_id] for t in rows.trajectories], np.float32)
     if facts.targets is not None and rows.source == "logged":
         columns["value_target"] = value_targets(rows, facts.targets, facts.beta)
-    laid_out = rows.with_layout(packed=facts.packed, device=facts.device)
-    return laid_out.with_anchor(_anchor_of(rows, facts.anchor)).with_columns(**columns)
+    with_layout = rows.with_layout(packed=facts.packed, device=facts.device)
+    return with_layout.with_anchor(_anchor_of(rows, facts.anchor)).with_columns(**columns)
 
 
 def _anchor_of(rows: Rows, anchor: AnchorTokens | None) -> AnchorTokens | None:

@@ -175,7 +175,7 @@ def test_one_wrong_mask_is_found_out():
                 call if call.mask is None else replace(call, mask=torch.ones_like(call.mask))
                 for call in batch.layout.attention.calls
             )
-            return batch.laid_out(replace(batch.layout, attention=replace(batch.layout.attention, calls=calls)))
+            return batch.with_layout(replace(batch.layout, attention=replace(batch.layout.attention, calls=calls)))
 
     assert enable_packing(policy, rows) is None
     assert "differ" in enable_packing(policy, Blind(family(), pad=0))

@@ -25,7 +25,7 @@ from shiqrun.models.attention import pack, packs
 from shiqrun.models.head import head_of
 from shiqrun.models.policy import Policy
 from shiqrun.sampling import generate
-from shiqrun.sampling.decode import Rows, Sampling, attending_by_spans, decode, refusal
+from shiqrun.sampling.decode import DecodingRows, Sampling, decode, decode_refusal, spanned_attention_in
 from shiqrun.sampling.generate import sample_completions
 from shiqrun.sampling.kv_cache import SLACK, SPANNED, spans_of
 from shiqrun.types import Trajectories
@@ -118,7 +118,7 @@ def reads(causal_lm):
 @pytest.mark.parametrize("name", OWN)
 def test_greedy_tokens_are_those_of_generate_in_a_batch_and_alone(name):
     causal_lm = OWN[name]()
-    assert refusal(causal_lm) is None
+    assert decode_refusal(causal_lm) is None
     for prompts in (PROMPTS, PROMPTS[:1], PROMPTS[2:3]):
         found = tokens(sampled(Policy(causal_lm).eval(), prompts, temperature=0.0))
         assert found == by_generate(causal_lm, prompts)
@@ -133,8 +133,8 @@ def test_the_loop_reads_what_the_model_reads_without_a_cache(name):
     if causal_lm.config._attn_implementation == "sdpa":
         causal_lm, close = causal_lm.double(), {}
     prompts = sorted([*PROMPTS, PROMPTS[3], PROMPTS[3]], key=lambda p: (-len(p), p.tobytes()))
-    with torch.no_grad(), attending_by_spans(causal_lm):
-        rows, texts = Rows(causal_lm, prompts, NEW), [p.tolist() for p in prompts]
+    with torch.no_grad(), spanned_attention_in(causal_lm):
+        rows, texts = DecodingRows(causal_lm, prompts, NEW), [p.tolist() for p in prompts]
         for step in range(NEW):
             whole = [causal_lm.base_model(input_ids=torch.tensor([x])).last_hidden_state[0, -1] for x in texts]
             torch.testing.assert_close(rows.hidden, torch.stack(whole), **close)
@@ -195,8 +195,8 @@ def test_samples_have_the_probabilities_of_the_model_by_a_chi_square():
 def test_a_model_with_another_cache_is_left_to_generate_and_that_is_said_once(name, caplog):
     causal_lm = OTHER[name]()
     prompts = [p for p in PROMPTS if len(p) > 1]  # to RecurrentGemma a single token is the next one of the last text
-    assert "not of keys and values alone" in refusal(causal_lm)
-    generate._say.cache_clear()
+    assert "not of keys and values alone" in decode_refusal(causal_lm)
+    generate._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="shiqrun"):
         found = [tokens(sampled(Policy(causal_lm).eval(), prompts, temperature=0.0, batch_size=1)) for _ in range(2)]
     assert found == [[by_generate(causal_lm, [prompt])[0] for prompt in prompts]] * 2
@@ -211,7 +211,7 @@ def test_a_model_that_takes_no_part_of_the_padding_or_the_cache_into_account_is_
         causal_lm.base_model.register_forward_pre_hook(
             lambda module, args, given: (args, given | ({name: None} if name in given else {})), with_kwargs=True
         )
-        return refusal(causal_lm)
+        return decode_refusal(causal_lm)
 
     assert without("nothing") is None
     assert "differ by" in without("attention_mask")
@@ -225,7 +225,7 @@ def test_equal_prompts_are_read_once():
     shapes = reads(causal_lm)
     assert tokens(sampled(Policy(causal_lm).eval(), prompts, batch_size=6)) == alone
     assert (2, len(PROMPTS[3])) in shapes
-    assert {rows for rows, width in shapes if width == 1} == {2, 6}  # 2 of the two rows that `refusal` reads
+    assert {rows for rows, width in shapes if width == 1} == {2, 6}  # 2 of the two rows that `decode_refusal` reads
 
 
 def test_rows_that_have_ended_leave_the_batch():
@@ -236,7 +236,7 @@ def test_rows_that_have_ended_leave_the_batch():
     cut = [next((row[: n + 1] for n, t in enumerate(row) if t in stop), row) for row in long]
     shapes = reads(causal_lm)
     assert tokens(sampled(Policy(causal_lm).eval(), rows, batch_size=64, stop=stop)) == cut
-    batches = [n for n, width in shapes[4:] if width == 1]  # after the four passes of `refusal`
+    batches = [n for n, width in shapes[4:] if width == 1]  # after the four passes of `decode_refusal`
     going_on = [sum(len(row) > step + 1 for row in cut) for step in range(len(batches))]
     assert all(n <= batch <= n * 8 / 7 + 1 for n, batch in zip(going_on, batches, strict=True))
 
@@ -244,7 +244,7 @@ def test_rows_that_have_ended_leave_the_batch():
 def test_keys_and_values_stay_where_they_are():
     causal_lm = llama()
     with torch.no_grad():
-        rows = Rows(causal_lm, [PROMPTS[0], PROMPTS[3]], NEW)
+        rows = DecodingRows(causal_lm, [PROMPTS[0], PROMPTS[3]], NEW)
         places = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in rows.cache.layers]
         for _ in range(NEW):
             rows.read(torch.tensor([1, 2]))
@@ -268,13 +268,13 @@ def test_the_attention_of_the_model_is_put_back(packing):
     if packing:
         pack(causal_lm)
     own = causal_lm.config._attn_implementation
-    with contextlib.suppress(ZeroDivisionError), attending_by_spans(causal_lm):
+    with contextlib.suppress(ZeroDivisionError), spanned_attention_in(causal_lm):
         assert causal_lm.config._attn_implementation == SPANNED
         raise ZeroDivisionError
     assert causal_lm.config._attn_implementation == own
     assert packs(causal_lm) == packing
     eager = llama(attn_implementation="eager")
-    with attending_by_spans(eager):
+    with spanned_attention_in(eager):
         assert eager.config._attn_implementation == "eager"
 
 
@@ -308,7 +308,7 @@ def test_attention_by_spans_reads_less_and_gives_the_same():
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
             if spans:
-                with attending_by_spans(causal_lm):
+                with spanned_attention_in(causal_lm):
                     found = decode(causal_lm, head_of(causal_lm), prompts, numbers, sampling)
             else:
                 found = decode(causal_lm, head_of(causal_lm), prompts, numbers, sampling)

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, GPT2Config
 
 from shiqrun.models.policy import Policy, prepare
-from shiqrun.sampling.decode import refusal
+from shiqrun.sampling.decode import decode_refusal
 from shiqrun.sampling.generate import InverseCdf, sample_completions
 from tests.support.helpers import llama, model, settings
 
@@ -227,8 +227,10 @@ def test_a_policy_as_its_reference_answers_without_its_adapter():
 
 def test_every_step_reads_one_token_and_none_is_taken_once_every_row_has_ended(monkeypatch):
     causal_lm, widths = llama(), []
-    assert refusal(causal_lm) is None
-    monkeypatch.setattr("shiqrun.sampling.generate.refusal", lambda model: None)  # its passes are not to be counted
+    assert decode_refusal(causal_lm) is None
+    monkeypatch.setattr(
+        "shiqrun.sampling.generate.decode_refusal", lambda model: None
+    )  # its passes are not to be counted
     causal_lm.base_model.register_forward_pre_hook(
         lambda module, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True
     )

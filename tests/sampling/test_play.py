@@ -142,7 +142,7 @@ def test_sampling_through_generate_of_transformers_plays_the_same_episode(monkey
     (dialogue,) = short(1)
     of = policy()
     fast = evaluator([dialogue]).run(of)
-    monkeypatch.setattr("shiqrun.sampling.generate.refusal", lambda model: "asked for by a test")
+    monkeypatch.setattr("shiqrun.sampling.generate.decode_refusal", lambda model: "asked for by a test")
     assert texts(evaluator([dialogue]).run(of)) == texts(fast)
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import MambaConfig
 
 from shiqrun.models.policy import Policy
-from shiqrun.sampling.decode import refusal
+from shiqrun.sampling.decode import decode_refusal
 from shiqrun.sampling.generate import sample_completions
 from shiqrun.types import Trajectories
 from tests.support.helpers import llama, model
@@ -37,7 +37,7 @@ BUILDS = {"own loop": llama, "generate": mamba}
 @pytest.fixture(params=BUILDS)
 def causal_lm(request):
     built = BUILDS[request.param]()
-    assert (refusal(built) is None) == (request.param == "own loop")
+    assert (decode_refusal(built) is None) == (request.param == "own loop")
     return built
 
 

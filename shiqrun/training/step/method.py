@@ -135,7 +135,7 @@ class Method(LightningModule):
         sampled = self.extra_terms.tokens_to_sample(weights)
         policy = self.policy(batch, sample=sampled, describe=describe)
         if sampled:
-            batch = replace(batch, anchor_tokens=policy.further_tokens).laid_out(batch.layout)
+            batch = replace(batch, anchor_tokens=policy.further_tokens).with_layout(batch.layout)
         if self.reference is None or (batch.proximal is not None and not sampled):
             return ScoredBatch(batch, policy, batch.reference)
         return ScoredBatch(batch, policy, self.reference(batch))
@@ -224,7 +224,7 @@ class Method(LightningModule):
             parts.append({**metrics, MINIMISED: (terms.total.detach(), batch.attention_mask.sum())})
             if first and self.algo.epochs > 1:
                 kept = replace(batch, proximal=scored.policy.fixed(), reference=scored.reference)
-                batch = kept.laid_out(batch.layout)
+                batch = kept.with_layout(batch.layout)
             scored_batches.append(batch)
         return scored_batches, parts
 
