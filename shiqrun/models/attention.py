@@ -49,11 +49,7 @@ def packed_attention(
     """
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    odd = [name for name in ("softcap", "position_bias", "s_aux") if options.get(name) is not None]
-    if "sliding_window" not in options:  # a window that is in the mask alone is unknown here
-        odd += [name for name in ("sliding_window", "attention_chunk_size") if getattr(module.config, name, None)]
-    if odd:
-        raise ValueError(f"attention with {', '.join(odd)}")
+    _refuse_unsupported(module, options)
     q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))  # [L, heads, d]
     q = q if packing.queries is None else q.index_select(0, packing.queries)
     k, v = (x if packing.keys is None else x.index_select(0, packing.keys) for x in (k, v))
@@ -75,6 +71,15 @@ def packed_attention(
         out.append(attended.transpose(1, 2).flatten(0, 1))
     joined = torch.cat(out)
     return (joined if packing.outputs is None else joined.index_select(0, packing.outputs))[None], None
+
+
+def _refuse_unsupported(module: nn.Module, options: dict[str, Any]) -> None:
+    """Raise ValueError for a feature of an attention layer that packed attention does not support."""
+    odd = [name for name in ("softcap", "position_bias", "s_aux") if options.get(name) is not None]
+    if "sliding_window" not in options:  # a window that is in the mask alone is unknown here
+        odd += [name for name in ("sliding_window", "attention_chunk_size") if getattr(module.config, name, None)]
+    if odd:
+        raise ValueError(f"attention with {', '.join(odd)}")
 
 
 def _sizes(packing: Attention) -> tuple[list[int], list[int]]:

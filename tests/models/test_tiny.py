@@ -15,6 +15,7 @@ class Words:
     """A data set without a vocabulary of its own."""
 
     splits = ("train",)
+    vocabulary = chat_template = None
 
     def __init__(self, texts):
         self.dropped = Counter()
