@@ -32,8 +32,6 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Return the attention output `[1, L, heads, d]`, in which every token attends within its own trajectory.
 
-    It has the signature of an attention function of `transformers`.
-
     Args:
         module: the attention layer.
         query: `[1, heads, L, d]`.
