@@ -18,7 +18,7 @@ from rich.table import Table
 
 from shiqrun.console import console
 from shiqrun.sandbox.backends import Backend, Name
-from shiqrun.sandbox.choice import trial
+from shiqrun.sandbox.choice import why_unusable
 from shiqrun.sandbox.pool import Pool
 from shiqrun.sandbox.worker import Limits, Program
 
@@ -53,7 +53,7 @@ def measured(workers: int, programs: int, repeats: int, tests: int) -> dict[str,
     """Of every backend: programs a second by round, and the median wall time of one, milliseconds."""
     found: dict[str, dict[str, Any]] = {}
     with ExitStack() as open_:
-        working = [name for name in get_args(Name) if trial(name) is None]
+        working = [name for name in get_args(Name) if why_unusable(name) is None]
         pools = {name: open_.enter_context(Pool(Backend(name), workers)) for name in working}
         for pool in pools.values():
             in_pool(pool, 2 * workers, 1)

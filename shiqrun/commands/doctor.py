@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from shiqrun.sandbox.backends import WHAT, Backend, Name
-from shiqrun.sandbox.choice import AUTOMATIC, NONE, trial
-from shiqrun.sandbox.probes import held
+from shiqrun.sandbox.choice import AUTOMATIC, NO_SANDBOX, why_unusable
+from shiqrun.sandbox.probes import run_probes
 
 DESCRIPTION = """\
 Says what this machine offers to shiqrun, and tries the sandboxes for programs that a model wrote (reward=unit_tests)
@@ -61,7 +61,7 @@ def _sandbox() -> bool:
     """Tries every backend; True if the one that reward.sandbox=auto takes holds."""
     reasons, held_by = [], dict[str, bool]()
     for name in AUTOMATIC:
-        why = trial(name)
+        why = why_unusable(name)
         if why is not None:
             _say(name, f"does not work: {why}")
             reasons.append(f"{name}: {why}")
@@ -69,7 +69,7 @@ def _sandbox() -> bool:
         _say(name, f"{WHAT[name]}; programs that tried to")
         held_by[name] = _holds(name)
     if not held_by:
-        _say("sandbox", NONE.format(reasons="; ".join(reasons)))
+        _say("sandbox", NO_SANDBOX.format(reasons="; ".join(reasons)))
         return False
     chosen, good = next(iter(held_by.items()))
     _say("sandbox", f"{chosen}, which reward.sandbox=auto takes: {'holds' if good else 'DOES NOT HOLD'}")
@@ -79,7 +79,7 @@ def _sandbox() -> bool:
 def _holds(name: Name) -> bool:
     """Whether no probe could do harm."""
     every = True
-    for probe, outcome, good in held(Backend(name)):
+    for probe, outcome, good in run_probes(Backend(name)):
         words = "refused" if good else f"NOT REFUSED ({outcome.verdict})"
         _say("", f"  {probe.what:<24}{words}")
         every &= good

@@ -1,20 +1,17 @@
-"""`reward=exact_match`: 1 where the completion is the example's answer, else 0."""
+"""`reward=exact_match` is 1 where the completion is the example's answer, else 0."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered, Progress, Reward
-from shiqrun.types import Message
 
 
 class ExactMatch(Reward):
-    """Compares texts, white space at both ends aside.
+    """This reward compares the completion with `Example.answer`, without white space at both ends.
 
     Args:
-        ignore_case: whether upper and lower case are the same.
+        ignore_case: whether upper and lower case count as the same.
     """
 
     right = 1.0
@@ -22,26 +19,20 @@ class ExactMatch(Reward):
     def __init__(self, *, ignore_case: bool) -> None:
         self.ignore_case = ignore_case
 
-    def to(self, device: torch.device) -> None:
-        """Nothing to move."""
-
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """1.0 or 0.0 an item.
+        """Return 1.0 or 0.0 for each item.
 
         Raises:
-            InputError: an item without an answer.
+            InputError: an item has no answer.
         """
         return [float(self._plain(item.text) == self._plain(self._answer(item))) for item in items]
 
     def fingerprint(self) -> str:
-        """The settings."""
+        """Return the settings."""
         return f"exact_match ignore_case={self.ignore_case}"
 
-    def refuse_seen(self, prompts: Iterable[Sequence[Message]]) -> None:
-        """Nothing: it was not trained."""
-
     def about(self) -> dict[str, Any]:
-        """Its name, both rewards and its setting."""
+        """Return the name, both rewards and the setting."""
         return {"name": "exact_match", "right": 1.0, "wrong": 0.0, "ignore_case": self.ignore_case}
 
     def _answer(self, item: Answered) -> str:

@@ -1,7 +1,7 @@
-"""Whether a program does what a problem asks for: it runs in a sandbox, and its output or values are judged outside.
+"""`grade` decides whether a program passes its tests: the sandbox runs it, another process judges what it gives.
 
-What is printed is compared here. Values that a function gave are untrusted data, and code of the data set may be what
-judges them: both meet in a process of the sandbox in which no line of the program has run.
+What a program prints is compared in the trainer. Values that a function returned are untrusted data, and code of the
+data set may judge them: that happens in a sandbox process in which no line of the program has run.
 """
 
 import json
@@ -11,29 +11,33 @@ from dataclasses import replace
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.rewards.problems import LARGEST, Calls, Check, Problem, Streams, whole
+from shiqrun.rewards.program_tests import LARGEST, Calls, Check, ProgramTests, Streams, complete_program
 from shiqrun.sandbox.worker import Limits, Outcome, Program
 
 Run = Callable[[Program, Limits], Outcome]
 PASSED, WRONG, FAILED = "passed", "wrong_answer", "runtime_error"
-TOLERANCE = 1e-5
-OUTPUT = 1 << 20
+TOLERANCE = 1e-5  # of floats, absolute
+OUTPUT = 1 << 20  # bytes
 WALL = 5.0
-"""Wall time in units of processor time: what a busy machine does not give changes no verdict."""
+"""The limit of wall time, as a multiple of that of processor time, so that a busy machine changes no verdict."""
 INTEGER = re.compile(rb"([+-]?[0-9]+)(?:\.0*)?")
-NUMBER = re.compile(rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?")  # each fails in linear time
+NUMBER = re.compile(
+    rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?"
+)  # both regular expressions fail in linear time
 EXACT = 15
-"""Decimal digits that a float always holds."""
-DEEP = "import sys; sys.setrecursionlimit(1 << 16)  # values as deep as came through are judged\n"
+"""Decimal digits that a float represents exactly."""
+DEEP = "import sys; sys.setrecursionlimit(1 << 16)  # the judge must handle every depth that was encoded\n"
 COMPARE = f"""
 {DEEP}
 import json
-from shiqrun.sandbox.values import decode, same
+from shiqrun.sandbox.values import decode, equal_values
 def judge(expected, found):
     found = json.loads(found)
     if not all(went for went, _ in found):
         return "{FAILED}"
-    right = len(found) == len(expected) and all(same(e, decode(f), {TOLERANCE}) for e, (_, f) in zip(expected, found))
+    right = len(found) == len(expected) and all(
+        equal_values(e, decode(f), {TOLERANCE}) for e, (_, f) in zip(expected, found)
+    )
     return "{PASSED}" if right else "{WRONG}"
 """
 RECORD = """
@@ -68,26 +72,26 @@ def judge(found):
 """
 
 
-def limits(timeout: int, memory: int) -> Limits:
-    """Of a program that may take `timeout` seconds of processor time and `memory` MiB."""
+def limits_of_tests(timeout: int, memory: int) -> Limits:
+    """Return the limits of a program: `timeout` seconds of processor time, `memory` MiB of address space."""
     return Limits(cpu=timeout, wall=WALL * timeout, memory=memory << 20, output=OUTPUT)
 
 
-def recorded(problem: Check, run: Run, bounds: Limits, source: str) -> Calls:
-    """The calls that a problem's `check` makes when its own solution is tested, without expected values.
+def record_calls(problem: Check, run: Run, bounds: Limits, source: str) -> Calls:
+    """Record the calls that a problem's `check` makes of its own solution; they have no expected values.
 
     Raises:
-        InputError: the solution does not pass, or `check` does not call it.
+        InputError: the solution fails the check, or the check calls no function.
     """
     wide = replace(bounds, output=LARGEST)
-    outcome = run(_call(f"{_tested(problem)}\n{RECORD}", "record", problem.entry_point), wide)
+    outcome = run(_call_of(f"{_solution_with_check(problem)}\n{RECORD}", "record", problem.entry_point), wide)
     try:
         [[went, form]] = json.loads(outcome.values)
         if not went:
             raise ValueError(form)
         calls = [(["list", *args[1:]], kwargs) for _, args, kwargs in form[1:]]
         if not calls:
-            raise ValueError("they call it never, so that every program would pass")
+            raise ValueError("the tests never call it, so that every program would pass")
     except (ValueError, TypeError) as error:
         words = outcome.errors.strip().splitlines()
         raise InputError(
@@ -97,72 +101,72 @@ def recorded(problem: Check, run: Run, bounds: Limits, source: str) -> Calls:
     return Calls(problem.prefix, problem.entry_point, tuple(calls), ())
 
 
-def verdict(problem: Problem, code: str, run: Run, bounds: Limits, calls: Calls | None = None) -> str:
-    """`passed`, `wrong_answer`, or how the program ended (`sandbox.worker.Outcome.verdict`).
+def grade(problem: ProgramTests, code: str, run: Run, bounds: Limits, calls: Calls | None = None) -> str:
+    """Run a program on its tests; return `passed`, `wrong_answer`, or how it ended (`sandbox.worker.Outcome.verdict`).
 
     Args:
-        problem: what is asked.
-        code: the program of a completion.
-        run: runs one program.
-        bounds: of each test, or of all calls together.
-        calls: `recorded` of a problem with a `check`.
+        problem: the tests.
+        code: the program in a completion.
+        run: runs one program in the sandbox.
+        bounds: limits of each test, or of all calls together.
+        calls: for tests with a `check`, the result of `record_calls`.
     """
     if isinstance(problem, Streams):
-        return _streams(problem, code, run, bounds)
+        return _grade_streams(problem, code, run, bounds)
     asked = problem if isinstance(problem, Calls) else calls
     assert asked is not None
-    program = whole(problem.prefix, problem.entry_point, code)
+    program = complete_program(problem.prefix, problem.entry_point, code)
     room = max(bounds.output, 2 * len(json.dumps([asked.calls, asked.expected])))
     outcome = run(Program(program, b"", asked.entry_point, asked.calls), replace(bounds, output=room))
     if outcome.verdict != "ok":
         return outcome.verdict
     found = outcome.values.decode("utf-8", "replace")
     if isinstance(problem, Calls):
-        judge = _call(COMPARE, "judge", ["list", *problem.expected], found)
+        judge = _call_of(COMPARE, "judge", ["list", *problem.expected], found)
     else:
-        judge = _call(f"{_tested(problem)}\n{REPLAY}", "judge", found)
+        judge = _call_of(f"{_solution_with_check(problem)}\n{REPLAY}", "judge", found)
     said = run(judge, replace(bounds, output=OUTPUT))
     words = {json.dumps([[True, word]]).encode(): word for word in (PASSED, FAILED)}
     return words.get(said.values, WRONG) if said.verdict == "ok" else WRONG
 
 
-def _tested(problem: Check) -> str:
-    """The problem's own solution and test; the latter may call the former."""
-    return whole(problem.prefix, problem.entry_point, problem.solution) + f"\n{problem.check}"
+def _solution_with_check(problem: Check) -> str:
+    """Return the problem's own solution and its check, which may call the solution."""
+    return complete_program(problem.prefix, problem.entry_point, problem.solution) + f"\n{problem.check}"
 
 
-def _call(code: str, name: str, *arguments: Any) -> Program:
-    """Of a function of trusted code; the arguments are forms of values."""
+def _call_of(code: str, name: str, *arguments: Any) -> Program:
+    """Return a program that calls one function of trusted code, with encoded arguments."""
     return Program(code, b"", name, ((["list", *arguments], ["dict"]),))
 
 
-def _streams(problem: Streams, code: str, run: Run, bounds: Limits) -> str:
+def _grade_streams(problem: Streams, code: str, run: Run, bounds: Limits) -> str:
     for given, expected in problem.tests:
         outcome = run(Program(code, given), replace(bounds, output=max(bounds.output, 2 * len(expected))))
         if outcome.verdict != "ok":
             return outcome.verdict
-        if not alike(expected, outcome.output):
+        if not outputs_agree(expected, outcome.output):
             return WRONG
     return PASSED
 
 
-def alike(expected: bytes, found: bytes) -> bool:
-    """Whether two outputs have the same words: case aside, numbers up to 1e-5, integers exactly."""
+def outputs_agree(expected: bytes, found: bytes) -> bool:
+    """Return whether two outputs have the same words: case is ignored, numbers agree up to 1e-5, integers exactly."""
     wanted, there = expected.lower().split(), found.lower().split()
-    return len(wanted) == len(there) and all(a == b or _near(a, b) for a, b in zip(wanted, there, strict=True))
+    return len(wanted) == len(there) and all(a == b or _numbers_agree(a, b) for a, b in zip(wanted, there, strict=True))
 
 
-def _near(wanted: bytes, there: bytes) -> bool:
+def _numbers_agree(wanted: bytes, there: bytes) -> bool:
     one, other = INTEGER.fullmatch(wanted), INTEGER.fullmatch(there)
     if one and other:
-        return _digits(one[1]) == _digits(other[1])
+        return _sign_and_digits(one[1]) == _sign_and_digits(other[1])
     if one and len(one[1]) > EXACT:
-        return False  # 1e30 is not the number of 31 digits that was asked for
+        return False  # so that 1e30 does not pass for a number of 31 digits
     if not (NUMBER.fullmatch(wanted) and NUMBER.fullmatch(there)):
         return False
     return abs(float(wanted) - float(there)) < TOLERANCE
 
 
-def _digits(number: bytes) -> tuple[bool, bytes]:
+def _sign_and_digits(number: bytes) -> tuple[bool, bytes]:
     digits = number.lstrip(b"+-").lstrip(b"0")
     return number.startswith(b"-") and bool(digits), digits

@@ -1,4 +1,4 @@
-"""A reward model from a path: what is loaded, and all that makes a directory no reward model."""
+"""`load_classifier` reads a reward model from a directory or the Hub, and refuses what is none."""
 
 import json
 import logging
@@ -21,21 +21,21 @@ log = logging.getLogger("shiqrun")
 OPTION = "reward.path"
 MAKE_ONE = "`shiqrun train algo=reward_model` makes one in RUN_DIR/reward_model"
 MEANINGLESS_LENGTH = 10**9
-"""Tokenizers without a largest length say a number beyond this."""
+"""A tokenizer without a largest length states a number beyond this."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A sequence classifier with one label and all that is needed to read it.
+    """A classifier is a sequence classifier with one label, its score, and all that reading the score needs.
 
     Attributes:
         model: in float32, in eval mode.
         tokenizer: with a chat template.
         head: the linear layer on a decoder's last hidden state; None where the model is called as a whole.
-        pad: token id that fills rows; masks hide it.
-        context: tokens it can read, None if unknown.
-        adds_specials: the tokenizer's own special tokens go around the rendered text.
-        provenance: where it is a reward model of ours.
+        pad: token id of padding, which the attention mask hides.
+        context: largest number of tokens that it can read, None if unknown.
+        adds_specials: whether the tokenizer's own special tokens go around the rendered text.
+        provenance: the prompts it was trained on, where `shiqrun train algo=reward_model` made it, else None.
     """
 
     model: Any
@@ -47,7 +47,7 @@ class Classifier:
     provenance: Provenance | None
 
     def tokenizer_text(self) -> str:
-        """All that decides which tokens a conversation becomes."""
+        """Return everything that decides which tokens a conversation becomes, as JSON text."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         known = json.loads(backend.to_str()) if backend is not None else self.tokenizer.get_vocab()
         kept = {k: v for k, v in known.items() if k not in ("padding", "truncation")}  # set anew by every call
@@ -56,11 +56,11 @@ class Classifier:
 
 
 def load_classifier(path: str, *, trust_remote_code: bool) -> Classifier:
-    """The reward model at a directory or Hub id.
+    """Load the reward model of a directory or Hub id.
 
     Raises:
-        InputError: it cannot be loaded, has another number of labels, lacks weights, does not fit its tokenizer, or has
-            no pad token where its kind needs one.
+        InputError: it cannot be loaded, does not have one label, lacks weights, does not fit its tokenizer, or has no
+            pad token where its kind of model needs one.
     """
     look(path, OPTION)
     trusted = {"trust_remote_code": trust_remote_code}
@@ -124,7 +124,7 @@ def _pad(path: str, model: Any, tokenizer: PreTrainedTokenizerBase, *, needed: b
 
 
 def _context(model: Any, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) -> int | None:
-    """A decoder's config says it; an encoder may keep some of its positions for padding, its tokenizer knows."""
+    """Return the largest number of tokens: a decoder's config states it; of an encoder its tokenizer may state less."""
     stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limits = [stated if stated and stated > 0 else None]
     if not decoder and tokenizer.model_max_length < MEANINGLESS_LENGTH:

@@ -1,26 +1,23 @@
-"""`reward=math_answer`: whether the last number of a completion is the answer, as in GSM8K."""
+"""`reward=math_answer` rewards a completion whose last number is the example's answer, as in GSM8K."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-import torch
-
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered, Progress, Reward
-from shiqrun.types import Message
 
 MARK = "####"
 NUMBER = re.compile(
-    r"(?:(?<![\w.,)%])(?P<minus>[-\u2212]))?"  # in 7-5 it stands between two numbers
+    r"(?:(?<![\w.,)%])(?P<minus>[-\u2212]))?"  # the minus of 7-5 is no sign
     r"[ ]?[$€£]?[ ]?(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
     r"(?P<decimals>\.[0-9]+)?"
 )
 
 
 class MathAnswer(Reward):
-    """Compares numbers exactly: 18, 18.00, $18 and 18 dollars are the same, 1,234 is 1234.
+    """This reward compares numbers exactly: 18, 18.00, $18 and 18 dollars are the same, 1,234 is 1234.
 
     Args:
         right, wrong: reward units.
@@ -35,31 +32,25 @@ class MathAnswer(Reward):
         self.right: float | None = right
         self._right, self._wrong = right, wrong
 
-    def to(self, device: torch.device) -> None:
-        """Nothing to move."""
-
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """`right` or `wrong` an item.
+        """Return `right` or `wrong` for each item, reward units.
 
         Raises:
-            InputError: an item whose `answer` has no number behind its last ####, or none at all.
+            InputError: the `answer` of an item has no number behind its last ####, or is missing.
         """
-        return [self._right if last_number(x.text) == _wanted(x) else self._wrong for x in items]
+        return [self._right if last_number(x.text) == _answer(x) else self._wrong for x in items]
 
     def fingerprint(self) -> str:
-        """The settings."""
+        """Return the settings."""
         return f"math_answer {self._right} {self._wrong}"
 
-    def refuse_seen(self, prompts: Iterable[Sequence[Message]]) -> None:
-        """Nothing: it was not trained."""
-
     def about(self) -> dict[str, Any]:
-        """Its name and both rewards."""
+        """Return the name and both rewards."""
         return {"name": "math_answer", "right": self._right, "wrong": self._wrong}
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number of a text, None if there is none."""
+    """Return the last number in a text, None if there is none."""
     found = None
     for match in NUMBER.finditer(text):
         if match["digits"] or match["decimals"]:
@@ -70,7 +61,7 @@ def last_number(text: str) -> Decimal | None:
     return -number if found["minus"] else number
 
 
-def _wanted(item: Answered) -> Decimal:
+def _answer(item: Answered) -> Decimal:
     number = None if item.answer is None else last_number(str(item.answer).rpartition(MARK)[2])
     if number is None:
         raise InputError(

@@ -1,7 +1,8 @@
-"""`reward=model`: a sequence classifier with one label, from a directory or the Hub, on the text of an answer.
+"""`reward=model` scores completions by a reward model, a sequence classifier with one label.
 
-It reads text through its own tokenizer and chat template, so the policy's may be others. Where its score is read is
-decided by position and never by token ids: a padding that equals EOS, or none, changes nothing.
+The reward model reads the conversation through its own tokenizer and chat template, so the policy's may differ. The
+position of its score is computed and never searched by token ids, so that a padding token that equals EOS, or none,
+changes nothing.
 """
 
 import hashlib
@@ -30,23 +31,23 @@ from shiqrun.types import Message
 
 log = logging.getLogger("shiqrun")
 UNREAD = ("_name_or_path", "transformers_version", "dtype")
-"""Parts of a config that change no score."""
+"""Keys of a model config that change no score."""
 PADDED = 3
-"""Tokens of padding where our reading of a model is checked."""
+"""Tokens of padding with which `_expect_agreement` checks a score."""
 
 
 class RewardModel(Reward):
-    """Any `AutoModelForSequenceClassification` with one label; loaded when first needed, in float32.
+    """A reward model is any `AutoModelForSequenceClassification` with one label, loaded in float32 when first needed.
 
-    A reward model that `shiqrun train algo=reward_model` made reads its score at the last action, as it was trained;
-    another one at the last token of the whole conversation (a decoder), or wherever its own head does (an encoder).
+    The score of a model that `shiqrun train algo=reward_model` made is read at the last action, as it was trained; that
+    of another decoder at the last token of the conversation; that of an encoder where its own head reads it.
 
     Args:
         path: a directory or a Hub id.
-        center: taken from every score, in the model's own unit.
-        scale: what the centred score is multiplied with.
-        batch_tokens: padded tokens of one forward pass; bounds memory, changes no score.
-        trust_remote_code: run Python code that comes with the model.
+        center: subtracted from every score, in the model's own unit.
+        scale: factor of the centred score, reward units per unit of the model.
+        batch_tokens: largest number of padded tokens in a forward pass; bounds memory and changes no score.
+        trust_remote_code: whether to run Python code that comes with the model.
     """
 
     right: float | None = None
@@ -61,32 +62,32 @@ class RewardModel(Reward):
         self._warned = self._agrees = False
 
     def to(self, device: torch.device) -> None:
-        """Where to compute, from the next score on."""
+        """Compute on this device from the next score on."""
         self._device = device
 
     @cached_property
     def loaded(self) -> Classifier:
-        """The model, its tokenizer and what is known of it.
+        """The model with its tokenizer and provenance.
 
         Raises:
-            InputError: no reward model, or one that cannot be read.
+            InputError: the path holds no reward model, or one that cannot be read.
         """
         return load_classifier(self.path, trust_remote_code=self.trust_remote_code)
 
     def context(self) -> int | None:
-        """Tokens it can read, where its config says so."""
+        """Return the largest number of tokens that the model can read, None if unknown."""
         return self.loaded.context
 
     def lengths(self, items: Sequence[Answered]) -> list[int]:
-        """Tokens of each item, as the reward model reads it."""
+        """Return the number of tokens of each item, as the reward model reads it."""
         return [len(ids) for ids in self._tokens(items)]
 
     @torch.no_grad()
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """scale * (score - center) of every item.
+        """Return scale * (score - center) of each item, reward units.
 
         Raises:
-            InputError: a text longer than the model's context, or a score that is not finite; it names the source.
+            InputError: a text is longer than the model's context, or a score is not finite; it names the source.
         """
         if not items:
             return []
@@ -98,7 +99,7 @@ class RewardModel(Reward):
         batches = padded_micro_batches(lengths, [[i] for i in range(len(items))], self.batch_tokens)
         scores = np.zeros(len(items))
         for batch in progress(batches, "scores of answers"):
-            scores[batch] = self._read([tokens[i] for i in batch]).double().cpu().numpy()
+            scores[batch] = self._score_tokens([tokens[i] for i in batch]).double().cpu().numpy()
         odd = np.flatnonzero(~np.isfinite(scores))
         if len(odd):
             raise InputError(
@@ -108,7 +109,7 @@ class RewardModel(Reward):
         return [float(x) for x in self.scale * (scores - self.center)]
 
     def fingerprint(self) -> str:
-        """A hash of weights, config, tokenizer, template, centre and scale."""
+        """Return a hash of weights, config, tokenizer, template, centre and scale."""
         own, digest = self.loaded, hashlib.blake2b(digest_size=16)
         settings = {k: v for k, v in own.model.config.to_dict().items() if k not in UNREAD}
         for part in (self._weights, settings, own.tokenizer_text(), own.provenance is not None):
@@ -121,10 +122,10 @@ class RewardModel(Reward):
         return weights_fingerprint(self.loaded.model)
 
     def refuse_seen(self, prompts: Iterable[Sequence[Message]]) -> None:
-        """Nothing, if the model was trained on none of the prompts; a warning, once, where nobody knows.
+        """Refuse prompts on which the model was trained; warn once where its training prompts are unknown.
 
         Raises:
-            InputError: it was trained on some.
+            InputError: the model was trained on some of the prompts.
         """
         known: Provenance | None = self.loaded.provenance
         if known is None:
@@ -146,13 +147,13 @@ class RewardModel(Reward):
             )
 
     def about(self) -> dict[str, Any]:
-        """Name, path, centre, scale and fingerprint."""
-        told = {"name": "model", "path": self.path, "center": self.center, "scale": self.scale}
-        return {**told, "fingerprint": self.fingerprint()}
+        """Return name, path, centre, scale and fingerprint."""
+        settings = {"name": "model", "path": self.path, "center": self.center, "scale": self.scale}
+        return {**settings, "fingerprint": self.fingerprint()}
 
     def _tokens(self, items: Sequence[Answered]) -> list[list[int]]:
         own = self.loaded
-        talks = [self._talk(item) for item in items]
+        talks = [self._conversation(item) for item in items]
         if own.provenance is not None:
             return upto_last_action(talks, own.tokenizer)
         if own.adds_specials:
@@ -160,14 +161,14 @@ class RewardModel(Reward):
             return [list(ids) for ids in own.tokenizer(texts, verbose=False)["input_ids"]]
         return [list(ids) for ids in render(talks, own.tokenizer)["input_ids"]]
 
-    def _talk(self, item: Answered) -> Talk:
-        """The conversation; for a model that reads the last action, up to it."""
+    def _conversation(self, item: Answered) -> Talk:
+        """Return the conversation, up to the last action for a model whose score is read there."""
         answer = list(item.completion)
         if self.loaded.provenance is not None:
             while answer and answer[-1]["role"] != "assistant":
                 answer.pop()
-        said = [*item.prompt, *(answer or item.completion)]
-        return Talk([_defused(m, self._specials) for m in said], len(item.prompt), item.source)
+        messages = [*item.prompt, *(answer or item.completion)]
+        return Talk([_break_special_tokens(m, self._specials) for m in messages], len(item.prompt), item.source)
 
     @cached_property
     def _specials(self) -> list[str]:
@@ -183,8 +184,8 @@ class RewardModel(Reward):
                 "score of another; leave such rows out with data.max_length, or take a model that reads more"
             )
 
-    def _read(self, tokens: Sequence[Sequence[int]], further: int = 0) -> Tensor:
-        """`[B]`, the model's own scores of token lists, padded on the right, by `further` more than they need."""
+    def _score_tokens(self, tokens: Sequence[Sequence[int]], further: int = 0) -> Tensor:
+        """Return the model's own scores of token lists, `[B]`, padded on the right by `further` more than needed."""
         own, width = self.loaded, max(map(len, tokens)) + further
         ids = torch.tensor([[*row, *[own.pad] * (width - len(row))] for row in tokens], device=self._device)
         ends = torch.tensor([len(row) for row in tokens], device=self._device)
@@ -197,10 +198,10 @@ class RewardModel(Reward):
             return own.head(last).squeeze(-1)
 
     def _expect_agreement(self, tokens: Sequence[int]) -> None:
-        """Holds our reading of one text, padded, against the model's own of it alone, once.
+        """Check once that our score of a padded text equals the model's own score of the text alone.
 
         Raises:
-            InputError: they differ.
+            InputError: the scores differ.
         """
         if self._agrees:
             return
@@ -210,7 +211,7 @@ class RewardModel(Reward):
         alone = torch.tensor([plain], device=device)
         theirs = own.model(input_ids=alone, attention_mask=torch.ones_like(alone)).logits.squeeze(-1)
         room = PADDED if own.context is None else own.context - len(plain)
-        ours = self._read([plain], further=min(PADDED, room))
+        ours = self._score_tokens([plain], further=min(PADDED, room))
         if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise InputError(
                 f"reward.path={self.path}: {type(own.model).__name__} scores a text alone {float(theirs):.4g} but "
@@ -219,7 +220,7 @@ class RewardModel(Reward):
         self._agrees = True
 
     def _warn_of_pad(self, tokens: Sequence[int]) -> None:
-        """A model that was trained through `transformers` with padding that ends texts learned to read before it."""
+        """Warn where texts end in the padding token, because transformers then reads the score one token earlier."""
         own = self.loaded
         pad = own.model.config.get_text_config().pad_token_id
         if own.head is not None and own.provenance is None and pad is not None and tokens[-1] == pad:
@@ -229,8 +230,8 @@ class RewardModel(Reward):
             )
 
 
-def _defused(message: Message, specials: Sequence[str]) -> Message:
-    """The message without a text that the tokenizer would take for one of its special tokens: a space breaks it."""
+def _break_special_tokens(message: Message, specials: Sequence[str]) -> Message:
+    """Return the message with a space inside every text that the tokenizer would take for a special token."""
     content = message["content"]
     found = [word for word in specials if isinstance(content, str) and word in content]
     for word in found:

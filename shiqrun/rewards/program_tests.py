@@ -1,11 +1,13 @@
-"""What a program is to do, as a data set's `tests` say it: read from its JSON, checked, never handed to the program.
+"""`parse_tests` reads the tests of a programming problem from a data set; they are never passed to the program.
+
+The column `tests` has one of three forms:
 
     [{"input": text, "output": text}, ...]                                   reads and prints
-    {"entry_point": name, "calls": [{"args": [...], "kwargs": {...}, "output": value}, ...]}       a function
-    {"entry_point": name, "check": code, "solution": code}                   a function that `check(candidate)` tests
+    {"entry_point": name, "calls": [{"args": [...], "kwargs": {...}, "output": value}, ...]}       calls of a function
+    {"entry_point": name, "check": code, "solution": code}                   code `check(candidate)` that tests it
 
-`kwargs` may be left out. The last two may have a `prefix`: code that goes before the completion, which either goes on
-with it or defines the function itself (HumanEval's `prompt`).
+`kwargs` may be left out. The last two forms may have a `prefix`: code before the completion, which either continues it
+or defines the function itself (HumanEval's `prompt`).
 """
 
 import re
@@ -17,7 +19,7 @@ from shiqrun.errors import InputError
 from shiqrun.sandbox.values import encode
 
 LARGEST = 64 << 20
-"""Bytes of one test's input or output."""
+"""The largest number of bytes of one test's input or output."""
 FORMS = (
     'a list of {"input": text, "output": text}, or {"entry_point": name, "calls": [{"args": [...], "output": value}]}'
 )
@@ -28,14 +30,14 @@ PYTHON = ("python", "python3", "py")
 
 @dataclass(frozen=True)
 class Streams:
-    """A program that reads and prints: (input, expected output) of each test, UTF-8."""
+    """Tests of a program that reads and prints: input and expected output of each, UTF-8."""
 
     tests: tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(frozen=True)
 class Calls:
-    """A function: its name, (arguments, keywords) of each call and the expected values, as forms of `values`."""
+    """Tests of a function: its name, (arguments, keywords) of each call and the expected values, all encoded."""
 
     prefix: str
     entry_point: str
@@ -45,7 +47,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Check:
-    """A function that is tested by code, `check(candidate)`, which a right `solution` passes."""
+    """Tests of a function by code, `check(candidate)`, with a right `solution`."""
 
     prefix: str
     entry_point: str
@@ -53,25 +55,25 @@ class Check:
     solution: str
 
 
-Problem = Streams | Calls | Check
+ProgramTests = Streams | Calls | Check
 
 
-def problem(tests: Any, source: str, most: int) -> Problem:
-    """What `tests` ask for.
+def parse_tests(tests: Any, source: str, most: int) -> ProgramTests:
+    """Parse the column `tests` of a row.
 
     Args:
-        tests: of a row.
+        tests: value of the column.
         source: where the row came from, for messages.
-        most: tests that a problem may have.
+        most: largest number of tests.
 
     Raises:
-        InputError: there are none, more than `most`, or they are no tests.
+        InputError: there are no tests, more than `most`, or they have none of the three forms.
     """
     if tests is None:
         raise InputError(f"{source}: no tests to run; reward=unit_tests needs a column `tests`: {FORMS}")
     given = tests.get("calls", [tests]) if isinstance(tests, Mapping) else tests
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise InputError(f"{source}: tests are {_brief(tests)}; expected {FORMS}")
+        raise InputError(f"{source}: tests are {_abbreviate(tests)}; expected {FORMS}")
     if not given:
         raise InputError(f"{source}: the problem has no tests, so that every program would pass; leave it out")
     if len(given) > most:
@@ -80,19 +82,19 @@ def problem(tests: Any, source: str, most: int) -> Problem:
             "leave out some of the tests"
         )
     if not isinstance(tests, Mapping):
-        return Streams(tuple(_stream(test, f"{source}: test {i}") for i, test in enumerate(given, 1)))
+        return Streams(tuple(_parse_stream(test, f"{source}: test {i}") for i, test in enumerate(given, 1)))
     prefix, name = tests.get("prefix") or "", tests.get("entry_point")
     if not isinstance(name, str) or not name.isidentifier() or not isinstance(prefix, str):
-        raise InputError(f"{source}: tests have entry_point {_brief(name)}; expected the name of a function")
+        raise InputError(f"{source}: tests have entry_point {_abbreviate(name)}; expected the name of a function")
     if "calls" not in tests:
-        return _check(tests, prefix, name, source)
-    calls = [_call(call, f"{source}: call {i}") for i, call in enumerate(given, 1)]
+        return _parse_check(tests, prefix, name, source)
+    calls = [_parse_call(call, f"{source}: call {i}") for i, call in enumerate(given, 1)]
     return Calls(prefix, name, tuple(c[:2] for c in calls), tuple(c[2] for c in calls))
 
 
-def _stream(test: Any, place: str) -> tuple[bytes, bytes]:
+def _parse_stream(test: Any, place: str) -> tuple[bytes, bytes]:
     if not isinstance(test, Mapping) or not all(isinstance(test.get(key), str) for key in ("input", "output")):
-        raise InputError(f'{place} is {_brief(test)}; expected {{"input": text, "output": text}}')
+        raise InputError(f'{place} is {_abbreviate(test)}; expected {{"input": text, "output": text}}')
     try:
         given, expected = (test[key].encode() for key in ("input", "output"))
     except UnicodeEncodeError:
@@ -102,34 +104,36 @@ def _stream(test: Any, place: str) -> tuple[bytes, bytes]:
     return given, expected
 
 
-def _call(call: Any, place: str) -> tuple[Any, Any, Any]:
+def _parse_call(call: Any, place: str) -> tuple[Any, Any, Any]:
     if not isinstance(call, Mapping) or "output" not in call or not isinstance(call.get("args", []), list):
-        raise InputError(f'{place} is {_brief(call)}; expected {{"args": [...], "kwargs": {{...}}, "output": value}}')
+        raise InputError(
+            f'{place} is {_abbreviate(call)}; expected {{"args": [...], "kwargs": {{...}}, "output": value}}'
+        )
     keywords = call.get("kwargs") or {}
     if not isinstance(keywords, dict):
-        raise InputError(f"{place}: kwargs are {_brief(keywords)}; expected an object of names and values")
+        raise InputError(f"{place}: kwargs are {_abbreviate(keywords)}; expected an object of names and values")
     try:
         return encode(call.get("args", [])), encode(keywords), encode(call["output"])
     except (TypeError, RecursionError) as error:
         raise InputError(f"{place}: {error}; expected literals") from None
 
 
-def _check(tests: Mapping[str, Any], prefix: str, name: str, source: str) -> Check:
+def _parse_check(tests: Mapping[str, Any], prefix: str, name: str, source: str) -> Check:
     for key in ("check", "solution"):
         if not isinstance(tests.get(key), str):
-            raise InputError(f"{source}: tests have {key} {_brief(tests.get(key))}; expected {FORMS}")
+            raise InputError(f"{source}: tests have {key} {_abbreviate(tests.get(key))}; expected {FORMS}")
     return Check(prefix, name, tests["check"], tests["solution"])
 
 
-def _brief(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def code_of(text: str) -> str:
-    """The program in a completion: its last ```python block, else its last block without a language, else all of it.
+def extract_code(text: str) -> str:
+    """Return the program in a completion: its last ```python block, else its last block without a language, else all.
 
-    A last block that is not closed, as where a completion was cut off, reaches to the end.
+    A last block that is not closed, for instance because the completion was cut off, reaches to the end.
     """
     blocks: list[tuple[str, list[str]]] = []
     inside = False
@@ -148,10 +152,10 @@ def code_of(text: str) -> str:
     return text
 
 
-def whole(prefix: str, name: str, code: str) -> str:
-    """The program of a completion that goes on with `prefix`, or defines `name` itself.
+def complete_program(prefix: str, name: str, code: str) -> str:
+    """Return the program of a completion that continues `prefix`, or that defines the function `name` itself.
 
-    In the second case the head of the function at the end of the prefix, which may lack a body, is left out.
+    In the second case the head of the function at the end of the prefix, which may lack a body, is dropped.
     """
     head = re.compile(rf"^(?:async\s+)?(?:def|class)\s+{name}\b|^{name}\s*=", re.MULTILINE)
     if not head.search(code):

@@ -1,20 +1,17 @@
-"""`reward=programs`: whether a completion is a program that is right on the hidden examples of `data=programs`."""
+"""`reward=programs` rewards a completion whose program is right on the hidden examples of `data=programs`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from shiqrun.data.program_language import Digits, parse, run
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered, Progress, Reward
-from shiqrun.types import Message
 
 NEEDED = 'reward=programs needs `answer`: {"base": ..., "tests": [{"input": [...], "output": [...]}, ...]}'
 
 
 class Programs(Reward):
-    """Runs programs of the language of `shiqrun.data.program_language`; a text that spells none is wrong.
+    """This reward runs programs of the language of `shiqrun.data.program_language`; a text that is no program is wrong.
 
     Args:
         right, wrong: reward units.
@@ -29,27 +26,21 @@ class Programs(Reward):
         self.right: float | None = right
         self._wrong = wrong
 
-    def to(self, device: torch.device) -> None:
-        """Nothing to move."""
-
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """`right` or `wrong` an item.
+        """Return `right` or `wrong` for each item, reward units.
 
         Raises:
-            InputError: an item without hidden examples.
+            InputError: an item has no hidden examples.
         """
         assert self.right is not None
         return [self.right if _solves(item) else self._wrong for item in progress(items, "running programs")]
 
     def fingerprint(self) -> str:
-        """The settings."""
+        """Return the settings."""
         return f"programs right={self.right} wrong={self._wrong}"
 
-    def refuse_seen(self, prompts: Iterable[Sequence[Message]]) -> None:
-        """Nothing: it was not trained."""
-
     def about(self) -> dict[str, Any]:
-        """Its name and both rewards."""
+        """Return the name and both rewards."""
         return {"name": "programs", "right": self.right, "wrong": self._wrong}
 
 
@@ -60,7 +51,7 @@ def _solves(item: Answered) -> bool:
 
 
 def _examples(item: Answered) -> tuple[int, list[tuple[Digits, Digits]]]:
-    """(base, hidden examples) of an item."""
+    """Return the base of an item's numbers and its hidden examples, (input, output) each."""
     answer = item.answer if isinstance(item.answer, dict) else {}
     base, tests = answer.get("base"), answer.get("tests")
     if not isinstance(base, int) or not isinstance(tests, list) or not tests:

@@ -1,4 +1,4 @@
-"""What a reward model of ours says of itself: `shiqrun.json` beside its weights."""
+"""The provenance of a reward model, `shiqrun.json` beside its weights, names the prompts it was trained on."""
 
 import hashlib
 import json
@@ -16,35 +16,35 @@ READS = "last_action"
 
 @dataclass(frozen=True)
 class Provenance:
-    """The prompts that a reward model was trained on.
+    """The provenance holds the names of the prompts that a reward model was trained on.
 
     Attributes:
-        names: `prompt_name` of each.
+        names: `prompt_name` of each prompt.
     """
 
     names: frozenset[str]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the names, in whatever order."""
+        """A hash of the names that does not depend on their order."""
         return hashlib.blake2b(" ".join(sorted(self.names)).encode(), digest_size=16).hexdigest()
 
     def written(self) -> dict[str, Any]:
-        """What the file holds."""
+        """Return the content of the file."""
         prompts = {"fingerprint": self.fingerprint, "count": len(self.names), "names": sorted(self.names)}
         return {"format": FORMAT, "reads": READS, "prompts": prompts}
 
 
 def provenance_of(names: Iterable[str]) -> Provenance:
-    """The provenance of a reward model trained on the prompts of these names."""
+    """Return the provenance of a reward model trained on the prompts with these names."""
     return Provenance(frozenset(names))
 
 
 def read_provenance(file: Path, option: str) -> Provenance:
-    """What a file of ours says.
+    """Read the provenance file of a reward model.
 
     Raises:
-        InputError: it is damaged, or another version of shiqrun wrote it.
+        InputError: the file is damaged, or another version of shiqrun wrote it.
     """
     try:
         text = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The contract of a reward: an answered prompt in, one number out."""
+"""The contract of rewards: a reward gives one number for a prompt with its completion."""
 
 import hashlib
 import inspect
@@ -15,6 +15,7 @@ from shiqrun.types import Message
 from shiqrun.util.adopt import Adopted
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+"""Shows the progress of an iteration, whose name is the second argument."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class Answered:
     """A prompt with one completion.
 
     Attributes:
-        prompt: chat list.
-        completion: the messages that answer it, the last one the assistant's.
-        answer: whatever a verifier needs (`Example.answer`).
-        source: where it came from, for messages.
+        prompt: the chat messages before the completion.
+        completion: the messages that answer the prompt; the last one is the assistant's.
+        answer: what a verifier needs (`Example.answer`).
+        source: where the prompt came from, for error messages.
     """
 
     prompt: Sequence[Message]
@@ -35,7 +36,7 @@ class Answered:
 
     @property
     def text(self) -> str:
-        """What the assistant said last."""
+        """The content of the assistant's last message."""
         return str(self.completion[-1]["content"]) if self.completion else ""
 
 
@@ -52,21 +53,21 @@ class Reward(ABC):
     right: float | None = None
 
     def to(self, device: torch.device) -> None:  # noqa: B027 - a hook that only models need
-        """Move to the device where to compute."""
+        """Compute on this device from the next score on."""
 
     @abstractmethod
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """Return one number an item, reward units, after centring and scaling; it depends on the item alone.
+        """Return one number for each item, reward units, after centring and scaling; it depends on the item alone.
 
         Raises:
-            InputError: an item that cannot be scored, or a score that is not finite; the message names its source.
+            InputError: an item cannot be scored, or its score is not finite; the message names its source.
         """
 
     def fingerprint(self) -> str:
-        """Return a text that is equal for rewards that give equal scores: by default of the class and its attributes.
+        """Return a text by which equal rewards are recognised; rewards with different scores must differ in it.
 
-        The default reads the source of the class, and attributes that JSON can say; functions that the class calls
-        are not read.
+        The default is a hash of the class's source and of the attributes that JSON can represent. It does not read
+        functions that the class calls.
         """
         subject = getattr(self, "_given", self)
         kind = type(subject)
@@ -94,7 +95,7 @@ class _AdoptedReward(Adopted, Reward):
     """A user's reward that does not inherit from `Reward`."""
 
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """Return one number an item."""
+        """Return one number for each item."""
         return list(self._given.score(items))
 
 
@@ -116,22 +117,22 @@ def as_reward(given: Any) -> Reward:
 
 @runtime_checkable
 class Bounded(Protocol):
-    """A reward that reads tokens, and not more than its context."""
+    """A bounded reward reads tokens, and at most those of its context."""
 
     def context(self) -> int | None:
-        """Tokens it can read, None if unknown."""
+        """Return the largest number of tokens that the reward can read, None if unknown."""
 
     def lengths(self, items: Sequence[Answered]) -> list[int]:
-        """Tokens of each item."""
+        """Return the number of tokens of each item."""
         ...
 
 
 @runtime_checkable
 class Judging(Protocol):
-    """A reward that says of each item how it fared, in a word that decides the number."""
+    """A judging reward gives each item a verdict, a word that decides the reward."""
 
     def verdicts(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[str]:
-        """One word an item.
+        """Return one verdict for each item.
 
         Raises:
             InputError: as `score`.
@@ -139,5 +140,5 @@ class Judging(Protocol):
         ...
 
     def worth(self, word: str) -> float:
-        """The reward of a verdict."""
+        """Return the reward of a verdict."""
         ...

@@ -1,15 +1,20 @@
-"""Programs that a model wrote, run where they can do no harm. Only the standard library.
+"""The sandbox runs programs that a model wrote, confined by the Linux kernel, with the standard library alone.
 
-    pool      threads, each with a worker
-    worker    a zygote as the trainer sees it: asks, reads, replaces it when it is lost
-    choice    which way to start a zygote works here
-    backends  the ways to start one
-    zygote    the process in the sandbox that is ready, and forks a supervisor for every program
-    supervisor  forks the program, feeds it, keeps the wall and output limits; threads: how many it may make
-    program   what a fork does: is confined, runs the program, hands back values
-    kernel    rlimits, Landlock, seccomp, by ctypes; syscalls: the calls that a program may make
-    values    plain Python values as JSON, the only thing that crosses besides text
-    probes    hostile programs that show whether a backend holds
+In the trainer's process:
+    pool        threads, each with a worker
+    worker      starts a zygote, sends it programs, reads outcomes, and replaces it when it is lost
+    choice      finds a backend that works on this machine
+    backends    the ways to confine a zygote: bubblewrap, Landlock with seccomp, resource limits alone
+    probes      hostile programs that show whether a backend holds
 
-Nothing that says what is right enters a program's process: who asks compares.
+In the sandbox:
+    zygote      an interpreter that waits for requests and forks a supervisor for every program
+    supervisor  forks the program, writes its input, enforces the limits of wall time and output
+    threads     the limit of threads, by seccomp's user notification
+    program     confines itself, runs the code of the request, and sends back the values of its calls
+    kernel      resource limits, capabilities, Landlock and seccomp, called by ctypes
+    syscalls    the system calls that a program may make, as a seccomp filter
+    values      plain Python values as JSON; nothing but these and text leaves the sandbox
+
+No expected output enters a program's process: the process that asked compares.
 """

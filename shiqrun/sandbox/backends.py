@@ -1,4 +1,4 @@
-"""How a zygote is started: the ways to confine it."""
+"""A backend is one way to confine the zygote process: bubblewrap, Landlock with seccomp, or resource limits alone."""
 
 import json
 import os
@@ -25,26 +25,26 @@ CONFINED: dict[Name, dict[str, bool | None]] = {
     "guard": {"landlock": True, "filter": True},
     "rlimits": {"landlock": False, "filter": None},
 }
-"""What the zygote needs (true), tries (null) or leaves out (false)."""
+"""Whether a backend needs Landlock and the seccomp filter (true), uses them where it can (null), or never (false)."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One way of confinement, which has not been tried yet.
+    """A backend builds the command that starts a confined zygote; whether it works here, `choice` finds out.
 
     Attributes:
         name: `bwrap`, `guard` or `rlimits`.
-        interpreter: the Python that runs programs: the one below our own virtual environment.
+        interpreter: the Python that runs programs, the one below the trainer's virtual environment.
     """
 
     name: Name
     interpreter: str = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
     def command(self) -> list[str]:
-        """What starts the zygote.
+        """Return the command that starts the zygote.
 
         Raises:
-            InputError: what it needs is not installed.
+            InputError: bubblewrap is not installed.
         """
         code = Path(shiqrun.__file__).resolve().parent
         words = json.dumps(
@@ -56,7 +56,7 @@ class Backend:
         return [*self._bubblewrap(code), *python, "/code", words]
 
     def _libraries(self) -> list[str]:
-        """Directories and files that a running interpreter may still read."""
+        """Return the paths that a confined interpreter may read: the standard library and system libraries."""
         prefixes = (sys.base_prefix, sys.base_exec_prefix, "", "/usr")
         places = [f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64")]
         places += ["/etc/ld.so.cache", "/usr/share/zoneinfo"]

@@ -1,4 +1,4 @@
-"""Workers in threads: programs run side by side, and a lost worker costs only its own program."""
+"""The pool runs programs side by side, one worker in each thread; a lost worker loses only its own program."""
 
 import threading
 import time
@@ -8,30 +8,29 @@ from typing import TypeVar
 
 from shiqrun.errors import TrainingError
 from shiqrun.sandbox.backends import Backend
-from shiqrun.sandbox.worker import Limits, Lost, Outcome, Program, Worker
+from shiqrun.sandbox.worker import Limits, Outcome, Program, SandboxWorker, WorkerLost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ATTEMPTS = 3
-"""How often a program is tried for which the machine, not the program, is to blame; one that takes its worker along
-is tried twice."""
+"""How often a program is tried that the machine failed to start; a program that ends its worker is tried twice."""
 PAUSE = 0.3
-"""Seconds before it is tried again, times the attempts so far: the machine may be short of processes or memory."""
+"""Seconds before another attempt, times the attempts so far: the machine may be short of processes or memory."""
 
 Run = Callable[[Program, Limits], Outcome]
 
 
 class Pool:
-    """Runs programs in `workers` zygotes; a context manager.
+    """The pool holds `workers` threads with a zygote each; a context manager.
 
     Args:
-        backend: how they are confined.
-        workers: programs at once.
+        backend: how programs are confined.
+        workers: number of programs at once.
     """
 
     def __init__(self, backend: Backend, workers: int) -> None:
         self._backend = backend
-        self._workers: list[Worker] = []
+        self._workers: list[SandboxWorker] = []
         self._mine = threading.local()
         self._lock = threading.Lock()
         self._closed = False
@@ -45,11 +44,11 @@ class Pool:
 
     @property
     def lost(self) -> int:
-        """Workers that had to be replaced so far."""
+        """The number of zygotes that had to be replaced so far."""
         return sum(worker.lost for worker in self._workers)
 
     def map(self, task: Callable[[Run, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`task(run, item)` of each item, in order; `run(program, limits)` runs one program and may be called often."""
+        """Yield `task(run, item)` for each item, in order; a task calls `run(program, limits)` for each program."""
         futures = [self._threads.submit(task, self._run, item) for item in items]
         try:
             for future in futures:
@@ -59,10 +58,10 @@ class Pool:
                 future.cancel()
 
     def _run(self, program: Program, limits: Limits) -> Outcome:
-        """What became of a program.
+        """Run a program and return its outcome.
 
         Raises:
-            TrainingError: programs cannot be started any more.
+            TrainingError: the sandbox cannot start programs any more.
         """
         outcome = Outcome("sandbox_error")
         for attempt in range(ATTEMPTS):
@@ -71,7 +70,7 @@ class Pool:
             time.sleep(PAUSE * attempt)
             try:
                 outcome = self._worker().run(program, limits)
-            except Lost as error:
+            except WorkerLost as error:
                 outcome = Outcome("sandbox_error", errors=str(error))
                 continue
             if outcome.verdict == "sandbox_lost" and attempt:
@@ -80,17 +79,17 @@ class Pool:
                 return outcome
         raise TrainingError(f"the sandbox {self._backend.name} starts no program any more: {outcome.errors.strip()}")
 
-    def _worker(self) -> Worker:
-        """Of this thread."""
+    def _worker(self) -> SandboxWorker:
+        """Return the worker of this thread."""
         if not hasattr(self._mine, "worker"):
-            self._mine.worker = Worker(self._backend)
+            self._mine.worker = SandboxWorker(self._backend)
             with self._lock:
                 self._workers.append(self._mine.worker)
-        worker: Worker = self._mine.worker
+        worker: SandboxWorker = self._mine.worker
         return worker
 
     def close(self) -> None:
-        """Ends the threads, after the programs that run now, and the workers."""
+        """End the threads, after the programs that run now, and the workers."""
         self._closed = True
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:

@@ -1,4 +1,4 @@
-"""Hostile programs that show whether a backend holds: each tries one thing, and what it has done is looked at here."""
+"""Probes are hostile programs that show whether a backend holds: each attempts one kind of harm."""
 
 import socket
 import tempfile
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shiqrun.sandbox.backends import Backend
-from shiqrun.sandbox.worker import Limits, Outcome, Program, Worker
+from shiqrun.sandbox.worker import Limits, Outcome, Program, SandboxWorker
 
 LIMITS = Limits(cpu=5, wall=20.0, memory=1 << 29, output=1 << 16)
 SECRET = "it was read"
@@ -17,12 +17,12 @@ BEGAN = "print('began', flush=True)\n"
 
 @dataclass(frozen=True)
 class Probe:
-    """One attempt.
+    """A probe attempts one kind of harm.
 
     Attributes:
-        what: it tries, in words.
+        what: the attempt in words.
         code: the program.
-        harm: whether it was done, seen from outside and in what it printed.
+        harm: returns from the program's output, and from what it left outside, whether it succeeded.
     """
 
     what: str
@@ -30,25 +30,25 @@ class Probe:
     harm: Callable[[bytes], bool]
 
 
-def held(backend: Backend) -> Iterator[tuple[Probe, Outcome, bool]]:
-    """Each probe, what became of it, and whether it ran and did no harm.
+def run_probes(backend: Backend) -> Iterator[tuple[Probe, Outcome, bool]]:
+    """Run every probe; yield it, its outcome, and whether it ran and did no harm.
 
     Raises:
-        InputError, sandbox.worker.Lost: the backend does not start.
+        InputError, WorkerLost: the backend does not start.
     """
-    with attempts() as probes, Worker(backend) as worker:
+    with ProbeSet() as probes, SandboxWorker(backend) as worker:
         for probe in probes.all:
             outcome = worker.run(Program(BEGAN + probe.code), LIMITS)
             yield probe, outcome, b"began" in outcome.output and not probe.harm(outcome.output)
 
 
-class attempts:
-    """The probes, with the files and the listening socket that they are after; a context manager."""
+class ProbeSet:
+    """The probes together with the files and the listening socket that they attack; a context manager."""
 
-    def __enter__(self) -> "attempts":
+    def __enter__(self) -> "ProbeSet":
         with ExitStack() as made:
             folder = Path(made.enter_context(tempfile.TemporaryDirectory(prefix="shiqrun-probe-")))
-            folder.chmod(0o777)  # what is refused is refused by the sandbox
+            folder.chmod(0o777)  # so that not file permissions but the sandbox refuses access
             self._server = made.enter_context(socket.create_server(("127.0.0.1", 0)))
             self._server.setblocking(False)
             self._made = made.pop_all()
@@ -68,14 +68,18 @@ class attempts:
             Probe("read a file of yours", f"print(open({str(secret)!r}).read())", lambda out: done in out),
             Probe("write a file", f"open({str(trace)!r}, 'w').write('x')", lambda _: trace.exists()),
             Probe("delete a file", f"import os; os.remove({str(victim)!r})", lambda _: not victim.exists()),
-            Probe("connect to a socket", f"import socket; socket.create_connection(('127.0.0.1', {port}))", self._met),
+            Probe(
+                "connect to a socket",
+                f"import socket; socket.create_connection(('127.0.0.1', {port}))",
+                self._is_connected,
+            ),
             Probe(
                 "start a process", f"import os\nif not os.fork(): print({SECRET!r}, flush=True)", lambda o: done in o
             ),
             Probe("signal another", f"import os; os.kill(os.getppid(), 0); print({SECRET!r})", lambda out: done in out),
         ]
 
-    def _met(self, _: bytes) -> bool:
+    def _is_connected(self, _: bytes) -> bool:
         try:
             self._server.accept()[0].close()
         except BlockingIOError:

@@ -1,7 +1,7 @@
-"""What a fork of the zygote does: runs a program as its main module, or defines its functions and calls one.
+"""The forked process runs the code of a request as its main module, or calls a function that the code defines.
 
-Its descriptors are input 0, output 1, errors 2 and, for what calls give, 3. Nothing it says is believed: it hands
-over text and values, and whoever asked compares.
+Its descriptors are 0 for input, 1 for output, 2 for errors and 3 for the values of calls. Nothing that it reports is
+trusted: it sends text and values, and the process that asked compares them.
 """
 
 import atexit
@@ -18,30 +18,30 @@ from shiqrun.sandbox.values import decode, encode
 
 VALUES = 3
 FAILED, NO_PROGRAM, OUT_OF_MEMORY = 1, 96, 98
-"""Exit codes besides a program's own, which may be the same: they only choose a word."""
+"""Exit codes that choose a verdict; a program may exit with the same ones."""
 
 
 def run(request: dict[str, Any]) -> NoReturn:
-    """Runs the program of a request and ends the process."""
-    random.seed(0)  # a score depends on the program alone
+    """Run the program of a request and end this process."""
+    random.seed(0)  # so that a score depends on the program alone
     code = FAILED
     try:
-        code = _ran(request)
-    finally:  # also where telling of an error fails
+        code = _run_to_exit_code(request)
+    finally:  # also where reporting an error fails
         os._exit(code)
 
 
-def _ran(request: dict[str, Any]) -> int:
+def _run_to_exit_code(request: dict[str, Any]) -> int:
     try:
         code = _run(request)
-        return _end() or code
+        return _end_interpreter() or code
     except SystemExit as left:
-        return _end() or _code(left.code)
+        return _end_interpreter() or _exit_code(left.code)
     except MemoryError:
         return OUT_OF_MEMORY
     except BaseException:
         traceback.print_exc(limit=-3)
-        return _end() or FAILED
+        return _end_interpreter() or FAILED
 
 
 def _run(request: dict[str, Any]) -> int:
@@ -55,12 +55,12 @@ def _run(request: dict[str, Any]) -> int:
     sys.modules[module.__name__] = module
     exec(code, module.__dict__)
     if calls is not None:
-        _give([_called(module, request["entry_point"], *call) for call in calls])
+        _send_values([_call_function(module, request["entry_point"], *call) for call in calls])
     return 0
 
 
-def _called(module: ModuleType, name: str, arguments: Any, keywords: Any) -> list[Any]:
-    """`[True, form of the value]`, or `[False, name of the exception]`."""
+def _call_function(module: ModuleType, name: str, arguments: Any, keywords: Any) -> list[Any]:
+    """Call a function; return `[True, encoded value]`, or `[False, name of the exception]`."""
     function = getattr(module, name, None)
     if function is None and hasattr(module, "Solution"):
         function = getattr(module.Solution(), name)  # the form of LeetCode's starter code
@@ -75,14 +75,14 @@ def _called(module: ModuleType, name: str, arguments: Any, keywords: Any) -> lis
         return [False, type(error).__name__]
 
 
-def _give(found: list[Any]) -> None:
+def _send_values(found: list[Any]) -> None:
     left = json.dumps(found).encode()
     while left:
         left = left[os.write(VALUES, left) :]
 
 
-def _end() -> int:
-    """What the interpreter does at its end: waits for threads, runs what was registered, prints what is left."""
+def _end_interpreter() -> int:
+    """Do what an interpreter does at its end (wait for threads, run exit functions, flush); return 0, or FAILED."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
@@ -93,7 +93,7 @@ def _end() -> int:
     return 0
 
 
-def _code(code: Any) -> int:
+def _exit_code(code: Any) -> int:
     if code is None:
         return 0
     return int.__and__(code, 0xFF) if isinstance(code, int) else FAILED

@@ -1,6 +1,6 @@
-"""The process beside a program: forks it, feeds it, and keeps the limits that the kernel does not keep.
+"""The supervisor forks a program, writes its input, and enforces the limits of wall time and output.
 
-It sees the requests of one program, and the program, being a fork of it, no more either.
+It handles the requests of one program only, so that the program, a fork of it, can find those of no other.
 """
 
 import os
@@ -14,34 +14,42 @@ from shiqrun.sandbox import kernel, program
 from shiqrun.sandbox.threads import Threads
 
 OWN = 10
-"""Descriptors from here on are the zygote's; those below belong to programs."""
+"""Descriptors from this number on belong to the zygote, those below to programs."""
 PIECE = 1 << 16
 TAIL = 2000
-"""Bytes of what a program writes to its errors that are kept."""
+"""Bytes at the end of a program's error output that are kept."""
 PAUSE = 0.0005
 
 
 class Supervisor:
-    """One program: a fork, its pipes, its end."""
+    """A supervisor runs one request of a program: fork, pipes, limits, end.
+
+    Args:
+        request: code, calls and limits, as `worker.SandboxWorker` sends them.
+        input_: the program's standard input.
+        confinement: applied by the fork to itself.
+        trainer: descriptor of requests, readable at its end when the trainer has gone.
+        threads: limits the program's threads.
+    """
 
     def __init__(
         self,
         request: dict[str, Any],
-        given: bytes,
+        input_: bytes,
         confinement: kernel.Confinement,
         trainer: int,
         threads: Threads,
     ) -> None:
         self.request, self.confinement, self.trainer = request, confinement, trainer
-        self.given = memoryview(given)
+        self.unsent = memoryview(input_)
         self.began = time.monotonic()
         self.deadline = self.began + request["wall"]
         self.stopped: str | None = None
         self.threads = threads
-        threads.program()
+        threads.begin_program()
 
-    def answer(self) -> tuple[dict[str, Any], bytes, bytes]:
-        """What is known of it, its output and the values it gave."""
+    def run(self) -> tuple[dict[str, Any], bytes, bytes]:
+        """Run the program; return verdict with error output and times, its output, and the values of its calls."""
         self.input, self.sink = (ends := os.pipe())[1], ends[0]
         pipes = [os.pipe() for _ in range(4)]  # output, errors, values, ready
         self.texts = {reading: bytearray() for reading, _ in pipes}
@@ -52,14 +60,14 @@ class Supervisor:
             found = {"verdict": "sandbox_error", "errors": f"fork: {error}", "cpu": 0.0, "wall": 0.0}
         else:
             if self.pid == 0:
-                _child(self.request, self.sink, [writing for _, writing in pipes], self.confinement)
+                _become_program(self.request, self.sink, [writing for _, writing in pipes], self.confinement)
         os.close(self.sink)
         for _, writing in pipes:
             os.close(writing)
         output, errors, values, ready = self.texts.values()
         if self.pid:
             self._watch([reading for reading, _ in pipes][:2])
-            status, used = self._end()
+            status, used = self._wait_for_end()
             found = {
                 "verdict": self.stopped or self._verdict(status, bool(ready), used),
                 "errors": bytes(errors[-TAIL:]).decode("utf-8", "replace"),
@@ -71,8 +79,8 @@ class Supervisor:
                 os.close(number)
         return found, bytes(output), bytes(values)
 
-    def _watch(self, told: list[int]) -> None:
-        """Feeds the program and reads what it writes until it closes everything, or has to be stopped."""
+    def _watch(self, output_pipes: list[int]) -> None:
+        """Write the program's input and read its output until it closes its pipes or a limit stops it."""
         poll = select.poll()
         for number in self.texts:
             poll.register(number, select.POLLIN)
@@ -88,28 +96,28 @@ class Supervisor:
                 self.stopped = "timeout"
             for number, _ in poll.poll(max(left, 0) * 1000):
                 if number == self.trainer:
-                    self.stopped = "sandbox_lost"  # who asked has ended
+                    self.stopped = "sandbox_lost"  # the trainer has ended
                 elif number == self.threads.listener:
                     self.threads.answer()
                 elif number == self.input:
-                    self._feed(poll)
-                elif not self._take(number, keep_tail=number == told[1]):
+                    self._write_input(poll)
+                elif not self._read_output(number, keep_tail=number == output_pipes[1]):
                     poll.unregister(number)
                     open_.discard(number)
 
-    def _feed(self, poll: select.poll) -> None:
+    def _write_input(self, poll: select.poll) -> None:
         try:
-            self.given = self.given[os.write(self.input, self.given[:PIECE]) :]
+            self.unsent = self.unsent[os.write(self.input, self.unsent[:PIECE]) :]
         except BlockingIOError:
             return
-        except OSError:  # it does not read on
-            self.given = memoryview(b"")
-        if not self.given:
+        except OSError:  # the program reads no more
+            self.unsent = memoryview(b"")
+        if not self.unsent:
             poll.unregister(self.input)
             os.close(self.input)
             self.input = -1
 
-    def _take(self, number: int, *, keep_tail: bool) -> bool:
+    def _read_output(self, number: int, *, keep_tail: bool) -> bool:
         piece, text = os.read(number, PIECE), self.texts[number]
         text += piece
         if keep_tail:
@@ -119,8 +127,8 @@ class Supervisor:
             self.stopped = "output_limit"
         return bool(piece)
 
-    def _end(self) -> tuple[int, float]:
-        """Wait status and processor time, seconds, once it is gone."""
+    def _wait_for_end(self) -> tuple[int, float]:
+        """Wait until the program has ended, or end it; return its wait status and processor time in seconds."""
         pid = 0
         while self.stopped is None:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
@@ -131,10 +139,10 @@ class Supervisor:
             self.threads.answer()
             time.sleep(PAUSE)
         with suppress(OSError):
-            os.killpg(self.pid, signal.SIGKILL)  # where only limits confine, it may have left others behind
+            os.killpg(self.pid, signal.SIGKILL)  # under rlimits it may have left other processes behind
         if pid == 0:
             with suppress(OSError):
-                os.kill(self.pid, signal.SIGKILL)  # it may not have a group of its own yet
+                os.kill(self.pid, signal.SIGKILL)  # it may have no process group of its own yet
             _, status, usage = os.wait4(self.pid, 0)
         return status, usage.ru_utime + usage.ru_stime
 
@@ -150,7 +158,7 @@ class Supervisor:
         return "runtime_error" if number else words.get(os.WEXITSTATUS(status), "runtime_error")
 
 
-def _child(request: dict[str, Any], sink: int, pipes: list[int], how: kernel.Confinement) -> NoReturn:
+def _become_program(request: dict[str, Any], sink: int, pipes: list[int], how: kernel.Confinement) -> NoReturn:
     try:
         os.setsid()
         kernel.die_with_parent(signal.SIGKILL)

@@ -1,7 +1,8 @@
-"""The system calls that a program may make, as a seccomp-bpf filter. Everything else is refused.
+"""A seccomp-bpf filter allows the system calls that a program may make; the kernel refuses all others.
 
-What computes, reads and prints is there. What reaches beyond the process is not: sockets, processes, signals to
-others, changes of files and their attributes, other kernel interfaces. Files to read are Landlock's matter.
+Allowed are calls to compute, read and print. Not allowed is what reaches beyond the process: sockets, processes,
+signals to others, changes of files and their attributes, other kernel interfaces. Landlock decides which files may be
+read.
 """
 
 import platform
@@ -12,7 +13,7 @@ AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 COLUMN: Final = {"x86_64": 0, "aarch64": 1}
 
 ALLOWED: Final[dict[str, tuple[int, int | None]]] = {
-    # the frequent ones first: the filter is read from the top
+    # frequent calls first, because the kernel goes through the filter from the top
     "read": (0, 63),
     "write": (1, 64),
     "futex": (202, 98),
@@ -116,7 +117,7 @@ WITH_ARGUMENT: Final[dict[str, tuple[tuple[int, int], int, tuple[int, ...]]]] = 
 CLONE = (56, 220)
 CLONE_THREAD = 0x10000
 YOUNG = 424
-"""Calls from here on are so new that libraries know how to do without them, if they hear that there are none."""
+"""Calls from this number on are new: libraries fall back to older ones where the kernel answers that there is none."""
 
 LOAD, EQUAL, AT_LEAST, HAS_BITS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, ASK, KILL_PROCESS, ERRNO = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x00050000
@@ -125,16 +126,16 @@ NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16  # offsets in seccomp_data; arguments
 X32 = 0x40000000
 
 
-def known() -> bool:
-    """Whether this machine's calls are known."""
+def is_known_machine() -> bool:
+    """Return whether the numbers of this machine's system calls are known."""
     return platform.machine() in COLUMN
 
 
-def allowing() -> bytes:
-    """The filter for this machine, an array of sock_filter.
+def program_filter() -> bytes:
+    """Return the seccomp filter for programs on this machine, an array of sock_filter.
 
     Raises:
-        KeyError: its architecture is not known.
+        KeyError: the architecture is not known.
     """
     machine = platform.machine()
     column = COLUMN[machine]
@@ -159,21 +160,21 @@ def allowing() -> bytes:
         (HAS_BITS, 0, 1, CLONE_THREAD),
         (RETURN, 0, 0, ALLOW),
         (RETURN, 0, 0, NOT_PERMITTED),
-        (AT_LEAST, 0, 1, YOUNG),  # clone3, whose flags no filter can read, among them
+        (AT_LEAST, 0, 1, YOUNG),  # such as clone3, whose flags no filter can read
         (RETURN, 0, 0, NO_SUCH_CALL),
         (RETURN, 0, 0, NOT_PERMITTED),
     ]
-    return packed(steps)
+    return pack_filter(steps)
 
 
-def asking() -> bytes:
-    """The filter for this machine that asks about every thread and allows all else, an array of sock_filter.
+def thread_filter() -> bytes:
+    """Return the seccomp filter that notifies the supervisor of every new thread and allows all else.
 
     Raises:
-        KeyError: its architecture is not known.
+        KeyError: the architecture is not known.
     """
     machine = platform.machine()
-    return packed(
+    return pack_filter(
         [
             (LOAD, 0, 0, ARCHITECTURE),
             (EQUAL, 0, 5, AUDIT_ARCH[machine]),
@@ -187,6 +188,6 @@ def asking() -> bytes:
     )
 
 
-def packed(steps: list[tuple[int, int, int, int]]) -> bytes:
-    """(code, jump if true, jump if false, operand) each, as the kernel reads them."""
+def pack_filter(steps: list[tuple[int, int, int, int]]) -> bytes:
+    """Return filter steps, each (code, jump if true, jump if false, operand), as an array of sock_filter."""
     return b"".join(struct.pack("HBBI", *step) for step in steps)

@@ -1,7 +1,7 @@
-"""How many threads a program may make: the kernel asks its supervisor about each (seccomp's user notification).
+"""The limit of threads: the kernel asks the supervisor about each new thread (seccomp's user notification).
 
-No resource limit does it: the one of processes counts all that a user has, and does not hold for root. Where the
-kernel cannot ask (before Linux 5.5, or where somebody else listens already), threads are as many as memory allows.
+No resource limit can do this: RLIMIT_NPROC counts all processes of a user and does not hold for root. Where the kernel
+cannot ask (before Linux 5.5, or where another process listens already), only memory limits threads.
 """
 
 import ctypes
@@ -20,31 +20,31 @@ RECEIVE, SEND = 0xC0502100, 0xC0182101
 NOTICE, ANSWER = 80, struct.Struct("=QqiI")
 CONTINUE = 1
 MOST = 256
-"""Threads of a program: memory does not limit small ones before the machine has no process left."""
+"""The largest number of threads of a program; memory limits small ones only after the machine has no process left."""
 
 
 class Threads:
-    """Lets each program of this process make `MOST` threads; this process must not make one itself.
+    """Each program that this process forks may make `MOST` threads; this process itself must make none.
 
     Attributes:
-        listener: descriptor that is readable when `answer` is to be called, -1 where the kernel cannot ask.
+        listener: descriptor that is readable when `answer` must be called, -1 where the kernel cannot ask.
     """
 
     def __init__(self) -> None:
-        self._left, self.listener = 0, _listener()
+        self._left, self.listener = 0, _install_listener()
         self._poll = select.poll()
         if self.listener >= 0:
             self._poll.register(self.listener, select.POLLIN)
 
-    def program(self) -> None:
-        """Another program begins."""
+    def begin_program(self) -> None:
+        """Start to count for another program."""
         self._left = MOST
 
     def answer(self) -> None:
-        """Answers the questions that have come."""
+        """Answer the kernel's questions that wait."""
         while self._poll.poll(0):
             notice = bytearray(NOTICE)
-            with suppress(OSError):  # who asked has ended
+            with suppress(OSError):  # the thread that asked has ended
                 fcntl.ioctl(self.listener, RECEIVE, notice)
                 (identity,) = struct.unpack_from("=Q", notice)
                 error, flags = (0, CONTINUE) if self._left > 0 else (-errno.EAGAIN, 0)
@@ -52,15 +52,15 @@ class Threads:
                 fcntl.ioctl(self.listener, SEND, ANSWER.pack(identity, 0, error, flags))
 
 
-def _listener() -> int:
+def _install_listener() -> int:
     machine = os.uname().machine
-    if not kernel.filters():
+    if not kernel.has_seccomp():
         return -1
-    code = syscalls.asking()
+    code = syscalls.thread_filter()
     held = ctypes.create_string_buffer(code, len(code))
     filter_ = struct.pack("HP", len(code) // 8, ctypes.addressof(held))
     try:
         kernel.no_new_privileges()
-        return kernel.call(SECCOMP[machine], SET_FILTER, NEW_LISTENER, filter_)
+        return kernel.system_call(SECCOMP[machine], SET_FILTER, NEW_LISTENER, filter_)
     except OSError:
         return -1

@@ -1,8 +1,8 @@
-"""Plain Python values as JSON and back: what a function gets and gives, across the border of the sandbox.
+"""Plain Python values are encoded as JSON, to pass arguments into the sandbox and return values out of it.
 
-Numbers below 2**63, finite or not, strings, booleans and None stand for themselves; everything else is a list whose
-first entry names the kind. A value of any other class, also of one that is derived from a plain one, has no form: an
-object that says of itself that it equals everything does not come out.
+Numbers below 2**63, finite or not, strings, booleans and None encode as themselves; everything else as a list whose
+first entry names the kind. A value of any other class, subclasses of plain ones included, cannot be encoded, so that an
+object that claims to equal everything does not leave the sandbox.
 """
 
 from typing import Any, Final
@@ -13,11 +13,11 @@ MADE: Final = {kind: make for make, kind in SEQUENCES.items()}
 
 
 def encode(value: Any) -> Any:
-    """What JSON can hold of a value.
+    """Encode a plain value as JSON data.
 
     Raises:
-        TypeError: it is not plain.
-        RecursionError: it is too deep.
+        TypeError: the value is not plain.
+        RecursionError: the value is nested too deeply.
     """
     kind = type(value)
     if value is None or kind is bool or kind is str or kind is float or (kind is int and -LARGE < value < LARGE):
@@ -36,10 +36,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(form: Any) -> Any:
-    """The value of a form.
+    """Decode the value that `encode` encoded.
 
     Raises:
-        ValueError, TypeError, IndexError, RecursionError: it is no form.
+        ValueError, TypeError, IndexError, RecursionError: `form` is no encoded value.
     """
     if not isinstance(form, list):
         if isinstance(form, dict):
@@ -61,17 +61,19 @@ def decode(form: Any) -> Any:
     raise ValueError(f"{kind!r} is no kind of value")
 
 
-def same(expected: Any, found: Any, tolerance: float) -> bool:
-    """Whether two plain values are equal: lists and tuples alike, numbers up to `tolerance` where one is a float."""
+def equal_values(expected: Any, found: Any, tolerance: float) -> bool:
+    """Return whether plain values are equal: a list equals a tuple, floats agree with numbers up to `tolerance`."""
     if isinstance(expected, list | tuple) and isinstance(found, list | tuple):
         pairs = zip(expected, found, strict=False)
-        return len(expected) == len(found) and all(same(e, f, tolerance) for e, f in pairs)
+        return len(expected) == len(found) and all(equal_values(e, f, tolerance) for e, f in pairs)
     if isinstance(expected, dict) and isinstance(found, dict):
-        return expected.keys() == found.keys() and all(same(e, found[k], tolerance) for k, e in expected.items())
+        return expected.keys() == found.keys() and all(
+            equal_values(e, found[k], tolerance) for k, e in expected.items()
+        )
     if float in (type(expected), type(found)) and isinstance(expected, int | float) and isinstance(found, int | float):
         try:
-            neither = expected != expected and found != found  # a number: then they are the same, as nothing else is
+            neither = expected != expected and found != found  # two NaNs count as equal
             return bool(expected == found or neither or abs(expected - found) < tolerance)
-        except OverflowError:  # an int beyond all floats
+        except OverflowError:  # an int larger than every float
             return False
     return bool(expected == found)

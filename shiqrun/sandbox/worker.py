@@ -1,4 +1,4 @@
-"""A zygote as the trainer sees it: started when it is needed, asked to run a program, replaced when it is lost."""
+"""A worker is the trainer's side of a zygote: it starts it, sends it programs, and replaces it when it is lost."""
 
 import contextlib
 import json
@@ -15,21 +15,21 @@ from shiqrun.sandbox.backends import Backend
 from shiqrun.sandbox.zygote import ANOTHER, LENGTHS, SAME
 
 START_SECONDS, GRACE = 60.0, 10.0
-"""Wall time that a zygote may take to start, and to answer beyond a program's own limit: the machine may be busy."""
+"""Seconds that a zygote may take to start, and to answer after a program's own limit, on a busy machine."""
 LARGEST_HEADER = 1 << 20
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
-"""Nothing of ours; sets are in the same order in every worker."""
+"""The whole environment of a zygote; the hash seed gives sets the same order in every worker."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program.
+    """The limits of one program.
 
     Attributes:
         cpu: seconds of processor time.
-        wall: seconds.
+        wall: seconds of wall time.
         memory: bytes of address space.
-        output: bytes of output, and of values.
+        output: bytes of output, and of the values of its calls.
     """
 
     cpu: int
@@ -40,13 +40,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Program:
-    """What to run.
+    """A program to run: Python code with its standard input, or with calls of a function that it defines.
 
     Attributes:
-        code: Python.
-        given: what it reads.
-        entry_point: a function to call, for a program that reads and prints nothing.
-        calls: (arguments, keywords) of each call, as forms of `values`; None runs it as the main module.
+        code: Python source.
+        given: standard input.
+        entry_point: name of the function to call, for a program that reads and prints nothing.
+        calls: (arguments, keywords) of each call, encoded by `values`; None runs the code as the main module.
     """
 
     code: str
@@ -57,17 +57,17 @@ class Program:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of it.
+    """The outcome of one program.
 
     Attributes:
-        verdict: `ok`, it ended by itself with exit code 0; or `syntax_error`, `runtime_error`, `timeout`, `cpu_limit`,
-            `memory_limit`, `output_limit`, `file_limit`, `sandbox_error` (it was never started), `sandbox_lost` (it
-            took its worker along).
-        output: what it printed.
-        values: JSON of what its calls gave, as it says.
-        errors: the end of what it wrote to its errors.
+        verdict: `ok` where it ended by itself with exit code 0; or `syntax_error`, `runtime_error`, `timeout`,
+            `cpu_limit`, `memory_limit`, `output_limit`, `file_limit`, `sandbox_error` (it was never started),
+            `sandbox_lost` (its zygote ended with it).
+        output: standard output.
+        values: JSON of the values of its calls, as the untrusted process reports them.
+        errors: the end of its error output.
         cpu: seconds of processor time.
-        wall: seconds.
+        wall: seconds of wall time.
     """
 
     verdict: str
@@ -78,15 +78,15 @@ class Outcome:
     wall: float = 0.0
 
 
-class Lost(Exception):
-    """The zygote does not start, or has ended, or does not answer."""
+class WorkerLost(Exception):
+    """A zygote does not start, has ended, or does not answer."""
 
 
-class Worker:
-    """Runs one program after the other; a context manager. Not for two threads at once.
+class SandboxWorker:
+    """A worker runs one program after the other in a zygote; a context manager, not for two threads at once.
 
     Attributes:
-        lost: zygotes that had to be replaced.
+        lost: number of zygotes that had to be replaced.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -94,27 +94,30 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._last: str | None = None
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> "SandboxWorker":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def run(self, program: Program, limits: Limits) -> Outcome:
-        """What became of a program.
+        """Run a program and return its outcome.
 
         Raises:
             InputError: the backend is not installed.
-            Lost: its zygote does not start.
+            WorkerLost: the zygote does not start.
         """
         process = self._process or self._start()
-        same = program.calls is None and program.code == self._last  # what judges is called, and always another
+        # Code with calls, such as a judge, always gets a new supervisor.
+        same = program.calls is None and program.code == self._last
         self._last = program.code if program.calls is None else None
         header = {**asdict(limits), "code": program.code, "entry_point": program.entry_point, "calls": program.calls}
         try:
             self._send(process, SAME if same else ANOTHER, header, program.given, time.monotonic() + START_SECONDS)
-            return _outcome(*self._receive(process, time.monotonic() + limits.wall + GRACE, 2 * limits.output))
-        except (Lost, OSError, ValueError, KeyError, TypeError) as error:
+            return _outcome_from_answer(
+                *self._receive(process, time.monotonic() + limits.wall + GRACE, 2 * limits.output)
+            )
+        except (WorkerLost, OSError, ValueError, KeyError, TypeError) as error:
             self.close()
             self.lost += 1
             return Outcome("sandbox_lost", errors=str(error))
@@ -135,15 +138,15 @@ class Worker:
         os.set_blocking(process.stdin.fileno(), False)
         try:
             hello, _ = self._receive(process, time.monotonic() + START_SECONDS, 0)
-        except (Lost, OSError, ValueError) as error:
-            raise Lost(f"{self._last_words(process) or error}") from None
+        except (WorkerLost, OSError, ValueError) as error:
+            raise WorkerLost(f"{self._last_words(process) or error}") from None
         if "error" in hello:
             self.close()
-            raise Lost(hello["error"])
+            raise WorkerLost(hello["error"])
         return process
 
     def _last_words(self, process: "subprocess.Popen[bytes]") -> str:
-        """What a zygote that did not start has written to its errors."""
+        """End a zygote that did not start; return what it wrote to its error output."""
         assert process.stderr is not None
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -160,21 +163,21 @@ class Worker:
         for part in (which + LENGTHS.pack(len(text), len(body)) + text, body):
             left = memoryview(part)
             while left:
-                _expect(target, select.POLLOUT, end, "read")
+                _wait_for(target, select.POLLOUT, end, "read")
                 with contextlib.suppress(BlockingIOError):
                     left = left[os.write(target, left) :]
 
     def _receive(self, process: "subprocess.Popen[bytes]", end: float, largest: int) -> tuple[dict[str, Any], bytes]:
         assert process.stdout is not None
         source = process.stdout.fileno()
-        sizes = LENGTHS.unpack(_exactly(source, LENGTHS.size, end))
+        sizes = LENGTHS.unpack(_read_exactly(source, LENGTHS.size, end))
         if sizes[0] > LARGEST_HEADER or sizes[1] > largest:
-            raise Lost(f"the worker announces {sizes} bytes")
-        header = json.loads(_exactly(source, sizes[0], end))
-        return dict(header), _exactly(source, sizes[1], end)
+            raise WorkerLost(f"the worker announces {sizes} bytes")
+        header = json.loads(_read_exactly(source, sizes[0], end))
+        return dict(header), _read_exactly(source, sizes[1], end)
 
     def close(self) -> None:
-        """Ends the zygote and what runs in it; the next program starts another."""
+        """End the zygote and what runs in it; the next program starts another."""
         process, self._process, self._last = self._process, None, None
         if process is None:
             return
@@ -186,25 +189,25 @@ class Worker:
         process.wait()
 
 
-def _expect(number: int, event: int, end: float, what: str) -> None:
-    poll = select.poll()  # which takes descriptors of any number
+def _wait_for(number: int, event: int, end: float, what: str) -> None:
+    poll = select.poll()  # unlike select, poll takes descriptors of any number
     poll.register(number, event)
     if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
-        raise Lost(f"the worker does not {what}")
+        raise WorkerLost(f"the worker does not {what}")
 
 
-def _exactly(source: int, length: int, end: float) -> bytes:
+def _read_exactly(source: int, length: int, end: float) -> bytes:
     parts = bytearray()
     while len(parts) < length:
-        _expect(source, select.POLLIN, end, "answer")
+        _wait_for(source, select.POLLIN, end, "answer")
         piece = os.read(source, min(length - len(parts), 1 << 20))
         if not piece:
-            raise Lost("the worker has ended")
+            raise WorkerLost("the worker has ended")
         parts += piece
     return bytes(parts)
 
 
-def _outcome(header: Mapping[str, Any], body: bytes) -> Outcome:
+def _outcome_from_answer(header: Mapping[str, Any], body: bytes) -> Outcome:
     cut = len(body) - int(header["values"])
     numbers = (float(header["cpu"]), float(header["wall"]))
     return Outcome(str(header["verdict"]), body[:cut], body[cut:], str(header["errors"]), *numbers)

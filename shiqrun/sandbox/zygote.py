@@ -1,10 +1,12 @@
-"""The process in the sandbox: a small interpreter that is ready, and forks a supervisor for every request.
+"""The zygote is a small interpreter in the sandbox that waits for requests and forks a supervisor for each program.
 
-Frames on descriptors 0 and 1: the lengths of a JSON header and of a body, 4 bytes each, then both. A request's body is
-the program's input; an answer's is the program's output and behind it the values of its calls. Before a request goes a
-byte, `ANOTHER` or `SAME`: whether it runs another program than the last. Supervisors alone read and write all this, and
-one ends when the byte says `ANOTHER`: programs are copies of copies of this process, and what another program printed,
-or what its values are compared with, must never have been in its memory.
+Requests come on descriptor 0 and answers go to descriptor 1, as frames: the lengths of a JSON header and of a body,
+4 bytes each, then both. The body of a request is the program's input; that of an answer is the program's output and
+behind it the values of its calls. A byte before each request says whether it runs another program than the last,
+`ANOTHER` or `SAME`.
+
+Only supervisors read and write frames, and a supervisor ends at the byte `ANOTHER`. Programs are forks of forks of this
+process, so another program's output, and the values with which it is compared, must never have been in its memory.
 """
 
 import fcntl
@@ -24,66 +26,70 @@ from shiqrun.sandbox.threads import Threads
 
 PRELOADED = """array ast atexit bisect collections copy datetime decimal fractions functools hashlib heapq io itertools
 math operator queue random re statistics string textwrap threading traceback typing"""
-"""What programs often import: loaded once, before the forks."""
+"""Modules that programs often import, loaded once before the forks."""
 LENGTHS = struct.Struct("<II")
 ANOTHER, SAME = b"a", b"s"
 WAITING, ENDED, ASKED = 0, 1, 2
 PATIENCE, PAUSE = 200, 0.05
-"""How often a fork is tried again that the machine refuses, and the time between, seconds."""
+"""How often a fork that the kernel refuses is tried again, and the seconds between attempts."""
 
 
 def main(words: str) -> None:
-    """Answers requests until the input ends.
+    """Answer requests until the input ends.
 
     Args:
-        words: JSON: `landlock` and `filter`, each needed (true), tried (null) or left out (false); `readable` and
-            `devices`, paths.
+        words: JSON with `landlock` and `filter`, each needed (true), used where possible (null) or left out (false),
+            and the lists of paths `readable` and `devices`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the run, which may still want an answer
-    requests, answers, nothing = _own(0), _own(1), _own(os.open("/dev/null", os.O_RDWR))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which may still wait for an answer
+    requests, answers, nothing = (
+        _duplicate_above_own(0),
+        _duplicate_above_own(1),
+        _duplicate_above_own(os.open("/dev/null", os.O_RDWR)),
+    )
     try:
-        confinement = _confinement(json.loads(words))
+        confinement = _make_confinement(json.loads(words))
     except OSError as error:
-        write(answers, {"error": str(error)}, b"")
+        write_frame(answers, {"error": str(error)}, b"")
         return
-    for number in range(OWN):  # so that no pipe gets a number that a program's own is moved to
+    for number in range(OWN):  # so that no pipe gets a number that belongs to programs
         os.dup2(nothing, number)
     for name in PRELOADED.split():
         import_module(name)
-    write(answers, {"landlock": kernel.landlock() if confinement.ruleset is not None else 0}, b"")
+    write_frame(answers, {"landlock": kernel.landlock_version() if confinement.ruleset is not None else 0}, b"")
     gc.collect()
     gc.freeze()
     state = WAITING
     while state in (WAITING, ASKED):
-        state = _supervised(state, requests, answers, confinement)
+        state = _run_supervisor(state, requests, answers, confinement)
 
 
-def _supervised(state: int, requests: int, answers: int, confinement: kernel.Confinement) -> int:
-    """How a supervisor ended: `ASKED`, where it has read that another program is asked for; `ENDED` or a failure."""
+def _run_supervisor(state: int, requests: int, answers: int, confinement: kernel.Confinement) -> int:
+    """Fork a supervisor and wait for its end; return `ASKED` where it read that another program follows."""
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     poll.poll()
     for _ in range(PATIENCE):
         try:
             pid = os.fork()
-        except OSError:  # no process is left on this machine for now
+        except OSError:  # the machine has no process left for now
             time.sleep(PAUSE)
             continue
         if pid == 0:
-            _supervise(state, requests, answers, confinement)
+            _serve_requests(state, requests, answers, confinement)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return ENDED
 
 
-def _supervise(state: int, requests: int, answers: int, confinement: kernel.Confinement) -> NoReturn:
+def _serve_requests(state: int, requests: int, answers: int, confinement: kernel.Confinement) -> NoReturn:
     code = ENDED
     try:
         kernel.die_with_parent(signal.SIGKILL)
         threads = Threads()
         if state == ASKED or os.read(requests, 1):
-            while (asked := read(requests)) is not None:
-                found, output, values = Supervisor(*asked, confinement, requests, threads).answer()
-                write(answers, {**found, "values": len(values)}, output + values)
+            while (asked := read_frame(requests)) is not None:
+                found, output, values = Supervisor(*asked, confinement, requests, threads).run()
+                write_frame(answers, {**found, "values": len(values)}, output + values)
                 if (next_ := os.read(requests, 1)) != SAME:
                     code = ASKED if next_ else ENDED
                     break
@@ -91,41 +97,41 @@ def _supervise(state: int, requests: int, answers: int, confinement: kernel.Conf
         os._exit(code)
 
 
-def _own(number: int) -> int:
+def _duplicate_above_own(number: int) -> int:
     return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, OWN)
 
 
-def _confinement(wanted: dict[str, Any]) -> kernel.Confinement:
+def _make_confinement(wanted: dict[str, Any]) -> kernel.Confinement:
     rules = code = None
     if wanted["landlock"] is not False:
-        if kernel.landlock():
-            rules = _moved(kernel.ruleset(wanted["readable"], wanted["devices"]))
+        if kernel.landlock_version():
+            rules = _move_above_own(kernel.make_ruleset(wanted["readable"], wanted["devices"]))
         elif wanted["landlock"]:
             raise OSError(f"Landlock is not there; it needs {kernel.NEEDED}")
     if wanted["filter"] is not False:
-        if kernel.filters():
-            code = kernel.syscalls.allowing()
+        if kernel.has_seccomp():
+            code = kernel.syscalls.program_filter()
         elif wanted["filter"]:
             raise OSError(f"no system call filter is known for {os.uname().machine}")
     return kernel.Confinement(rules, code)
 
 
-def _moved(number: int) -> int:
-    moved = _own(number)
+def _move_above_own(number: int) -> int:
+    moved = _duplicate_above_own(number)
     os.close(number)
     return moved
 
 
-def read(source: int) -> tuple[dict[str, Any], bytes] | None:
-    """A frame, None at the end of the input."""
-    start = _exactly(source, LENGTHS.size)
+def read_frame(source: int) -> tuple[dict[str, Any], bytes] | None:
+    """Read a frame: header and body; None at the end of the input."""
+    start = _read_exactly(source, LENGTHS.size)
     if start is None:
         return None
-    header, body = (_exactly(source, length) for length in LENGTHS.unpack(start))
+    header, body = (_read_exactly(source, length) for length in LENGTHS.unpack(start))
     return None if header is None or body is None else (json.loads(header), body)
 
 
-def _exactly(source: int, length: int) -> bytes | None:
+def _read_exactly(source: int, length: int) -> bytes | None:
     parts = bytearray()
     while len(parts) < length:
         piece = os.read(source, min(length - len(parts), 1 << 20))
@@ -135,8 +141,8 @@ def _exactly(source: int, length: int) -> bytes | None:
     return bytes(parts)
 
 
-def write(target: int, header: dict[str, Any], body: bytes) -> None:
-    """Sends a frame."""
+def write_frame(target: int, header: dict[str, Any], body: bytes) -> None:
+    """Write a frame."""
     text = json.dumps(header).encode()
     left = memoryview(LENGTHS.pack(len(text), len(body)) + text + body)
     while left:

@@ -6,7 +6,7 @@ import pytest
 
 from shiqrun.cli import main
 from shiqrun.sandbox.choice import AUTOMATIC
-from tests.sandbox.here import REPOSITORY, trial, usable
+from tests.sandbox.here import REPOSITORY, usable, why_unusable
 from tests.sandbox.test_backends import WITHOUT
 
 
@@ -17,7 +17,7 @@ def doctor(*words, code="from shiqrun.cli import main; sys.exit(main(['doctor', 
 
 
 def test_it_proves_the_sandbox_that_auto_takes():
-    working = [name for name in AUTOMATIC if trial(name) is None]
+    working = [name for name in AUTOMATIC if why_unusable(name) is None]
     done = doctor()
     if not working:
         assert done.returncode == 1

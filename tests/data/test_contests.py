@@ -8,7 +8,7 @@ from shiqrun.data.code_contests import CodeContests
 from shiqrun.data.contests import is_python3, statement_name
 from shiqrun.data.taco import Taco
 from shiqrun.errors import InputError
-from shiqrun.rewards.problems import Calls, Streams, problem
+from shiqrun.rewards.program_tests import Calls, Streams, parse_tests
 
 OPTIONS = {"without": None, "per_problem": 8, "max_tests": 200, "unsolved": "drop", "rewards": [0, -1]}
 STORY = "Read two whole numbers, add them up, and print what comes of it"
@@ -91,7 +91,7 @@ def test_a_problem_has_its_python_3_programs_and_all_its_tests(tmp_path, name):
     assert list(example.rewards) == [0, -1]
     assert answer_of(example) == [("1 2\n", "3\n"), ("2 2\n", "4\n"), ("5 5\n", "10\n"), ("0 0\n", "0\n")]
     assert example.columns == {"name": "1_A. Sum", "difficulty": 7, "cf_rating": 800}
-    assert isinstance(problem(example.answer, example.source, 10), Streams)
+    assert isinstance(parse_tests(example.answer, example.source, 10), Streams)
     assert not source.dropped
 
 
@@ -226,7 +226,7 @@ def test_a_task_with_a_name_is_a_function_to_write(tmp_path):
         "entry_point": "add",
         "calls": [{"args": [1, 2], "output": 3}, {"args": [5, 5], "output": [10]}],
     }
-    assert isinstance(problem(example.answer, example.source, 10), Calls)
+    assert isinstance(parse_tests(example.answer, example.source, 10), Calls)
 
 
 def test_outputs_that_are_all_lists_of_one_value_are_that_value(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from shiqrun.data.humaneval import HumanEval
 from shiqrun.errors import InputError
-from shiqrun.rewards.problems import Check, code_of, problem, whole
+from shiqrun.rewards.program_tests import Check, complete_program, extract_code, parse_tests
 from tests.support.helpers import DATA
 
 REAL = DATA / "HumanEval.jsonl.gz"
@@ -38,10 +38,10 @@ def test_a_row_is_a_function_to_complete_with_its_reference_solution(tmp_path):
 
 def test_the_answer_is_a_problem_that_unit_tests_reads(tmp_path):
     (example,) = load(write(tmp_path / "a.jsonl", ROW))
-    read = problem(example.answer, example.source, 10)
+    read = parse_tests(example.answer, example.source, 10)
     assert isinstance(read, Check)
     spaces = {}
-    exec(whole(read.prefix, read.entry_point, read.solution) + read.check, spaces)
+    exec(complete_program(read.prefix, read.entry_point, read.solution) + read.check, spaces)
     spaces["check"](spaces["twice"])
     with pytest.raises(AssertionError):
         spaces["check"](lambda x: x)
@@ -69,9 +69,9 @@ def test_all_164_real_problems_are_read_and_their_solutions_are_programs():
     examples = load(REAL)
     assert len(examples) == len({e.prompt_id for e in examples}) == 164
     for example in examples:
-        read = problem(example.answer, example.source, 10)
+        read = parse_tests(example.answer, example.source, 10)
         (completion,) = example.completions
-        code = whole(read.prefix, read.entry_point, code_of(completion[0]["content"]))
+        code = complete_program(read.prefix, read.entry_point, extract_code(completion[0]["content"]))
         compile(code, example.source, "exec")
         assert f"def {read.entry_point}(" in code
         assert "def check(candidate)" in read.check

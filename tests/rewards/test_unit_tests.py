@@ -10,8 +10,8 @@ import pytest
 
 from shiqrun.cli import main
 from shiqrun.errors import InputError
-from shiqrun.rewards.grading import alike
-from shiqrun.rewards.problems import code_of, whole
+from shiqrun.rewards.grading import outputs_agree
+from shiqrun.rewards.program_tests import complete_program, extract_code
 from shiqrun.rewards.reward import Answered, Bounded, Judging
 from shiqrun.rewards.unit_tests import UnitTests
 from shiqrun.sandbox.choice import AUTOMATIC
@@ -96,7 +96,7 @@ def naive(expected, found):
     ],
 )
 def test_outputs_are_compared_by_words_and_numbers(expected, found, same):
-    assert alike(expected, found) is same
+    assert outputs_agree(expected, found) is same
     assert naive(expected, found) is same
 
 
@@ -115,22 +115,22 @@ def test_outputs_are_compared_by_words_and_numbers(expected, found, same):
     ],
 )
 def test_what_floats_would_mix_up_is_told_apart(expected, found):
-    assert not alike(expected, found)
-    assert not alike(found, expected)
+    assert not outputs_agree(expected, found)
+    assert not outputs_agree(found, expected)
 
 
 def test_no_output_keeps_the_trainer_busy():
     """It would be for hours: the comparison runs in the trainer, and nothing limits it."""
-    code = "from shiqrun.rewards.grading import alike\nprint(alike(b'5.5', b'1' * (1 << 20) + b'x'))"
+    code = "from shiqrun.rewards.grading import outputs_agree\nprint(outputs_agree(b'5.5', b'1' * (1 << 20) + b'x'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "False\n"
 
 
 def test_long_integers_are_compared_digit_by_digit():
-    assert alike(b"9" * 9000, b"+" + b"9" * 9000)
-    assert not alike(b"9" * 9000, b"9" * 8999 + b"8")
-    assert not alike(b"1000000000000000000000000000001", b"1e30")
-    assert alike(b"1e30", b"1000000000000000000000000000001")  # who asks for a rounded number gets one
+    assert outputs_agree(b"9" * 9000, b"+" + b"9" * 9000)
+    assert not outputs_agree(b"9" * 9000, b"9" * 8999 + b"8")
+    assert not outputs_agree(b"1000000000000000000000000000001", b"1e30")
+    assert outputs_agree(b"1e30", b"1000000000000000000000000000001")  # who asks for a rounded number gets one
 
 
 @pytest.mark.parametrize("printed", ["'\\xff'", "'\\u00fc'"])
@@ -328,16 +328,22 @@ def test_human_eval(reward, answer, passes):
     ],
 )
 def test_the_last_python_block_is_the_program(text, code):
-    assert code_of(text) == code
+    assert extract_code(text) == code
 
 
 def test_a_completion_goes_on_with_the_prefix_or_replaces_it():
-    assert whole("def f():\n", "f", "    return 1\n") == "def f():\n    return 1\n"
-    assert whole("def f():\n  'doc'\n", "f", "def f(): return 1") == "\ndef f(): return 1"
-    assert whole("import a\n\ndef f(\n  x,\n):\n", "f", "def f(x): return 1") == "import a\n\n\ndef f(x): return 1"
+    assert complete_program("def f():\n", "f", "    return 1\n") == "def f():\n    return 1\n"
+    assert complete_program("def f():\n  'doc'\n", "f", "def f(): return 1") == "\ndef f(): return 1"
+    assert (
+        complete_program("import a\n\ndef f(\n  x,\n):\n", "f", "def f(x): return 1")
+        == "import a\n\n\ndef f(x): return 1"
+    )
     both = "def f():\n  'doc'\n\ndef g():\n  return 2\n"
-    assert whole(both, "f", "def f(): return 1") == f"{both}\ndef f(): return 1"
-    assert whole("def f():\n", "f", "    g = 1\n    def f2(): pass\n") == "def f():\n    g = 1\n    def f2(): pass\n"
+    assert complete_program(both, "f", "def f(): return 1") == f"{both}\ndef f(): return 1"
+    assert (
+        complete_program("def f():\n", "f", "    g = 1\n    def f2(): pass\n")
+        == "def f():\n    g = 1\n    def f2(): pass\n"
+    )
 
 
 # ------------------------------------------------------------------ input that cannot work

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from shiqrun.sandbox import choice
 from shiqrun.sandbox.backends import Backend
-from shiqrun.sandbox.choice import trial
 
 REPOSITORY = Path(__file__).parents[2]
 NOBODY = 65534
 
-trial = cache(trial)
+why_unusable = cache(choice.why_unusable)
 
 
 def usable(name: str) -> Backend:
     """The backend; skips the test where it does not work."""
-    if why := trial(name):
+    if why := why_unusable(name):
         pytest.skip(f"{name}: {why}")
     return Backend(name)
 

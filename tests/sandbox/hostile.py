@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
 
-from shiqrun.rewards.grading import verdict
-from shiqrun.rewards.problems import problem
+from shiqrun.rewards.grading import grade
+from shiqrun.rewards.program_tests import parse_tests
 from shiqrun.sandbox.backends import Backend
 from shiqrun.sandbox.pool import Pool
 from shiqrun.sandbox.worker import Limits
@@ -109,7 +109,7 @@ def attempt(backend: str, workers: int = 2) -> dict[str, list]:
                 outputs.append(run(program, limits))
                 return outputs[-1]
 
-            word = verdict(problem(case[0], "here", 99), targets.aimed(case[1]), noted, LIMITS)
+            word = grade(parse_tests(case[0], "here", 99), targets.aimed(case[1]), noted, LIMITS)
             told = "it has the secret" * any(SECRET.encode() in x.output for x in outputs)
             with looking:
                 return [word, "; ".join(filter(None, (told, targets.harm())))]
@@ -119,7 +119,7 @@ def attempt(backend: str, workers: int = 2) -> dict[str, list]:
         found["later"] = ["", targets.harm()]
         good = [("print(sum(map(int, input().split())))", [{"input": "2 3\n", "output": "5"}])] * 4
         good.append(("def add(a, b): return a + b", ADDS))
-        found["good"] = [*pool.map(lambda run, x: verdict(problem(x[1], "here", 99), x[0], run, PATIENT), good)]
+        found["good"] = [*pool.map(lambda run, x: grade(parse_tests(x[1], "here", 99), x[0], run, PATIENT), good)]
         found["lost"] = [pool.lost]
     return found
 

@@ -6,26 +6,26 @@ import pytest
 from shiqrun.errors import InputError
 from shiqrun.sandbox import probes
 from shiqrun.sandbox.backends import Backend
-from shiqrun.sandbox.choice import choose
-from shiqrun.sandbox.probes import BEGAN, attempts, held
+from shiqrun.sandbox.choice import choose_backend
+from shiqrun.sandbox.probes import BEGAN, ProbeSet, run_probes
 from shiqrun.sandbox.worker import Limits
-from tests.sandbox.here import as_ordinary_user, trial, usable
+from tests.sandbox.here import as_ordinary_user, usable, why_unusable
 
 READ = "read a file of yours"
 
 
 @pytest.mark.parametrize("name", ["bwrap", "guard"])
 def test_probes_do_no_harm(name):
-    assert [probe.what for probe, _, good in held(usable(name)) if not good] == []
+    assert [probe.what for probe, _, good in run_probes(usable(name)) if not good] == []
 
 
 def test_probes_see_what_limits_alone_do_not_prevent():
-    leaks = {probe.what for probe, _, good in held(usable("rlimits")) if not good}
+    leaks = {probe.what for probe, _, good in run_probes(usable("rlimits")) if not good}
     assert {READ, "write a file"} <= leaks
 
 
 def test_probes_do_their_harm_where_nothing_confines_them():
-    with attempts() as made:
+    with ProbeSet() as made:
         for probe in made.all:
             command = [sys.executable, "-c", BEGAN + probe.code]
             output = subprocess.run(command, capture_output=True, timeout=60).stdout
@@ -34,37 +34,37 @@ def test_probes_do_their_harm_where_nothing_confines_them():
 
 def test_a_probe_that_does_not_run_proves_nothing(monkeypatch):
     monkeypatch.setattr(probes, "LIMITS", Limits(cpu=5, wall=20.0, memory=1 << 70, output=1 << 16))
-    assert {(outcome.verdict, good) for _, outcome, good in held(usable("guard"))} == {("sandbox_error", False)}
+    assert {(outcome.verdict, good) for _, outcome, good in run_probes(usable("guard"))} == {("sandbox_error", False)}
 
 
 def test_auto_prefers_bubblewrap_and_takes_only_what_works():
-    working = [name for name in ("bwrap", "guard") if trial(name) is None]
+    working = [name for name in ("bwrap", "guard") if why_unusable(name) is None]
     if not working:
         pytest.skip("no sandbox works here")
-    assert choose("auto").name == working[0]
+    assert choose_backend("auto").name == working[0]
 
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match=r"reward.sandbox=docker: expected one of auto, bwrap, guard, rlimits"):
-        choose("docker")
+        choose_backend("docker")
 
 
 def test_limits_alone_are_taken_only_when_they_are_asked_for():
-    assert choose("rlimits") == Backend("rlimits")
+    assert choose_backend("rlimits") == Backend("rlimits")
 
 
 WITHOUT = """
 import os, struct, sys
 from shiqrun.sandbox import kernel
-from shiqrun.sandbox.choice import choose
+from shiqrun.sandbox.choice import choose_backend
 from shiqrun.errors import InputError
-kernel._control(kernel.PR_SET_NO_NEW_PRIVS, 1)
+kernel._prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
 steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x00050026), (0x06, 0, 0, 0x7FFF0000)]
-kernel.install(kernel.syscalls.packed(steps))
+kernel.install_filter(kernel.syscalls.pack_filter(steps))
 os.environ["PATH"] = "/nowhere"
 for choice in ("auto", "guard", "rlimits"):
     try:
-        print(choose(choice).name)
+        print(choose_backend(choice).name)
     except InputError as error:
         print(error)
 """

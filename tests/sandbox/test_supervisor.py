@@ -2,7 +2,7 @@
 
 import pytest
 
-from shiqrun.sandbox.worker import Limits, Program, Worker
+from shiqrun.sandbox.worker import Limits, Program, SandboxWorker
 from tests.sandbox.here import usable
 
 LIMITS = Limits(cpu=30, wall=100.0, memory=512 << 20, output=1 << 20)
@@ -39,7 +39,7 @@ print(b" ".join(sorted(found)).decode())
 @pytest.mark.parametrize("backend", ["bwrap", "guard", "rlimits"])
 def test_a_program_finds_nothing_of_those_before_it(backend):
     """Neither what they were, nor what they were given, called with, printed and gave: it may be what is right."""
-    with Worker(usable(backend)) as worker:
+    with SandboxWorker(usable(backend)) as worker:
         code = "def f(x): print('needle-printed', file=__import__('sys').stderr); return 'needle-' + 'given'"
         worker.run(Program(code, b"", "f", [(["list", "needle-asked"], ["dict"])] * 99), LIMITS)
         worker.run(Program("print(input()[::-1] * 99)", b"needle-input tuptuo-eldeen\n"), LIMITS)
@@ -57,7 +57,7 @@ print("made")
 
 @pytest.mark.parametrize("backend", ["bwrap", "guard", "rlimits"])
 def test_a_program_may_make_some_threads_but_not_as_many_as_it_likes(backend):
-    with Worker(usable(backend)) as worker:
+    with SandboxWorker(usable(backend)) as worker:
         for _ in range(2):  # each time
             assert worker.run(Program(MANY.replace("NUMBER", "200")), LIMITS).output == b"made\n"
         outcome = worker.run(Program(MANY.replace("NUMBER", "300")), LIMITS)
@@ -68,6 +68,6 @@ def test_a_program_may_make_some_threads_but_not_as_many_as_it_likes(backend):
 def test_threads_are_made_also_after_everything_was_closed():
     code = "import os\nprint('closed', flush=True)\nos.closerange(0, 9)\n" + MANY.replace("NUMBER", "9")
     code = code.replace('print("made")', "os._exit(7)")
-    with Worker(usable("guard")) as worker:
+    with SandboxWorker(usable("guard")) as worker:
         outcome = worker.run(Program(code), LIMITS)
         assert (outcome.verdict, outcome.output) == ("runtime_error", b"closed\n")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from shiqrun.sandbox.values import decode, encode, same
+from shiqrun.sandbox.values import decode, encode, equal_values
 
 PLAIN = [
     None,
@@ -86,4 +86,4 @@ def test_what_is_no_form_is_an_error(form):
     ],
 )
 def test_values_are_compared_with_a_tolerance_for_floats_only(expected, found, equal):
-    assert same(expected, found, 1e-5) is equal
+    assert equal_values(expected, found, 1e-5) is equal

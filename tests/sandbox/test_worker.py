@@ -12,7 +12,7 @@ import pytest
 from shiqrun.errors import TrainingError
 from shiqrun.sandbox.backends import Backend
 from shiqrun.sandbox.pool import Pool
-from shiqrun.sandbox.worker import Limits, Program, Worker
+from shiqrun.sandbox.worker import Limits, Program, SandboxWorker
 from tests.sandbox.here import REPOSITORY, usable
 
 PATIENT = Limits(cpu=20, wall=60.0, memory=512 << 20, output=1 << 20)
@@ -24,7 +24,7 @@ string struct sys textwrap threading time typing unicodedata uuid zlib"""
 
 @pytest.fixture(params=["bwrap", "guard", "rlimits"])
 def worker(request):
-    with Worker(usable(request.param)) as made:
+    with SandboxWorker(usable(request.param)) as made:
         yield made
 
 
@@ -86,7 +86,7 @@ def test_every_worker_gives_a_program_the_same_chances():
     code = "import random, os; print(list({'a', 'b', 'c', 'd', 'e'}), random.random(), dict(os.environ))"
     outputs = set()
     for _ in range(3):
-        with Worker(usable("guard")) as made:
+        with SandboxWorker(usable("guard")) as made:
             outputs.add(made.run(Program(code), PATIENT).output)
     assert len(outputs) == 1
 
@@ -215,7 +215,7 @@ def test_a_killed_trainer_takes_its_workers_and_their_programs_along():
         "import threading, time\n"
         "from shiqrun.sandbox.backends import Backend\n"
         "from shiqrun.sandbox.worker import *\n"
-        "w = Worker(Backend('guard'))\n"
+        "w = SandboxWorker(Backend('guard'))\n"
         "limits = Limits(60, 300.0, 1 << 29, 1 << 20)\n"
         "w.run(Program(''), limits)\n"
         "threading.Thread(target=w.run, args=(Program('import time; time.sleep(300)'), limits)).start()\n"
