@@ -21,7 +21,7 @@ Labelled = tuple[int | str, dict[str, Any]]
 
 @dataclass
 class SelectedCompletions:
-    """The completions on the page, in the compact form that completions.js reads: each text once, rows of numbers.
+    """The selected completions have the compact form that completions.js reads: each text once, and rows of numbers.
 
     Attributes:
         runs: label of each run that has completions.

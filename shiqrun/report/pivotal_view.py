@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 
 
 def chance_along_tokens(row: Row) -> list[float]:
-    """Return the chance of success before the first of T tokens and behind each: [T + 1], probabilities.
+    """Return the chance of success before the first of T tokens and behind each, `[T + 1]`, probabilities.
 
     Between two estimated positions the chance is interpolated linearly, because the search found no jump there.
     """

@@ -57,7 +57,7 @@ DROPPED_ALONE = "dropped/alone with its prompt"
 
 @dataclass
 class ReportSections:
-    """The sections of one page, made from runs; figures and CSV files are written into a folder on the way.
+    """The sections of one page are made from runs; figures and CSV files are written into a folder on the way.
 
     Attributes:
         runs: every run, in the order of their names.
@@ -172,7 +172,7 @@ class ReportSections:
         }
 
     def _curves_by_beta(self) -> list[list[Markup]]:
-        """Return the panels of each metric, one a beta, with the same limits."""
+        """Return the panels of each metric, one for each beta, with the same axis limits."""
         betas = sorted({group.beta for group in self.groups if group.beta is not None})
         panels = []
         for metric in CURVES_BY_BETA if len(betas) > 1 else ():

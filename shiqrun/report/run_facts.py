@@ -1,4 +1,4 @@
-"""The summary at the top of the page: its title, the facts that all runs share, and the runs that did not finish."""
+"""The summary at the top of the page states what was run, how long it took, and which runs did not finish."""
 
 import re
 import shlex

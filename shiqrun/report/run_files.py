@@ -1,4 +1,4 @@
-"""Strict readers of the files that runs leave: JSON, JSON lines, CSV and YAML; each error names the file and line.
+"""Strict readers parse the files that runs leave: JSON, JSON lines, CSV and YAML; errors name the file and line.
 
 A run that was killed may have torn the last line of a file; such a line is dropped. Anything else that is broken ends
 the report, because a reader would not see that a number is missing from a table.

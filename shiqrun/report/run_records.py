@@ -27,7 +27,7 @@ History = dict[str, dict[int, float]]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one training run, finished or not, left in its directory.
+    """A run record holds what one training run, finished or not, left in its directory.
 
     Attributes:
         directory: the run directory; of a job that never began, where it would have been.
@@ -78,7 +78,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """A sweep directory and the content of its `sweep.json`."""
+    """A sweep record holds a sweep directory and the content of its `sweep.json`."""
 
     directory: Path
     state: dict[str, Any]
@@ -86,7 +86,7 @@ class SweepRecord:
 
 @dataclass(frozen=True)
 class RunCollection:
-    """All runs and sweeps of a report."""
+    """A run collection holds all runs and sweeps of a report."""
 
     runs: list[RunRecord]
     sweeps: list[SweepRecord]

@@ -27,7 +27,7 @@ ESTIMATE_FILES = ("algo.targets", "algo.values")
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate over seeds: mean, half the width of its 95 % interval (NaN for one seed), and the number of seeds."""
+    """An estimate holds a mean over seeds, half the width of its 95 % interval (NaN for one seed), and their number."""
 
     mean: float
     half: float
@@ -41,7 +41,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """The runs of one method at one beta, which differ in their seed alone.
+    """A seed group holds the runs of one method at one beta, which differ in their seed alone.
 
     Attributes:
         method: the loss, and the settings in which its runs differ.

@@ -30,14 +30,14 @@ PYTHON = ("python", "python3", "py")
 
 @dataclass(frozen=True)
 class Streams:
-    """Tests of a program that reads and prints: input and expected output of each, UTF-8."""
+    """Streams are the tests of a program that reads and prints: input and expected output of each, UTF-8."""
 
     tests: tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(frozen=True)
 class Calls:
-    """Tests of a function: its name, (arguments, keywords) of each call and the expected values, all encoded."""
+    """Calls are the tests of a function: (arguments, keywords) of each call and the expected values, all encoded."""
 
     prefix: str
     entry_point: str
@@ -47,7 +47,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Check:
-    """Tests of a function by code, `check(candidate)`, with a right `solution`."""
+    """A check is code `check(candidate)` that tests a function, with a right `solution`."""
 
     prefix: str
     entry_point: str

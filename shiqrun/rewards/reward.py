@@ -20,7 +20,7 @@ Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Answered:
-    """A prompt with one completion.
+    """An answered prompt is a prompt with one completion, which a reward scores.
 
     Attributes:
         prompt: the chat messages before the completion.
@@ -41,7 +41,7 @@ class Answered:
 
 
 class Reward(ABC):
-    """A reward, made by `conf/reward/*.yaml`; the keyword-only parameters of its constructor are the keys of its YAML.
+    """A reward scores completions; the keyword-only parameters of its constructor are the keys of its YAML.
 
     Only `score` must be written. `as_reward` lends the other methods to a class that does not inherit from this one.
 
@@ -92,7 +92,7 @@ class Reward(ABC):
 
 
 class _AdoptedReward(Adopted, Reward):
-    """A user's reward that does not inherit from `Reward`."""
+    """An adopted reward wraps a user's reward that does not inherit from `Reward`."""
 
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
         """Return one number for each item."""

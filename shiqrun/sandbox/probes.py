@@ -43,7 +43,7 @@ def run_probes(backend: Backend) -> Iterator[tuple[Probe, Outcome, bool]]:
 
 
 class ProbeSet:
-    """The probes together with the files and the listening socket that they attack; a context manager."""
+    """A probe set makes the files and the listening socket that its probes attack; a context manager."""
 
     def __enter__(self) -> "ProbeSet":
         with ExitStack() as made:

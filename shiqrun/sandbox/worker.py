@@ -23,7 +23,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one program.
+    """Limits bound the time, memory and output of one program.
 
     Attributes:
         cpu: seconds of processor time.
@@ -40,7 +40,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Program:
-    """A program to run: Python code with its standard input, or with calls of a function that it defines.
+    """A program is Python code with its standard input, or with calls of a function that it defines.
 
     Attributes:
         code: Python source.
@@ -57,7 +57,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one program.
+    """An outcome says how one program ended and what it gave.
 
     Attributes:
         verdict: `ok` where it ended by itself with exit code 0; or `syntax_error`, `runtime_error`, `timeout`,

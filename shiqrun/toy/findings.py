@@ -66,7 +66,7 @@ class Crosstab:
 
 @dataclass(frozen=True)
 class Findings:
-    """The findings of one study.
+    """Findings hold the records, tables and figure of one study.
 
     Attributes:
         name: name of the study and of its files.

@@ -43,7 +43,7 @@ class StudyMethod:
 
 @dataclass(frozen=True)
 class TableRows:
-    """Rows of a batch, each a trajectory with the places of its actions in the tables.
+    """Table rows are trajectories of a batch with the places of their actions in the tables.
 
     Attributes:
         batch: what the loss sees. Rows of different seeds have different groups; a pair's rows are neighbours.

@@ -14,7 +14,7 @@ from shiqrun.toy.tabular_problems import TabularProblem
 
 @dataclass(frozen=True)
 class LoggedTrajectories:
-    """The logged trajectories of several seeds; where there are two kinds, the first half is good, the second half bad.
+    """Logged trajectories of several seeds form one tensor each; of two kinds, the first half is good, the second bad.
 
     Attributes:
         state: `[tables, n, A]` int64.

@@ -1,4 +1,4 @@
-"""Figures of studies share this style and these parts; matplotlib is imported only when a figure is drawn."""
+"""The figures of all toy studies share this style and these parts; matplotlib is imported when a figure is drawn."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

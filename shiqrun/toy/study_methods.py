@@ -29,7 +29,7 @@ def shiq_init(beta: Positive) -> StudyMethod:
 
 
 def direct(beta: Positive) -> StudyMethod:
-    """Return the one-step loss between soft-Q and ShiQ in the paper's derivation."""
+    """Return the one-step loss before ShiQ's reward shaping, with log pi_ref in its residuals."""
     return StudyMethod("direct", partial(losses.direct, beta=beta), "action")
 
 
