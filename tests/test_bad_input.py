@@ -12,10 +12,7 @@ from tests.support.command_line import metrics, summary
 SHORT = ("data=jsonl", "logger=none", "trainer.max_steps=1", "trainer.batch_size=4")
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def rows(n=12, **columns):

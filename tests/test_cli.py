@@ -11,10 +11,7 @@ from shiqrun.cli import COMMANDS, main
 HEAVY = {"hydra", "omegaconf", "torch", "lightning", "transformers", "pydantic"}
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def cli(*words: str, **environment: str) -> subprocess.CompletedProcess:

@@ -22,16 +22,7 @@ from tests.support.command_line import (
     wait_for_rows,
 )
 
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("methods")
-
-
-@pytest.fixture(autouse=True)
-def workplace(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 @pytest.mark.parametrize(

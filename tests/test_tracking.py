@@ -12,20 +12,18 @@ from lightning.pytorch.loggers import CSVLogger
 from shiqrun.tracking import Wandb, close, has_key, log_samples
 from tests.support import wandb_file
 from tests.support.command_line import SMALL, command, finished, metrics
+from tests.support.places import working_in
 
 TRACKED = [word for word in SMALL if word != "logger=none"]
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
+def tracked(home):
     """A run that was stopped after some steps and resumed, with W&B on and no key."""
-    home = tmp_path_factory.mktemp("tracked")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
+    with working_in(home) as patch:
         patch.delenv("WANDB_MODE", raising=False)
         patch.delenv("WANDB_API_KEY", raising=False)
         patch.setenv("HOME", str(home))
-        patch.setenv("SHIQRUN_CACHE", str(home / "cache"))
         words = ("trainer.max_steps=7", "run_dir=run", "algo.beta=0.3", "logger.tags=[a,b]", "logger.group=g")
         code, out = finished(command("train", *TRACKED, *words))
     assert code == 0, out
@@ -148,6 +146,7 @@ ALONE = """
 import logging, sys
 from pathlib import Path
 from shiqrun.tracking import Wandb, close
+from tests.support.places import working_in
 logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
 settings = Wandb(project="p", entity=None, group=None, job_type=None, tags=[])
 settings.open(Path(sys.argv[1]), {"seed": 3}).log_metrics({"val/loss": 0.5}, 4)

@@ -16,10 +16,9 @@ SCORED = (*SETTINGS, "reward=exact_match")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("eval")
-    make_base(folder)
-    return folder
+def home(home):
+    make_base(home)
+    return home
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +27,7 @@ def done(home):
     return home / "done"
 
 
-@pytest.fixture(autouse=True)
-def workplace(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def strictly(text):

@@ -23,15 +23,7 @@ FIGURES = {"episodes", "reward", "reward_per_turn", "official_score", "official_
 FIGURES |= {"turns/empty", "episodes/no_room", "episodes/too_many_steps", "calls/refused", "calls/stopped"}
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("bfcl")
-
-
-@pytest.fixture(autouse=True)
-def workplace(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def strictly(text):

@@ -9,21 +9,14 @@ import pytest
 from shiqrun.cli import main
 from tests.support.browser import needs_chromium
 from tests.support.command_line import command, finished, largest_difference, metrics, summary
+from tests.support.places import working_in
 
 PROBLEMS = ("data=programs", "data.base=4", "data.primitives=[reverse,sort,rotate,add,drop]", "data.problems=120")
 PROBLEMS = (*PROBLEMS, "data.val_problems=16", "logger=none")
 SEARCH = ("reward=programs", "pivotal.max_new_tokens=10", "pivotal.between=[0,0.95]", "pivotal.again=30")
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("pivotal")
-
-
-@pytest.fixture(autouse=True)
-def workplace(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +31,7 @@ def policy(home):
 
 @pytest.fixture(scope="module")
 def searched(home, policy):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+    with working_in(home):
         assert main(["pivotal", *PROBLEMS, *policy, *SEARCH, "run_dir=searched"]) == 0
     return home / "searched"
 

@@ -25,10 +25,7 @@ from tests.support.helpers import DATA, STORIES, assistant, needs_stories, user
 HH = DATA / "hh_harmless_test_train4of5.jsonl.gz"
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def write(name, rows):

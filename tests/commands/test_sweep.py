@@ -12,6 +12,7 @@ import pytest
 from shiqrun.cli import main
 from tests.support import wandb_file
 from tests.support.command_line import command, finished, summary, wait_for_rows
+from tests.support.places import working_in
 
 TINY = (
     "data.maps=20",
@@ -24,16 +25,9 @@ TINY = (
 DIVERGES = "1e30"  # as trainer.learning_rate: the second step is not finite
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("sweeps")
-
-
 @pytest.fixture(autouse=True)
-def workplace(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
-    monkeypatch.setenv("HOME", str(home))
+def user_home(at_home, monkeypatch):
+    monkeypatch.setenv("HOME", str(at_home))
 
 
 def table(folder: Path, name: str = "sweep.csv") -> list[dict[str, str]]:
@@ -52,9 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def swept(home):
     """(its directory, output) of a grid of four jobs on two processes, of which two diverge."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+    with working_in(home) as patch:
         patch.setenv("HOME", str(home))
         words = ("algo=shiq,copg", f"trainer.learning_rate=0.01,{DIVERGES}", "trainer.max_steps=3", "run_dir=grid")
         code, out = finished(command("sweep", *TINY, *words, "sweep.parallel=2"))

@@ -14,6 +14,7 @@ from shiqrun.data.program_language import parse, run
 from shiqrun.util.lock import Lock
 from tests.rewards.classifiers import save
 from tests.support.command_line import checkpoint, command, finished, largest_difference, metrics, summary
+from tests.support.places import working_in
 
 DATA = (
     "data=programs",
@@ -32,24 +33,18 @@ BETA = 0.0868589
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(home):
     """A reference of a few steps, another one of another seed, and the first one's values."""
-    folder = tmp_path_factory.mktemp("values")
     small = ("model.hidden_size=48", "model.num_layers=2", "logger=none", "eval.every=0", "trainer.max_steps=120")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("SHIQRUN_CACHE", str(folder / "cache"))
+    with working_in(home):
         for seed in (0, 1):
             words = ("algo=sft", *DATA, "data.problems=400", "data.completions=best", f"seed={seed}")
             assert main(["train", *words, *small, f"run_dir=reference{seed}"]) == 0
         assert values("run_dir=made") == 0
-    return folder
+    return home
 
 
-@pytest.fixture(autouse=True)
-def workplace(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def model(seed=0):

@@ -12,10 +12,9 @@ from shiqrun.errors import InputError
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "rm").mkdir()
-    return tmp_path
+def workplace(workplace):
+    (workplace / "rm").mkdir()
+    return workplace
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from shiqrun.config.launch import launch
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
+def workplace(workplace, monkeypatch):
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    monkeypatch.syspath_prepend(Path(__file__).parent)  # where toy_command.py is
+    yield workplace
     root.handlers[:], root.level = handlers, level
 
 

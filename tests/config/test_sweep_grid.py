@@ -70,10 +70,8 @@ def test_a_dashboard_gets_the_sweeps_name_and_what_is_swept_and_keeps_what_the_u
     assert labels(OmegaConf.create({"logger": {"name": "none"}}), {"algo.beta": "0.1"}, tmp_path) == {}
 
 
-def test_another_launcher_runs_the_same_grid(tmp_path, monkeypatch):
+def test_another_launcher_runs_the_same_grid(workplace):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra joblib")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(tmp_path / "cache"))
     small = ("data.maps=20", "data.val_maps=3", "model.hidden_size=16", "model.num_layers=1", "trainer.max_steps=2")
     words = (
         "seed=1,2",
@@ -86,7 +84,7 @@ def test_another_launcher_runs_the_same_grid(tmp_path, monkeypatch):
     code, out = finished(command("sweep", *small, *words))
     assert code == 0, out
     assert "Joblib" in out
-    with (tmp_path / "out/sweep.csv").open(newline="") as file:
+    with (workplace / "out/sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["status"], row["seed"]) for row in rows] == [("finished", "1"), ("finished", "2")]
-    assert [json.loads((tmp_path / "out" / row["dir"] / "summary.json").read_text())["seed"] for row in rows] == [1, 2]
+    assert [json.loads((workplace / "out" / row["dir"] / "summary.json").read_text())["seed"] for row in rows] == [1, 2]

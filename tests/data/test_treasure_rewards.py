@@ -177,16 +177,14 @@ def test_exact_figures_do_not_depend_on_where_the_return_is_written():
 
 
 # ------------------------------------------------------------------ the command and the study
-def test_the_command_line_gives_it_to_shiq_and_changes_nothing_for_copg(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(tmp_path / "cache"))
+def test_the_command_line_gives_it_to_shiq_and_changes_nothing_for_copg(workplace):
     pay = [f"data.{name}={value}" for name, value in BINARY.items()]
     first = {}
     for algo in ("shiq", "copg"):
         for where in ("turns", "last"):
             words = (f"algo={algo}", f"data.rewards={where}", *pay, "trainer.max_steps=1", "eval.every=0")
             assert train(*words, f"run_dir={algo}_{where}") == 0
-            first[algo, where] = metrics(tmp_path / f"{algo}_{where}")[-1]
+            first[algo, where] = metrics(workplace / f"{algo}_{where}")[-1]
     assert first["copg", "last"]["train/loss"] == pytest.approx(first["copg", "turns"]["train/loss"])
     assert first["shiq", "last"]["train/loss"] != pytest.approx(first["shiq", "turns"]["train/loss"], rel=0.05)
     assert first["shiq", "last"]["train/reward"] == pytest.approx(first["shiq", "turns"]["train/reward"])

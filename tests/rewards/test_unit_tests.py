@@ -412,11 +412,9 @@ def test_limits_alone_are_warned_of(caplog):
 
 # ------------------------------------------------------------------ the command line
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def workplace(workplace):
     usable("guard")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+    return workplace
 
 
 def score(workplace, rows, *words):

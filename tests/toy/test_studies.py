@@ -36,10 +36,7 @@ SMALL = {
 ROWS = {"bandit": 12 * 6 * 4, "grid": 13 * 2 * 2, "propagation": 4 * 2, "init": 2 * 2, "offset": 3 * 9, "lambda": 16}
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def records(file):

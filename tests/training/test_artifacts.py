@@ -28,6 +28,7 @@ from tests.support.command_line import (
     train,
     wait_for_rows,
 )
+from tests.support.places import working_in
 
 ODD = "line\u2028separator, next\u0085line, form\x0cfeed, vertical\x0btab, two\nlines, é, 字"
 
@@ -80,15 +81,8 @@ PROBLEM = ("logger=none", "data.maps=40", "data.val_maps=4", "trainer.batch_size
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("adapters")
-
-
-@pytest.fixture(scope="module")
 def workplace(home):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+    with working_in(home):
         assert train("run_dir=start", "trainer.max_steps=6") == 0
         yield home
 

@@ -20,10 +20,9 @@ KEYS += ["reference_completion", "reference_reward"]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("answers")
-    make_base(folder)
-    return folder
+def home(home):
+    make_base(home)
+    return home
 
 
 @pytest.fixture(scope="module")

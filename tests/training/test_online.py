@@ -10,26 +10,21 @@ from shiqrun.cli import main
 from shiqrun.training import online
 from tests.support.command_line import metrics, summary
 from tests.support.online_words import PROBLEMS, SMALL, experience, live, train
+from tests.support.places import working_in
 
 TEMPERATE = "rollout.temperature=[0.5,1.2]"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(home):
     """A policy that solves some problems, and where its targets are."""
-    folder = tmp_path_factory.mktemp("online")
     trained = ("trainer.max_steps=80", "trainer.batch_size=32", "trainer.learning_rate=3e-3", "eval.every=0")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("SHIQRUN_CACHE", str(folder / "cache"))
+    with working_in(home):
         assert main(["train", "algo=sft", *PROBLEMS, *SMALL, *trained, "run_dir=sft"]) == 0
-    return folder
+    return home
 
 
-@pytest.fixture(autouse=True)
-def workplace(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def leases(run_dir):
@@ -53,9 +48,7 @@ def everything_is_accounted_for(run_dir, accepted, trained):
 @pytest.fixture(scope="module")
 def half(home):
     """SPO, half of whose batches are logged."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+    with working_in(home):
         assert live("spo", TEMPERATE, "run_dir=half") == 0
     return home / "half"
 

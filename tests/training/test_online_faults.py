@@ -26,11 +26,6 @@ WORDS = (f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=4")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("online")
-
-
-@pytest.fixture(scope="module")
 def whole(home):
     """The weights at the end of a run in one process that nothing happened to."""
     code, out = finished(begin(home / "whole", *ENGINES["local"], *WORDS))

@@ -8,21 +8,10 @@ import pytest
 
 from shiqrun.cli import main
 from tests.support.online_words import ONLINE, PROBLEMS, SMALL, TINY, VALUES, live, train
+from tests.support.places import working_in
 from tests.test_contract import commands_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "online.md"
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return tmp_path_factory.mktemp("refused")
-
-
-@pytest.fixture
-def place(directory, monkeypatch):
-    monkeypatch.chdir(directory)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(directory / "cache"))
-    return directory
 
 
 REFUSED = {
@@ -112,7 +101,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_is_said_before_anything_is_loaded_and_leaves_nothing(place, name, capfd):
+def test_what_cannot_be_is_said_before_anything_is_loaded_and_leaves_nothing(at_home, name, capfd):
     algo, words, told = REFUSED[name]
     dry = [] if name == "a prompt" else ["dry_run=true"]
     given = words if "rollout=none" in words else [*ONLINE, *words]
@@ -120,29 +109,29 @@ def test_what_cannot_be_is_said_before_anything_is_loaded_and_leaves_nothing(pla
     assert train(algo, *frozen, *given, *dry, "run_dir=refused", model=TINY) == 2
     out = capfd.readouterr()
     assert told in " ".join((out.out + out.err).split())
-    assert not (place / "refused" / "experience").exists()
-    assert dry == [] or not (place / "refused").exists()
+    assert not (at_home / "refused" / "experience").exists()
+    assert dry == [] or not (at_home / "refused").exists()
 
 
 @pytest.mark.parametrize("data", ["treasure", "bfcl"])
-def test_data_that_answer_the_policy_are_no_completions(place, data, capfd):
+def test_data_that_answer_the_policy_are_no_completions(at_home, data, capfd):
     if data == "bfcl":
         pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the README says how to install")
     words = (f"data={data}", *(["data.maps=20", "data.val_maps=2"] if data == "treasure" else []), "logger=none")
     given = ("algo=shiq", "algo.reference=frozen", *words, *ONLINE, "eval.every=0", "dry_run=true", "run_dir=refused")
     assert main(["train", *given]) == 2
     assert f"rollout: data={data} answers the policy, and a rollout is one" in " ".join(capfd.readouterr().err.split())
-    assert not (place / "refused").exists()
+    assert not (at_home / "refused").exists()
 
 
-def test_fewer_waiting_than_a_step_takes_are_refused(place, capfd):
+def test_fewer_waiting_than_a_step_takes_are_refused(at_home, capfd):
     pytest.importorskip("ray", reason="rollout=ray needs Ray: pip install 'shiqrun[ray]'")
     words = ("rollout=ray", "rollout.waiting=7", "dry_run=true", "run_dir=refused")
     assert live("shiq", *words, model=TINY) == 2
     assert "rollout.waiting=7: a step takes 8; let as many wait" in " ".join(capfd.readouterr().err.split())
 
 
-def test_without_ray_it_is_said_what_to_install(place, monkeypatch, capfd):
+def test_without_ray_it_is_said_what_to_install(at_home, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not there
     assert live("shiq", "rollout=ray", "dry_run=true", "run_dir=refused", model=TINY) == 2
     assert "Ray is missing; pip install 'shiqrun[ray]', or set rollout=local" in " ".join(
@@ -150,7 +139,7 @@ def test_without_ray_it_is_said_what_to_install(place, monkeypatch, capfd):
     )
 
 
-def test_a_dry_run_says_what_would_be_sampled_and_leaves_no_file(place, capfd):
+def test_a_dry_run_says_what_would_be_sampled_and_leaves_no_file(at_home, capfd):
     more = (
         "rollout.samples_per_prompt=2",
         "rollout.sources.logged=1",
@@ -168,25 +157,23 @@ def test_a_dry_run_says_what_would_be_sampled_and_leaves_no_file(place, capfd):
     ):
         assert told in out
     assert "top-p 0.95, at most 10 tokens; new weights every 5 steps" in out
-    assert not (place / "dry").exists()
+    assert not (at_home / "dry").exists()
     assert train("shiq", "dry_run=true", "run_dir=dry", model=TINY) == 0
     assert "rollouts" not in capfd.readouterr().out
 
 
 # ------------------------------------------------------------------ what docs/online.md says
 @pytest.fixture(scope="module")
-def named(directory):
+def named(home):
     """The model and the run that the page names."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(directory)
-        patch.setenv("SHIQRUN_CACHE", str(directory / "cache"))
+    with working_in(home):
         assert main(["train", "algo=sft", *PROBLEMS, *SMALL, "trainer.max_steps=1", "eval.every=0", "run_dir=sft"]) == 0
-        (directory / "my_model").symlink_to("sft/policy")
+        (home / "my_model").symlink_to("sft/policy")
         assert live("shiq", "trainer.max_steps=2", "run_dir=RUN_DIR", model=TINY) == 0
 
 
 @pytest.mark.parametrize("line", commands_of(PAGE))
-def test_every_command_of_the_page_passes_a_dry_run(named, place, line, capfd):
+def test_every_command_of_the_page_passes_a_dry_run(named, at_home, line, capfd):
     """Dots stand for what the first command says of problems, model and steps; problems are fewer here."""
     given = shlex.split(commands_of(PAGE)[0], comments=True)[1:]
     words = shlex.split(line, comments=True)[1:]

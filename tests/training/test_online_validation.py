@@ -8,28 +8,19 @@ from shiqrun.errors import InputError
 from shiqrun.evaluation.evaluator import CompletionEvaluator
 from tests.support.command_line import checkpoint, metrics, timeless
 from tests.support.online_words import TINY, live
+from tests.support.places import working_in
 
 WORDS = ("rollout.model_update_interval=3", "eval.every=3", "eval.max_prompts=4", "eval.max_new_tokens=4")
 WORDS = (*WORDS, "trainer.max_steps=8", "trainer.log_every=1", "trainer.learning_rate=1e-2")
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("validation")
-
-
-@pytest.fixture(autouse=True)
-def workplace(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 @pytest.fixture(scope="module")
 def whole(home):
     """A run that nothing happened to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+    with working_in(home):
         assert live("shiq", *WORDS, "run_dir=whole", model=TINY) == 0
     return home / "whole"
 

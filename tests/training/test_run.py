@@ -25,25 +25,15 @@ from tests.support.command_line import (
     wait_for_rows,
 )
 from tests.support.helpers import STORIES, needs_stories
+from tests.support.places import working_in
 
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("train")
-
-
-@pytest.fixture(autouse=True)
-def workplace(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 @pytest.fixture(scope="module")
 def done(home):
     """One finished run of 12 steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+    with working_in(home):
         assert train("run_dir=done", "trainer.max_steps=12", "trainer.checkpoint_every=4", "algo.beta=0.5") == 0
     return home / "done"
 
@@ -225,9 +215,7 @@ LONG = ("trainer.max_steps=30", "trainer.checkpoint_every=4", "algo.beta=0.5", "
 @pytest.fixture(scope="module")
 def whole(home):
     """The run that nothing interrupted, in a process like the others'."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.setenv("SHIQRUN_CACHE", str(home / "cache"))
+    with working_in(home):
         code, out = finished(start("run_dir=whole", *LONG))
     assert code == 0, out
     return home / "whole"

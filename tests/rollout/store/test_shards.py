@@ -101,9 +101,7 @@ def test_it_is_a_data_set_as_it_is(directory):
         assert (example.prompt_id, example.columns["uid"]) == (t.prompt_id, t.uid)
 
 
-def test_a_run_takes_it_by_its_path(directory, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SHIQRUN_CACHE", str(tmp_path / "cache"))
+def test_a_run_takes_it_by_its_path(directory, capsys, workplace):
     filled(directory, 7, 9)
     (directory / "experience-000002.parquet.unfinished").write_bytes(b"torn")
     (directory / ".experience-000002.parquet.partial").write_bytes(b"torn")
