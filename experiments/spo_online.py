@@ -1,0 +1,58 @@
+"""Study of learning while sampling: SPO, PPO, CoPG and ShiQ from one reference, SPO's parts half online (docs/online.md).
+
+Takes two hours on two CPU cores.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.spo_offline import EIGHTH, prepare
+from experiments.steps import Steps, study_parser
+
+REPORTED = ("half", "online", "ppo", "copg", "shiq")
+WARM = ("algo.beta=0.0868589", "rollout.temperature=[1,1]", "rollout.top_p=1")
+"""Sampling of the other methods: the SPO paper's behaviour temperatures tell them little, because two completions of a
+prompt that are drawn cold are often the same."""
+
+
+def arms(out: Path) -> dict[str, tuple[str, ...]]:
+    """Return the settings of every sweep, by the name of its directory."""
+    spo = (f"algo.values={out}/values/values.jsonl",)
+    entropy = (*spo, "algo.link=cross_entropy", "algo.anchor=0")
+    replayed = (*WARM, "algo.reference=frozen", "rollout.sources.logged=0", "rollout.sources.replay=1")
+    # Monte-Carlo targets have a cross-entropy, and rollout.losses no weights: they are mixed with cross-entropies alone.
+    targets = (f"algo.targets={out}/pivotal/pivotal.jsonl", "rollout.sources.annotated=1")
+    further = ("rollout.sources.further=1", f"rollout.path={out}/pivotal/rollouts.jsonl")
+    ppo = ("algo=ppo", "algo.anchor=0", "rollout.offline=0", "rollout.model_update_interval=1")
+    return {
+        "half": entropy,
+        "online": (*entropy, "rollout.offline=0"),
+        "ppo": (*ppo, *WARM),
+        "copg": ("algo=copg", "algo.anchor=0", "rollout.samples_per_prompt=2", *replayed),
+        "shiq": ("algo=shiq", "algo.anchor=10", "algo.reward_offset=mean", *replayed),
+        "half_warm": (*entropy, *WARM),
+        "online_warm": (*entropy, *WARM, "rollout.offline=0"),
+        "updates": (*entropy, "rollout.model_update_interval=1,50"),
+        "square": spo,
+        "nonterminal": ("algo=spo_nonterminal", "algo.reference=frozen", *entropy),
+        "advantage": ("algo=spo_advantage", "algo.reference=frozen", EIGHTH, *spo),
+        "targets": (*entropy, *targets, "rollout.losses.annotated=monte_carlo"),
+        "rollouts": (*entropy, *further),
+    }
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the study."""
+    options = study_parser(__doc__, out="outputs/spo").parse_args(words)
+    steps, out = Steps(dry_run=options.dry_run, threads=1), options.out
+    prepare(steps, out, options.logger)
+    start, logger = f"model.path={out}/sft/policy", f"logger={options.logger}"
+    grid = ("experiment=spo_programs", f"seed={options.seeds}", start, logger)
+    for name, settings in arms(out).items():
+        steps.sweep(out / name, *grid, *settings, jobs=options.jobs)
+    steps.python("experiments.spo_online_figures", str(out))
+    steps.shiqrun("report", *(f"{out}/{name}" for name in REPORTED), "--out", f"{out}/methods.html")
+
+
+if __name__ == "__main__":
+    main()
