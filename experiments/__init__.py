@@ -1,4 +1,4 @@
-"""Studies: each module runs the commands behind a page of docs/, can be stopped and gone on with, and draws its figures.
+"""Studies: a module runs the commands behind a page of docs/, goes on where it was stopped, and draws the figures.
 
 `python -m experiments.NAME --dry-run` prints the commands that a study would run now.
 """

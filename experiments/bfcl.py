@@ -1,4 +1,4 @@
-"""Study of function calling over several turns: supervised start, methods, ablations, two reports (docs/bfcl.md).
+"""Study of function calling over several turns (docs/bfcl.md): reference, methods, ablations, two reports.
 
 Runs on a shortened BFCL with a tiny model; takes an hour on two CPU cores.
 """

@@ -1,4 +1,4 @@
-"""Study of methods on text: supervised start, reward model, scores, methods over betas and seeds, report (docs/text.md).
+"""Study of methods on text (docs/text.md): reference, reward model, scores, methods over betas and seeds, report.
 
 Takes 48 minutes on two CPU cores. `--data` is a file of preference pairs, `--model` a small pretrained model.
 """

@@ -1,4 +1,4 @@
-"""Study of SPO on logged programs: reference, prompt values, pivotal tokens, ablations, a picture (docs/spo.md).
+"""Study of SPO on logged programs (docs/spo.md): reference, prompt values, pivotal tokens, ablations, a picture.
 
 Takes an hour on two CPU cores.
 """

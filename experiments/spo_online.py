@@ -1,4 +1,4 @@
-"""Study of learning while sampling: SPO, PPO, CoPG and ShiQ from one reference, SPO's parts half online (docs/online.md).
+"""Study of learning while sampling (docs/online.md): SPO, PPO, CoPG and ShiQ from one reference, and parts of SPO.
 
 Takes two hours on two CPU cores.
 """
@@ -20,7 +20,7 @@ def arms(out: Path) -> dict[str, tuple[str, ...]]:
     spo = (f"algo.values={out}/values/values.jsonl",)
     entropy = (*spo, "algo.link=cross_entropy", "algo.anchor=0")
     replayed = (*WARM, "algo.reference=frozen", "rollout.sources.logged=0", "rollout.sources.replay=1")
-    # Monte-Carlo targets have a cross-entropy, and rollout.losses no weights: they are mixed with cross-entropies alone.
+    # The loss of Monte-Carlo targets is a cross-entropy, and rollout.losses has no weights: it is mixed with its like.
     targets = (f"algo.targets={out}/pivotal/pivotal.jsonl", "rollout.sources.annotated=1")
     further = ("rollout.sources.further=1", f"rollout.path={out}/pivotal/rollouts.jsonl")
     ppo = ("algo=ppo", "algo.anchor=0", "rollout.offline=0", "rollout.model_update_interval=1")

@@ -1,4 +1,4 @@
-"""The steps of a study: `shiqrun` commands, each a process of its own, skipped where an earlier start has finished them."""
+"""Steps of a study: `shiqrun` commands, each in its own process, skipped where an earlier start has finished them."""
 
 import argparse
 import os

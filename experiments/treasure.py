@@ -1,4 +1,4 @@
-"""Exact regret on treasure for many methods and seeds: `python -m bench.treasure methods|anchor|rewards --out DIR`.
+"""Study of exact regret on treasure (docs/treasure.md): `python -m experiments.treasure methods|anchor|rewards`.
 
 Each job is a `shiqrun train` in this process; a job whose summary.json is there is not run again, so that a study can
 be stopped and gone on with. Seeds change the reference's initial weights and data order, and the method's data order.
@@ -8,7 +8,9 @@ be stopped and gone on with. Seeds change the reference's initial weights and da
 import argparse
 import csv
 import json
-from collections.abc import Callable, Iterable
+import math
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from shiqrun.cli import main as shiqrun
 from shiqrun.console import console
 from shiqrun.util.intervals import interval
 
-METHODS = {
+Settings = list[str]
+METHODS: dict[str, Settings] = {
     "shiq": [],
     "shiq lam=.9": ["algo.lam=0.9"],
     "shiq_ms": [],
@@ -32,7 +35,7 @@ METHODS = {
     "dro group_mean": ["algo.baseline=group_mean"],
     "dro_v": ["algo.value_lr_ratio=1"],
 }
-ANCHORS = {
+ANCHORS: dict[str, Settings] = {
     "none": [],
     "uniform .1 x 4": ["algo.anchor=0.1"],
     "policy .1 x 4": ["algo.anchor=0.1", "algo.anchor_from=policy", "algo.reference=frozen"],
@@ -41,14 +44,14 @@ ANCHORS = {
 }
 
 LAST = ["data.rewards=last"]
-REWARDS = {
+REWARDS: dict[str, Settings] = {
     "shiq": [],
     "shiq, last": LAST,
     "shiq_tk": [],
     "shiq_tk, last": LAST,
     "shiq_ms": [],
     "shiq_ms, last": LAST,
-    "copg": [],  # this and the next two see a trajectory's sums only: `last` is the same for them
+    "copg": [],  # this and the next two read the sum of a trajectory's rewards: `last` is the same for them
     "dpo": [],
     "dro": [],
 }
@@ -56,9 +59,12 @@ RATES = {
     f"{label}, rate {rate}": [*REWARDS[label], f"trainer.learning_rate={rate}"]
     for rate in ("5e-4", "1e-3", "4e-3")
     for label in ("copg", "dpo")
-}  # whether a ranking hangs on the one rate that was tuned for shiq
+}
+"""Other learning rates, because the usual one was tuned for shiq."""
 RATED_SEEDS, RICHER_SEEDS = 2, 3
+"""Numbers of seeds that the other rates and the richer maps are run with."""
 USUAL, RICHER = "data.fillers=0", "data.treasures=3"
+"""Problems, each one setting."""
 PAIRS = [
     ("shiq, last", "shiq"),
     ("shiq_tk, last", "shiq_tk"),
@@ -72,19 +78,21 @@ PAIRS = [
     ("dpo", "shiq, last"),
     ("dro", "shiq, last"),
 ]
-
-
-Arm = tuple[str, str, list[str]]
+"""Arms that are compared seed by seed: the first less the second."""
+Arm = tuple[str, str, Settings]
+"""(label, problem, settings): a problem is one setting, given to the reference too."""
+Found = dict[tuple[str, str], dict[int, dict[str, float]]]
+"""Figures of every (label, problem), by seed."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """How a study's jobs are run.
+    """The arms of a study and the length of their runs.
 
     Attributes:
-        steps: optimiser steps; 128 are an epoch.
+        steps: optimiser steps of a run; 128 are an epoch.
         every: optimiser steps between evaluations.
-        arms: (label, problem, settings) of every arm at a seed; a problem is one setting, given to its reference too.
+        arms: the arms that are run with a seed.
     """
 
     steps: int
@@ -93,12 +101,12 @@ class Study:
 
 
 def methods(seed: int) -> Iterable[Arm]:
-    """Every method, as it comes."""
+    """Return every method with its usual settings."""
     return [(name, USUAL, [f"algo={name.split()[0]}", *extra]) for name, extra in METHODS.items()]
 
 
 def anchors(seed: int) -> Iterable[Arm]:
-    """Three methods with every anchor, in both vocabularies, on data without an illegal token."""
+    """Yield three methods with every anchor, in two vocabularies, on data without illegal tokens."""
     for fillers in (0, 4000):
         for method in ("shiq", "copg", "dro"):
             for name, extra in ANCHORS.items():
@@ -106,7 +114,7 @@ def anchors(seed: int) -> Iterable[Arm]:
 
 
 def rewards(seed: int) -> Iterable[Arm]:
-    """Rewards at their turns or all at the last; for the first seeds also other rates, and maps with more to earn."""
+    """Yield methods with rewards at their turns or at the last; with some seeds also other rates and richer maps."""
     chosen = REWARDS | (RATES if seed < RATED_SEEDS else {})
     for name, extra in chosen.items():
         yield name, USUAL, [f"algo={name.split(',')[0]}", *extra]
@@ -115,46 +123,58 @@ def rewards(seed: int) -> Iterable[Arm]:
 
 
 STUDIES = {"methods": Study(384, 384, methods), "anchor": Study(600, 600, anchors), "rewards": Study(384, 128, rewards)}
-Found = dict[tuple[str, str], dict[int, dict[str, float]]]
-"""Figures of every (label, problem), by seed."""
 
 
-def run(out: Path, study: Study, arm: Arm, seed: int) -> dict[str, float]:
-    """One job's summary, with the regret `before` and at the first evaluation; makes its reference where there is none.
+def commands(out: Path, study: Study, arm: Arm, seed: int) -> list[tuple[Settings, Path]]:
+    """Return (words of `shiqrun`, run directory) of the reference of an arm and of its run, with a seed.
 
     References do not depend on the method: all arms of a problem and a seed start from the same.
     """
     label, problem, words = arm
     kind = problem.removeprefix("data.").replace("=", "")
-    base = out / f"reference_{kind}_{seed}"
-    shared = ["logger=none", f"seed={seed}", problem]
-    if not (base / "summary.json").is_file():
-        shiqrun(["train", "experiment=demo_reference", *shared, f"run_dir={base}"])
+    reference = out / f"reference_{kind}_{seed}"
     folder = out / f"{label}_{kind}_{seed}".replace(" ", "_").replace(",", "").replace("=", "")
-    if not (folder / "summary.json").is_file():
-        rest = [f"trainer.max_steps={study.steps}", f"eval.every={study.every}"]
-        rest += [f"trainer.checkpoint_every={study.steps}", "trainer.log_every=100", f"model.path={base}/policy"]
-        shiqrun(["train", "experiment=demo", *words, *shared, *rest, f"run_dir={folder}"])
-    rows = csv.DictReader((folder / "metrics.csv").open())
-    before, first, *_ = [float(row["val/regret"]) for row in rows if row["val/regret"]]
+    shared = ["logger=none", f"seed={seed}", problem]
+    rest = [f"trainer.max_steps={study.steps}", f"eval.every={study.every}"]
+    rest += [f"trainer.checkpoint_every={study.steps}", "trainer.log_every=100", f"model.path={reference}/policy"]
+    return [
+        (["train", "experiment=demo_reference", *shared, f"run_dir={reference}"], reference),
+        (["train", "experiment=demo", *words, *shared, *rest, f"run_dir={folder}"], folder),
+    ]
+
+
+def run(out: Path, study: Study, arm: Arm, seed: int) -> dict[str, float]:
+    """Return the figures of an arm's run with a seed, after making the run and its reference where they are missing.
+
+    Returns:
+        summary.json, with the regret `before` training and at the `first` evaluation, and its relative `fall`.
+
+    Raises:
+        SystemExit: `shiqrun train` failed; the code is the command's.
+    """
+    for words, folder in commands(out, study, arm, seed):
+        if not (folder / "summary.json").is_file() and (code := shiqrun(words)):
+            raise SystemExit(code)
+    with (folder / "metrics.csv").open(newline="") as file:
+        before, first, *_ = [float(row["val/regret"]) for row in csv.DictReader(file) if row["val/regret"]]
     summary = json.loads((folder / "summary.json").read_text())
     return {**summary, "before": before, "first": first, "fall": 1 - summary["val/regret"] / before}
 
 
-def shown(values: Iterable[float]) -> str:
-    """Mean and half width of its 95 % interval over seeds."""
+def mean_and_half(values: Iterable[float]) -> str:
+    """Return `mean ± half` with the half width of the 95 % interval over seeds; one seed has no interval."""
     mean, half = interval([*values])
-    return f"{mean:.3f}" if half != half else f"{mean:.3f} ± {half:.3f}"  # NaN: one seed
+    return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
 
 
 def arms_table(title: str, found: Found, out: Path) -> Table:
-    """Figures of every arm, also as a CSV file with the values of the seeds."""
+    """Return a table of the figures of every arm, and write them with the values of the seeds to a CSV file."""
     columns = {"first": "first", "regret": "val/regret", "fall": "fall"}
     columns |= {"reward": "val/reward", "KL": "val/kl", "illegal": "val/illegal"}
     table, rows = Table("method", "problem", "seeds", *columns, title=title), []
     for (label, problem), results in found.items():
         figures = [[r[key] for r in results.values()] for key in columns.values()]
-        table.add_row(label, problem, str(len(results)), *map(shown, figures))
+        table.add_row(label, problem, str(len(results)), *map(mean_and_half, figures))
         rows.append([label, problem, len(results), *(f for figure in figures for f in figure)])
     with out.open("w", newline="") as file:
         csv.writer(file).writerows([["method", "problem", "seeds", "values by seed of", *columns], *rows])
@@ -162,7 +182,7 @@ def arms_table(title: str, found: Found, out: Path) -> Table:
 
 
 def differences_table(found: Found) -> Table:
-    """Differences of regret seed by seed, first arm less second, of the arms that were run."""
+    """Return a table of differences of regret seed by seed, of the pairs of arms that were run."""
     table = Table("difference of regret", "problem", "seeds", "first", "at the end", "by seed", title="paired")
     for problem in dict.fromkeys(problem for _, problem in found):
         for one, other in PAIRS:
@@ -171,29 +191,53 @@ def differences_table(found: Found) -> Table:
                 continue
             first, end = ([a[s][key] - b[s][key] for s in seeds] for key in ("first", "val/regret"))
             by_seed = " ".join(f"{d:.3f}" for d in end)
-            table.add_row(f"{one} - {other}", problem, str(len(seeds)), shown(first), shown(end), by_seed)
+            table.add_row(
+                f"{one} - {other}", problem, str(len(seeds)), mean_and_half(first), mean_and_half(end), by_seed
+            )
     return table
 
 
-def main() -> None:
-    """Runs a study and prints its tables."""
+def print_commands(out: Path, study: Study, seeds: int) -> None:
+    """Print the commands of all runs and references whose summary.json is missing."""
+    planned: dict[Path, Settings] = {}
+    for seed in range(seeds):
+        for arm in study.arms(seed):
+            planned |= {folder: words for words, folder in commands(out, study, arm, seed)}
+    for folder, words in planned.items():
+        if not (folder / "summary.json").is_file():
+            print(f"shiqrun {shlex.join(words)}")
+
+
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the options of the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=[*STUDIES])
-    parser.add_argument("--out", type=Path, default=Path("outputs/treasure_study"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=None, help="default: 384 (three epochs), anchor 600")
-    given = parser.parse_args()
-    study = STUDIES[given.study]
-    if given.steps:
-        study = Study(given.steps, min(study.every, given.steps), study.arms)
+    parser.add_argument("--out", type=Path, default=Path("outputs/treasure_study"), help="directory of the runs")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="optimiser steps; default: 384 (three epochs), anchor 600"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that would run now, and stop")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run a study and print its tables."""
+    options = arguments(words)
+    out, study = options.out / options.study, STUDIES[options.study]
+    if options.steps:
+        study = Study(options.steps, min(study.every, options.steps), study.arms)
+    if options.dry_run:
+        print_commands(out, study, options.seeds)
+        return
     found: Found = {}
-    for seed in range(given.seeds):  # one seed of everything before the next
-        for label, problem, words in study.arms(seed):
-            result = run(given.out / given.study, study, (label, problem, words), seed)
-            found.setdefault((label, problem), {})[seed] = result
-    title = f"{given.study}: {study.steps} steps, first evaluation after {study.every}"
-    console.print(arms_table(title, found, given.out / f"{given.study}.csv"))
-    if given.study == "rewards":
+    for seed in range(options.seeds):  # one seed of everything before the next
+        for arm in study.arms(seed):
+            label, problem, _ = arm
+            found.setdefault((label, problem), {})[seed] = run(out, study, arm, seed)
+    title = f"{options.study}: {study.steps} steps, first evaluation after {study.every}"
+    console.print(arms_table(title, found, options.out / f"{options.study}.csv"))
+    if options.study == "rewards":
         console.print(differences_table(found))
 
 

@@ -1,17 +1,74 @@
+"""The package: what it declares, and what a wheel of it holds and does."""
+
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "shiqrun"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+INSTALLED_BY_HAND = {"bfcl-eval"}
+"""Distributions that the README says how to install: their own pins would hold back everything else."""
 
-pytestmark = pytest.mark.slow
+
+def imported(folder):
+    """Names of the packages outside the standard library that the modules of a folder import."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names) - {"shiqrun"}
+
+
+def normalised(name):
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def names_of(requirements):
+    return {normalised(re.match(r"[\w.-]+", requirement).group()) for requirement in requirements}
+
+
+def test_every_import_is_a_declared_dependency_and_every_dependency_is_imported():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    owners = packages_distributions()
+    needed = {normalised(owners[name][0]) if name in owners else normalised(name) for name in imported(PACKAGE)}
+    always = names_of(project["dependencies"])
+    optional = names_of(r for name, rs in project["optional-dependencies"].items() if name != "dev" for r in rs)
+    assert needed <= always | optional | INSTALLED_BY_HAND
+    assert always <= needed
+
+
+def test_every_pin_is_in_the_declared_range():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {normalised(name): pin for name, _, pin in (line.partition("==") for line in lines if "==" in line)}
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["dev"], *extras["peft"], *extras["ray"]]
+    for requirement in map(Requirement, declared):
+        assert requirement.specifier.contains(pins[normalised(requirement.name)]), requirement
+
+
+@pytest.mark.parametrize("step", ["make check", "make test"])
+def test_continuous_integration_runs_the_targets_of_make(step):
+    workflow = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    steps = [job_step.get("run") for job in workflow["jobs"].values() for job_step in job["steps"]]
+    assert step in steps
+    assert step in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +100,7 @@ def run(installed, cwd, *command):
     ).stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_every_yaml(wheel):
     shipped = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "shiqrun").rglob("*.py")}
@@ -54,6 +112,7 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel):
     assert modules | configs | page | {"shiqrun/py.typed"} <= shipped
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_finds_its_conf_from_any_directory(installed, tmp_path):
     where = run(installed, tmp_path, sys.executable, "-c", "import shiqrun, shiqrun.conf as c; print(c.__path__[0])")
     assert Path(where.strip()).is_relative_to(installed)
@@ -61,5 +120,6 @@ def test_an_installed_wheel_finds_its_conf_from_any_directory(installed, tmp_pat
     assert yaml.safe_load(config)["algo"]["name"] == "shiq_ms"
 
 
+@pytest.mark.slow
 def test_the_console_script_of_an_installed_wheel_works(installed, tmp_path):
     assert run(installed, tmp_path, str(installed / "bin/shiqrun"), "train", "--help").startswith("Trains a policy")

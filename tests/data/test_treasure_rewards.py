@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from bench.treasure import RICHER, USUAL, differences_table
+from experiments.treasure import RICHER, USUAL, differences_table
 from shiqrun import losses
 from shiqrun.batching.encode import encode
 from shiqrun.batching.rows import Rows
