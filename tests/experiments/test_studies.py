@@ -11,15 +11,17 @@ import pytest
 from tests.test_contract import expect_composed
 
 ROOT = Path(__file__).parents[2]
+ONE = ["--seeds", "1"]
 STUDIES = {
-    "hh": ["--data", "PAIRS", "--model", "MODEL"],
-    "bfcl": [],
-    "spo_offline": [],
-    "spo_online": [],
-    "treasure methods": ["--seeds", "1"],
-    "treasure anchor": ["--seeds", "1"],
-    "treasure rewards": ["--seeds", "1"],
+    "hh": ["--data", "PAIRS", "--model", "MODEL", "--betas", "0.1", *ONE],
+    "bfcl": ["--betas", "0.1", *ONE],
+    "spo_offline": ONE,
+    "spo_online": ONE,
+    "treasure methods": ONE,
+    "treasure anchor": ONE,
+    "treasure rewards": ONE,
 }
+"""Options of every study: one beta and one seed, because each job of a sweep is composed."""
 TARGETS = {
     "hh": ("hh", "HH"),
     "bfcl": ("bfcl", "BFCL"),
