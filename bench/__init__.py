@@ -1,1 +1,1 @@
-"""Timings and peak memory; `make bench` runs them, the tests never do."""
+"""Timings and peak memory of shiqrun and its peers; `make bench` runs them, and the tests train with none of them."""

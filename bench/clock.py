@@ -1,8 +1,8 @@
-"""What one process measures of its own training: time between optimiser steps, peak memory, tokens read.
+"""Clocks of a training run: time between optimiser steps, peak memory and tokens, measured in the run's own process.
 
-Both sides are watched from outside, through hooks that torch calls for any optimiser and any embedding: the clock runs
-from the end of the warm-up steps to the end of the last step, so that collating, logging and whatever a trainer does
-between its steps count, and nothing before or after does.
+shiqrun and its peers are watched from outside, through hooks that torch calls for any optimiser and any embedding. The
+clock runs from the end of the warm-up steps to the end of the last step: collating, logging and all else that a trainer
+does between its steps count, and nothing before or after.
 """
 
 import ctypes
@@ -20,13 +20,13 @@ MIB = 1 << 20
 
 
 def resident(line: str = "VmRSS") -> float:
-    """This process's resident memory, MiB, now or (VmHWM) at most since `forget_peak`."""
+    """Return this process's resident memory in MiB, now or (VmHWM) its maximum since `forget_peak`."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{line}:")[1].split()[0]) / 1024
 
 
 def forget_peak() -> float:
-    """Starts the high-water mark anew at the present resident memory, which it returns, MiB."""
+    """Reset the high-water mark of resident memory to the present value, and return that, MiB."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would count as there
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
@@ -34,7 +34,7 @@ def forget_peak() -> float:
 
 
 class StepClock:
-    """Time, peak memory and tokens of a training run in this process.
+    """A StepClock measures time, peak memory and tokens of a training run in this process.
 
     Args:
         warmup: steps before the clock starts.
@@ -49,11 +49,11 @@ class StepClock:
         self._hook = register_optimizer_step_post_hook(self._stepped)
 
     def watch(self, embedding: nn.Module) -> None:
-        """Counts the tokens that pass this embedding: those that are pushed through the body."""
+        """Count the tokens that pass an embedding, which are those that pass the body of the model."""
         embedding.register_forward_pre_hook(self._passed)
 
     def begin(self) -> None:
-        """To be called right before the first step: what is resident now is no memory of training."""
+        """Start before the first step; memory that is resident now does not count as memory of training."""
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.base = torch.cuda.memory_allocated() / MIB
@@ -78,7 +78,10 @@ class StepClock:
             self.found = {"wall": wall, "cpu": cpu, "body_tokens": read, "memory_mib": peak - self.base}
 
     def result(self) -> dict[str, float]:
-        """`wall` and `cpu` seconds and `body_tokens` behind the warm-up, `memory_mib` over all steps.
+        """Return the measurements of the run.
+
+        Returns:
+            `wall` and `cpu` seconds and `body_tokens` after the warm-up; `memory_mib` over all steps.
 
         Raises:
             SystemExit: the run had another number of steps.
@@ -90,7 +93,7 @@ class StepClock:
 
 
 def gemm_peak(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 5) -> dict[str, float]:
-    """Flops a second of the best of a few square matrix products, by wall and by CPU time."""
+    """Return the flops a second of the fastest of a few square matrix products, by wall time and by CPU time."""
     a = torch.randn(size, size, device=device).to(dtype)
     best = {"wall": 0.0, "cpu": 0.0}
     for _ in range(repeats + 1):
@@ -104,12 +107,15 @@ def gemm_peak(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 
 
 
 def tuned_allocator() -> dict[str, str]:
-    """The environment in which glibc keeps large tensors instead of giving them back: no page faults each step."""
+    """Return the environment in which glibc keeps large tensors instead of returning them to the system.
+
+    Without it every step pays for page faults.
+    """
     return dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(16 << 30))
 
 
 def environment(threads: int, *, tuned: bool) -> dict[str, str]:
-    """What a measuring process runs under."""
+    """Return the versions, the processor and the number of threads that a measuring process runs with."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
     quiet |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}

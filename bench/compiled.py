@@ -1,7 +1,8 @@
-"""What `torch.compile` buys a CPU step whose length always changes: `python -m bench.compiled [--precision bf16]`.
+"""Benchmark of `torch.compile` on a CPU training step whose length always changes: `python -m bench.compiled`.
 
-Model B, nine steps of forward, backward and AdamW, one thread, a process each; lengths come from a seed. As it is, and
-with every decoder layer compiled for any length. The first four steps, in which kernels are compiled, count apart.
+Model B takes nine steps of forward, backward and AdamW on one thread, in a process for each way; lengths come from a
+seed. The ways are the eager model, and the model with every decoder layer compiled for any length. The first four
+steps, in which kernels are compiled, are counted apart. `--precision bf16` measures under autocast.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from shiqrun.models.scoring import score_actions
 STEPS, FIRST, ROWS = 9, 4, 4
 
 
-def measured(way: str, precision: str) -> dict[str, float]:
-    """CPU µs a token after the first steps, and CPU seconds of the first steps and of the compiler."""
+def measure(way: str, precision: str) -> dict[str, float]:
+    """Return CPU microseconds per token after the first steps, and CPU seconds of the first steps and the compiler."""
     shape = SHAPES["B"]
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -55,13 +56,13 @@ def measured(way: str, precision: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures both ways and prints them."""
+    """Measure both ways, a process each, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--way", choices=["eager", "compiled"], help="measure this one in this process")
     args = parser.parse_args()
     if args.way:
-        print(json.dumps(measured(args.way, args.precision)))
+        print(json.dumps(measure(args.way, args.precision)))
         return
     for way in ("eager", "compiled"):
         command = [sys.executable, "-m", "bench.compiled", f"--way={way}", f"--precision={args.precision}"]

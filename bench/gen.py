@@ -1,13 +1,14 @@
-"""Generation against `generate` of transformers: `python -m bench.gen [--json]`.
+"""Benchmark of generation against `generate` of transformers: `python -m bench.gen [--json]`.
 
-128 prompts whose lengths are spread like those of HH dialogues, 64 new tokens each, no stop token. Greedy tokens are
-compared first. Then one process a measurement, the ways in turn, `--repeats` times; medians of CPU time (user and
-system) beside wall time and of the memory above the model. Each way is measured with the allocator as it comes and with
-one that keeps large tensors (`tuned`), without which page faults are half the time of `generate` on a CPU.
+128 prompts whose lengths are distributed like those of HH dialogues get 64 new tokens each, without a stop token. The
+greedy tokens of all ways are compared first. Then every measurement has a process of its own, the ways in turn,
+`--repeats` times; printed are medians of CPU time (user and system), wall time and memory above the model. Each way is
+measured with the default allocator and with one that keeps large tensors (`tuned`), because page faults otherwise take
+half the time of `generate` on a CPU.
 
-Beside plain `generate` stand its static cache, that cache with the model compiled (a whole run unmeasured first), and
-the continuous batching of transformers with a cache as large as it must be. Sampled is at temperature 1 on every side
-but `as in rollouts`. A way that cannot run is named with its error.
+Besides plain `generate` there are its static cache, that cache with a compiled model (after a whole unmeasured run),
+and the continuous batching of transformers with a cache as large as it must be. Sampling is at temperature 1 on every
+side except `as in rollouts`. A way that cannot run is listed with its error.
 """
 
 import argparse
@@ -50,13 +51,13 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 class Former(LogitsProcessor):
-    """How shiqrun drew before: the running sum of the whole vocabulary in float64."""
+    """Logits processor that draws as shiqrun did formerly: by the running sum of the whole vocabulary in float64."""
 
     def __init__(self, rows: int, steps: int) -> None:
         self.uniforms, self.step = torch.from_numpy(np.random.default_rng(0).random((rows, steps))), 0
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """0 for the drawn token, -inf for every other, `[rows, V]`."""
+        """Return 0 for the drawn token and -inf for every other, `[rows, V]`."""
         below = scores.double().softmax(-1).cumsum_(-1)
         point = self.uniforms[:, self.step, None].to(scores.device) * below[:, -1:]
         self.step += 1
@@ -65,13 +66,16 @@ class Former(LogitsProcessor):
 
 
 def lengths(args: argparse.Namespace) -> np.ndarray:
-    """`[prompts]` tokens: log-normal, median 74, at most 512 (of HH's harmless test set by a 32k vocabulary)."""
+    """Return the lengths of the prompts, `[prompts]` tokens: log-normal with median 74, at most 512.
+
+    They are distributed like HH's harmless test set under a vocabulary of 32k tokens.
+    """
     drawn = np.random.default_rng(0).normal(4.3, args.spread, args.prompts)
     return np.clip(np.exp(drawn), 10, 512).astype(int)
 
 
-def built(args: argparse.Namespace) -> tuple[Any, list[np.ndarray]]:
-    """A model from its config and prompts of random tokens."""
+def build(args: argparse.Namespace) -> tuple[Any, list[np.ndarray]]:
+    """Return a model made from its config, and prompts of random tokens."""
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPES[args.model], tie_word_embeddings=True, max_position_embeddings=2048)
     model = AutoModelForCausalLM.from_config(config).eval().to(args.device)
@@ -80,7 +84,10 @@ def built(args: argparse.Namespace) -> tuple[Any, list[np.ndarray]]:
 
 
 def by_generate(model: Any, prompts: list[np.ndarray], new: int, batch: int, **options: Any) -> list[list[int]]:
-    """`generate` in batches of prompts by length; `former` draws by `Former`, else the options are of its config."""
+    """Complete prompts by `generate`, in batches sorted by length.
+
+    With `former` the tokens are drawn by `Former`; other options go into the generation config.
+    """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     found: list[list[int]] = [[]] * len(prompts)
     for start in range(0, len(order), batch):
@@ -100,15 +107,18 @@ def by_generate(model: Any, prompts: list[np.ndarray], new: int, batch: int, **o
     return found
 
 
-def compiled() -> dict[str, Any]:
-    """Options of `generate` for a static cache and a compiled model, on a CPU too."""
+def static_cache_options() -> dict[str, Any]:
+    """Return the options of `generate` for a static cache and a compiled model, on a CPU too."""
     config = CompileConfig()
     config._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": config}
 
 
-def continuous(model: Any, prompts: list[np.ndarray], new: int, **options: Any) -> list[list[int]]:
-    """`generate_batch`, all prompts at once; left to itself its cache takes most of the memory, and long to fill."""
+def complete_continuously(model: Any, prompts: list[np.ndarray], new: int, **options: Any) -> list[list[int]]:
+    """Complete all prompts at once by `generate_batch`.
+
+    The size of the cache is given: by default it takes most of the memory, and takes long to fill.
+    """
     pages = sum(-(-(len(p) + new) // PAGE) + 1 for p in prompts)
     found = model.generate_batch(
         [p.tolist() for p in prompts],
@@ -120,7 +130,7 @@ def continuous(model: Any, prompts: list[np.ndarray], new: int, **options: Any) 
 
 
 def ours(model: Any, prompts: list[np.ndarray], new: int, temperature: Any, **options: Any) -> list[list[int]]:
-    """`sample_completions`, all prompts in one batch."""
+    """Complete all prompts in one batch by `sample_completions`."""
     keys = [[n] for n in range(len(prompts))]
     plain: dict[str, Any] = {"stop": [], "pad": 0, "max_new_tokens": new, "top_p": 1.0, "batch_size": len(prompts)}
     found = sample_completions(Policy(model).eval(), prompts, keys, temperature=temperature, **plain, **options)
@@ -128,15 +138,15 @@ def ours(model: Any, prompts: list[np.ndarray], new: int, temperature: Any, **op
 
 
 def as_rollouts(model: Any, prompts: list[np.ndarray], new: int) -> list[list[int]]:
-    """A temperature a row, from 0.1 to 0.8, and the policy's own log-probabilities beside those drawn from."""
+    """Complete prompts as rollouts do: a temperature per row, .1 to .8, and the policy's own log-probabilities."""
     return ours(model, prompts, new, np.random.default_rng(2).uniform(0.1, 0.8, len(prompts)).tolist(), describe=True)
 
 
 class Way(NamedTuple):
-    """How completions are made.
+    """A Way makes completions; the benchmark compares ways.
 
     Attributes:
-        warm: a whole run goes before the measured one, for what is made for each shape.
+        warm: a whole unmeasured run comes before the measured one, for what is prepared once for each shape.
     """
 
     label: str
@@ -154,9 +164,12 @@ WAYS = {
         "generate, static cache, greedy", True, lambda m, p, n: by_generate(m, p, n, len(p), **STATIC)
     ),
     "compiled-greedy": Way(
-        "generate, static, compiled, greedy", True, lambda m, p, n: by_generate(m, p, n, len(p), **compiled()), True
+        "generate, static, compiled, greedy",
+        True,
+        lambda m, p, n: by_generate(m, p, n, len(p), **static_cache_options()),
+        True,
     ),
-    "continuous-greedy": Way("continuous batching, greedy", True, continuous),
+    "continuous-greedy": Way("continuous batching, greedy", True, complete_continuously),
     "ours-greedy": Way("shiqrun, greedy", True, lambda m, p, n: ours(m, p, n, 0.0)),
     "generate-sampled": Way("generate, sampled", False, lambda m, p, n: by_generate(m, p, n, len(p), **SAMPLED)),
     "generate-sampled-32": Way(
@@ -168,10 +181,12 @@ WAYS = {
     "compiled-sampled": Way(
         "generate, static, compiled, sampled",
         False,
-        lambda m, p, n: by_generate(m, p, n, len(p), **compiled(), **SAMPLED),
+        lambda m, p, n: by_generate(m, p, n, len(p), **static_cache_options(), **SAMPLED),
         True,
     ),
-    "continuous-sampled": Way("continuous batching, sampled", False, lambda m, p, n: continuous(m, p, n, **SAMPLED)),
+    "continuous-sampled": Way(
+        "continuous batching, sampled", False, lambda m, p, n: complete_continuously(m, p, n, **SAMPLED)
+    ),
     "former-sampled": Way("shiqrun before, sampled", False, lambda m, p, n: by_generate(m, p, n, len(p), former=True)),
     "ours-sampled": Way("shiqrun, sampled", False, lambda m, p, n: ours(m, p, n, 1.0)),
     "ours-rollouts": Way("shiqrun, as in rollouts", False, as_rollouts),
@@ -179,10 +194,10 @@ WAYS = {
 PEERS = ("generate-greedy", "generate-sampled")
 
 
-def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds, MiB above the model and greedy tokens of one way in this process, after a short run unmeasured."""
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Return seconds, MiB above the model and greedy tokens of a way in this process, after a short warm-up."""
     torch.set_num_threads(args.threads)
-    model, prompts = built(args)
+    model, prompts = build(args)
     way, cuda = WAYS[args.way], args.device == "cuda"
     way.make(model, *((prompts, args.new) if way.warm else (prompts[:8], 2)))
     base = torch.cuda.memory_allocated() / MIB if cuda else forget_peak()
@@ -197,7 +212,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_a_process(args: argparse.Namespace, way: str, tuned: bool) -> dict[str, Any]:
-    """What `measured` gives, from a process of its own; `error` alone where that fails."""
+    """Return the measurement of a way from a process of its own; `error` alone if that fails."""
     words = [f"--{name}={getattr(args, name)}" for name in ("model", "threads", "device", "prompts", "new", "spread")]
     command = [sys.executable, "-m", "bench.gen", f"--way={way}", *words]
     out = subprocess.run(
@@ -209,10 +224,10 @@ def in_a_process(args: argparse.Namespace, way: str, tuned: bool) -> dict[str, A
 
 
 def check(found: dict[str, list[list[int]]]) -> dict[str, float]:
-    """Share of rows of each greedy way that equal those of `generate`.
+    """Return the share of rows of each greedy way that equal those of `generate`.
 
     Raises:
-        SystemExit: fewer than `SAME`.
+        SystemExit: a share is below `SAME`.
     """
     expected = found["generate-greedy"]
     shares = {k: sum(a == b for a, b in zip(v, expected, strict=True)) / len(expected) for k, v in found.items()}
@@ -222,10 +237,10 @@ def check(found: dict[str, list[list[int]]]) -> dict[str, float]:
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
-    """Medians of every way, and tokens a second by them; errors of those that cannot run.
+    """Return the medians of every way and its tokens per second, and the errors of ways that cannot run.
 
     Raises:
-        SystemExit: `generate` cannot run, or see `check`.
+        SystemExit: `generate` cannot run, or a greedy way gives other tokens.
     """
     asked = [way for way in WAYS if way in PEERS or way in (args.ways or WAYS)]
     first = {way: in_a_process(args, way, True) for way in asked}
@@ -252,7 +267,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The result as a table; the ratio is to `generate` in one batch of the same kind and allocator."""
+    """Print the result as a table; ratios are to `generate` in one batch of the same kind with the same allocator."""
     sizes, speed = (
         result["prompt_tokens"],
         "tokens_per_cpu_second" if result["threads"] == 1 else "tokens_per_wall_second",
@@ -273,7 +288,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Runs all ways and prints a table, or JSON."""
+    """Measure all ways and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=SHAPES, default="A")
     for name, value in (("threads", 1), ("repeats", 3), ("prompts", 128), ("new", 64)):
@@ -286,7 +301,7 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS, help="measure this one in this process")
     args = parser.parse_args()
     if args.way:
-        print("\n" + json.dumps(measured(args)))
+        print("\n" + json.dumps(measure(args)))
     elif args.json:
         print(json.dumps(bench(args)))
     else:

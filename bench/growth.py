@@ -1,10 +1,10 @@
-"""How time and memory of a step grow: `python -m bench.growth [tokens vocabulary completions rows sweep] [--quick]`.
+"""Benchmark of scaling: how time and memory of a step grow with sizes: `python -m bench.growth [STUDY...] [--quick]`.
 
-tokens, vocabulary, completions: shiqrun's own training on made texts, one process a point; a step has the same number
-of trajectories everywhere (completions: of fewer prompts). rows: the loop over 1,000 to 1,000,000 encoded trajectories
-that lie in flat arrays, so that what grows beside the arrays, and what a step costs, is the loop's own. sweep: a grid
-of betas by the command line; the reference is scored once, from then on read from the cache. Writes growth.json into
---out.
+The studies tokens, vocabulary and completions are shiqrun's own training on made texts, a process for each point; a
+step has the same number of trajectories everywhere (with more completions, of fewer prompts). The study rows runs the
+loop over 1,000 to 1,000,000 encoded trajectories that lie in flat arrays, so that the growth beside the arrays, and the
+cost of a step, belong to the loop. The study sweep runs a grid of betas by the command line, in which the reference is
+scored once and then read from the cache. growth.json is written into --out.
 """
 
 import argparse
@@ -38,8 +38,8 @@ SMALL = Shape(hidden=128, layers=4, heads=4, intermediate=344, vocabulary=8_192,
 Point = dict[str, Any]
 
 
-def trained(shape: Shape, prompt: int, answers: int, words: int, algo: str = "shiq") -> Point:
-    """Seconds, memory and tokens a step of one point: prompts and answers of so many words."""
+def measure_training(shape: Shape, prompt: int, answers: int, words: int, algo: str = "shiq") -> Point:
+    """Return seconds, memory and tokens of a training step for prompts and answers of the given numbers of words."""
     draw, steps = random.Random(0), STEPS + WARMUP
     groups = steps * TRAJECTORIES // answers
     with tempfile.TemporaryDirectory() as work:
@@ -56,25 +56,25 @@ def trained(shape: Shape, prompt: int, answers: int, words: int, algo: str = "sh
 
 
 def over_tokens(quick: bool) -> list[Point]:
-    """Trajectories of 64 to 2048 words, half of them the answer."""
+    """Measure trajectories of 64 to 2048 words, half of which are the answer."""
     lengths = (64, 256) if quick else (64, 128, 256, 512, 1024, 2048)
-    return [{"words": n, **trained(SMALL, n // 2, 2, n // 2)} for n in lengths]
+    return [{"words": n, **measure_training(SMALL, n // 2, 2, n // 2)} for n in lengths]
 
 
 def over_vocabulary(quick: bool) -> list[Point]:
-    """Heads of 4k to 128k tokens."""
+    """Measure vocabularies of 4k to 128k tokens."""
     sizes = (4_096, 32_768) if quick else (4_096, 16_384, 32_768, 65_536, 131_072)
-    return [{"vocabulary": v, **trained(replace(SMALL, vocabulary=v), 64, 2, 32)} for v in sizes]
+    return [{"vocabulary": v, **measure_training(replace(SMALL, vocabulary=v), 64, 2, 32)} for v in sizes]
 
 
 def over_completions(quick: bool) -> list[Point]:
-    """1 to 16 answers of one prompt, 16 trajectories a step, prompts of 128 words."""
+    """Measure 1 to 16 completions of a prompt of 128 words, with 16 trajectories a step."""
     numbers = (2, 16) if quick else (2, 4, 8, 16)
-    return [{"completions": g, **trained(SMALL, 128, g, 32, "copg")} for g in numbers]
+    return [{"completions": g, **measure_training(SMALL, 128, g, 32, "copg")} for g in numbers]
 
 
 class Lying(Sequence[EncodedTrajectory]):
-    """Trajectories of 24 tokens, 8 of them actions, as views of flat arrays; none is kept as an object."""
+    """Lying trajectories are views of flat arrays: 24 tokens, 8 of them actions; no object is kept for any of them."""
 
     def __init__(self, rows: int) -> None:
         draw = np.random.default_rng(0)
@@ -94,12 +94,12 @@ class Lying(Sequence[EncodedTrajectory]):
         )
 
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
+        """Return the number of bytes of the arrays."""
         return self.ids.nbytes + self.rewards.nbytes
 
 
 def over_rows(quick: bool) -> list[Point]:
-    """1k to 1M trajectories, each number in a process of its own."""
+    """Measure 1k to 1M trajectories, a process for each number."""
     numbers = (1_000, 100_000) if quick else (1_000, 10_000, 100_000, 1_000_000)
     command = [sys.executable, "-m", "bench.growth", "--loop"]
     return [
@@ -108,8 +108,8 @@ def over_rows(quick: bool) -> list[Point]:
     ]
 
 
-def looped(number: int, steps: int = 300) -> Point:
-    """What the loop over so many rows keeps and costs: batches of 64 rows, without a model."""
+def measure_loop(number: int, steps: int = 300) -> Point:
+    """Return memory and time of the training loop over some trajectories: batches of 64 rows, without a model."""
     torch.set_num_threads(1)
     lying = Lying(number)
     before, began = forget_peak(), time.process_time()
@@ -133,7 +133,7 @@ def looped(number: int, steps: int = 300) -> Point:
 
 
 def over_sweep(quick: bool) -> list[Point]:
-    """Grids of 1 and 8 betas: CPU seconds in all, jobs, and how many of them scored the reference."""
+    """Measure grids of 1 and 8 betas: CPU seconds in all, jobs, and the number of jobs that scored the reference."""
     points, shape = [], replace(SHAPES["B"], vocabulary=4096, layers=2)
     with tempfile.TemporaryDirectory() as work:
         draw, folder = random.Random(0), Path(work)
@@ -175,7 +175,7 @@ STUDIES: dict[str, Callable[[bool], list[Point]]] = {
 
 
 def main() -> None:
-    """Runs the studies, prints a table each, writes JSON."""
+    """Run the studies, print a table for each and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", default=list(STUDIES), help=", ".join(STUDIES))
     parser.add_argument("--quick", action="store_true", help="fewer points")
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/out"))
     args = parser.parse_args()
     if args.loop:
-        print(json.dumps(looped(args.loop)))
+        print(json.dumps(measure_loop(args.loop)))
         return
     result = {}
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Scoring against all logits at once, forward and backward: `python -m bench.kernel [--json]`.
+"""Benchmark of scoring actions in chunks against all logits at once, forward and backward: `python -m bench.kernel`.
 
-Equality first: losses and gradients of every way against float64, with unrelated upstream gradients for both scores
-(the log-probability alone for TRL, whose kernel returns no log-partition). Then one process a measurement, the ways in
-turn, `--repeats` times; medians with least and most. A process runs once unmeasured, so that what is measured is a step
-in training, not the first. Time is CPU time (user and system) beside wall time; memory is the high-water mark above the
-inputs, gradients included.
+Losses and gradients of every way are first compared with float64, with unrelated upstream gradients for both scores
+(for the log-probability alone with TRL, whose kernel returns no log-partition). Then every measurement has a process of
+its own, the ways in turn, `--repeats` times; printed are medians with minimum and maximum. A process runs once
+unmeasured, so that a step in training is measured, not the first one. Time is CPU time (user and system) and wall time;
+memory is the high-water mark above the inputs, gradients included. `--json` prints JSON.
 """
 
 import argparse
@@ -31,7 +31,10 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 class Problem(NamedTuple):
-    """Hidden states `[P, D]` of all positions, the head `[V, D]`, the tokens behind them `[P]`, which are actions."""
+    """A Problem is the input of scoring: hidden states, the head of the model, and the tokens to score.
+
+    Hidden states `[P, D]` are of all positions, the head is `[V, D]`; the tokens after the positions `[P]` are actions.
+    """
 
     hidden: Tensor
     weight: Tensor
@@ -40,7 +43,7 @@ class Problem(NamedTuple):
 
 
 def problem(args: argparse.Namespace) -> Problem:
-    """Logits of about unit variance times four: a trained model's spread."""
+    """Return a random Problem whose logits have the spread of a trained model's: a variance of about four."""
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     hidden = torch.randn(args.positions, args.width)
@@ -55,25 +58,28 @@ Scores = tuple[Tensor, Tensor | None]
 
 
 def naive(p: Problem) -> Scores:
-    """(log-probability, log-partition) of the actions, from the logits of every position."""
+    """Return (log-probability, log-partition) of the actions from the logits of every position."""
     logits = (p.hidden @ p.weight.t()).to(torch.promote_types(p.hidden.dtype, torch.float32))
     logp = logits.log_softmax(-1).gather(-1, p.targets[:, None])[:, 0]
     return logp[p.action], logits.logsumexp(-1)[p.action]
 
 
 def naive_at_actions(p: Problem) -> Scores:
-    """The same, from the logits of the positions that predict an action."""
+    """Return (log-probability, log-partition) of the actions from the logits of the positions before them."""
     return naive(Problem(p.hidden[p.action], p.weight, p.targets[p.action], p.action[p.action]))
 
 
 def ours(p: Problem, **options: Any) -> Scores:
-    """The same, by `score_actions`."""
+    """Return (log-probability, log-partition) of the actions by `score_actions`."""
     logit, partition = score_actions(p.hidden[p.action], p.weight, None, p.targets[p.action], **options)
     return logit - partition, partition
 
 
 def trl(p: Problem) -> Scores:
-    """The log-probability by TRL's kernel, at every position on a CPU and at actions on a GPU, as TRL's trainers do."""
+    """Return the log-probability by TRL's kernel.
+
+    As in TRL's trainers, it is computed at every position on a CPU and at the actions on a GPU.
+    """
     from trl.kernels import ChunkedLogProbFunction
 
     at = p.action if p.hidden.is_cuda else torch.ones_like(p.action)
@@ -82,7 +88,7 @@ def trl(p: Problem) -> Scores:
 
 
 class Way(NamedTuple):
-    """How to score, and whether the head takes a gradient."""
+    """A Way scores the actions, with a head that takes a gradient or a frozen one."""
 
     label: str
     score: Callable[[Problem], Scores]
@@ -101,7 +107,7 @@ WAYS = {
 
 
 def gradients(way: Way, p: Problem, upstream: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """(loss, gradients to hidden and, unless frozen, weight); upstream is `[2, actions]`."""
+    """Return (loss, gradients to hidden states and, unless it is frozen, the head); upstream is `[2, actions]`."""
     leaves = [x.detach().requires_grad_() for x in (p.hidden, p.weight)[: 1 if way.frozen else 2]]
     logp, partition = way.score(Problem(*leaves, *p[len(leaves) :]))
     loss = (upstream[0] * logp).sum()
@@ -111,10 +117,10 @@ def gradients(way: Way, p: Problem, upstream: Tensor) -> tuple[Tensor, list[Tens
 
 
 def check(args: argparse.Namespace, ways: list[str]) -> dict[str, dict[str, float]]:
-    """Error of each way's loss and gradients against naive float64, relative to the largest entry.
+    """Return the error of each way's loss and gradients against float64, relative to the largest entry.
 
     Raises:
-        SystemExit: one is beyond `TOLERANCE`.
+        SystemExit: an error exceeds `TOLERANCE`.
     """
     p, found = problem(args), {}
     upstream = torch.randn(2, args.actions, device=args.device)
@@ -132,8 +138,8 @@ def check(args: argparse.Namespace, ways: list[str]) -> dict[str, dict[str, floa
     return found
 
 
-def measured(args: argparse.Namespace) -> dict[str, float]:
-    """CPU and wall time (ms) and peak memory above the inputs (MiB) of one forward and backward pass."""
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """Return CPU and wall time (ms) and peak memory above the inputs (MiB) of a forward and backward pass."""
     p, way, cuda = problem(args), WAYS[args.way], args.device == "cuda"
     upstream = torch.randn(2, args.actions, device=args.device)
     gradients(way, p, upstream)
@@ -150,8 +156,8 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
     return {"cpu_ms": 1000 * cpu, "wall_ms": 1000 * wall, "memory_mib": peak - base}
 
 
-def in_turn(args: argparse.Namespace, ways: list[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """{way: {quantity: median, min, max}}, each measurement in a process of its own."""
+def measure_in_turn(args: argparse.Namespace, ways: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure the ways in turn, each in a process of its own; return {way: {quantity: median, min, max}}."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     words = [f"--{k}={getattr(args, k)}" for k in ("actions", "positions", "vocabulary", "width", "dtype", "device")]
     for _ in range(args.repeats):
@@ -170,7 +176,7 @@ def in_turn(args: argparse.Namespace, ways: list[str]) -> dict[str, dict[str, di
 
 
 def show(args: argparse.Namespace, errors: dict[str, Any], found: dict[str, Any]) -> None:
-    """A row a way, each against the first."""
+    """Print a table with a row for each way, compared with the first."""
     rows = chunk_rows(args.vocabulary, args.device)
     table = Table(
         title=f"{args.actions} actions of {args.positions} positions, V {args.vocabulary}, D {args.width}, "
@@ -199,7 +205,7 @@ def show(args: argparse.Namespace, errors: dict[str, Any], found: dict[str, Any]
 
 
 def main() -> None:
-    """Checks, measures and prints a table, or JSON."""
+    """Check, measure and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"actions": 1024, "positions": 2048, "vocabulary": 32_000, "width": 256, "threads": 1, "repeats": 5}
     for name, value in sizes.items():
@@ -211,11 +217,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.way:
-        print(json.dumps(measured(args)))
+        print(json.dumps(measure(args)))
         return
     ways = [name for name in WAYS if name != "trl" or find_spec("trl")]
     errors = check(args, ways)
-    found = in_turn(args, ways)
+    found = measure_in_turn(args, ways)
     if args.json:
         print(json.dumps({**vars(args), "errors": errors, "ways": found}))
         return

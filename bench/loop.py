@@ -1,9 +1,9 @@
-"""What the training loop costs a step beside forward, loss, backward and optimiser: `Method` under the Trainer against
-a bare loop over the same batches.
+"""Benchmark of the training loop's cost beside forward, loss, backward and optimiser: `python -m bench.loop`.
 
-`python -m bench.loop [--model tiny|A] [--json] [--profile]`. One process per measurement, in turn; per step, median of
-the repeats: CPU time of all threads, CPU time of the main thread (batches are made in another), wall time, at one
-computing thread. The bare loop finds its batches ready. The weights after the last step are compared first.
+`Method` under Lightning's Trainer is compared with a bare loop over the same batches. Every measurement has a process
+of its own, in turn; printed are medians over the repeats, for a step, with one computing thread: CPU time of all
+threads, CPU time of the main thread (another one makes the batches) and wall time. The bare loop finds its batches
+ready. The weights after the last step are compared first. Options: `--model tiny|A`, `--json`, `--profile`.
 """
 
 import argparse
@@ -56,7 +56,7 @@ BATCH, LOG_EVERY, RATE, CLIP, BETA = 16, 10, 1e-4, 1.0, 0.5
 
 
 def model_of(name: str) -> Policy:
-    """The policy, from a seed."""
+    """Return the policy that a seed initialises."""
     shape = dict(SHAPES[name])
     heads = shape.pop("heads")
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def model_of(name: str) -> Policy:
 
 
 def rows_of(name: str, policy: Policy) -> Rows:
-    """256 random rows, half of each actions, with the policy's own scores as the reference's."""
+    """Return 256 random rows, half of whose tokens are actions, with the policy's own scores as the reference's."""
     rng, (low, high) = np.random.default_rng(0), TOKENS[name]
     made = []
     for n in range(256):
@@ -85,12 +85,12 @@ def rows_of(name: str, policy: Policy) -> Rows:
 
 
 def clocks() -> np.ndarray:
-    """Seconds by every clock."""
+    """Return the seconds on every clock."""
     return np.array([time.process_time(), time.thread_time(), time.perf_counter()])
 
 
 def bare(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
-    """Seconds of the steps after `start` by every clock, and the policy after the last."""
+    """Train in the bare loop; return the seconds of the steps after `start` on every clock, and the policy."""
     policy = model_of(name)
     rows = rows_of(name, policy)
     cut = Steps(rows, batch_size=BATCH, micro_batch_tokens=2**20, seed=0, start=0, rank=0, world=1)
@@ -114,19 +114,19 @@ def bare(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
 
 
 class Clock(Callback):
-    """The clocks after step `start` and after the last."""
+    """The Clock callback reads the clocks after step `start` and after the last step."""
 
     def __init__(self, start: int) -> None:
         self.start, self.at = start, dict[int, np.ndarray]()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Reads them."""
+        """Read the clocks at the first and the last step of the measurement."""
         if trainer.global_step in (self.start, trainer.max_steps):
             self.at[trainer.global_step] = clocks()
 
 
 def method(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
-    """The same through `Method`, with the callbacks, logger and loading of a run."""
+    """Train by `Method` with the callbacks, logger and data loading of a run; return what `bare` returns."""
     policy = model_of(name)
     rows = rows_of(name, policy)
     settings = TrainerSettings(
@@ -167,7 +167,7 @@ def method(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
 
 
 def child(way: str, name: str, steps: int, profile: bool) -> dict[str, float]:
-    """One measurement: seconds a step, and a sum of the weights that says whether both ways did the same."""
+    """Return one measurement: seconds per step, and a sum of the weights that tells whether both ways are equal."""
     torch.set_num_threads(1)
     start = int(steps * WARM_UP)
     profiler = cProfile.Profile()
@@ -182,7 +182,7 @@ def child(way: str, name: str, steps: int, profile: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs both ways in turn and prints a table, or JSON."""
+    """Measure both ways in turn and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=SHAPES, default="tiny")
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: `python -m bench.one '{"side": ...}'` prints it last, as a line of JSON."""
+"""One measurement of `bench.step` in its own process: `python -m bench.one SPEC` prints it as a last line of JSON."""
 
 import json
 import sys
@@ -20,15 +20,15 @@ def _ours(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _trl(spec: dict[str, Any]) -> dict[str, Any]:
     from bench import ours, peer
-    from bench.order import pairs_in_order, presorted
+    from bench.order import pairs_in_order, sort_by_length
     from bench.work import tokenizer_of
 
     folder, sort = Path(spec.pop("folder")), spec.pop("presort")
     settings = peer.Settings(model=str(folder / "model"), **spec)
     same = ours.Settings(folder=str(folder), steps=settings.steps, pairs=settings.pairs)
-    pairs = pairs_in_order(folder, ours.encoded(same), seed=0, pairs=settings.pairs, steps=settings.steps)
+    pairs = pairs_in_order(folder, ours.encode_rows(same), seed=0, pairs=settings.pairs, steps=settings.steps)
     if sort:
-        pairs = presorted(pairs, settings.pairs, settings.warmup)
+        pairs = sort_by_length(pairs, settings.pairs, settings.warmup)
     with tempfile.TemporaryDirectory() as out:
         return peer.measure(settings, pairs, tokenizer_of(folder), out)
 
@@ -40,12 +40,12 @@ def _peak(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _tokens(spec: dict[str, Any]) -> dict[str, Any]:
     from bench import ours
-    from bench.order import counts, pairs_in_order, presorted
+    from bench.order import counts, pairs_in_order, sort_by_length
 
     settings, folder = ours.Settings(**spec), Path(spec["folder"])
-    pairs = pairs_in_order(folder, ours.encoded(settings), seed=0, pairs=settings.pairs, steps=settings.steps)
+    pairs = pairs_in_order(folder, ours.encode_rows(settings), seed=0, pairs=settings.pairs, steps=settings.steps)
     first = settings.warmup * settings.pairs
-    sorted_pairs = presorted(pairs, settings.pairs, settings.warmup)[first:]
+    sorted_pairs = sort_by_length(pairs, settings.pairs, settings.warmup)[first:]
     return {
         **counts(pairs[first:], settings.pairs),
         "padded_sorted": counts(sorted_pairs, settings.pairs)["padded"],
@@ -56,7 +56,7 @@ SIDES = {"ours": _ours, "trl": _trl, "peak": _peak, "tokens": _tokens}
 
 
 def main() -> None:
-    """Measures what the argument says."""
+    """Measure what the argument, a JSON object, specifies."""
     warnings.filterwarnings("ignore")
     spec = json.loads(sys.argv[1])
     torch.set_num_threads(spec.pop("threads"))

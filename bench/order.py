@@ -1,4 +1,4 @@
-"""The order in which shiqrun trains on the pairs of a bench, so that a peer can be given the same one."""
+"""The order of preference pairs in which shiqrun trains, so that a peer can be given the same batches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from shiqrun.batching.steps import step_units
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to a prompt, as chats and in tokens: (prompt, chosen, rejected)."""
+    """A Pair is two answers to a prompt, as chats and in tokens: (prompt, chosen, rejected)."""
 
     prompt: list[dict[str, Any]]
     chosen: list[dict[str, Any]]
@@ -20,12 +20,12 @@ class Pair:
 
     @property
     def padded_length(self) -> int:
-        """Tokens of the longer of its two rows."""
+        """Return the number of tokens of the longer of a pair's two rows."""
         return len(self.ids[0]) + max(len(self.ids[1]), len(self.ids[2]))
 
 
 def pairs_in_order(folder: Path, encoded: Encoded, *, seed: int, pairs: int, steps: int) -> list[Pair]:
-    """The pairs of the first steps of a run, in the order of its steps.
+    """Return the pairs of the first steps of a run, in the order of its steps.
 
     Args:
         folder: of `bench.work.prepare`.
@@ -51,14 +51,17 @@ def _pair(rows: Any, unit: Any, talks: list[Talk]) -> Pair:
     return Pair(talk["prompt"], talk["completions"][0], talk["completions"][1], ids)
 
 
-def presorted(pairs: list[Pair], per_step: int, warmup: int) -> list[Pair]:
-    """The warm-up's pairs as they come, the others shortest first: the least padding that a fixed batch size allows."""
+def sort_by_length(pairs: list[Pair], per_step: int, warmup: int) -> list[Pair]:
+    """Return the pairs of the warm-up as they come, and the others shortest first.
+
+    With batches of a fixed number of pairs this order has the least padding.
+    """
     first = warmup * per_step
     return pairs[:first] + sorted(pairs[first:], key=lambda p: p.padded_length)
 
 
 def counts(pairs: list[Pair], per_step: int) -> dict[str, int]:
-    """Tokens of these pairs however they are pushed through a model, and if padded batch by batch."""
+    """Return the numbers of tokens of pairs: as such, and when they are padded batch by batch."""
     steps = [pairs[i : i + per_step] for i in range(0, len(pairs), per_step)]
     return {
         "pairs": len(pairs),

@@ -23,7 +23,7 @@ from shiqrun.training.prepare import prepare_run
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A measurement.
+    """Settings of one measured run of shiqrun.
 
     Attributes:
         folder: of `bench.work.prepare`.
@@ -49,7 +49,7 @@ class Settings:
 
 
 def overrides(settings: Settings, run_dir: Path, completions: int) -> list[str]:
-    """The words of the command line."""
+    """Return the settings as the words of the command line."""
     folder = Path(settings.folder)
     return [
         f"algo={settings.algo}",
@@ -77,8 +77,8 @@ def overrides(settings: Settings, run_dir: Path, completions: int) -> list[str]:
     ]
 
 
-def loaded(settings: Settings, run_dir: Path) -> Run:
-    """The run that these settings make, ready to train."""
+def load_run(settings: Settings, run_dir: Path) -> Run:
+    """Return the run that the settings describe, ready to train."""
     completions = len(read_pairs(Path(settings.folder))[0]["completions"])
     return prepare_run(_plan(settings, run_dir, completions))
 
@@ -88,8 +88,8 @@ def _plan(settings: Settings, run_dir: Path, completions: int) -> Plan:
     return plan(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), run_dir)
 
 
-def encoded(settings: Settings) -> Encoded:
-    """The rows of the run, without its model."""
+def encode_rows(settings: Settings) -> Encoded:
+    """Return the encoded rows of the run, without its model."""
     with tempfile.TemporaryDirectory() as directory:
         made = _plan(settings, Path(directory), 2)
         tokenizer = made.choice.tokenizer(made.source, ())
@@ -97,14 +97,14 @@ def encoded(settings: Settings) -> Encoded:
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Times, memory and tokens of a run; `losses` and `grad_norms` of the steps that were logged.
+    """Return times, memory and tokens of a run, and `losses` and `grad_norms` of the logged steps.
 
-    `once` is what comes before the first step and only once: the reference's scores.
+    `once` is the time before the first step that is spent once: scoring the rows by the reference.
     """
     clock = StepClock(warmup=settings.warmup, steps=settings.steps, device=settings.device)
     with tempfile.TemporaryDirectory() as directory:
         run_dir = Path(directory)
-        run = loaded(settings, run_dir)
+        run = load_run(settings, run_dir)
         clock.watch(run.policy.causal_lm.get_input_embeddings())
         began, once = (time.perf_counter(), time.process_time()), {}
 

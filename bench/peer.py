@@ -1,4 +1,4 @@
-"""One training run of TRL's DPOTrainer, measured in this process on the same rows, weights and order."""
+"""One training run of TRL's DPOTrainer, measured in this process on the same rows, weights and order as shiqrun's."""
 
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from bench.order import Pair
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A measurement.
+    """Settings of one measured run of TRL's trainer.
 
     Attributes:
         model: directory of the model.
@@ -39,7 +39,7 @@ class Settings:
 
 
 class Timed(DPOTrainer):
-    """Notes what the reference's log-probabilities cost, where they are computed beforehand."""
+    """The Timed trainer notes the time of the reference's log-probabilities where they are computed beforehand."""
 
     once: dict[str, float]
 
@@ -51,18 +51,18 @@ class Timed(DPOTrainer):
 
 
 class Begin(TrainerCallback):
-    """Tells the clock that the first step comes."""
+    """The Begin callback starts the clock before the first step."""
 
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Called behind everything that TRL prepares."""
+        """Start the clock, after everything that TRL prepares."""
         self.clock.begin()
 
 
 def measure(settings: Settings, pairs: list[Pair], tokenizer: Any, out: str) -> dict[str, Any]:
-    """Times, memory and tokens of a run; `losses` and `grad_norms` of the steps that were logged.
+    """Return times, memory and tokens of a run, and `losses` and `grad_norms` of the logged steps.
 
     Args:
         settings: see there.

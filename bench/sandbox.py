@@ -1,8 +1,8 @@
-"""Programs a second in each sandbox that works here: `python -m bench.sandbox [--workers N] [--tests N]`.
+"""Benchmark of the sandboxes that work here, in programs per second: `python -m bench.sandbox`.
 
-The program reads a line and prints a sum of 1000 squares; the rounds of the backends alternate, after one that starts
-the workers. Beside them, what a fresh interpreter takes for each program without any limit. Wall time: every program
-is a process, and what counts is how many end; the spread says how busy the machine was.
+The program reads a line and prints a sum of 1000 squares. The rounds of the backends alternate, after one that starts
+the workers. A fresh interpreter for each program, without any limit, is measured beside them. Time is wall time: every
+program is a process, and what counts is how many end; the spread shows how busy the machine was.
 """
 
 import argparse
@@ -29,7 +29,7 @@ FRESH = "fresh interpreter, unconfined"
 
 
 def in_pool(pool: Pool, programs: int, tests: int) -> list[float]:
-    """Wall seconds of each run."""
+    """Return the wall seconds of each round of programs in a sandbox."""
     each = (Program(f"{CODE} # {i // tests}", GIVEN) for i in range(programs))
     outcomes = [*pool.map(lambda run, program: run(program, LIMITS), each)]
     assert all(outcome.output == RIGHT for outcome in outcomes), outcomes[0]
@@ -37,7 +37,7 @@ def in_pool(pool: Pool, programs: int, tests: int) -> list[float]:
 
 
 def fresh(workers: int, programs: int) -> list[float]:
-    """The same without a sandbox."""
+    """Return the wall seconds of each round of programs in fresh interpreters without a sandbox."""
 
     def run(_: int) -> float:
         began = time.monotonic()
@@ -49,8 +49,8 @@ def fresh(workers: int, programs: int) -> list[float]:
         return [*threads.map(run, range(programs))]
 
 
-def measured(workers: int, programs: int, repeats: int, tests: int) -> dict[str, dict[str, Any]]:
-    """Of every backend: programs a second by round, and the median wall time of one, milliseconds."""
+def measure(workers: int, programs: int, repeats: int, tests: int) -> dict[str, dict[str, Any]]:
+    """Return, for every backend, programs per second by round and the median wall time of one program, ms."""
     found: dict[str, dict[str, Any]] = {}
     with ExitStack() as open_:
         working = [name for name in get_args(Name) if why_unusable(name) is None]
@@ -68,7 +68,7 @@ def measured(workers: int, programs: int, repeats: int, tests: int) -> dict[str,
 
 
 def main() -> None:
-    """Prints a table, or JSON."""
+    """Measure the backends and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--programs", type=int, default=500, help="runs in one round")
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
-    found = measured(given.workers, given.programs, given.repeats, given.tests)
+    found = measure(given.workers, given.programs, given.repeats, given.tests)
     if given.json:
         print(json.dumps(found, indent=2))
         return

@@ -1,4 +1,4 @@
-"""Tables and a picture of what `bench.step` measured."""
+"""Tables and a picture of the measurements of `bench.step`."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def _spread(value: dict[str, float] | None, digits: int = 1) -> str:
 
 
 def print_tables(console: Console, result: dict[str, Any]) -> None:
-    """One table a model."""
+    """Print a table for each model."""
     for name, model in result["models"].items():
         tokens = model["tokens"]
         table = Table(
@@ -51,7 +51,7 @@ def _cells(row: dict[str, Any], tokens: dict[str, int]) -> list[str]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[str]:
-    """A line for each side of TRL: how much more time and memory it takes than our dpo in the same precision."""
+    """Return a line for each side of TRL: its time and memory relative to our dpo in the same precision."""
     lines, own = (
         [],
         {r["precision"]: r for r in rows if r["trainer"] == "ours" and r["algo"] == "dpo" and not r["tuned"]},
@@ -74,7 +74,7 @@ def ratios(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def picture(result: dict[str, Any], path: Path) -> None:
-    """Bars of time and memory, a column a model, ours in colour; writes a PNG."""
+    """Write a PNG with bars of time and memory, a column for each model, ours in colour."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,8 @@
-"""How long `shiqrun` takes to answer, over the bare interpreter: `python -m bench.start [--json] [--repeats N]`.
+"""Benchmark of start-up: the time `shiqrun` takes to answer, against the bare interpreter: `python -m bench.start`.
 
-The commands in turn, after a round that warms the file cache; median wall time with least and most, CPU time (user and
-system), and which of the large packages were imported on the way. Writes start.json into --out.
+The commands run in turn, after a round that warms the file cache. Printed are the median wall time with minimum and
+maximum, the CPU time (user and system), and the large packages that were imported on the way. start.json is written
+into --out. Options: `--json`, `--repeats N`.
 """
 
 import argparse
@@ -33,44 +34,44 @@ COMMANDS: dict[str, tuple[list[str], float | None]] = {
 LARGE = ("torch", "transformers", "lightning", "hydra", "datasets", "wandb", "peft", "matplotlib")
 
 
-def timed(words: Sequence[str]) -> tuple[float, float]:
-    """(wall, CPU) seconds of one run."""
+def time_command(words: Sequence[str]) -> tuple[float, float]:
+    """Return (wall, CPU) seconds of one run of a command."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-def imported(words: Sequence[str]) -> list[str]:
-    """The large packages that a run imports."""
+def heavy_imports(words: Sequence[str]) -> list[str]:
+    """Return the large packages that a command imports."""
     command = [sys.executable, "-X", "importtime", *words]
     done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     return [name for name in LARGE if name in names]
 
 
-def measured(repeats: int) -> dict[str, dict[str, Any]]:
-    """Of every command its times and imports."""
+def measure(repeats: int) -> dict[str, dict[str, Any]]:
+    """Return times and imports of every command."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     for _ in range(repeats + 1):
         for name, (words, _) in COMMANDS.items():
-            times[name].append(timed(words))
+            times[name].append(time_command(words))
     found = {}
     for name, (words, most) in COMMANDS.items():
         wall, cpu = zip(*times[name][1:], strict=True)
         clocks = {"wall": median(wall), "least": min(wall), "most": max(wall), "cpu": median(cpu)}
-        found[name] = {**clocks, "allowed_over_bare": most, "imports": imported(words)}
+        found[name] = {**clocks, "allowed_over_bare": most, "imports": heavy_imports(words)}
     return found
 
 
 def main() -> None:
-    """Times every command and prints a table, or JSON."""
+    """Time every command and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("bench/out"))
     args = parser.parse_args()
-    found = measured(args.repeats)
+    found = measure(args.repeats)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "start.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     if args.json:

@@ -1,12 +1,14 @@
-"""A training step against TRL's DPOTrainer, the same pairs and the same losses: `python -m bench.step [--quick]`.
+"""Benchmark of a DPO training step against TRL's DPOTrainer on the same pairs: `python -m bench.step [--quick]`.
 
-Equality first: both train in float32 on the same batches in the same order, and every step's loss and gradient norm
-must agree. Then one process a measurement, the sides in turn, `--repeats` times; medians with least and most. Time is
-CPU time (user and system) at one thread, which neighbours on the machine disturb little, and wall time at two. Memory
-is the high-water mark above what was resident before the first step: gradients, moments, activations.
+Losses are compared first: both sides train in float32 on the same batches in the same order, and the loss and gradient
+norm of every step must agree. Then every measurement has a process of its own, the sides in turn, `--repeats` times;
+printed are medians with minimum and maximum. Time is CPU time (user and system) on one thread, which other processes of
+the machine disturb little, and wall time on two. Memory is the high-water mark above what was resident before the first
+step: gradients, moments, activations.
 
-TRL's sides: as it comes (bfloat16, activation checkpointing, live reference); and at its best (neither, pairs sorted by
-length by hand, allocator tuned), with the allocator as it is beside it. Writes step.json and step.png into --out.
+TRL is measured with its defaults (bfloat16, activation checkpointing, live reference), and at its best (neither, pairs
+sorted by length by hand, allocator tuned; also with the default allocator). step.json and step.png are written into
+--out.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import torch
 
 from bench.clock import environment
 from bench.show import picture, print_tables
-from bench.work import SHAPES, hh_file, hh_pairs, made_pairs, prepare
+from bench.work import SHAPES, hh_file, hh_pairs, make_pairs, prepare
 from shiqrun.cli import ENVIRONMENT
 from shiqrun.console import console
 
@@ -38,7 +40,7 @@ LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 5e-5
 
 @dataclass(frozen=True)
 class Side:
-    """What is measured: a trainer and its settings.
+    """A Side is a trainer and its settings, measured against the other sides.
 
     Attributes:
         trainer: ours or trl.
@@ -58,14 +60,14 @@ class Side:
 
     @property
     def label(self) -> str:
-        """As tables and pictures name it."""
+        """Return the name of the side in tables and pictures."""
         if self.trainer == "ours":
             return f"shiqrun {self.algo}, {self.precision}" + ", allocator tuned" * self.tuned
         kind = "default" if self.default else "best" if self.presort else "unsorted"
         return f"TRL {kind}, {self.precision}" + ", allocator tuned" * self.tuned
 
     def spec(self, folder: Path, steps: int, device: str, log_every: int = 10) -> dict[str, Any]:
-        """What `bench.one` is asked."""
+        """Return the specification of a measurement by `bench.one`."""
         same = {"folder": str(folder), "steps": steps, "warmup": WARMUP, "pairs": PAIRS, "log_every": log_every}
         own = {"algo": self.algo} if self.trainer == "ours" else {"default": self.default, "presort": self.presort}
         return {"side": self.trainer, **same, "precision": self.precision, "device": device, **own}
@@ -82,7 +84,7 @@ SIDES = [
 
 
 def ask(spec: dict[str, Any], *, threads: int, tuned: bool = False) -> dict[str, Any]:
-    """A measurement in a process of its own.
+    """Return a measurement from a process of its own.
 
     Raises:
         SystemExit: it failed; its last words are shown.
@@ -97,7 +99,7 @@ def ask(spec: dict[str, Any], *, threads: int, tuned: bool = False) -> dict[str,
 
 
 def expect_equality(folder: Path, steps: int, device: str, threads: int) -> dict[str, float]:
-    """The largest differences between TRL's and our losses and gradient norms, on the same batches.
+    """Return the largest differences between TRL's and our losses and gradient norms on the same batches.
 
     Raises:
         SystemExit: they are larger than rounding explains.
@@ -117,8 +119,8 @@ def expect_equality(folder: Path, steps: int, device: str, threads: int) -> dict
     return found
 
 
-def measured(folder: Path, args: argparse.Namespace, sides: Sequence[Side], steps: int) -> dict[str, Any]:
-    """Every side's measurements, by label and by threads, in turns that begin elsewhere each time."""
+def measure_sides(folder: Path, args: argparse.Namespace, sides: Sequence[Side], steps: int) -> dict[str, Any]:
+    """Return every side's measurements by label and number of threads; each turn begins with another side."""
     found: dict[str, Any] = {side.label: {"side": asdict(side)} for side in sides}
     for repeat in range(args.repeats):
         turn = [*sides[repeat % len(sides) :], *sides[: repeat % len(sides)]]
@@ -132,12 +134,14 @@ def measured(folder: Path, args: argparse.Namespace, sides: Sequence[Side], step
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return median, minimum and maximum of values."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def summarised(shape: str, tokens: dict[str, int], found: dict[str, Any], peak: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a side: medians of what was measured, and the share of the matmul peak on minimal flops."""
+def summary_rows(
+    shape: str, tokens: dict[str, int], found: dict[str, Any], peak: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return a row for each side: medians, and the share of the matrix-product peak that minimal flops are."""
     rows, flops = [], SHAPES[shape].minimal_flops(tokens["shared_prompt"], tokens["actions"])
     for label, kept in found.items():
         row: dict[str, Any] = {"label": label, **kept["side"]}
@@ -155,30 +159,30 @@ def summarised(shape: str, tokens: dict[str, int], found: dict[str, Any], peak: 
 
 
 def bench(shape: str, args: argparse.Namespace, sides: Sequence[Side], folder: Path) -> dict[str, Any]:
-    """Everything about one model."""
+    """Measure and compare all sides on one model."""
     pairs = args.pairs_number or SHAPES[shape].pairs
     steps = WARMUP + pairs // PAIRS
     needed = steps * PAIRS
-    given = hh_pairs(args.pairs) if args.pairs else list(made_pairs(2 * needed))
+    given = hh_pairs(args.pairs) if args.pairs else list(make_pairs(2 * needed))
     prepare(folder, SHAPES[shape], given, pairs=needed)
     tokens = ask({"side": "tokens", "folder": str(folder), "steps": steps, "warmup": WARMUP, "pairs": PAIRS}, threads=1)
     console.print(f"model {shape}: {tokens}", highlight=False)
     equality = None if args.unchecked else expect_equality(folder, steps, args.device, max(args.threads))
     console.print(f"equality of losses, largest difference: {equality}", highlight=False)
     peak = {str(n): ask({"side": "peak", "device": args.device}, threads=n) for n in args.threads}
-    found = measured(folder, args, sides, steps)
+    found = measure_sides(folder, args, sides, steps)
     return {
         "shape": asdict(SHAPES[shape]),
         "tokens": tokens,
         "equality": equality,
         "peak": peak,
-        "rows": summarised(shape, tokens, found, peak),
+        "rows": summary_rows(shape, tokens, found, peak),
         "measurements": found,
     }
 
 
 def main() -> None:
-    """Measures, prints tables, writes JSON and a picture."""
+    """Measure, print tables, and write JSON and a picture."""
     args = arguments()
     sides = [side for side in SIDES if not args.sides or any(part in side.label for part in args.sides)]
     result: dict[str, Any] = {
@@ -201,7 +205,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line asks for; `--quick` is one repeat of fewer pairs at one thread."""
+    """Parse the command line; `--quick` is one repeat of fewer pairs on one thread."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=lambda s: s.split(","), help=f"of {', '.join(SHAPES)}; default A,B, gpu: gpu")
     parser.add_argument("--pairs", type=Path, default=hh_file(), help="a file of hh-rlhf; default: test data or made")

@@ -1,8 +1,8 @@
-"""The work that every side of a bench does: a model, its tokenizer and pairs, in one directory.
+"""Models, tokenizers and preference pairs that every side of a benchmark works on, prepared in one directory.
 
-Models are Llamas from a config with random weights, tokenizers byte-level BPE made from the pairs' own text, so that
-nothing is downloaded. Pairs come from a file of hh-rlhf, or are made from a seed with lengths like its: words a prompt
-and words an answer are log-normal with the mean and deviation that harmless-base's test split has.
+Models are Llamas from a config with random weights; tokenizers are byte-level BPE trained on the pairs' own text, so
+that nothing is downloaded. Pairs come from a file of hh-rlhf, or are made from a seed with similar lengths: the numbers
+of words of prompts and of answers are log-normal with mean and deviation of harmless-base's test split.
 """
 
 import json
@@ -31,7 +31,7 @@ SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama with tied embeddings, and how many pairs it is measured on."""
+    """A Shape is the size of a Llama with tied embeddings, and the number of pairs that it is measured on."""
 
     hidden: int
     layers: int
@@ -41,11 +41,14 @@ class Shape:
     pairs: int
 
     def body(self) -> int:
-        """Parameters of the matrices that every token passes: 4 D^2 of attention and 3 D I of the MLP, a layer."""
+        """Return the parameters that every token passes: per layer 4 D^2 of attention and 3 D I of the MLP."""
         return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
 
     def minimal_flops(self, tokens: int, actions: int) -> float:
-        """6 for each weight and token, forward and backward: the body at `tokens`, the head at `actions` only."""
+        """Return the least flops of a step, 6 for each weight and token, forward and backward.
+
+        The body counts at `tokens`, the head at `actions` only.
+        """
         return 6.0 * self.body() * tokens + 6.0 * self.hidden * self.vocabulary * actions
 
 
@@ -60,13 +63,13 @@ Talk = dict[str, Any]
 
 
 def hh_file() -> Path | None:
-    """The pairs in $SHIQRUN_TEST_DATA or ../shared/data, or None."""
+    """Return the file of pairs in $SHIQRUN_TEST_DATA or ../shared/data, or None if there is none."""
     folders = [os.environ.get("SHIQRUN_TEST_DATA"), "../shared/data"]
     return next((Path(f) / HH_FILE for f in folders if f and (Path(f) / HH_FILE).is_file()), None)
 
 
 def hh_pairs(path: Path) -> list[Talk]:
-    """Every pair of the file that has two answers."""
+    """Return every pair of the file that has two answers."""
     source = HH(path=str(path), subset="both", split="train", pair_rewards=[1, -1], on_embedded_marker="drop")
     return [
         {"prompt": list(e.messages), "completions": [list(c) for c in e.completions], "rewards": [1.0, -1.0]}
@@ -74,8 +77,8 @@ def hh_pairs(path: Path) -> list[Talk]:
     ]
 
 
-def made_pairs(number: int, seed: int = 0) -> Iterator[Talk]:
-    """Pairs of nonsense: words as frequent as words are (Zipf), lengths as in hh-rlhf."""
+def make_pairs(number: int, seed: int = 0) -> Iterator[Talk]:
+    """Yield pairs of random words, with the frequencies of natural words (Zipf) and the lengths of hh-rlhf."""
     draw = random.Random(seed)
     for _ in range(number):
         words = [min(600, max(3, round(draw.lognormvariate(*PROMPT_WORDS))))]
@@ -84,7 +87,7 @@ def made_pairs(number: int, seed: int = 0) -> Iterator[Talk]:
 
 
 def talk(prompt: int, answers: Sequence[int], draw: random.Random) -> Talk:
-    """A prompt of so many words and answers of so many, the first the best."""
+    """Return a prompt and answers of the given numbers of words; the first answer is the best."""
     vocabulary = _vocabulary()
     weights = [1 / (rank + 2) for rank in range(len(vocabulary))]
     text = [" ".join(draw.choices(vocabulary, weights, k=n)) for n in (prompt, *answers)]
@@ -101,7 +104,7 @@ def _vocabulary() -> list[str]:
 
 
 def prepare(folder: Path, shape: Shape, talks: Iterable[Talk], *, pairs: int, longest: int = CONTEXT) -> None:
-    """Writes `model/` and `pairs.jsonl` into the folder: the first `pairs` talks that fit the context.
+    """Write `model/` and `pairs.jsonl` into the folder: the first `pairs` talks that fit the context.
 
     Raises:
         SystemExit: there are not so many.
@@ -161,10 +164,10 @@ def _longest(row: Talk, tokenizer: Any) -> int:
 
 
 def read_pairs(folder: Path) -> list[Talk]:
-    """The rows of `pairs.jsonl`, in file order."""
+    """Return the rows of `pairs.jsonl` in the order of the file."""
     return [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def tokenizer_of(folder: Path) -> Any:
-    """The tokenizer of `model/`."""
+    """Return the tokenizer in `model/`."""
     return AutoTokenizer.from_pretrained(folder / "model")

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from bench import ours
 from bench.clock import StepClock
-from bench.order import Pair, counts, pairs_in_order, presorted
+from bench.order import Pair, counts, pairs_in_order, sort_by_length
 from bench.show import ratios
-from bench.step import Side, summarised, summary
-from bench.work import SHAPES, Shape, made_pairs, prepare, talk, tokenizer_of
+from bench.step import Side, summary, summary_rows
+from bench.work import SHAPES, Shape, make_pairs, prepare, talk, tokenizer_of
 from shiqrun.batching.steps import Steps
 
 TINY = Shape(hidden=16, layers=1, heads=2, intermediate=24, vocabulary=400, pairs=0)
@@ -31,7 +31,7 @@ def work(tmp_path_factory):
 
 
 def test_pairs_come_in_the_order_in_which_shiqrun_trains(work):
-    encoded = ours.encoded(ours.Settings(folder=str(work), steps=3))
+    encoded = ours.encode_rows(ours.Settings(folder=str(work), steps=3))
     pairs = pairs_in_order(work, encoded, seed=0, pairs=8, steps=3)
     steps = Steps(encoded.train, batch_size=16, micro_batch_tokens=8192, seed=0, start=0, rank=0, world=1)
     for step in range(3):
@@ -41,7 +41,7 @@ def test_pairs_come_in_the_order_in_which_shiqrun_trains(work):
 
 
 def test_a_pair_has_the_better_answer_first_and_its_chats_have_its_tokens(work):
-    encoded, tokenizer = ours.encoded(ours.Settings(folder=str(work), steps=3)), tokenizer_of(work)
+    encoded, tokenizer = ours.encode_rows(ours.Settings(folder=str(work), steps=3)), tokenizer_of(work)
     reward = {tuple(t.input_ids): float(t.rewards.sum()) for t in encoded.train.trajectories}
     for p in pairs_in_order(work, encoded, seed=0, pairs=8, steps=3):
         chosen, rejected = (tuple(p.ids[0] + answer) for answer in p.ids[1:])
@@ -52,7 +52,7 @@ def test_a_pair_has_the_better_answer_first_and_its_chats_have_its_tokens(work):
 
 def test_presorting_leaves_the_warm_up_and_loses_no_pair():
     pairs = [pair(n, 1, 2) for n in (9, 4, 7, 3, 8, 5)]
-    made = presorted(pairs, 2, 1)
+    made = sort_by_length(pairs, 2, 1)
     assert made[:2] == pairs[:2]
     assert [p.padded_length for p in made[2:]] == [5, 7, 9, 10]
 
@@ -98,7 +98,7 @@ def test_a_run_of_another_length_is_no_measurement():
 
 
 def test_made_pairs_are_a_function_of_the_seed():
-    assert [*made_pairs(3)] == [*made_pairs(3)] != [*made_pairs(3, seed=1)]
+    assert [*make_pairs(3)] == [*make_pairs(3)] != [*make_pairs(3, seed=1)]
 
 
 def test_too_few_pairs_are_refused(tmp_path):
@@ -114,7 +114,7 @@ def test_ratios_compare_equal_precision_and_an_untuned_shiqrun():
         for k, s in zip((1, 4, 8), sides, strict=True)
     }
     peak = {"1": {"fp32": {"cpu": 1e9, "wall": 1e9}}}
-    rows = summarised("A", {"shared_prompt": 100, "actions": 10}, found, peak)
+    rows = summary_rows("A", {"shared_prompt": 100, "actions": 10}, found, peak)
     assert ratios(rows) == ["TRL best, fp32 takes 4.0x CPU time, 4.0x memory of shiqrun dpo, fp32"]
     assert rows[1]["peak_share_1"] == pytest.approx(SHAPES["A"].minimal_flops(100, 10) / 2 / 1e9)
 

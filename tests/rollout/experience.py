@@ -125,3 +125,11 @@ def restored(directory, state):
     for name, content in state.items():
         (directory / name).write_bytes(content)
     return directory
+
+
+NONE = {"accepted": 0, "trained": 0, "leased": 0, "waiting": 0, "stale": 0, "lost": 0, "duplicated": 0}
+
+
+def counts(**options):
+    """The counts of a buffer: zero unless given."""
+    return NONE | options
