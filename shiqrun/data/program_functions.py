@@ -1,4 +1,4 @@
-"""Every function that pipelines of a few steps compute: its programs, and the inputs that tell it from others."""
+"""The functions of data=programs: all that pipelines of a few steps compute, their programs, and their split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +11,20 @@ import numpy as np
 from shiqrun.data.program_language import Digits, Program, Step, apply, probes, spell, steps_of
 
 Ints = np.ndarray
-"""int64 (or a smaller kind of integer)."""
+"""An array of int64 or of smaller integers."""
 
 
 @dataclass(frozen=True)
 class Functions:
-    """The functions of pipelines of at most `steps` steps, numbered; number 0 is the identity, of no step.
+    """The functions of pipelines of a few steps, numbered; function 0 is the identity, the pipeline without a step.
 
     Attributes:
-        outputs: `[functions, probes]`, number of the list that a function makes of a probe.
+        base: digits of the language are below it.
+        outputs: `[functions, probes]`, the number of the list that a function returns for a probe.
         lists: the list of each number.
         least: `[functions]`, steps of the shortest program.
         programs: of each function, all programs without idle steps that compute it, shortest first.
+        number: the function that each program computes.
     """
 
     base: int
@@ -32,17 +34,17 @@ class Functions:
     programs: Sequence[Sequence[Program]]
     number: dict[Program, int]
 
-    def dull(self) -> Ints:
-        """`[functions]` bool: the empty list on half of the probes or more, as all constants; or the identity."""
+    def make_no_problem(self) -> Ints:
+        """Return which functions make no problem, `[functions]` bool: the identity and those that mostly return []."""
         empty = np.array([not xs for xs in self.lists])
         found = empty[self.outputs].mean(1) >= 0.5
         found[0] = True
         return np.asarray(found)
 
-    def telling(self, function: int, count: int, rng: np.random.Generator) -> list[int]:
-        """Numbers of at least `count` probes on which no other of the functions agrees with this one on all.
+    def telling_probes(self, function: int, count: int, rng: np.random.Generator) -> list[int]:
+        """Return numbers of at least `count` probes that tell a function from all others.
 
-        `count` are drawn; then those are added that tell most of the functions apart that are still left.
+        `count` probes are drawn; then, one at a time, the probe is added that excludes most of the functions left.
         """
         other = self.outputs != self.outputs[function]
         chosen = rng.choice(other.shape[1], count, replace=False).tolist()
@@ -55,16 +57,16 @@ class Functions:
         return [int(i) for i in chosen]
 
     def output(self, function: int, probe: int) -> Digits:
-        """What a function makes of a probe."""
+        """Return the output of a function for a probe."""
         return self.lists[self.outputs[function, probe]]
 
 
 @lru_cache(maxsize=4)
 def functions(base: int, primitives: tuple[str, ...], steps: int) -> Functions:
-    """All functions of pipelines of at most `steps` of these primitives' steps.
+    """Enumerate all functions of pipelines of at most `steps` steps of some primitives.
 
-    Two programs are one function if they agree on all probes. A step is a function of the list it is given, so what a
-    step makes of a function depends on that function alone, whichever program computes it.
+    Two programs compute one function if they agree on all probes. What a further step makes of a function depends on
+    the function alone, whichever program computes it; so each pair of a function and a step is computed once.
     """
     table = _Table(base)
     known, least, outputs = {table.start.tobytes(): 0}, [0], [table.start]
@@ -92,14 +94,14 @@ def functions(base: int, primitives: tuple[str, ...], steps: int) -> Functions:
 
 
 def _idle(program: Program, number: dict[Program, int]) -> bool:
-    """Whether some steps can be left out: a shorter subsequence computes the same."""
+    """Return whether a program has idle steps: a shorter subsequence computes the same function."""
     masks = product((False, True), repeat=len(program))
     parts = (tuple(s for s, keep in zip(program, mask, strict=True) if keep) for mask in masks if not all(mask))
     return any(number[part] == number[program] for part in parts)
 
 
 class _Table:
-    """Lists by number, and what each step makes of each, computed once."""
+    """A table of numbered lists and of what each step makes of each list, computed once."""
 
     def __init__(self, base: int) -> None:
         self.base = base
@@ -115,7 +117,7 @@ class _Table:
         return self._number[xs]
 
     def after(self, row: Ints, step: Step) -> Ints:
-        """`[probes]`: the numbers of the lists that a step makes of these."""
+        """Return the numbers of the lists that a step makes of some lists, `[probes]`."""
         made = self._after.setdefault(step, {})
         result = []
         for n in row.tolist():
@@ -126,15 +128,15 @@ class _Table:
 
 
 def split_of(known: Functions, share: float, seed: int) -> Ints:
-    """`[functions]`: 0 for train, 1 for val, 2 for test, -1 for those that are no problem, being dull.
+    """Return the split of each function, `[functions]`: 0 train, 1 val, 2 test, -1 none, since it makes no problem.
 
-    By a hash of the shortest program's text, so that a function keeps its side when others are added. Functions of one
-    step belong to train: nothing else says what a word means.
+    A hash of the shortest program's text decides, so that a function keeps its split when others are added. Functions
+    of one step belong to train: nothing else teaches what a word means.
     """
     side = np.zeros(len(known.least), np.int64)
     for function in np.flatnonzero(known.least > 1).tolist():
         text = f"{seed} {spell(known.programs[function][0])}"
         drawn = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
         side[function] = 1 if drawn < share else 2 if drawn < 2 * share else 0
-    side[known.dull()] = -1
+    side[known.make_no_problem()] = -1
     return side

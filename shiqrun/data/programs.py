@@ -193,7 +193,7 @@ class Programs(Source):
         weights = np.array([least[several[0]] ** 2 for several in by_steps], np.float64)
         for _ in range(self._sizes[side]):
             function = int(rng.choice(by_steps[int(rng.choice(len(by_steps), p=weights / weights.sum()))]))
-            probes = self.functions.telling(function, self._hidden, rng)
+            probes = self.functions.telling_probes(function, self._hidden, rng)
             lists = [self.functions.output(0, i) for i in probes]
             hidden = [(xs, self.functions.output(function, i)) for xs, i in zip(lists, probes, strict=True)]
             yield SynthesisProblem(function, self._examples(function, set(lists), rng), hidden)

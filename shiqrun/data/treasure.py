@@ -100,7 +100,7 @@ class Treasure(Source):
         return self._maps[split].tree()
 
     def answers_back(self) -> bool:
-        """Every move is answered by the cell that it reaches."""
+        """Return True: every move is answered by the cell that it reaches."""
         return True
 
     def exact(self, tokenizer: Any, *, split: str, beta: float) -> ExactTreasure:
@@ -154,7 +154,7 @@ def _episode(index: int, said: list[str], cells: list[int], rewards: list[float]
 
 
 def _written(rewards: list[float], where: str) -> list[float]:
-    """One number a turn: the rewards of the turns, or their sum at the "last" and 0 before."""
+    """Return one reward a turn: as earned, or with "last" their sum at the last turn and 0 before."""
     return rewards if where == "turns" else [0.0] * (len(rewards) - 1) + [math.fsum(rewards)]
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from shiqrun.evaluation.completion_metrics import completion_metrics, pass_at_k
-from tests.evaluation.made import sample
+from tests.support.completions import sample
 
 T2 = 4.302653
 

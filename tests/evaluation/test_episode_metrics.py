@@ -12,8 +12,8 @@ pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the RE
 from shiqrun.environments.environment import EpisodeInfo
 from shiqrun.evaluation.episode_metrics import episode_metrics
 from shiqrun.evaluation.episodes import EpisodeResult
-from tests.evaluation.made import sample
-from tests.rollout.made import PROSE, Lines, dialogues, first_turns, spoken
+from tests.support.bfcl_episodes import PROSE, Lines, dialogues, first_turns, spoken
+from tests.support.completions import sample
 
 T1, T2 = 12.706205, 4.302653
 

@@ -15,7 +15,7 @@ from shiqrun.errors import InputError
 from shiqrun.evaluation.episodes import choose_tasks
 from shiqrun.evaluation.result_files import write_results
 from shiqrun.models.reference import Frozen
-from tests.rollout.made import (
+from tests.support.bfcl_episodes import (
     Lines,
     agreed,
     dialogues,

@@ -11,9 +11,9 @@ from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.rewards.labels import same_reward_unit
 from shiqrun.sampling.prompts import choose_prompts, fits_reward
 from shiqrun.sampling.sampler import SampledCompletion, score_completions
-from tests.evaluation.made import prompt, sample
 from tests.rewards.classifiers import reward, save, tokens
 from tests.support import helpers
+from tests.support.completions import prompt, sample
 
 CONTEXT = 32
 

@@ -8,8 +8,7 @@ pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the RE
 from shiqrun.environments.bfcl.rendering import DONE
 from shiqrun.errors import InputError
 from shiqrun.sampling.play import PolicyActor, begin_episodes
-from tests.evaluation.made import sampling
-from tests.rollout.made import (
+from tests.support.bfcl_episodes import (
     PROSE,
     TOKENIZER,
     Lines,
@@ -27,6 +26,7 @@ from tests.rollout.made import (
     tasks,
     world,
 )
+from tests.support.completions import sampling
 
 
 def actor(of, *, context=None, **options):

@@ -17,7 +17,7 @@ from shiqrun.models.reference import Frozen
 from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.sampling.prompts import choose_prompts, stop_tokens
 from shiqrun.sampling.sampler import CompletionSampler, score_completions
-from tests.evaluation.made import sampling
+from tests.support.completions import sampling
 from tests.support.helpers import CHATML, example, llama, tokenizer, user
 
 TOKENIZER = tokenizer(CHATML)

@@ -4,7 +4,7 @@ Logged trajectories (reference answers, corrupted or not) and a policy's own epi
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from shiqrun.environments.bfcl.calls import Call, Refusal, calls_in
 from shiqrun.environments.bfcl.filling import Filler
@@ -157,19 +157,6 @@ class Dialogue:
         """Return the official checker's verdict on the calls that have run."""
         begun = len(self._calls) == len(self.sample.questions)
         return begun and self._harness.official(self.sample, self._calls)
-
-    def record(self) -> dict[str, Any]:
-        """As a line of a file that `data=bfcl data.path=FILE` reads again."""
-        return {
-            "id": self.sample.id,
-            "messages": self.messages,
-            "rewards": self.message_rewards(),
-            "turn_rewards": self.rewards(),
-            "counted": self.counted(),
-            "why": [verdict.why for verdict in self.verdicts],
-            "refused": self.refused,
-            "ended": self.ended,
-        }
 
 
 def opening_messages(sample: BfclSample, functions: Functions) -> list[Message]:

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import pytest
@@ -188,14 +187,3 @@ def test_calls_that_are_long_together_are_still_judged_officially():
         episode = under(harness, sample, [[f"[{slow}, add(a=1, b=2)]", DONE]])
         assert episode.right
         assert episode.official()
-
-
-def test_a_record_is_plain_and_complete(harness):
-    sample, turns = wrong_read()
-    record = under(harness, sample, turns).record()
-    assert json.loads(json.dumps(record)) == record
-    assert record["id"] == sample.id
-    assert len(record["rewards"]) == sum(m["role"] == "assistant" for m in record["messages"])
-    assert record["turn_rewards"] == [1, 0, 1, 1]
-    assert record["why"] == ["", "execution response mismatch", "", ""]
-    assert (record["counted"], record["refused"], record["ended"]) == ([True] * 4, [], "")

@@ -13,7 +13,7 @@ from shiqrun.evaluation.episodes import EpisodeEvaluator, evaluate_script, play_
 from shiqrun.models.policy import Policy
 from shiqrun.sampling.play import begin_episodes, play
 from shiqrun.types import Example
-from tests.evaluation.made import sampling
+from tests.support.completions import sampling
 from tests.support.helpers import CHATML, llama, tokenizer
 
 TOKENIZER = tokenizer(CHATML)
