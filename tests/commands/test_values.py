@@ -344,7 +344,7 @@ def test_the_command_needs_a_reward_and_prompts_that_leave_room(home, capfd):
 def test_dialogues_with_functions_have_no_prompt_values(home, capfd):
     pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the README says how to install")
     assert main(["values", "data=bfcl", "reward=exact_match", "run_dir=refused"]) == 2
-    assert "data=bfcl: what an episode earns" in capfd.readouterr().err
+    assert "an environment answers the policy, and what an episode earns" in capfd.readouterr().err
 
 
 def test_long_prompts_are_left_out_as_training_leaves_out_their_trajectories(home, capfd):
