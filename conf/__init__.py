@@ -1,1 +1,1 @@
-"""The YAML of every command; a package, so that it travels in the wheel."""
+"""YAML files of every command; they form a package, so that the wheel contains them."""

@@ -1,4 +1,4 @@
-"""`shiqrun COMMAND [key=value ...] [flags]`: names the commands and imports nothing else until one is chosen."""
+"""Entry point of `shiqrun COMMAND [key=value ...] [flags]`: names the commands, and imports one when it is chosen."""
 
 import os
 import sys
@@ -11,14 +11,14 @@ from shiqrun.config.suggest import did_you_mean
 
 
 class Command(NamedTuple):
-    """A command.
+    """A command names the module that runs it, and says how it reads its words.
 
     Attributes:
-        module: where its `run` and `SCHEMA` are.
+        module: the module with its `run(config, run_dir)` and `SCHEMA`.
         summary: one line of help.
-        writes: whether it makes a run directory.
-        word: the config group that a bare word after the command chooses from, where there is one.
-        plain: it takes paths and flags instead of a config; its module has `main(words) -> exit code`.
+        writes: whether the command makes a run directory.
+        word: the config group that a bare word after the command chooses from; None if there is no such word.
+        plain: the command takes paths and flags, and has no config; its module has `main(words) -> exit code`.
     """
 
     module: str
@@ -29,16 +29,18 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("shiqrun.commands.train", "train a policy from logged data", writes=True),
-    "eval": Command("shiqrun.commands.eval", "sample from a policy, score, measure its KL", writes=True),
-    "score": Command("shiqrun.commands.score", "label the completions of a data set with a reward", writes=True),
-    "values": Command("shiqrun.commands.values", "what the reference earns on every prompt", writes=True),
-    "pivotal": Command("shiqrun.commands.pivotal", "where the chance of success jumps, by token", writes=True),
-    "sweep": Command("shiqrun.commands.sweep", "train a grid of settings, a process each", writes=True),
-    "report": Command("shiqrun.commands.report", "one HTML page of runs and sweeps", writes=False, plain=True),
-    "inspect": Command("shiqrun.commands.inspect", "show the trajectories as the losses see them", writes=False),
-    "doctor": Command("shiqrun.commands.doctor", "what this machine offers, its sandbox", writes=False, plain=True),
-    "toy": Command("shiqrun.commands.toy", "run a tabular study against its exact optimum", writes=True, word="study"),
+    "train": Command("shiqrun.commands.train", "train a policy on logged data, or on samples too", writes=True),
+    "eval": Command("shiqrun.commands.eval", "score a policy's completions, measure its KL", writes=True),
+    "score": Command("shiqrun.commands.score", "score the completions of a data set by a reward", writes=True),
+    "values": Command("shiqrun.commands.values", "estimate what the reference earns on each prompt", writes=True),
+    "pivotal": Command("shiqrun.commands.pivotal", "find tokens at which the chance of success jumps", writes=True),
+    "sweep": Command("shiqrun.commands.sweep", "train a grid of settings, one process each", writes=True),
+    "report": Command("shiqrun.commands.report", "write one HTML page about runs and sweeps", writes=False, plain=True),
+    "inspect": Command("shiqrun.commands.inspect", "print trajectories as the losses see them", writes=False),
+    "doctor": Command(
+        "shiqrun.commands.doctor", "check what this machine offers, and its sandbox", writes=False, plain=True
+    ),
+    "toy": Command("shiqrun.commands.toy", "run a tabular study that has an exact optimum", writes=True, word="study"),
 }
 
 HELP = """\
@@ -55,14 +57,14 @@ Commands:
 
 Examples:
   shiqrun train                                the embedded problem: ShiQ on treasure maps, on the CPU
-  shiqrun train algo=shiq_ms algo.beta=0.5     another loss, another beta
-  shiqrun train dry_run=true                   what would be run, and whether it fits
+  shiqrun train algo=dro algo.beta=0.5         another loss, another beta
+  shiqrun train dry_run=true                   print what would be run, and whether it fits into memory
   shiqrun train -m algo.beta=0.1,0.5 seed=0,1  four runs, one after the other
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 1 failed after training began, 2 input that cannot work, 130 interrupted."""
+    """Run a command line; return 0, 1 for a failure, 2 for input that cannot work, or 130 for an interrupt."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         commands = "\n".join(f"  {name:<9} {command.summary}" for name, command in COMMANDS.items())
@@ -85,7 +87,7 @@ ENVIRONMENT = {
     "LRU_CACHE_CAPACITY": "16",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
 }
-"""What is set before torch is imported, where the environment does not say otherwise; docs/performance.md."""
+"""Variables that are set before torch is imported, unless the user has set them; see docs/performance.md."""
 
 
 def _launch(name: str, words: Sequence[str]) -> int:
@@ -108,7 +110,7 @@ def _unknown(word: str) -> str:
 
 
 def _complete(words: Sequence[str]) -> int:
-    """Prints the choices at the cursor of COMP_LINE. Hydra knows no commands, so it sees the line without ours."""
+    """Print the choices at the cursor of COMP_LINE. Hydra gets the line without the command, which it does not know."""
     if not any(word.startswith("query=") for word in words):
         return _launch("train", ["-sc", *words])
     line = os.environ.get("COMP_LINE", "")

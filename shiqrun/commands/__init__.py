@@ -1,1 +1,1 @@
-"""The commands of `shiqrun`, one file each."""
+"""Commands of `shiqrun`, one module each; together with `config` the only readers of configs."""

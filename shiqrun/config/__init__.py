@@ -1,1 +1,1 @@
-"""Configuration: composing YAML and overrides with Hydra, checking them, run directories, launching jobs and sweeps."""
+"""Configuration: composing YAML with Hydra, checking it, run directories, launching jobs and sweeps."""

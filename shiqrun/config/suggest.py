@@ -1,20 +1,23 @@
-"""The one way in which an error message suggests what was probably meant."""
+"""Suggestions in error messages: the known name that is nearest to what the user typed."""
 
 from collections.abc import Iterable
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """The words "; did you mean X?" for the option nearest to `word`, an empty string where none is near."""
-    from difflib import get_close_matches  # late: `shiqrun --help` pays for nothing it does not use
+    """Return "; did you mean X?" with the option nearest to `word`, or an empty string where none is near."""
+    from difflib import get_close_matches  # imported here, so that `shiqrun --help` starts without it
 
     near = get_close_matches(word, list(options), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """One line about a dotted key that is not among `known`: the nearest of its siblings, else of all, else the list.
+    """Return one line about an unknown dotted key: the nearest key of the same node, else of all, else a list of keys.
 
-    `known` has every valid dotted key, of nodes and of leaves. Keys of Hydra's own are listed beside such keys alone.
+    Args:
+        key: what the user typed.
+        known: every valid dotted key, of nodes and of values. Hydra's own keys are listed only if `key` is under
+            `hydra` too.
     """
     parent, _, _ = key.rpartition(".")
     names = list(known)

@@ -1,7 +1,8 @@
-"""A composed config against the signatures it is for: one list of all that cannot work, before anything is made.
+"""Checking a composed config: every key and value against the signature of the function or class that will receive it.
 
-There is no second schema. The valid keys and types of a node are the keyword-only parameters of the function or
-class that its `_target_` names, and those of the command's settings class for that node, where it has one.
+There is no second schema. The valid keys and types of a node are the keyword-only parameters of its `_target_`, and
+those of the settings class that the command names for the node. All problems are reported together, before anything
+is made.
 """
 
 import inspect
@@ -27,11 +28,11 @@ RESERVED = ("_target_", "_partial_")
 
 @dataclass(frozen=True)
 class Schema:
-    """What a command's config must look like. Dotted names, so that declaring it imports nothing.
+    """A schema names the classes that a command's config is checked against, by dotted names that import nothing.
 
     Attributes:
-        root: the class whose keyword-only parameters are the keys of the root that are no nodes.
-        nodes: each node's settings class; None where the node's `_target_` says it all.
+        root: the class whose keyword-only parameters are the keys of the root, nodes aside.
+        nodes: the settings class of every node; None where the node's `_target_` has all parameters.
         groups: the nodes that a config group fills; every choice has a name.
     """
 
@@ -50,16 +51,16 @@ COMMON_NODES = {
 
 
 def check(config: DictConfig, schema: Schema) -> None:
-    """Nothing, if the config can be run; `hydra` is left out.
+    """Check a config, its `hydra` node aside.
 
     Raises:
-        InputError: keys that are unknown, absent or still `???`, and values of a wrong type or out of bounds; each
-            with the value met, the value expected and the nearest valid name.
+        InputError: keys are unknown, absent or still `???`, or values have a wrong type or are out of bounds; the
+            message has a line for each, with the value met, the value expected and the nearest valid name.
     """
     given = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     raw = OmegaConf.to_container(given, resolve=False)
     assert isinstance(raw, dict)
-    problems = [f"{key}: not set (???); give {key}=VALUE" for key in _open("", raw)]
+    problems = [f"{key}: not set (???); give {key}=VALUE" for key in _unset_keys("", raw)]
     chosen = {node for node, value in raw.items() if value is not None and (node not in schema.groups or _named(value))}
     problems += [f"{node}: missing; choose one with {node}=NAME" for node in schema.nodes if node not in chosen]
     if not problems:
@@ -69,22 +70,22 @@ def check(config: DictConfig, schema: Schema) -> None:
 
 
 def settings(node: DictConfig, kind: type[Settings]) -> Settings:
-    """The settings class built from those keys of a checked node that are its own."""
+    """Return an instance of a settings class, built from the keys of a checked node that are its parameters."""
     values = _resolved(node)
     return kind(**{key: values[key] for key in parameters(kind) if key in values})
 
 
 def build(node: DictConfig, kind: type[Settings]) -> tuple[Any, Settings]:
-    """What the node's `_target_` returns (a partial with `_partial_: true`), and the node's settings.
+    """Return what the `_target_` of a node returns (a partial with `_partial_: true`), and the node's settings.
 
     Raises:
-        InputError: what the target itself raised.
+        InputError: the target itself raised it.
     """
     return target(node), settings(node, kind)
 
 
 def target(node: DictConfig) -> Any:
-    """What the node's `_target_` returns, called with those keys of the node that are its parameters."""
+    """Call the `_target_` of a node with the keys of the node that are its parameters, and return the result."""
     values = _resolved(node)
     own = parameters(locate("_target_", values["_target_"]))
     chosen = {key: value for key, value in values.items() if key in own or key in RESERVED}
@@ -97,7 +98,7 @@ def target(node: DictConfig) -> Any:
 
 
 def parameters(called: Callable[..., Any]) -> Parameters:
-    """The keyword-only parameters of a function or of a class's constructor, annotations evaluated."""
+    """Return the keyword-only parameters of a function or of a constructor, with evaluated annotations."""
     signature = inspect.signature(called, eval_str=True)
     return {name: p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
@@ -107,12 +108,13 @@ def _named(node: Any) -> bool:
     return not isinstance(node, dict) or "name" in node
 
 
-def _open(prefix: str, node: Mapping[Any, Any]) -> Iterator[str]:
+def _unset_keys(prefix: str, node: Mapping[Any, Any]) -> Iterator[str]:
+    """The dotted keys whose value is still `???`."""
     for key, value in node.items():
         if value == "???":
             yield f"{prefix}{key}"
         elif isinstance(value, dict):
-            yield from _open(f"{prefix}{key}.", value)
+            yield from _unset_keys(f"{prefix}{key}.", value)
 
 
 def _resolved(node: DictConfig) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _node_problems(path: str, node: Mapping[str, Any], shared: Parameters) -> It
 
 
 def _keys(**types: type) -> dict[str, inspect.Parameter]:
-    """Parameters that may be left out."""
+    """Parameters that may be left out, with these types."""
     kind = inspect.Parameter.KEYWORD_ONLY
     return {key: inspect.Parameter(key, kind, default=None, annotation=wanted) for key, wanted in types.items()}
 
@@ -154,7 +156,7 @@ def _keys(**types: type) -> dict[str, inspect.Parameter]:
 def _mismatches(
     prefix: str, values: Mapping[str, Any], valid: Parameters, also: Mapping[str, Any] | None = None
 ) -> Iterator[str]:
-    """One line for every key of `values` that is not in `valid` or does not fit it, and for every key left out."""
+    """One line for every unknown key, every value that does not fit its key, and every required key left out."""
     for key, value in values.items():
         if key not in valid:
             names = (*(name for name in valid if name not in RESERVED), *(also or ()))
@@ -169,7 +171,7 @@ def _mismatches(
 
 
 def _expected(value: Any, annotation: Any) -> str:
-    """What the annotation wants instead of the value; empty if the value fits."""
+    """What the annotation expects instead of the value, in words; empty if the value fits."""
     try:
         _adapter(annotation).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
@@ -202,7 +204,7 @@ def _hint(value: Any, annotation: Any) -> str:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The types and literals inside an annotation, at any depth."""
+    """The types and literals inside an annotation, at any depth of unions and lists."""
     if get_origin(annotation) is Literal:
         yield from get_args(annotation)
     elif get_args(annotation):
