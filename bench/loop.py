@@ -34,7 +34,7 @@ from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import Steps
 from shiqrun.losses import shiq
 from shiqrun.models.policy import Policy
-from shiqrun.models.reference import cached
+from shiqrun.models.reference import scores_in_batch
 from shiqrun.settings import AlgoSettings, TrainerSettings
 from shiqrun.training.callbacks import Checkpoints, Signals
 from shiqrun.training.live_view import View
@@ -103,7 +103,7 @@ def bare(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
             began = clocks()
         count = 0
         for batch in micro:
-            terms = shiq(batch, policy(batch), cached(batch), beta=BETA)
+            terms = shiq(batch, policy(batch), scores_in_batch(batch), beta=BETA)
             terms.total.backward()
             count += int(terms.count)
         torch._foreach_mul_([p.grad for p in parameters], 1 / count)
@@ -145,7 +145,7 @@ def method(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
     )
     algo = AlgoSettings(reference="cached", reward_offset="none")
     loss = partial(shiq, beta=BETA)
-    made = Method(policy, cached, loss, settings, max_steps=steps, seed=0, algo=algo, beta=BETA)
+    made = Method(policy, scores_in_batch, loss, settings, max_steps=steps, seed=0, algo=algo, beta=BETA)
     data = LoggedData(Encoded(rows, rows, {}, "x"), batch_size=BATCH, micro_batch_tokens=2**20, seed=0)  # type: ignore[arg-type]
     clock = Clock(start)
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from shiqrun.console import track
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.pivotal_search import PivotalSettings, Walk
-from shiqrun.models.attention import packs
+from shiqrun.models.attention import reads_packed
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Answered, Reward
 from shiqrun.sampling.prompts import Prompt, padding_id, prompt_of
@@ -116,7 +116,9 @@ def walks_of(
 ) -> list[Walk]:
     """The trajectories with the log-probabilities of their actions under the policy, which is the reference."""
     device, mode = next(policy.parameters()).device, policy.training
-    rows = Rows([t for t, _ in chosen], padding_id(tokenizer), packed=packs(policy.causal_lm), device=device.type)
+    rows = Rows(
+        [t for t, _ in chosen], padding_id(tokenizer), packed=reads_packed(policy.causal_lm), device=device.type
+    )
     logp: dict[int, np.ndarray] = {}
     policy.eval()
     batches = Batches(rows, tokens=TOKENS)

@@ -14,7 +14,7 @@ from shiqrun.console import track
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
-from shiqrun.models.adapter import merged
+from shiqrun.models.adapter import merge_adapter
 from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.models.reference import Frozen, Live, weights_fingerprint
@@ -61,7 +61,7 @@ class Subject:
         return {
             **self.where,
             **self.source.about(),
-            "fingerprint/policy": weights_fingerprint(merged(self.policy.model)),
+            "fingerprint/policy": weights_fingerprint(merge_adapter(self.policy.model)),
         }
 
 

@@ -110,7 +110,7 @@ def _is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def merged(model: Any) -> Any:
+def merge_adapter(model: Any) -> Any:
     """Return a copy of the model with the adapter merged into its weights; the model itself where it has none.
 
     An adapter that was trained on 4-bit weights is merged into the base's original weights, so that nothing is rounded
@@ -118,10 +118,10 @@ def merged(model: Any) -> Any:
     """
     if not has_adapter(model):
         return model
-    return merged_into_saved_base(model) if is_quantized(model) else copy.deepcopy(model).merge_and_unload()
+    return merge_into_saved_base(model) if is_quantized(model) else copy.deepcopy(model).merge_and_unload()
 
 
-def merged_into_saved_base(model: Any) -> Any:
+def merge_into_saved_base(model: Any) -> Any:
     """Load the base from its directory or the Hub, in float32 on the CPU, and return it with the adapter merged in."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 

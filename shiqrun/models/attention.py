@@ -105,20 +105,20 @@ AttentionInterface.register(PACKED, packed_attention)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
-def pack(model: PreTrainedModel) -> bool:
+def use_packed_attention(model: PreTrainedModel) -> bool:
     """Have a model that attends by "sdpa" read packed batches, if it looks able to; `enable_packing` proves it."""
     able = getattr(model, "_supports_attention_backend", False) and not getattr(model, "_is_stateful", False)
     if able and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(PACKED)
-    return packs(model)
+    return reads_packed(model)
 
 
-def unpack(model: PreTrainedModel) -> None:
+def use_padded_attention(model: PreTrainedModel) -> None:
     """Switch a model back to "sdpa"."""
-    if packs(model):
+    if reads_packed(model):
         model.set_attn_implementation("sdpa")
 
 
-def packs(model: Any) -> bool:
+def reads_packed(model: Any) -> bool:
     """Return whether a model reads packed batches."""
     return bool(model.config._attn_implementation == PACKED)

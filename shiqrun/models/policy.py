@@ -16,7 +16,7 @@ from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.layout import Layout
 from shiqrun.models.adapter import is_quantized, with_lora
-from shiqrun.models.attention import pack, packs, unpack
+from shiqrun.models.attention import reads_packed, use_packed_attention, use_padded_attention
 from shiqrun.models.head import head_of
 from shiqrun.models.scoring import score_further
 from shiqrun.types import ActionScores, Trajectories
@@ -77,7 +77,7 @@ class Policy(nn.Module):
             describe: also return entropy and arg-max hits, without gradient.
         """
         layout = batch.layout
-        if layout is None or (layout.attention is not None and not packs(self.causal_lm)):
+        if layout is None or (layout.attention is not None and not reads_packed(self.causal_lm)):
             layout = padded(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)
         hidden = hidden_states(self.causal_lm.base_model, layout, self.autocast)
         head = head_of(self.causal_lm)
@@ -115,7 +115,7 @@ def hidden_states(body: Any, layout: Layout, autocast: torch.dtype | None) -> Te
     Raises:
         ValueError: the layout is packed and the model does not read packed batches: trajectories would see each other.
     """
-    if layout.attention is not None and not packs(body):
+    if layout.attention is not None and not reads_packed(body):
         raise ValueError(
             f"{type(body).__name__} with {body.config._attn_implementation} attention reads no packed batch"
         )
@@ -247,11 +247,11 @@ def enable_packing(policy: Policy, rows: Rows) -> str | None:
     """
     model, mode, why = policy.causal_lm, policy.training, None
     bodies: list[Any] = [model] if policy.value is None or policy.value.body is None else [model, policy.value.body]
-    if not all(map(pack, bodies)):
+    if not all(map(use_packed_attention, bodies)):
         why = f"{type(model).__name__} with {model.config._attn_implementation} attention"
     policy.eval()
     try:
-        gap = 0.0 if why else _gap(policy, rows)
+        gap = 0.0 if why else _packing_error(policy, rows)
         if not gap <= (AGREEMENT_QUANTIZED if is_quantized(policy.model) else AGREEMENT):
             why = f"packed, its scores differ by {gap:.2g} nats"
     except Exception as error:  # code of any model: what it cannot read may raise anything
@@ -260,12 +260,12 @@ def enable_packing(policy: Policy, rows: Rows) -> str | None:
         policy.train(mode)
         if why:
             for body in bodies:
-                unpack(body)
+                use_padded_attention(body)
     return why
 
 
-def _gap(policy: Policy, rows: Rows) -> float:
-    """The largest difference between padded and packed scores of a few rows, nats, without autocast."""
+def _packing_error(policy: Policy, rows: Rows) -> float:
+    """Return the largest difference between padded and packed scores of a few rows, nats, without autocast."""
     order = np.argsort(rows.lengths, kind="stable")
     siblings = order[np.bincount(rows.prompt_number)[rows.prompt_number[order]] > 1]
     of_one_prompt = (

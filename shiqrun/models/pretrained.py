@@ -31,7 +31,7 @@ NOISE = re.compile("dropout|pdrop|layerdrop|jitter")
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
-def look(path: str, option: str) -> None:
+def check_model_path(path: str, option: str) -> None:
     """Check that a path is a model directory or a reachable Hub id, before `transformers` takes it for something else.
 
     Args:
@@ -67,7 +67,7 @@ def _refuse_adapter(folder: Path, option: str) -> None:
     raise InputError(f"{option}={folder} is a PEFT adapter, not a model; {instead}")
 
 
-def loaded(auto: Any, path: str, what: str, option: str, **options: Any) -> Any:
+def load_pretrained(auto: Any, path: str, what: str, option: str, **options: Any) -> Any:
     """Load a config, tokenizer or model from a path with an auto class of `transformers`.
 
     Args:
@@ -89,7 +89,7 @@ def loaded(auto: Any, path: str, what: str, option: str, **options: Any) -> Any:
         ) from error
 
 
-def four_bit() -> BitsAndBytesConfig:
+def four_bit_config() -> BitsAndBytesConfig:
     """Return the settings of 4-bit weights: NF4 for linear layers but the head, matrix products in bfloat16.
 
     Dettmers et al. 2023, arXiv 2305.14314.
@@ -146,10 +146,10 @@ class Pretrained:
         return config
 
     def _look(self) -> None:
-        look(self.path, "model.path")
+        check_model_path(self.path, "model.path")
 
     def _load(self, auto: Any, what: str, **options: Any) -> Any:
-        return loaded(auto, self.path, what, "model.path", trust_remote_code=self.trust_remote_code, **options)
+        return load_pretrained(auto, self.path, what, "model.path", trust_remote_code=self.trust_remote_code, **options)
 
     def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
         """Load the model's tokenizer; it gets the plain chat template where it has none.
@@ -172,7 +172,7 @@ class Pretrained:
         """
         options: dict[str, Any] = {"config": self._config, "dtype": torch.float32, "output_loading_info": True}
         if self.quantize:
-            options |= {"quantization_config": four_bit(), "device_map": {"": torch.cuda.current_device()}}
+            options |= {"quantization_config": four_bit_config(), "device_map": {"": torch.cuda.current_device()}}
         model: PreTrainedModel
         model, info = self._load(AutoModelForCausalLM, "weights", **options)
         if info["missing_keys"]:

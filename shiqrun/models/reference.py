@@ -18,7 +18,7 @@ Reference = Callable[[Trajectories], ActionScores]
 """Returns the frozen reference's scores of a batch."""
 
 
-def cached(batch: Trajectories) -> ActionScores:
+def scores_in_batch(batch: Trajectories) -> ActionScores:
     """Return the reference's scores that the batch carries from the cache.
 
     Raises:

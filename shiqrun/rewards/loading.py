@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from shiqrun.batching.encode import with_template
 from shiqrun.errors import InputError
-from shiqrun.models.pretrained import loaded, look
+from shiqrun.models.pretrained import check_model_path, load_pretrained
 from shiqrun.rewards.provenance import FILE, Provenance, read_provenance
 
 log = logging.getLogger("shiqrun")
@@ -62,13 +62,13 @@ def load_classifier(path: str, *, trust_remote_code: bool) -> Classifier:
         InputError: it cannot be loaded, does not have one label, lacks weights, does not fit its tokenizer, or has no
             pad token where its kind of model needs one.
     """
-    look(path, OPTION)
+    check_model_path(path, OPTION)
     trusted = {"trust_remote_code": trust_remote_code}
-    config = loaded(AutoConfig, path, "configuration", OPTION, **trusted)
+    config = load_pretrained(AutoConfig, path, "configuration", OPTION, **trusted)
     _expect_one_label(path, config)
-    tokenizer = loaded(AutoTokenizer, path, "tokenizer", OPTION, **trusted)
+    tokenizer = load_pretrained(AutoTokenizer, path, "tokenizer", OPTION, **trusted)
     options: Mapping[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True, **trusted}
-    model, info = loaded(AutoModelForSequenceClassification, path, "weights", OPTION, **options)
+    model, info = load_pretrained(AutoModelForSequenceClassification, path, "weights", OPTION, **options)
     _expect_weights(path, info)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import Batches
-from shiqrun.models.attention import packs
+from shiqrun.models.attention import reads_packed
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
 from shiqrun.rewards.reward import Answered, Bounded, Reward
@@ -102,7 +102,7 @@ class CompletionSampler:
         if not samples:
             return []
         device, mode = next(policy.parameters()).device, policy.training
-        rows = self.as_trajectories(samples).with_layout(packed=packs(policy.causal_lm), device=device.type)
+        rows = self.as_trajectories(samples).with_layout(packed=reads_packed(policy.causal_lm), device=device.type)
         policy.eval()
         found: list[dict[str, Any]] = [{} for _ in samples]
         for numbers, batch in Batches(rows, tokens=self.tokens):

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 import shiqrun
-from shiqrun.models.adapter import has_adapter, is_quantized, merged, save_adapter
+from shiqrun.models.adapter import has_adapter, is_quantized, merge_adapter, save_adapter
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards import provenance as trained_on
@@ -95,7 +95,7 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: P
         tokenizer.save_pretrained(apart)
         load = LOAD_ADAPTER.format(base=base, path=apart)
         _write_card(apart, card, load, library="peft", about=ADAPTER.format(base=base) + about)
-    model = merged(policy.model)
+    model = merge_adapter(policy.model)
     with atomic_directory(directory) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -117,7 +117,7 @@ def save_reward_model(
     Raises:
         ValueError: the policy has no score head, or `transformers` has no such model on this body.
     """
-    model = merged(policy.model)
+    model = merge_adapter(policy.model)
     config = copy.deepcopy(model.config)
     config.num_labels, config.pad_token_id = 1, _pad_that_ends_no_text(tokenizer)
     scorer = AutoModelForSequenceClassification.from_config(config)

@@ -7,7 +7,7 @@ import numpy as np
 
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.credit import credit, write_credit
-from shiqrun.models.reference import Frozen, cached, weights_fingerprint
+from shiqrun.models.reference import Frozen, scores_in_batch, weights_fingerprint
 from shiqrun.training.artifacts import provenance, save_policy, save_reward_model, write_json
 from shiqrun.training.callbacks import Validation
 from shiqrun.training.plan import Run
@@ -95,7 +95,7 @@ def _write_credit(run: Run, method: Method, validation: Validation | None) -> No
         reference.to(device)
     view = partial(credit, run.policy, tokenizer=run.tokenizer, beta=method.beta)
     rows = run.encoded.val if len(run.encoded.val) else run.encoded.train
-    known = cached if "reference" in rows.columns else reference
+    known = scores_in_batch if "reference" in rows.columns else reference
     found = view(known, rows, picked=range(min(SHOWN_TRAJECTORIES, len(rows))))
     if run.evaluator is not None and validation is not None and validation.last is not None:
         answers = run.evaluator.trajectories(validation.last, SHOWN_TRAJECTORIES)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from shiqrun.console import track
-from shiqrun.models.reference import AdapterOff, Frozen, Reference, cached
+from shiqrun.models.reference import AdapterOff, Frozen, Reference, scores_in_batch
 from shiqrun.models.reference_cache import cache_key, cached_scores
 from shiqrun.training.plan import Run
 
@@ -28,7 +28,7 @@ def with_reference(run: Run) -> tuple[Run, Reference | None, dict[str, Any]]:
     if kind == "adapter":
         return run, AdapterOff(run.policy), {}
     run, cost = _with_cached_scores(run)
-    return run, cached, cost
+    return run, scores_in_batch, cost
 
 
 def _with_cached_scores(run: Run) -> tuple[Run, dict[str, Any]]:

@@ -9,7 +9,7 @@ from shiqrun.batching.columns import AnchorTokens
 from shiqrun.batching.rows import Rows
 from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.policy import Policy
-from shiqrun.models.reference import Frozen, cached, weights_fingerprint
+from shiqrun.models.reference import Frozen, scores_in_batch, weights_fingerprint
 from shiqrun.models.reference_cache import cache_key, cached_scores
 from tests.support.helpers import llama, rows, tokenizer, trajectory
 
@@ -106,7 +106,7 @@ def test_cached_scores_serve_as_the_reference(tmp_path):
     data = data.with_anchor(AnchorTokens(3, VOCABULARY, 0))
     found = cached_scores(reference, data, tmp_path, key=key, tokens=64, device=torch.device("cpu"))
     data = data.with_column("reference", found[0])
-    for a, b in zip(credit(policy(0), cached, data, TOKENIZER, beta=BETA), live, strict=True):
+    for a, b in zip(credit(policy(0), scores_in_batch, data, TOKENIZER, beta=BETA), live, strict=True):
         assert of_actions(a.residual) == pytest.approx(of_actions(b.residual), abs=1e-5)
 
 

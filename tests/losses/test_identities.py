@@ -55,7 +55,10 @@ def test_holding_the_groups_mean_still_changes_no_gradient():
 
 
 def test_soft_q_of_the_reparametrised_logits_is_the_direct_loss():
-    """[S Thm 2]: q = beta (l - log pi_ref) is the soft Q-function of the policy softmax(l)."""
+    """docs/math.md, "Direct" (theorem 2 of arXiv 2505.11081).
+
+    q = beta (l - log pi_ref) is the soft Q-function of the policy softmax(l).
+    """
     tree = Tree(vocabulary=4, horizon=3)
     reference, table = tree.table(), tree.table().requires_grad_()
     q = BETA * (table - reference.log_softmax(-1))
@@ -71,7 +74,10 @@ def test_soft_q_of_the_reparametrised_logits_is_the_direct_loss():
 
 
 def test_shaping_the_reward_with_the_references_partition_turns_direct_into_shiq_ms():
-    """[S Thm 3]: r_t + beta v_ref(s_t) - beta v_ref(s_{t+1}), the potential being zero after the last action."""
+    """docs/math.md, "ShiQ/ms" (theorem 3 of arXiv 2505.11081).
+
+    r_t + beta v_ref(s_t) - beta v_ref(s_{t+1}), the potential being zero after the last action.
+    """
     batch, policy, reference = ragged()
     shaped = batch.rewards.clone()
     for b, length in enumerate(batch.action_mask.sum(-1)):

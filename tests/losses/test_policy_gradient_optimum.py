@@ -185,7 +185,7 @@ def trained(paths, reference, *, lag=0, behaviour=None, steps=400, epochs=4, **o
 
 
 def shortfall(paths, table, reference):
-    """(Vsoft - objective, beta KL(pi || pi*)), which are one number [P4]."""
+    """(Vsoft - objective, beta KL(pi || pi*)), which are one number: docs/math.md, "Objective"."""
     tree = paths.tree
     best = float(tree.optimum(reference, BETA)[1][tree.row[()]])
     apart = kl(tree.probabilities(table), tree.best_probabilities(reference, BETA))

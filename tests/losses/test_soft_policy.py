@@ -50,7 +50,7 @@ def by_prefix(tree, table, reference, value):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_for_every_policy_q_is_the_soft_value_of_what_follows(seed):
-    """[P Thm 2.2]: with any Q0, at every state."""
+    """docs/math.md, "Identities" (theorem 2.2 of arXiv 2503.05453): with any Q0, at every state."""
     tree, reference, _, _ = world(seed)
     prior, value = reference.softmax(-1), -0.37
     q = by_prefix(tree, tree.table(), reference, value) | {(): value}
@@ -60,7 +60,7 @@ def test_for_every_policy_q_is_the_soft_value_of_what_follows(seed):
 
 
 def test_for_every_policy_advantages_add_up_to_differences_of_q():
-    """[P Thm 2.3], on every stretch of every path."""
+    """docs/math.md, "Identities" (theorem 2.3), on every stretch of every path."""
     tree, reference, _, _ = world()
     table = tree.table()
     q = by_prefix(tree, table, reference, 0.25) | {(): 0.25}
@@ -73,7 +73,7 @@ def test_for_every_policy_advantages_add_up_to_differences_of_q():
 
 
 def test_the_best_policys_q_is_what_the_reference_would_still_earn_softly():
-    """Q_t = beta log E_ref[exp(R / beta) | prefix], so Q_T = R [P13], and for no other policy [P Thm 2.1, 2.4]."""
+    """Q_t = beta log E_ref[exp(R / beta) | prefix], so Q_T = R; for no other policy (theorems 2.1, 2.4)."""
     tree, reference, q, value = world()
     prior = dict(zip(tree.paths, tree.probabilities(reference), strict=True))
     gain = {path: exp(sum(tree.rewards(path)) / BETA) for path in tree.paths}
@@ -88,7 +88,7 @@ def test_the_best_policys_q_is_what_the_reference_would_still_earn_softly():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_objective_falls_short_of_the_soft_value_by_the_kl_to_the_best_policy(seed):
-    """[P4]: E_pi[R] - beta KL(pi || pi_ref) = Q0 - beta KL(pi || pi*)."""
+    """docs/math.md, "Identities": E_pi[R] - beta KL(pi || pi_ref) = Q0 - beta KL(pi || pi*)."""
     tree, reference, _, value = world(seed)
     policy, prior = tree.probabilities(tree.table()), tree.probabilities(reference)
     earned = sum(p * sum(tree.rewards(path)) for p, path in zip(policy, tree.paths, strict=True))

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, PhiConfig
 
 from shiqrun.errors import InputError
-from shiqrun.models.adapter import merged, merged_into_saved_base, save_adapter, with_lora
+from shiqrun.models.adapter import merge_adapter, merge_into_saved_base, save_adapter, with_lora
 from shiqrun.models.policy import Policy, prepare
-from shiqrun.models.pretrained import Pretrained, four_bit
+from shiqrun.models.pretrained import Pretrained, four_bit_config
 from shiqrun.models.reference import AdapterOff, Frozen, weights_fingerprint
 from tests.support.helpers import llama, model, rows, settings
 
@@ -124,7 +124,7 @@ def test_the_adapter_adds_alpha_over_rank_times_the_product_of_its_factors():
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     assert (down.shape, up.shape) == ((4, 16), (16, 4))
     expected = layer.base_layer.weight + 6.0 / 4 * up @ down
-    assert_close(merged(wrapped).model.layers[1].self_attn.q_proj.weight, expected)
+    assert_close(merge_adapter(wrapped).model.layers[1].self_attn.q_proj.weight, expected)
 
 
 # ------------------------------------------------------------------ the reference
@@ -167,7 +167,7 @@ def test_merged_in_the_adapter_gives_the_same_logits_and_leaves_the_policy_alone
     expected, before = logits(wrapped), copy.deepcopy(wrapped.state_dict())
     with wrapped.disable_adapter():
         untouched = logits(wrapped)
-    plain = merged(wrapped)
+    plain = merge_adapter(wrapped)
     assert not any(isinstance(m, BaseTunerLayer) for m in plain.modules())
     assert_close(logits(plain), expected)
     assert not torch.allclose(untouched, expected, atol=1e-2)
@@ -177,7 +177,7 @@ def test_merged_in_the_adapter_gives_the_same_logits_and_leaves_the_policy_alone
 
 def test_a_model_without_adapter_is_merged_already():
     made = llama()
-    assert merged(made) is made
+    assert merge_adapter(made) is made
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -199,7 +199,7 @@ def test_embeddings_apart_from_the_head_may_have_one_and_come_back(tmp_path):
     start = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     wrapped = adapted(start, target_modules=["embed_tokens", "q_proj"])
     expected = logits(wrapped)
-    assert_close(logits(merged(wrapped)), expected)
+    assert_close(logits(merge_adapter(wrapped)), expected)
     save_adapter(wrapped, tmp_path / "adapter")
     assert_close(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")), expected)
 
@@ -216,9 +216,9 @@ def test_merging_into_the_base_read_again_is_merging(tmp_path):
     """What a run on 4-bit weights does; here the weights in memory are the base's own, so that both must agree."""
     llama().bfloat16().save_pretrained(tmp_path)
     wrapped = adapted(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
-    again = merged_into_saved_base(wrapped)
+    again = merge_into_saved_base(wrapped)
     assert {p.dtype for p in again.parameters()} == {torch.float32}
-    assert_close(again.state_dict(), merged(wrapped).state_dict())
+    assert_close(again.state_dict(), merge_adapter(wrapped).state_dict())
     assert_close(logits(again), logits(wrapped))
 
 
@@ -272,7 +272,7 @@ def test_4_bits_need_an_adapter_a_gpu_and_a_library_and_say_so(tmp_path, monkeyp
 def test_4_bits_are_nf4_quantised_twice_with_products_in_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    asked = four_bit().to_dict()
+    asked = four_bit_config().to_dict()
     assert asked["quant_method"] == "bitsandbytes"
     assert (asked["load_in_4bit"], asked["load_in_8bit"]) == (True, False)
     assert (asked["bnb_4bit_quant_type"], asked["bnb_4bit_use_double_quant"]) == ("nf4", True)
@@ -304,4 +304,4 @@ def test_an_adapter_is_trained_on_4_bit_weights_and_merged_into_the_bases_own(tm
     assert torch.equal(again(batch).logp, policy(batch).logp)
     own = adapted(AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
     own.load_state_dict(policy.model.state_dict())
-    assert_close(logits(merged(policy.model)), logits(own))
+    assert_close(logits(merge_adapter(policy.model)), logits(own))

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from shiqrun.batching.rows import Rows
-from shiqrun.models.attention import PACKED, pack, packs
+from shiqrun.models.attention import PACKED, reads_packed, use_packed_attention
 from shiqrun.models.policy import Policy, ValueHead, enable_packing, prepare
 from tests.batching.test_packing import family, many
 from tests.models.test_policy import BOUNDS, GROUPED, LINEAR_HEADS, SIZES
@@ -58,8 +58,8 @@ PADDING = {
 
 def prepared(made, **changes):
     policy = Policy(prepare(made, settings(**changes)))
-    assert not packs(policy.causal_lm)  # until it is proved to
-    pack(policy.causal_lm)
+    assert not reads_packed(policy.causal_lm)  # until it is proved to
+    use_packed_attention(policy.causal_lm)
     return policy
 
 
@@ -141,7 +141,7 @@ def test_a_value_network_reads_what_the_policy_reads():
     padded, packed = both(many(2))
     expected = policy(padded).value
     assert enable_packing(policy, Rows(many(2), pad=0)) is None
-    assert packs(body)
+    assert reads_packed(body)
     assert_close(policy(packed).value, expected)
 
 
@@ -183,7 +183,7 @@ def test_one_wrong_mask_is_found_out():
 
 def test_a_saved_model_names_no_attention_of_ours(tmp_path):
     policy = prepared(llama())
-    assert packs(policy.causal_lm)
+    assert reads_packed(policy.causal_lm)
     policy.model.save_pretrained(tmp_path)
     assert PACKED not in (tmp_path / "config.json").read_text()
 

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from shiqrun.losses import shiq
 from shiqrun.models.policy import Policy, prepare
-from shiqrun.models.reference import AdapterOff, Frozen, cached, weights_fingerprint
+from shiqrun.models.reference import AdapterOff, Frozen, scores_in_batch, weights_fingerprint
 from shiqrun.models.reference_cache import cache_key, cached_scores
 from shiqrun.training.step.method import AlgoSettings, Method, TrainerSettings
 from tests.support.helpers import llama, rows, settings
@@ -35,7 +35,7 @@ def test_cached_frozen_and_adapter_give_the_scores_of_the_policy_at_step_0(tmp_p
     at_start = policy(batch)
     perturb(policy)
     assert (policy(batch).logp - at_start.logp).abs().max() > 0.1
-    for kind in (frozen, adapter, cached):
+    for kind in (frozen, adapter, scores_in_batch):
         found = kind(batch)
         assert_close(found.logit, at_start.logit.detach())
         assert_close(found.log_partition, at_start.log_partition.detach())
@@ -45,7 +45,7 @@ def test_cached_frozen_and_adapter_give_the_scores_of_the_policy_at_step_0(tmp_p
 
 def test_without_cached_scores_cached_says_so():
     with pytest.raises(ValueError, match="no cached reference scores"):
-        cached(rows().collate([0]))
+        scores_in_batch(rows().collate([0]))
 
 
 def test_fingerprint_takes_scalars_and_half_precision():

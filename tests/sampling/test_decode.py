@@ -21,7 +21,7 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from shiqrun.models.attention import pack, packs
+from shiqrun.models.attention import reads_packed, use_packed_attention
 from shiqrun.models.head import head_of
 from shiqrun.models.policy import Policy
 from shiqrun.sampling import generate
@@ -266,13 +266,13 @@ def test_prompts_are_read_in_portions_of_so_many_tokens(monkeypatch):
 def test_the_attention_of_the_model_is_put_back(packing):
     causal_lm = llama()
     if packing:
-        pack(causal_lm)
+        use_packed_attention(causal_lm)
     own = causal_lm.config._attn_implementation
     with contextlib.suppress(ZeroDivisionError), spanned_attention_in(causal_lm):
         assert causal_lm.config._attn_implementation == SPANNED
         raise ZeroDivisionError
     assert causal_lm.config._attn_implementation == own
-    assert packs(causal_lm) == packing
+    assert reads_packed(causal_lm) == packing
     eager = llama(attn_implementation="eager")
     with spanned_attention_in(eager):
         assert eager.config._attn_implementation == "eager"

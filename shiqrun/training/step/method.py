@@ -28,8 +28,8 @@ from shiqrun.training.step.schedule import learning_rate_factor
 from shiqrun.training.step.sums import FiniteCheck, Numbers, PendingStep, Sums, sum_parts, to_numbers
 from shiqrun.types import LossTerms, Trajectories
 
-MINIMISED = "minimised"
-"""The name, among a micro-batch's sums, of (the sum that is minimised, the tokens that were read)."""
+READ = "read"
+"""The name, among a micro-batch's sums, of (tokens that the model reads, the sum that is minimised)."""
 
 
 class Method(LightningModule):
@@ -175,8 +175,8 @@ class Method(LightningModule):
             sums = self._sum_over_ranks(parts)
             scale = self.trainer.world_size / sums["loss"][1].clamp(min=1)  # DDP has divided by the ranks
             norms = divide_and_clip(optimizer, scale, self.settings.grad_clip)  # type: ignore[arg-type]
-            minimised, tokens = sums.pop(MINIMISED)
-            losses = [part[MINIMISED][0] for part in parts]
+            tokens, minimised = sums.pop(READ)
+            losses = [part[READ][1] for part in parts]
             self._finite.add(PendingStep(step, update, losses, minimised, norms, tokens * last))
             if logged or not self.reads_late:
                 self._read_pending()
@@ -221,7 +221,7 @@ class Method(LightningModule):
                 scored = self._score(batch, weights, describe=measure and first)
                 terms, metrics = self._terms(scored, weights, measure, loss)
                 self.manual_backward(terms.total)
-            parts.append({**metrics, MINIMISED: (terms.total.detach(), batch.attention_mask.sum())})
+            parts.append({**metrics, READ: (batch.attention_mask.sum(), terms.total.detach())})
             if first and self.algo.epochs > 1:
                 kept = replace(batch, proximal=scored.policy.fixed(), reference=scored.reference)
                 batch = kept.with_layout(batch.layout)

@@ -21,7 +21,7 @@ from shiqrun.batching import prefetch
 from shiqrun.batching.logged_data import Encoded, LoggedData
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import TrainingError
-from shiqrun.models.attention import pack
+from shiqrun.models.attention import use_packed_attention
 from shiqrun.models.policy import Policy, ValueHead, enable_packing
 from shiqrun.models.reference import Frozen
 from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
@@ -77,7 +77,7 @@ def given(*, together=False, nonsense=None):
 
 def packed(made, encoded):
     """The same, with batches that are read without padding."""
-    pack(made.policy.causal_lm)
+    use_packed_attention(made.policy.causal_lm)
     made.reference = Frozen(made.policy)
     assert enable_packing(made.policy, encoded.train) is None
     rows = encoded.train.with_layout(packed=True)
