@@ -128,8 +128,8 @@ def expect_made_with(path: Path, header: Mapping[str, Any], made_with: Mapping[s
     if differing:
         told = "; ".join(f"{key} {header.get(key)} there, {made_with[key]} here" for key in differing)
         raise InputError(
-            f"{path}: these {kind.what} were made otherwise: {told}. They are only good with what they were made with; "
-            f"make new ones with `shiqrun {kind.name}`"
+            f"{path}: these {kind.what} were computed with other settings: {told}. They are valid with these alone; "
+            f"compute new ones with `shiqrun {kind.name}`"
         )
 
 

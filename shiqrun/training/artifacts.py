@@ -58,19 +58,19 @@ LOAD_ADAPTER = """\
 """
 
 ADAPTER = """
-This is the LoRA adapter alone, for `peft`; `../policy` has it merged. It goes on the model at `{base}`.
+This is the LoRA adapter alone, for `peft`, on the base model `{base}`; `../policy` has it merged.
 """
 
 QUANTIZED = """
-The adapter was trained on 4-bit weights (nf4). `policy` has it added to the base's own weights, in float32, so its
-logits differ from those of training by what the 4 bits took.
+The adapter was trained on 4-bit weights (nf4). In `policy` it is added to the base model's own weights, in float32, so
+its logits differ from those of training by the rounding to 4 bits.
 """
 
 SCORES = """
-The score of a conversation is read at the last token of the assistant's last turn: give the model the tokens up to and
-with that. It was trained on the pairs of {count} prompts; `{file}` holds their names, of which the fingerprint is
-`{fingerprint}`, so that `shiqrun` refuses to evaluate with it on any of them. `val/accuracy` above, where there is one,
-is the share of held-out pairs, of other prompts, that it orders right.
+The score of a conversation is read at the last token of the assistant's last turn: give the model the tokens up to
+that one, itself included. It was trained on the pairs of {count} prompts; `{file}` holds their names (fingerprint
+`{fingerprint}`), so that `shiqrun` refuses to evaluate with it on any of them. `val/accuracy` above, where there is
+one, is the share of held-out pairs, of other prompts, in which it scores the chosen completion higher.
 """
 
 

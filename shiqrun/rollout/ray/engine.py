@@ -240,7 +240,7 @@ class RayEngine:
             try:  # closed before the actors end, so that the directory is free at once
                 ray.get(self._store.close.remote(), timeout=ANSWER_SECONDS)
             except (ray.exceptions.RayError, InputError):
-                log.warning("the buffer of rollouts did not close; what it accepted is on the disk")
+                log.warning("the experience queue did not close in time; every accepted trajectory is on disk")
         if self._started:
             ray.shutdown()  # ends the actors, without a message about each
             return
