@@ -211,7 +211,11 @@ def choose_tasks(tasks: Sequence[Example], number: int, limit: int | None) -> li
     """
     there = list(tasks)[:limit]
     if not there or not number:
-        why = "eval.max_prompts=0" if there else "the data set has no task in this split"
+        why = (
+            "eval.max_prompts=0"
+            if there
+            else "no task falls to this split; raise data.val_fraction, or name the split in the data set's `splits`"
+        )
         raise InputError(f"{why}; no episode would be played")
     names = [blake2b(task.prompt_id.encode(), digest_size=8).digest() for task in there]
     ranked = sorted(range(len(there)), key=names.__getitem__)[:number]
