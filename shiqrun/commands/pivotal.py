@@ -22,11 +22,12 @@ from shiqrun.util.atomic import atomic_writer
 
 if TYPE_CHECKING:
     from shiqrun.estimates.jsonl_cache import JsonlCache
-    from shiqrun.estimates.pivotal_search import Estimates, PivotalSettings, Walk
+    from shiqrun.estimates.pivotal_settings import PivotalSettings
+    from shiqrun.estimates.prefix_sampler import PrefixSampler, SearchedTrajectory
 
 SCHEMA = Schema(
     root="shiqrun.commands.pivotal.Root",
-    nodes={**COMMON_NODES, "pivotal": "shiqrun.estimates.pivotal_search.PivotalSettings"},
+    nodes={**COMMON_NODES, "pivotal": "shiqrun.estimates.pivotal_settings.PivotalSettings"},
     groups=[*COMMON_NODES],
 )
 FILE, ROLLOUTS = "pivotal.jsonl", "rollouts.jsonl"
@@ -54,9 +55,11 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.batching.logged_data import examples_of
     from shiqrun.console import console, track
     from shiqrun.estimates.jsonl_cache import JsonlCache, lock_cache
-    from shiqrun.estimates.pivotal_inputs import trajectories_of, walks_of
-    from shiqrun.estimates.pivotal_search import KIND, Estimates, PivotalSettings, search
-    from shiqrun.estimates.prompt_values import key_of
+    from shiqrun.estimates.pivotal_inputs import choose_trajectories, score_trajectories
+    from shiqrun.estimates.pivotal_search import KIND, search
+    from shiqrun.estimates.pivotal_settings import PivotalSettings
+    from shiqrun.estimates.prefix_sampler import PrefixSampler
+    from shiqrun.estimates.prompt_values import settings_key
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.reference import weights_fingerprint
     from shiqrun.report.run_report import write_report
@@ -73,7 +76,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     source, data = build_data(config.data)
     choice, _ = build(config.model, ModelSettings)
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
-    chosen, dropped = trajectories_of(source, data, tokenizer, asked, reward, choice.context())
+    chosen, dropped = choose_trajectories(source, data, tokenizer, asked, reward, choice.context())
     if config.dry_run:
         console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(chosen):,} trajectories, {asked.rollouts} rollouts from each position that is visited")
@@ -81,27 +84,29 @@ def run(config: DictConfig, run_dir: Path) -> None:
     hardware, model = target(config.hardware), choice.build(tokenizer, config.seed)
     reward.to(hardware.device())
     policy = Policy(model, autocast=hardware.autocast()).eval().to(hardware.device())
-    walks = walks_of(policy, chosen, tokenizer)
+    trajectories = score_trajectories(policy, chosen, tokenizer)
     made_with = asked.made_with(weights_fingerprint(model), reward)
     cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
-    path, before = cache / "pivotal" / f"{key_of(made_with)}.jsonl", time.perf_counter()
+    path, before = cache / "pivotal" / f"{settings_key(made_with)}.jsonl", time.perf_counter()
     with lock_cache(path, "searches"):
-        kept, estimates = JsonlCache(path, KIND, made_with), Estimates(policy, tokenizer, reward, asked)
-        new = search(estimates, walks, kept, track)
-    found = _write(run_dir, kept, walks, asked) | _cost(estimates, time.perf_counter() - before, new)
+        kept, estimates = JsonlCache(path, KIND, made_with), PrefixSampler(policy, tokenizer, reward, asked)
+        new = search(estimates, trajectories, kept, track)
+    found = _write(run_dir, kept, trajectories, asked) | _cost(estimates, time.perf_counter() - before, new)
     about = {**made_with, **{f"dropped/{why}": n for why, n in dropped.items()}}
     about |= {"seconds": time.perf_counter() - began}
     write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # the last: the run is finished
-    _tell(run_dir, found, kept, walks, write_report([run_dir]))
+    _tell(run_dir, found, kept, trajectories, write_report([run_dir]))
 
 
-def _write(run_dir: Path, kept: "JsonlCache", walks: Sequence["Walk"], asked: "PivotalSettings") -> dict[str, Any]:
+def _write(
+    run_dir: Path, kept: "JsonlCache", trajectories: Sequence["SearchedTrajectory"], asked: "PivotalSettings"
+) -> dict[str, Any]:
     """The searches, and their rollouts as a data set of logged trajectories; the figures over all of them."""
     count = Counter[str]()
     with atomic_writer(run_dir / FILE) as searches, atomic_writer(run_dir / ROLLOUTS) as rollouts:
         searches.write(json.dumps(kept.header) + "\n")
         given: set[str] = set()
-        for row in kept.rows(dict.fromkeys(walk.name for walk in walks)):
+        for row in kept.rows(dict.fromkeys(trajectory.name for trajectory in trajectories)):
             said = _rollouts(row, given)
             if said["completions"]:
                 rollouts.write(json.dumps(said, ensure_ascii=False) + "\n")
@@ -137,7 +142,7 @@ def _rollouts(row: dict[str, Any], given: set[str]) -> dict[str, Any]:
     return about | said
 
 
-def _cost(estimates: "Estimates", seconds: float, new: int) -> dict[str, Any]:
+def _cost(estimates: "PrefixSampler", seconds: float, new: int) -> dict[str, Any]:
     return {
         "pivotal/trajectories_computed": new,
         "pivotal/rollouts": estimates.rollouts,
@@ -146,7 +151,9 @@ def _cost(estimates: "Estimates", seconds: float, new: int) -> dict[str, Any]:
     }
 
 
-def _tell(run_dir: Path, found: dict[str, Any], kept: "JsonlCache", walks: Sequence["Walk"], page: Path) -> None:
+def _tell(
+    run_dir: Path, found: dict[str, Any], kept: "JsonlCache", trajectories: Sequence["SearchedTrajectory"], page: Path
+) -> None:
     from shiqrun.console import console, number
 
     table = Table(title="pivotal tokens", title_justify="left")
@@ -155,7 +162,9 @@ def _tell(run_dir: Path, found: dict[str, Any], kept: "JsonlCache", walks: Seque
     for name, value in found.items():
         table.add_row(name, number(value))
     console.print(table)
-    searched = (row for row in kept.rows(dict.fromkeys(walk.name for walk in walks)) if row["searched"])
+    searched = (
+        row for row in kept.rows(dict.fromkeys(trajectory.name for trajectory in trajectories)) if row["searched"]
+    )
     for row in heapq.nlargest(SHOWN, searched, key=lambda row: len(row["rates"])):
         console.print(_picture(row), soft_wrap=True)
     console.print(f"the picture of more of them: {page}", highlight=False, soft_wrap=True)

@@ -40,7 +40,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.batching.logged_data import examples_of
     from shiqrun.console import console
     from shiqrun.estimates.prompt_values import ValueSettings
-    from shiqrun.estimates.value_cache import made, prompts_of
+    from shiqrun.estimates.value_cache import cached_prompt_rewards, read_prompts
     from shiqrun.estimates.value_report import FILE, TRAJECTORIES, value_table, write_values
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.reference import weights_fingerprint
@@ -56,7 +56,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     source, data = build_data(config.data)
     choice, _ = build(config.model, ModelSettings)
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
-    splits = prompts_of(source, data, tokenizer, asked.max_new_tokens, choice.context())
+    splits = read_prompts(source, data, tokenizer, asked.max_new_tokens, choice.context())
     prompts = [prompt for of_split in splits.values() for prompt in of_split]
     if config.dry_run:
         console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
@@ -66,7 +66,9 @@ def run(config: DictConfig, run_dir: Path) -> None:
     policy = Policy(model, autocast=hardware.autocast()).eval()
     cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
     made_of, device = weights_fingerprint(model), hardware.device()
-    found = made(policy, prompts, tokenizer, reward, asked, reference=made_of, cache_dir=cache, device=device)
+    found = cached_prompt_rewards(
+        policy, prompts, tokenizer, reward, asked, reference=made_of, cache_dir=cache, device=device
+    )
     own_val = "val" in source.splits
     said = write_values(run_dir, found, splits, own_val=own_val, right=reward.right, beta=config.beta)
     about = {**found.file.made_with, **{f"reward/{k}": v for k, v in reward.about().items()}}

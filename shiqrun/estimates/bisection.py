@@ -1,7 +1,7 @@
-"""Pivotal Token Search on one trajectory: which prefixes to estimate, and where the chance of success jumps.
+"""Pivotal Token Search bisects one trajectory to find the actions at which the chance of success jumps.
 
-An interval of tokens is divided while the chances at its ends differ by the gap or more (Phi-4, arXiv 2412.08905, Fig.
-4; SPO, arXiv 2503.05453). What is estimated is told from outside, so that many searches can share a batch.
+An interval of actions is divided while the chances at its ends differ by the gap or more (Phi-4, arXiv 2412.08905,
+Fig. 4; SPO, arXiv 2503.05453). Whoever runs the search estimates the chances, so that many searches share a batch.
 """
 
 from collections.abc import Mapping
@@ -11,19 +11,19 @@ import numpy as np
 
 Split = Literal["logp", "index"]
 ROUNDING = 1e-9
-"""0.7 - 0.5 is less than 0.2 in float64."""
+"""Tolerance of comparing chances: 0.7 - 0.5 is less than 0.2 in float64."""
 
 
 class Bisection:
-    """The search on a trajectory of T actions; position t stands behind its first t actions.
+    """The search on a trajectory of T actions; position t lies behind its first t actions.
 
     Args:
-        logp: `[T]`, nats, of the actions under the reference.
-        gap: smallest difference of chances that is looked into.
-        split: divide where the cumulated log-probability is halved, as in Phi-4, or in the middle by number.
+        logp: `[T]`, nats, log-probabilities of the actions under the reference.
+        gap: smallest difference of chances, 0 to 1, at which an interval is divided.
+        split: "logp" divides where half of the interval's log-probability is spent, as in Phi-4; "index" in the middle.
 
     Attributes:
-        rates: chance of success at every position visited so far.
+        rates: chance of success, 0 to 1, at every position visited so far.
     """
 
     def __init__(self, logp: np.ndarray, *, gap: float, split: Split) -> None:
@@ -34,20 +34,20 @@ class Bisection:
 
     @property
     def wanted(self) -> list[int]:
-        """Positions whose chances decide how to go on; none when the search is over."""
+        """The positions whose chances the search needs next; none when it is over."""
         return sorted({at for interval in self._open for at in interval} - self.rates.keys())
 
     def tell(self, rates: Mapping[int, float]) -> None:
-        """The chances of success at some positions."""
+        """Record the chances of success at some positions, and divide the intervals that they decide."""
         self.rates |= rates
         self._open = [part for interval in self._open for part in self._next(*interval)]
 
     def stop(self) -> None:
-        """Ends the search where it stands."""
+        """End the search; what was found so far stays."""
         self._open = []
 
     def _next(self, low: int, high: int) -> list[tuple[int, int]]:
-        """What is left open of an interval: itself while an end is unknown, two parts, or nothing."""
+        """Return the open intervals that replace an interval: itself while an end is unknown, two parts, or none."""
         if low not in self.rates or high not in self.rates:
             return [(low, high)]
         if high - low <= 1 or not self._jumps(low, high):
@@ -65,5 +65,5 @@ class Bisection:
         return low + 1 + int(np.abs(self.spent[low + 1 : high] - half).argmin())
 
     def pivots(self) -> list[int]:
-        """Positions t such that the chance jumps by the gap or more from t to t + 1: action t (from 0) is pivotal."""
+        """Return the pivotal actions, counted from 0: from position t to t + 1 the chance jumps by the gap or more."""
         return [t for t in sorted(self.rates) if t + 1 in self.rates and self._jumps(t, t + 1)]

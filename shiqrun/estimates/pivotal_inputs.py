@@ -1,4 +1,4 @@
-"""The trajectories that `shiqrun pivotal` searches: encoded, judged by the reward, scored by the reference."""
+"""`shiqrun pivotal` chooses the trajectories to search: it encodes them, scores them and keeps the right ones."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ from shiqrun.batching.steps import Batches
 from shiqrun.console import track
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
-from shiqrun.estimates.pivotal_search import PivotalSettings, Walk
+from shiqrun.estimates.pivotal_settings import PivotalSettings
+from shiqrun.estimates.prefix_sampler import SearchedTrajectory
 from shiqrun.models.attention import reads_packed
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Answered, Reward
@@ -25,11 +26,12 @@ from shiqrun.sampling.prompts import Prompt, padding_id, prompt_of
 from shiqrun.types import Example
 
 TOKENS = 8192
-"""Of one forward pass."""
+"""Tokens of one forward pass."""
 JUDGED_AT_ONCE = 1024
+"""Trajectories that the reward scores in one call."""
 
 
-def trajectories_of(
+def choose_trajectories(
     source: Source,
     data: DataSettings,
     tokenizer: PreTrainedTokenizerBase,
@@ -37,12 +39,20 @@ def trajectories_of(
     reward: Reward,
     context: int | None,
 ) -> tuple[list[tuple[EncodedTrajectory, Example]], Counter[str]]:
-    """The trajectories to search with the examples they are of, and how many others there were, by reason.
+    """Return the trajectories to search with their examples, and the number of others by reason.
 
-    Of equal completions of a prompt the first is searched.
+    Of equal completions of a prompt only the first is searched.
+
+    Args:
+        source: the data set.
+        data: how it is read.
+        tokenizer: of the reference.
+        settings: of the search.
+        reward: says which completions are right.
+        context: tokens that the model can read; None for any number.
 
     Raises:
-        InputError: none is left, or the reward says of no answer that it is right.
+        InputError: no trajectory is left, or the reward calls no completion right.
     """
     if reward.right is None:
         raise InputError(
@@ -72,7 +82,7 @@ def trajectories_of(
 
 
 def _misfit(t: EncodedTrajectory, example: Example, settings: PivotalSettings, context: int | None) -> str | None:
-    """Why a trajectory cannot be searched, or None."""
+    """Return why a trajectory cannot be searched, or None."""
     index = t.action_index
     if len(example.completions[t.completion]) > 1 or index[-1] - index[0] + 1 != len(index):
         return "of more than one turn"
@@ -92,7 +102,7 @@ def _chosen(
     reward: Reward,
     dropped: Counter[str],
 ) -> list[tuple[EncodedTrajectory, Example]]:
-    """Those that the reward calls right (or all), with what it says as their reward; no more are judged than needed."""
+    """Return the trajectories that the reward calls right, or all, with its rewards; no more are scored than needed."""
     found: list[tuple[EncodedTrajectory, Example]] = []
     most = settings.max_trajectories or len(fitting)
     for start in track(range(0, len(fitting), JUDGED_AT_ONCE), "judging trajectories, portions"):
@@ -111,10 +121,16 @@ def _chosen(
 
 
 @torch.no_grad()
-def walks_of(
+def score_trajectories(
     policy: Policy, chosen: Sequence[tuple[EncodedTrajectory, Example]], tokenizer: PreTrainedTokenizerBase
-) -> list[Walk]:
-    """The trajectories with the log-probabilities of their actions under the policy, which is the reference."""
+) -> list[SearchedTrajectory]:
+    """Score the chosen trajectories: return them with the log-probabilities of their actions under the reference.
+
+    Args:
+        policy: the reference, on its device.
+        chosen: trajectories with their examples.
+        tokenizer: of the reference.
+    """
     device, mode = next(policy.parameters()).device, policy.training
     rows = Rows(
         [t for t, _ in chosen], padding_id(tokenizer), packed=reads_packed(policy.causal_lm), device=device.type
@@ -127,21 +143,21 @@ def walks_of(
         logp |= {row: scores[i, : rows.actions[row]] for i, row in enumerate(numbers)}
     policy.train(mode)
     prompts: dict[str, Prompt] = {}
-    make = partial(_walk, tokenizer=tokenizer, prompts=prompts)
+    make = partial(_searched_trajectory, tokenizer=tokenizer, prompts=prompts)
     return [make(t, example, logp[n]) for n, (t, example) in enumerate(chosen)]
 
 
-def _walk(
+def _searched_trajectory(
     t: EncodedTrajectory,
     example: Example,
     logp: np.ndarray,
     *,
     tokenizer: PreTrainedTokenizerBase,
     prompts: dict[str, Prompt],
-) -> Walk:
+) -> SearchedTrajectory:
     if example.prompt_id not in prompts:
         prompts[example.prompt_id] = prompt_of(example, tokenizer)
     assert t.rewards is not None
     said = str(example.completions[t.completion][-1]["content"])
     tokens = t.input_ids[t.action_index].astype(np.int64)
-    return Walk(prompts[example.prompt_id], tokens, logp, said, float(t.rewards[-1]), t.source)
+    return SearchedTrajectory(prompts[example.prompt_id], tokens, logp, said, float(t.rewards[-1]), t.source)

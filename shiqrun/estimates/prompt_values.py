@@ -1,4 +1,7 @@
-"""What the reference earns on each prompt: K completions, their rewards, and from them Q0 at any beta."""
+"""The value of a prompt, Q0, is estimated from the rewards of K completions that the reference samples for it.
+
+Q0 = beta log of the mean of exp(r / beta); the rewards are stored, so that it is known at any beta.
+"""
 
 import hashlib
 import json
@@ -9,7 +12,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.estimates.value_file import Valued, ValueFile
+from shiqrun.estimates.value_file import PromptRewards, ValueFile
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
@@ -18,15 +21,17 @@ from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion, score
 from shiqrun.settings import SamplingSettings
 
 STREAM = 2
-"""Apart from the streams of evaluation."""
+"""The stream of random numbers for prompt values; evaluation and training use others."""
 SAMPLES_AT_ONCE = 4096
-"""Completions between two writes: what a kill loses at most."""
+"""Completions between two writes to disk: the most that a kill loses."""
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings:
-    """Keys of `values:` in `conf/train.yaml` and `conf/values.yaml`. The temperature is 1: Q0 is the reference's own.
+    """The settings of prompt values: `values:` in `conf/train.yaml` and `conf/values.yaml`.
+
+    The sampling temperature is 1, because Q0 is an expectation under the reference.
 
     Attributes:
         samples: completions of each prompt.
@@ -41,7 +46,7 @@ class ValueSettings:
     seed: Annotated[int, Ge(0)]
 
     def made_with(self, reference: str, reward: Reward) -> dict[str, Any]:
-        """What equal values need, for `ValueFile`."""
+        """Return the header of a cache: files with an equal header hold the same values."""
         return {
             "reference": reference,
             "reward": reward.fingerprint(),
@@ -51,19 +56,19 @@ class ValueSettings:
         }
 
 
-def key_of(made_with: dict[str, Any]) -> str:
-    """A name for a file of such values."""
+def settings_key(made_with: dict[str, Any]) -> str:
+    """Return the name of a cache file with this header, a hash."""
     return hashlib.blake2b(json.dumps(made_with, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def asked(prompt: Prompt) -> str:
-    """A name for a prompt and what its completions' rewards depend on: prompt ids of two data sets may be the same."""
+def prompt_key(prompt: Prompt) -> str:
+    """Return a hash of a prompt's tokens and answer, on which its rewards depend; ids of two data sets may be equal."""
     digest = hashlib.blake2b(prompt.tokens.tobytes(), digest_size=16)
     digest.update(json.dumps([prompt.name, prompt.answer], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def estimate(
+def sample_missing_rewards(
     policy: Policy,
     prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
@@ -73,18 +78,18 @@ def estimate(
     *,
     progress: Progress = lambda x, _: x,
 ) -> int:
-    """Samples, scores and keeps what the file lacks; the number of prompts that it lacked.
+    """Sample and score completions of the prompts that the file lacks; return the number of those prompts.
 
     Args:
         policy: the reference, on its device.
-        prompts: to value; one a prompt id.
+        prompts: to value, one per prompt id.
         tokenizer: of the policy.
-        reward: of a completion.
+        reward: scores a completion.
         settings: see `ValueSettings`.
-        file: where rewards are kept.
-        progress: wraps the portions.
+        file: stores the rewards.
+        progress: wraps the portions, to show how far it is.
     """
-    missing = [p for p in prompts if asked(p) not in file.rewards]
+    missing = [p for p in prompts if prompt_key(p) not in file.rewards]
     each = max(1, SAMPLES_AT_ONCE // settings.samples)
     portions = [missing[start : start + each] for start in range(0, len(missing), each)]
     sampling = SamplingSettings(
@@ -105,7 +110,7 @@ def estimate(
 
 def _row(prompt: Prompt, samples: Sequence[SampledCompletion]) -> dict[str, Any]:
     return {
-        "asked": asked(prompt),
+        "asked": prompt_key(prompt),
         "prompt": prompt.messages,
         "completions": [[{"role": "assistant", "content": s.text}] for s in samples],
         "rewards": [s.reward for s in samples],
@@ -114,11 +119,11 @@ def _row(prompt: Prompt, samples: Sequence[SampledCompletion]) -> dict[str, Any]
     }
 
 
-def by_prompt(file: ValueFile, prompts: Sequence[Prompt]) -> dict[str, Valued]:
-    """What is known of each prompt id."""
-    return {p.prompt_id: Valued(file.rewards[asked(p)], tokens_key(p.tokens)) for p in prompts}
+def rewards_by_prompt_id(file: ValueFile, prompts: Sequence[Prompt]) -> dict[str, PromptRewards]:
+    """Return the stored rewards of each prompt, by prompt id."""
+    return {p.prompt_id: PromptRewards(file.rewards[prompt_key(p)], tokens_key(p.tokens)) for p in prompts}
 
 
-def soft_values(known: Mapping[str, Valued], beta: float) -> dict[str, float]:
+def soft_values(known: Mapping[str, PromptRewards], beta: float) -> dict[str, float]:
     """Return Q0 of each prompt id at beta, reward units: beta log of the mean of exp(r / beta)."""
     return {name: soft_value(found.rewards, beta).value for name, found in known.items()}

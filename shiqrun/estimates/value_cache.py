@@ -1,4 +1,4 @@
-"""Which prompts are valued, and the values of a run: given as a file, or made first and kept."""
+"""The rewards behind a run's prompt values are read from a file, or sampled once and cached for all jobs and ranks."""
 
 import logging
 from collections import Counter
@@ -14,8 +14,8 @@ from shiqrun.console import track
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.jsonl_cache import lock_cache
-from shiqrun.estimates.prompt_values import ValueSettings, by_prompt, estimate, key_of
-from shiqrun.estimates.value_file import Valued, ValueFile, read_values
+from shiqrun.estimates.prompt_values import ValueSettings, rewards_by_prompt_id, sample_missing_rewards, settings_key
+from shiqrun.estimates.value_file import PromptRewards, ValueFile, read_values
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.sampling.prompts import Prompt, prompt_of
@@ -24,7 +24,7 @@ from shiqrun.types import Example
 log = logging.getLogger("shiqrun")
 
 
-def prompts_of(
+def read_prompts(
     source: Source,
     data: DataSettings,
     tokenizer: PreTrainedTokenizerBase,
@@ -33,41 +33,55 @@ def prompts_of(
     *,
     key: str = "values.max_new_tokens",
 ) -> dict[Split, list[Prompt]]:
-    """The prompts of each split, one a prompt id, in file order; `key` names the setting of `max_new_tokens`.
+    """Read the prompts of each split, one per prompt id, in file order.
 
-    Prompts of which training keeps no trajectory are left out, and counted: longer than `data.max_length` or the
-    context, or with the text of a special token.
+    Prompts of which training keeps no trajectory are left out and counted: those longer than `data.max_length` or the
+    context, and those that contain the text of a special token.
+
+    Args:
+        source: the data set.
+        data: how it is read.
+        tokenizer: of the policy.
+        max_new_tokens: tokens of a completion.
+        context: tokens that the model can read; None for any number.
+        key: name of the setting of `max_new_tokens`, for messages.
 
     Raises:
-        InputError: no prompt is left, one leaves no room for a completion, or the data are dialogues with functions.
+        InputError: no prompt is left, one leaves no room for a completion, or an environment answers the policy.
     """
     if source.environment() is not None:
         raise InputError(
             "data: an environment answers the policy, and what an episode earns is no completion's reward, so these "
             "prompts have no values"
         )
-    limit, what = data.max_length or context, "data.max_length" if data.max_length else "the model's context"
     first: dict[str, tuple[Split, Example]] = {}
     for split, example in track(both_splits(source, data, Counter()), "reading prompts"):
         first.setdefault(example.prompt_id, (split, example))
-    specials, left_out, number = special_words(tokenizer), Counter[str](), 0
+    specials, left_out = special_words(tokenizer), Counter[str]()
     prompts: dict[Split, list[Prompt]] = {"train": [], "val": []}
-    for split, prompt in ((split, prompt_of(example, tokenizer)) for split, example in first.values()):
-        spelled = next((w for w in specials if any(w in str(m["content"]) for m in prompt.messages)), None)
-        if spelled is not None:
-            left_out[f"the text holds the special token {spelled}"] += 1
-        elif limit is not None and len(prompt.tokens) >= limit:
-            left_out[f"longer than {what}={limit}"] += 1
-        else:
-            _expect_room(prompt, max_new_tokens, context, key)
-            prompts[split].append(prompt)
-            number += 1
-    reasons = ", ".join(f"{n} {why}" for why, n in left_out.most_common())
+    for split, example in first.values():
+        prompt = prompt_of(example, tokenizer)
+        why = _untrained(prompt, specials, data.max_length, context)
+        if why is not None:
+            left_out[why] += 1
+            continue
+        _expect_room(prompt, max_new_tokens, context, key)
+        prompts[split].append(prompt)
+    reasons, number = ", ".join(f"{n} {why}" for why, n in left_out.most_common()), sum(map(len, prompts.values()))
     if not number:
         raise InputError(f"no prompt to value: {reasons or 'the data set is empty'}; look at the data")
     if left_out:
         log.warning("%d prompts are valued; left out: %s", number, reasons)
     return prompts
+
+
+def _untrained(prompt: Prompt, specials: list[str], max_length: int | None, context: int | None) -> str | None:
+    """Return why training keeps no trajectory of a prompt, or None."""
+    spelled = next((w for w in specials if any(w in str(m["content"]) for m in prompt.messages)), None)
+    if spelled is not None:
+        return f"the text holds the special token {spelled}"
+    limit, what = max_length or context, "data.max_length" if max_length else "the model's context"
+    return f"longer than {what}={limit}" if limit is not None and len(prompt.tokens) >= limit else None
 
 
 def _expect_room(prompt: Prompt, max_new_tokens: int, context: int | None, key: str) -> None:
@@ -79,24 +93,35 @@ def _expect_room(prompt: Prompt, max_new_tokens: int, context: int | None, key: 
         )
 
 
-def given(path: Path, reference: str, reward: Reward | None) -> dict[str, Valued]:
-    """What a file made by `shiqrun values` knows of each prompt id.
+def read_prompt_rewards(path: Path, reference: str, reward: Reward | None) -> dict[str, PromptRewards]:
+    """Read the rewards of each prompt id from a file of `shiqrun values`.
+
+    Args:
+        path: `values.jsonl`.
+        reference: fingerprint of the run's starting weights.
+        reward: of the run's evaluation; None for any.
 
     Raises:
-        InputError: it was made with another reference, or another reward than that of the run's evaluation.
+        InputError: the file was made with another reference or reward.
     """
     return read_values(path, {"reference": reference} | ({} if reward is None else {"reward": reward.fingerprint()}))
 
 
-class Values(NamedTuple):
-    """What is known of each prompt id, the file that has it and the completions, prompts sampled just now."""
+class ValuedPrompts(NamedTuple):
+    """The rewards of all prompts, and where they are stored.
 
-    known: dict[str, Valued]
+    Attributes:
+        known: rewards by prompt id.
+        file: the cache, which also has the completions.
+        new: number of prompts that were sampled just now.
+    """
+
+    known: dict[str, PromptRewards]
     file: ValueFile
     new: int
 
 
-def made(
+def cached_prompt_rewards(
     policy: Policy,
     prompts: list[Prompt],
     tokenizer: PreTrainedTokenizerBase,
@@ -106,25 +131,25 @@ def made(
     reference: str,
     cache_dir: Path,
     device: torch.device,
-) -> Values:
-    """What the reference's completions earn, read from the cache or sampled now; ranks and jobs sample once.
+) -> ValuedPrompts:
+    """Return the rewards of the reference's completions, from the cache or sampled now; ranks and jobs sample once.
 
     Args:
-        policy: the reference; it is back where it was at the end.
+        policy: the reference; afterwards it is on the device where it was before.
         prompts: to value.
         tokenizer: of the policy.
-        reward: of a completion.
+        reward: scores a completion.
         settings: see `ValueSettings`.
         reference: fingerprint of the policy's weights.
-        cache_dir: where the file is.
-        device: where to sample and to score.
+        cache_dir: directory of the caches.
+        device: that samples and scores.
     """
     made_with = settings.made_with(reference, reward)
-    path = cache_dir / "values" / f"{key_of(made_with)}.jsonl"
+    path = cache_dir / "values" / f"{settings_key(made_with)}.jsonl"
     with lock_cache(path, "values prompts"):
         file = ValueFile(path, made_with)
         home = next(policy.parameters()).device
         reward.to(device)
-        new = estimate(policy.to(device), prompts, tokenizer, reward, settings, file, progress=track)
+        new = sample_missing_rewards(policy.to(device), prompts, tokenizer, reward, settings, file, progress=track)
         policy.to(home)
-    return Values(by_prompt(file, prompts), file, new)
+    return ValuedPrompts(rewards_by_prompt_id(file, prompts), file, new)

@@ -1,4 +1,4 @@
-"""Rewards of the reference's completions by prompt."""
+"""A value file stores, for every prompt, the rewards of the completions that the reference sampled for it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,19 +13,19 @@ KIND = CacheKind("values", "prompt values", column="rewards", key="asked")
 
 
 class ValueFile(JsonlCache):
-    """What is kept of prompts that were valued.
+    """The cache of rewards and completions by prompt.
 
-    A row has `asked`, which names the prompt and whatever its reward depends on, and the columns of `data=jsonl`.
+    A row has the columns of `data=jsonl`, and `asked`, the `prompt_key` of its prompt.
 
     Args:
-        path: of the file; it need not be there.
-        made_with: what equal values need: fingerprints of reference and reward, and how was sampled.
+        path: of the file; it need not exist.
+        made_with: the header: fingerprints of reference and reward, and the sampling settings.
 
     Attributes:
-        rewards: `[K]` float64 by what was asked.
+        rewards: `[K]` float64, reward units, by `prompt_key`.
 
     Raises:
-        InputError: the file was made with something else, or is no such file; the message names what differs.
+        InputError: the file has another header, or is no such file; the message names what differs.
     """
 
     def __init__(self, path: Path, made_with: Mapping[str, Any]) -> None:
@@ -37,22 +37,27 @@ class ValueFile(JsonlCache):
         self.rewards[row["asked"]] = np.array(row["rewards"], np.float64)
 
 
-class Valued(NamedTuple):
-    """What is known of a prompt: rewards `[K]` float64 of the reference's completions, and the `tokens_key` of it."""
+class PromptRewards(NamedTuple):
+    """The rewards of a prompt's completions.
+
+    Attributes:
+        rewards: `[K]` float64, reward units, of completions that the reference sampled.
+        tokens: `tokens_key` of the prompt.
+    """
 
     rewards: np.ndarray
     tokens: str
 
 
-def read_values(path: Path, wanted: Mapping[str, Any]) -> dict[str, Valued]:
-    """What is known of each prompt id; the file is not changed.
+def read_values(path: Path, wanted: Mapping[str, Any]) -> dict[str, PromptRewards]:
+    """Read the rewards of each prompt id from a file of `shiqrun values`.
 
     Args:
-        path: `values.jsonl` of `shiqrun values`.
-        wanted: what its header must say.
+        path: `values.jsonl`.
+        wanted: entries that its header must have.
 
     Raises:
-        InputError: as `read_rows`; or it was made with something else, or has rewards that are no finite numbers.
+        InputError: as `read_rows`; or the header has other entries, or rewards are not finite numbers.
     """
     lines = read_rows(path, KIND)
     expect_made_with(path, next(lines).row, wanted, KIND)
@@ -67,5 +72,5 @@ def read_values(path: Path, wanted: Mapping[str, Any]) -> dict[str, Valued]:
             raise InputError(
                 f"{path}:{number}: expected a prompt_id, prompt_tokens and a list of rewards; {KIND.advice}"
             )
-        found[row["prompt_id"]] = Valued(rewards, row["prompt_tokens"])
+        found[row["prompt_id"]] = PromptRewards(rewards, row["prompt_tokens"])
     return found

@@ -1,4 +1,4 @@
-"""What `shiqrun values` leaves: a line a prompt, the completions as a data set, and a table."""
+"""`shiqrun values` writes its results: one line per prompt, the completions as a data set, and a table of figures."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from rich.table import Table
 
 from shiqrun.batching.logged_data import Split
 from shiqrun.console import number
-from shiqrun.estimates.prompt_values import asked
-from shiqrun.estimates.value_cache import Values
+from shiqrun.estimates.prompt_values import prompt_key
+from shiqrun.estimates.value_cache import ValuedPrompts
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.sampling.prompts import Prompt, tokens_key
 from shiqrun.util.atomic import atomic_writer
@@ -31,29 +31,29 @@ WORDS = {
     "values/cut_off": "completions cut off at values.max_new_tokens",
 }
 WITHOUT_RIGHT = ("values/reward_max", "values/prompts_without_largest")
-"""Shown where no completion is right or wrong: else the success rates say it."""
+"""Figures for rewards that call no completion right or wrong; otherwise the success rates say the same."""
 SHARES = {name for name in WORDS if name.endswith(("rate", "right", "without_largest", "cut_off"))}
 
 
 def write_values(
     run_dir: Path,
-    values: Values,
+    values: ValuedPrompts,
     splits: Mapping[Split, Sequence[Prompt]],
     *,
     own_val: bool,
     right: float | None,
     beta: float | None,
 ) -> dict[str, float]:
-    """Writes `values.jsonl` and the completions, in the order of the prompts; figures over all of them.
+    """Write `values.jsonl` and the completions in the order of the prompts; return figures over all prompts.
 
     Args:
-        run_dir: where to.
-        values: of the prompts.
+        run_dir: directory of the files.
+        values: rewards of the prompts.
         splits: the prompts, at least one in all.
-        own_val: completions of the validation split get a file of their own, `trajectories_val.jsonl`; else prompts are
-            held out of the one file as they were of the data.
-        right: reward of a right completion, where there is such a thing: then the success rate is written too.
-        beta: reward units per nat, at which Q0 and its standard error are written; None or 0: they are not.
+        own_val: completions of the validation split get a file of their own, `trajectories_val.jsonl`; otherwise one
+            file has all, and its prompts are held out as those of the data were.
+        right: reward of a right completion, with which the success rate is written; None where nothing is right.
+        beta: reward units per nat, at which Q0 and its standard error are written; None or 0 leaves them out.
     """
     lines, cut = list[dict[str, Any]](), 0
     groups: dict[Split, Sequence[Prompt]] = {"train": [p for prompts in splits.values() for p in prompts]}
@@ -63,7 +63,7 @@ def write_values(
         print(json.dumps({**values.file.header, "beta": beta}), file=file)
         for split, prompts in groups.items():
             with atomic_writer(run_dir / TRAJECTORIES[split]) as trajectories:
-                for prompt, row in zip(prompts, values.file.rows(map(asked, prompts)), strict=True):
+                for prompt, row in zip(prompts, values.file.rows(map(prompt_key, prompts)), strict=True):
                     cut += row.pop("cut_off")
                     row = {"prompt_id": prompt.prompt_id} | {k: v for k, v in row.items() if k != "asked"}
                     worth = _worth(values.known[prompt.prompt_id].rewards, right, beta)
@@ -76,7 +76,7 @@ def write_values(
 
 
 def _worth(rewards: np.ndarray, right: float | None, beta: float | None) -> dict[str, float]:
-    """The success rate and Q0 of one prompt, as far as they are known."""
+    """Return the success rate and Q0 of one prompt, as far as they are known."""
     found = {} if right is None else {"success_rate": float((rewards == right).mean())}
     if beta:
         soft = soft_value(rewards, beta)
@@ -86,7 +86,7 @@ def _worth(rewards: np.ndarray, right: float | None, beta: float | None) -> dict
 
 
 def _figures(rewards: Sequence[np.ndarray], lines: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over prompts, and shares of them."""
+    """Return means over prompts, and shares of prompts."""
     largest = max(float(r.max()) for r in rewards)
     found = {}
     if "success_rate" in lines[0]:
@@ -108,7 +108,7 @@ def _figures(rewards: Sequence[np.ndarray], lines: Sequence[dict[str, float]]) -
 
 
 def value_table(figures: dict[str, float], beta: float | None) -> Table:
-    """The figures for a person."""
+    """Return the figures as a table for the terminal."""
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -1,4 +1,7 @@
-"""What a search has estimated, as targets of the Monte-Carlo term on the same trajectories."""
+"""Values that a pivotal-token search estimated behind prefixes become targets of the Monte-Carlo term.
+
+The term regresses the Q-function of SPO at those actions of logged trajectories (arXiv 2503.05453).
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,26 +16,35 @@ from shiqrun.losses.soft_value import soft_value
 from shiqrun.rewards.reward import Reward
 from shiqrun.sampling.prompts import tokens_key
 
-Estimated = Mapping[tuple[str, str], Mapping[int, np.ndarray]]
-"""(prompt's tokens, actions) by their keys, to position t, to `[K]` rewards of rollouts from behind t actions."""
+PrefixRewards = Mapping[tuple[str, str], Mapping[int, np.ndarray]]
+"""Rewards `[K]` of rollouts behind the first t actions, by trajectory, (key of the prompt tokens, key of the actions),
+and by t."""
 
 
-def read_targets(path: Path, reference: str, reward: Reward | None) -> Estimated:
-    """The estimates in a file of `shiqrun pivotal`.
+def read_targets(path: Path, reference: str, reward: Reward | None) -> PrefixRewards:
+    """Read the rewards behind prefixes from a file of `shiqrun pivotal`.
+
+    Args:
+        path: `pivotal.jsonl` of a search.
+        reference: fingerprint of the run's starting weights.
+        reward: of the run's evaluation; None for any.
 
     Raises:
-        InputError: it was made with another reference, or another reward than that of the run's evaluation.
+        InputError: the file was made with another reference or reward.
     """
     lines = read_rows(path, KIND)
     wanted = {"reference": reference} | ({} if reward is None else {"reward": reward.fingerprint()})
     expect_made_with(path, next(lines).row, wanted, KIND)
-    return estimated(line.row for line in lines)
+    return prefix_rewards(line.row for line in lines)
 
 
-def estimated(searched: Iterable[Mapping[str, Any]]) -> Estimated:
-    """The first estimates of searches, but for those behind the last action: that is what the terminal loss regresses.
+def prefix_rewards(searched: Iterable[Mapping[str, Any]]) -> PrefixRewards:
+    """Return the first estimates of every search, without the one behind the last action.
 
-    With it, and right trajectories alone, the term would be more cloning of these, under another name.
+    The terminal loss already regresses that one; with it, the term would clone right trajectories once more.
+
+    Args:
+        searched: rows of a search's file.
     """
     return {
         (row["prompt_tokens"], tokens_key(np.array(row["input_ids"]))): {
@@ -44,7 +56,7 @@ def estimated(searched: Iterable[Mapping[str, Any]]) -> Estimated:
     }
 
 
-def value_targets(rows: Rows, known: Estimated, beta: float) -> list[np.ndarray]:
+def value_targets(rows: Rows, known: PrefixRewards, beta: float) -> list[np.ndarray]:
     """Return for each row the estimated value behind each of its actions, `[A]` float32, reward units.
 
     An action without an estimate has NaN. A target is beta log of the mean of exp(r / beta) over the rollouts of the
@@ -53,7 +65,7 @@ def value_targets(rows: Rows, known: Estimated, beta: float) -> list[np.ndarray]
 
     Args:
         rows: the training split.
-        known: see `Estimated`.
+        known: rewards of rollouts behind prefixes.
         beta: reward units per nat.
     """
     targets = []

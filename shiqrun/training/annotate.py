@@ -13,7 +13,7 @@ import numpy as np
 from shiqrun.batching.columns import AnchorTokens, Values
 from shiqrun.batching.reward_offsets import Offset, reward_offsets
 from shiqrun.batching.rows import Rows
-from shiqrun.estimates.value_targets import Estimated, value_targets
+from shiqrun.estimates.value_targets import PrefixRewards, value_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class RunFacts:
     center: float
     beta: float = 0.0
     prompt_values: Mapping[str, float] | None = None
-    targets: Estimated | None = None
+    targets: PrefixRewards | None = None
 
 
 def annotate(rows: Rows, facts: RunFacts) -> Rows:

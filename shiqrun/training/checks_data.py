@@ -10,7 +10,7 @@ import numpy as np
 from shiqrun.batching.logged_data import Encoded
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
-from shiqrun.estimates.value_file import Valued
+from shiqrun.estimates.value_file import PromptRewards
 from shiqrun.sampling.prompts import Prompt, tokens_key
 from shiqrun.training.plan import Plan
 
@@ -93,7 +93,7 @@ def warning_of_levels(plan: Plan, rows: Rows) -> str | None:
 
 
 # ------------------------------------------------------------------ rules of prompt values and value targets
-def unvalued_prompts(rows: Rows, known: Mapping[str, Valued]) -> str | None:
+def unvalued_prompts(rows: Rows, known: Mapping[str, PromptRewards]) -> str | None:
     """Every row's prompt has a value, and it is of the same tokens."""
     lacking = [t for t in rows.trajectories if t.prompt_id not in known]
     if lacking:
@@ -122,7 +122,7 @@ def unvalued_questions(prompts: Sequence[Prompt], values: Mapping[str, float] | 
     return None
 
 
-def other_unit(plan: Plan, tables: Sequence[Rows], known: Mapping[str, Valued]) -> str | None:
+def other_unit(plan: Plan, tables: Sequence[Rows], known: Mapping[str, PromptRewards]) -> str | None:
     """Logged returns have the unit of the rewards that prompt values were estimated from, and do not exceed the top."""
     logged = {float(r) for rows in tables for r in np.unique(rows.returns)}
     sampled = {float(r) for found in known.values() for r in np.unique(found.rewards)}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.estimates.prompt_values import soft_values
-from shiqrun.estimates.value_cache import given, made, prompts_of
-from shiqrun.estimates.value_file import Valued
+from shiqrun.estimates.value_cache import cached_prompt_rewards, read_prompt_rewards, read_prompts
+from shiqrun.estimates.value_file import PromptRewards
 from shiqrun.estimates.value_targets import number_of_targets, read_targets
 from shiqrun.training.checks_data import expect, no_targets, other_unit, unvalued_prompts
 from shiqrun.training.plan import Run
@@ -49,15 +49,15 @@ def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
     return run, cost
 
 
-def _known_values(run: Run) -> tuple[dict[str, Valued], int]:
+def _known_values(run: Run) -> tuple[dict[str, PromptRewards], int]:
     """Return the rewards of the reference's completions by prompt id, and for how many prompts it sampled them now."""
     plan = run.plan
     if plan.algo.values is not None:
-        return given(Path(plan.algo.values), run.weights, plan.reward), 0
+        return read_prompt_rewards(Path(plan.algo.values), run.weights, plan.reward), 0
     assert plan.reward is not None
     room = (plan.values.max_new_tokens, plan.choice.context())
-    splits = prompts_of(plan.source, plan.data, run.tokenizer, *room)
-    found = made(
+    splits = read_prompts(plan.source, plan.data, run.tokenizer, *room)
+    found = cached_prompt_rewards(
         run.policy,
         [prompt for prompts in splits.values() for prompt in prompts],
         run.tokenizer,

@@ -1,4 +1,4 @@
-"""The live view of a run: one panel on a terminal, one line a logged step elsewhere."""
+"""The live view shows the progress of a run: a panel on a terminal, elsewhere one line per logged step."""
 
 import logging
 import time
@@ -35,14 +35,14 @@ SHOWN_VAL = {
 
 
 EVERY = 0.25
-"""Seconds between two pictures on a terminal."""
+"""Seconds between two updates of the panel."""
 
 
-class View(Callback):
-    """Shows where a run is and how it goes.
+class LiveView(Callback):
+    """The callback that shows how far a run is, with its latest metrics.
 
     Args:
-        title: shown beside the bar.
+        title: text beside the progress bar.
     """
 
     def __init__(self, title: str) -> None:
@@ -57,7 +57,7 @@ class View(Callback):
         self._drawn = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the view."""
+        """Open the panel."""
         self._began, self._first = time.perf_counter(), trainer.global_step
         self.task = self.bar.add_task(self.title, total=trainer.max_steps, completed=trainer.global_step, left="?")
         if console.is_terminal and trainer.is_global_zero:
@@ -65,7 +65,7 @@ class View(Callback):
             self._live.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Brings it up to date; runs after validation."""
+        """Update the panel, or log a line; runs after validation."""
         assert isinstance(pl_module, Method)
         step, now = trainer.global_step, time.perf_counter()
         if self._live is not None:
@@ -94,11 +94,11 @@ class View(Callback):
         return Group(self.bar, table)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Closes it."""
+        """Close the panel."""
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Closes it before the error is printed."""
+        """Close the panel before the error is printed."""
         self._close()
 
     def _close(self) -> None:

@@ -1,4 +1,4 @@
-"""Sampling while learning: the engine of a run, what its trajectories are given, and when weights are published."""
+"""A run that samples while it trains: its engine is built, sampled rows are annotated, and weights are published."""
 
 import copy
 import logging
@@ -13,7 +13,7 @@ from torch import Tensor
 from shiqrun.batching.logged_data import LoggedData
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError, TrainingError
-from shiqrun.estimates.value_cache import prompts_of
+from shiqrun.estimates.value_cache import read_prompts
 from shiqrun.models.policy import Policy
 from shiqrun.rollout.engine import Engine
 from shiqrun.rollout.local import LocalEngine
@@ -30,17 +30,17 @@ from shiqrun.training.step.method import Method
 
 log = logging.getLogger("shiqrun")
 EXPERIENCE = "experience"
-"""Of a run directory: all that was sampled, a data set for `data=jsonl`."""
+"""Folder of the run directory with all sampled trajectories, a data set for `data=jsonl`."""
 
 
 @contextmanager
 def sampling(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tuple[LoggedData, "Rollouts | None"]]:
-    """Inside, the batches of a run and, where it samples, what keeps its engine informed.
+    """Yield the batches of a run and, where it samples, the callback that publishes weights; close the engine after.
 
     Args:
-        run: with its models loaded and its rows annotated.
-        prompts: of `prompts_to_answer`.
-        after: optimiser steps that are done.
+        run: with its rows annotated.
+        prompts: from `prompts_to_answer`.
+        after: number of optimiser steps that are finished.
     """
     trainer, settings = run.plan.trainer, run.plan.rollout
     shape = {"micro_batch_tokens": trainer.micro_batch_tokens, "seed": run.plan.seed}
@@ -48,22 +48,22 @@ def sampling(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tup
         yield LoggedData(run.encoded, batch_size=trainer.batch_size, **shape), None
         return
     expect(unvalued_questions(prompts, run.facts.prompt_values))
-    engine = engine_of(run, settings, prompts, after)
+    engine = build_engine(run, settings, prompts, after)
     try:
-        data = data_of(run, settings, engine)
+        data = online_data(run, settings, engine)
         yield data, Rollouts(engine, data, settings.model_update_interval)
     finally:
         engine.close()
 
 
-def engine_of(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt], after: int) -> Engine:
-    """What samples for the run.
+def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt], after: int) -> Engine:
+    """Return the engine that samples for the run.
 
     Args:
         run: with its models loaded.
-        settings: of its rollouts.
-        prompts: to answer.
-        after: optimiser steps that are done.
+        settings: of sampling.
+        prompts: of the training split.
+        after: number of optimiser steps that are finished.
     """
     plan = run.plan
     assert plan.reward is not None
@@ -91,27 +91,27 @@ def engine_of(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt], af
 
 
 def acting_copy(policy: Policy) -> Policy:
-    """A copy that samples, without value head and gradients."""
+    """Return a copy of the policy for sampling, without value head and gradients."""
     return Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
 
 
 def prompts_to_answer(run: Run) -> list[Prompt]:
-    """Those of the training split; none where nothing is sampled.
+    """Return the prompts of the training split; none where nothing is sampled.
 
     Raises:
-        InputError: there is none, or one leaves no room for a completion.
+        InputError: there is no prompt, or one leaves no room for a completion.
     """
     plan, settings = run.plan, run.plan.rollout
     if settings is None:
         return []
     room = (settings.max_new_tokens, plan.choice.context())
-    prompts = prompts_of(plan.source, plan.data, run.tokenizer, *room, key="rollout.max_new_tokens")["train"]
+    prompts = read_prompts(plan.source, plan.data, run.tokenizer, *room, key="rollout.max_new_tokens")["train"]
     if not prompts:
         raise InputError("rollout: the training split has no prompt to answer; look at the data")
     return prompts
 
 
-def data_of(run: Run, settings: RolloutSettings, engine: Engine) -> OnlineData:
+def online_data(run: Run, settings: RolloutSettings, engine: Engine) -> OnlineData:
     """Return the batches of a run that samples while it trains."""
     plan = run.plan
     others = {} if run.further is None else {"further": run.further}
@@ -143,11 +143,11 @@ def annotate_sampled(rows: Rows, *, plan: Plan, facts: RunFacts) -> Rows:
 
 
 class Rollouts(Callback):
-    """Gives the engine new weights, and tells it and the logs how far training is.
+    """The callback that publishes the policy's weights to the engine and logs metrics of sampling.
 
     Args:
-        engine: that samples.
-        data: that hands its trajectories out.
+        engine: samples trajectories.
+        data: hands them out to optimiser steps.
         every: optimiser steps between two sets of weights.
     """
 
@@ -157,23 +157,23 @@ class Rollouts(Callback):
         self._step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights that are sampled by, unless they are those of the checkpoint itself."""
+        """Return the weights that the engine samples with, unless they are those of the checkpoint itself."""
         version, weights = self._published
         return {"version": version, "weights": None if version == self._step else weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """After a resume."""
+        """Restore the weights that the engine sampled with."""
         self._published = (state_dict["version"], state_dict["weights"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first weights."""
+        """Publish the first weights, or after a resume those that the engine sampled with."""
         assert isinstance(pl_module, Method)
         self._step = trainer.global_step
         version, weights = self._published
         self._publish(max(version, 0), weights or trained_weights(pl_module.policy))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """A step is done; now and then the next weights."""
+        """Note the finished step, log metrics of sampling, and publish weights every so many steps."""
         assert isinstance(pl_module, Method)
         self._step = step = trainer.global_step
         self.data.finish_step(step)
@@ -187,12 +187,12 @@ class Rollouts(Callback):
         self.engine.publish(version, weights)
 
     def summary(self) -> dict[str, Any]:
-        """For `summary.json`."""
+        """Return the counts and staleness of all sampling for `summary.json`."""
         told = self.engine.stats() | self.data.total_staleness()
         return {f"rollout/{name}": value for name, value in told.items()}
 
 
 def trained_weights(policy: Policy) -> dict[str, Tensor]:
-    """What training changes of the policy's model, copied to the CPU."""
+    """Return the parameters that training changes, by name, copied to the CPU."""
     named = policy.model.named_parameters()
     return {name: p.detach().to("cpu", copy=True) for name, p in named if p.requires_grad}

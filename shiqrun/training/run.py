@@ -21,7 +21,7 @@ from shiqrun.training.artifacts import append_samples, drop_samples_after
 from shiqrun.training.callbacks import AtomicCheckpointIO, Checkpoints, Signals, Stopped, Validation
 from shiqrun.training.estimates import with_estimates
 from shiqrun.training.finish import finish
-from shiqrun.training.live_view import View
+from shiqrun.training.live_view import LiveView
 from shiqrun.training.metrics_csv import MetricsFile
 from shiqrun.training.online import prompts_to_answer, sampling
 from shiqrun.training.plan import Run
@@ -83,7 +83,7 @@ def execute(run: Run, resume: bool) -> None:
     with sampling(run, prompts, after=max(step, 0)) as (data, rollouts):
         # Rollouts first: what validation saves is then of weights that were published
         watching = [*([rollouts] if rollouts else []), *([validation] if validation else [])]
-        trainer = _fit(run, method, data, [*watching, View(_title(run)), checkpoints], metrics, checkpoint)
+        trainer = _fit(run, method, data, [*watching, LiveView(_title(run)), checkpoints], metrics, checkpoint)
         cost |= rollouts.summary() if rollouts else {}
     if trainer.is_global_zero:
         finish(run, method, validation, exact, {"seconds": time.perf_counter() - began, **cost})

@@ -1,8 +1,8 @@
-"""The tables a person sees before and after a run."""
+"""The terminal shows a table of the plan before a run and a table of metrics after it."""
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.columns import Columns
 from rich.panel import Panel
@@ -13,17 +13,15 @@ from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.result_files import spread
 from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
 from shiqrun.training.artifacts import append_samples
+from shiqrun.training.plan import Run
 from shiqrun.util.intervals import is_bound
-
-if TYPE_CHECKING:
-    from shiqrun.training.plan import Run
 
 EPISODES = 6
 FIRST = [f"val/{name}" for name in ("regularised_return", "regret", "reward", "kl", "illegal", "loss")]
 
 
-def plan_table(run: "Run") -> None:
-    """Rows, actions, steps, parameters, estimated memory, and what was dropped."""
+def plan_table(run: Run) -> None:
+    """Print rows, actions, steps, parameters, estimated memory, and how many rows were dropped."""
     train, val = run.encoded.train, run.encoded.val
     table = Table(
         title=f"{run.plan.names['algo']} on {run.plan.names['data']}", show_header=False, title_justify="left"
@@ -37,8 +35,8 @@ def plan_table(run: "Run") -> None:
         table.add_row("dropped", f"{n:,} {why}")
     if run.plan.algo.reward_offset != "none":
         table.add_row("reward offset", f"{run.plan.algo.reward_offset}: {run.offset:.4g} on average")
-    size, rollout = run.plan.trainer.batch_size, run.plan.rollout
-    logged = size if rollout is None else rollout.shares(size).get("logged", 0)
+    size = run.plan.trainer.batch_size
+    logged = run.plan.shares.get("logged", 0)
     epochs = run.max_steps / train.steps_per_epoch(logged) if logged else 0.0
     table.add_row("steps", f"{run.max_steps:,} of {size} trajectories, {epochs:.3g} epochs of the logged ones")
     for name, text in _rollouts(run):
@@ -51,12 +49,12 @@ def plan_table(run: "Run") -> None:
     console.print(table)
 
 
-def _rollouts(run: "Run") -> list[tuple[str, str]]:
-    """What is sampled while the run learns."""
+def _rollouts(run: Run) -> list[tuple[str, str]]:
+    """Return the lines of the table about sampling during training; none where the run does not sample."""
     s = run.plan.rollout
     if s is None:
         return []
-    of_batch = ", ".join(f"{n:,} {source}" for source, n in s.shares(run.plan.trainer.batch_size).items())
+    of_batch = ", ".join(f"{n:,} {source}" for source, n in run.plan.shares.items())
     low, high = s.temperature
     how = f"temperature {low:g} to {high:g}, top-p {s.top_p:g}, at most {s.max_new_tokens:,} tokens"
     asked = f"{run.encoded.train.prompts:,} prompts, {s.samples_per_prompt} of each at a time"
@@ -66,8 +64,8 @@ def _rollouts(run: "Run") -> list[tuple[str, str]]:
     ]
 
 
-def estimated_bytes(run: "Run") -> float:
-    """Weights, gradients and Adam's two moments in float32, a frozen copy if asked, one micro-batch's activations.
+def estimated_bytes(run: Run) -> float:
+    """Estimate the memory of a run in bytes: weights, gradients, Adam's moments, a frozen copy, activations.
 
     Activations of a layer are counted as 16 numbers of the hidden size a token (4 under checkpointing), which is
     about what a Llama block keeps; a figure to plan with, not a measurement.
@@ -88,7 +86,7 @@ def estimated_bytes(run: "Run") -> float:
 
 
 def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
-    """The table before/after, with 95 % intervals where they are known, and where everything is."""
+    """Print the metrics before and after training, with 95 % intervals where they are known, and the run's files."""
     names = [name for name in after if name.startswith("val/")] or [n for n in after if n.startswith("train/")]
     table = Table(title=f"after {seconds:.0f} s", title_justify="left")
     optimum = after.get("val/optimum")
@@ -116,12 +114,12 @@ def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float],
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """What a reader looks for first comes first; the rest by name."""
+    """Return a sort key: the metrics of `FIRST` in that order, the rest by name."""
     padded = re.sub(r"\d+", lambda digits: digits[0].zfill(4), name)  # pass@2 before pass@10
     return FIRST.index(name) if name in FIRST else len(FIRST), padded
 
 
-def draw_episodes(run: "Run", exact: ExactEvaluation) -> None:
+def draw_episodes(run: Run, exact: ExactEvaluation) -> None:
     """Draw a few sampled episodes of a problem with an exact optimum and keep them in `samples.jsonl`."""
     policy = run.policy.eval()
     drawn = exact.draw_episodes(policy.model, EPISODES, run.plan.seed)

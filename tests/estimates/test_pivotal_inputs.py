@@ -9,7 +9,7 @@ import pytest
 from shiqrun.batching.logged_data import DataSettings
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.errors import InputError
-from shiqrun.estimates.pivotal_inputs import trajectories_of, walks_of
+from shiqrun.estimates.pivotal_inputs import choose_trajectories, score_trajectories
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.exact_match import ExactMatch
 from tests.estimates.test_pivotal_search import ASKED
@@ -30,7 +30,7 @@ def chosen(folder, rows, words, settings=SETTINGS, context=200):
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = Jsonl(path=str(path), val_path=None, pair_rewards=None)
-    return trajectories_of(source, DATA, words, settings, REWARD, context)
+    return choose_trajectories(source, DATA, words, settings, REWARD, context)
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED_EOS_OUTSIDE, None], ids=["chatml", "marked", "plain"])
@@ -40,7 +40,7 @@ def test_right_answers_of_every_template_are_searched_with_their_log_probabiliti
     assert [e.messages[0]["content"] for _, e in found] == ["is it a?", "is it b?"]
     assert dropped == {"wrong": 1, "the same as another completion of its prompt": 1}
     policy = Policy(llama(vocabulary=len(words), max_position_embeddings=256)).eval()
-    for walk, (t, _) in zip(walks_of(policy, found, words), found, strict=True):
+    for walk, (t, _) in zip(score_trajectories(policy, found, words), found, strict=True):
         whole = np.concatenate([walk.prompt.tokens, walk.tokens])
         assert whole.tolist() == t.input_ids[: len(whole)].tolist()
         assert words.decode(walk.tokens, skip_special_tokens=True).strip() == walk.text == "yes"

@@ -11,8 +11,10 @@ from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.estimates.jsonl_cache import JsonlCache
-from shiqrun.estimates.pivotal_search import KIND, Estimates, PivotalSettings, Walk, search
-from shiqrun.estimates.value_targets import estimated, number_of_targets, read_targets, value_targets
+from shiqrun.estimates.pivotal_search import KIND, search
+from shiqrun.estimates.pivotal_settings import PivotalSettings
+from shiqrun.estimates.prefix_sampler import PrefixSampler, SearchedTrajectory
+from shiqrun.estimates.value_targets import number_of_targets, prefix_rewards, read_targets, value_targets
 from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.sampling.prompts import prompt_of, tokens_key
 from shiqrun.types import Example
@@ -42,7 +44,7 @@ def walk(asked, answer, reward=1.0):
     prompt = replace(prompt_of(example, TOKENIZER), answer=answer)
     tokens = TOKENIZER(answer)["input_ids"]
     tokens = np.array([*tokens, TOKENIZER.eos_token_id] if len(tokens) < 3 else tokens)
-    return Walk(prompt, tokens, np.full(len(tokens), -1.0), answer, reward, "here:1")
+    return SearchedTrajectory(prompt, tokens, np.full(len(tokens), -1.0), answer, reward, "here:1")
 
 
 WALKS = [walk("a b", "c a"), walk("c c", "b"), walk("d a", "d d d")]
@@ -58,7 +60,7 @@ def chance(one, at):
 def made(folder, walks=WALKS, **settings):
     asked = replace(ASKED, **settings)
     file = JsonlCache(folder / "pivotal.jsonl", KIND, asked.made_with("me", REWARD))
-    estimates = Estimates(POLICY, TOKENIZER, REWARD, asked)
+    estimates = PrefixSampler(POLICY, TOKENIZER, REWARD, asked)
     return search(estimates, walks, file), estimates, file
 
 
@@ -176,7 +178,7 @@ def test_targets_stand_behind_the_actions_they_were_estimated_behind():
         {"at": 2, "rewards": [1.0, 0.0, 0.0, 0.0]},
         {"at": 3, "rewards": [1.0]},
     ]
-    targets = value_targets(rows, estimated([row_of(one, seen)]), BETA)
+    targets = value_targets(rows, prefix_rewards([row_of(one, seen)]), BETA)
     assert number_of_targets(targets) == 1
     assert np.isnan(targets[0]).all()
     assert np.isnan(targets[2]).all()  # the same tokens, but after another prompt
@@ -190,7 +192,7 @@ def test_targets_stand_behind_the_actions_they_were_estimated_behind():
 
 def test_other_data_have_no_targets():
     rows = Rows([trajectory(WALKS[0], WALKS[1].prompt.tokens)], 0)
-    known = estimated([row_of(WALKS[0], [{"at": 1, "rewards": [1.0]}])])
+    known = prefix_rewards([row_of(WALKS[0], [{"at": 1, "rewards": [1.0]}])])
     assert number_of_targets(value_targets(rows, known, BETA)) == 0
 
 

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from shiqrun.errors import InputError
-from shiqrun.estimates.prompt_values import ValueSettings, asked, by_prompt, estimate, soft_values
+from shiqrun.estimates.prompt_values import (
+    ValueSettings,
+    prompt_key,
+    rewards_by_prompt_id,
+    sample_missing_rewards,
+    soft_values,
+)
 from shiqrun.estimates.value_file import ValueFile, read_values
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.models.policy import Policy
@@ -75,7 +81,7 @@ def exact(prompt):
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     made = ValueFile(tmp_path_factory.mktemp("values") / "values.jsonl", ASKED.made_with("me", REWARD))
-    assert estimate(POLICY, PROMPTS, TOKENIZER, REWARD, ASKED, made) == 3
+    assert sample_missing_rewards(POLICY, PROMPTS, TOKENIZER, REWARD, ASKED, made) == 3
     return made
 
 
@@ -83,7 +89,7 @@ def test_values_are_the_references_own_within_their_standard_error(file):
     rates = []
     for prompt in PROMPTS:
         rate, q0 = exact(prompt)
-        found = soft_value(file.rewards[asked(prompt)], BETA)
+        found = soft_value(file.rewards[prompt_key(prompt)], BETA)
         assert abs(found.value - q0) < 4 * found.error
         assert found.error < 0.05
         rates.append(rate)
@@ -95,15 +101,15 @@ def test_a_file_goes_on_where_it_was_torn(file, tmp_path):
     torn = tmp_path / "values.jsonl"
     torn.write_bytes(b"".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
     again = ValueFile(torn, file.made_with)
-    assert [*again.rewards] == [asked(p) for p in PROMPTS[:2]]
-    assert estimate(POLICY, PROMPTS, TOKENIZER, REWARD, ASKED, again) == 1
+    assert [*again.rewards] == [prompt_key(p) for p in PROMPTS[:2]]
+    assert sample_missing_rewards(POLICY, PROMPTS, TOKENIZER, REWARD, ASKED, again) == 1
     assert torn.read_bytes() == file.path.read_bytes()
-    assert estimate(POLICY, PROMPTS, TOKENIZER, REWARD, ASKED, again) == 0
+    assert sample_missing_rewards(POLICY, PROMPTS, TOKENIZER, REWARD, ASKED, again) == 0
 
 
 def test_rows_are_found_in_any_order_before_and_after_the_file_is_opened_again(file):
     for opened in (file, ValueFile(file.path, file.made_with)):
-        backwards = [row["prompt"] for row in opened.rows(map(asked, PROMPTS[::-1]))]
+        backwards = [row["prompt"] for row in opened.rows(map(prompt_key, PROMPTS[::-1]))]
         assert backwards == [p.messages for p in PROMPTS[::-1]]
 
 
@@ -112,13 +118,13 @@ def test_rows_are_found_in_any_order_before_and_after_the_file_is_opened_again(f
 )
 def test_a_prompt_is_known_by_what_it_asks_and_not_by_its_id(file, change):
     other = replace(PROMPTS[0], **change)
-    assert (asked(other) == asked(PROMPTS[0])) == ("prompt_id" in change)
+    assert (prompt_key(other) == prompt_key(PROMPTS[0])) == ("prompt_id" in change)
     if "prompt_id" in change:
-        assert [*by_prompt(file, [other])] == ["other"]
+        assert [*rewards_by_prompt_id(file, [other])] == ["other"]
 
 
 def test_the_completions_are_kept_with_their_rewards(file):
-    for row, prompt in zip(file.rows(map(asked, PROMPTS)), PROMPTS, strict=True):
+    for row, prompt in zip(file.rows(map(prompt_key, PROMPTS)), PROMPTS, strict=True):
         assert (row["prompt"], row["answer"]) == (prompt.messages, prompt.answer)
         assert row["cut_off"] > 0, "two tokens are often too few"
         said = [c[0]["content"] for c in row["completions"]]
@@ -134,9 +140,9 @@ def test_values_of_something_else_are_refused(file, key):
 
 def test_another_beta_reads_the_same_file(file):
     for beta in (0.1, 2.0):
-        values = soft_values(by_prompt(file, PROMPTS), beta)
+        values = soft_values(rewards_by_prompt_id(file, PROMPTS), beta)
         for prompt in PROMPTS:
-            assert values[prompt.prompt_id] == soft_value(file.rewards[asked(prompt)], beta).value
+            assert values[prompt.prompt_id] == soft_value(file.rewards[prompt_key(prompt)], beta).value
 
 
 @pytest.mark.parametrize("text", ["", "{}\n", "no json\n", json.dumps({"prompt": "x"}) + "\n"])

@@ -13,7 +13,7 @@ from shiqrun.commands.train import plan
 from shiqrun.config.compose import as_hydra_overrides
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
-from shiqrun.training.online import data_of
+from shiqrun.training.online import online_data
 from shiqrun.training.prepare import prepare_run
 from tests.support.helpers import user
 
@@ -92,7 +92,7 @@ def test_completions_that_are_compared_stay_in_a_micro_batch(tmp_path, tokens):
     sizes = Counter(t.group for t in run.further.trajectories)
     assert set(sizes.values()) == {2, 3}  # one alone has nothing to be compared with
     engine = SimpleNamespace(trained=lambda: iter(()))
-    part = data_of(run, run.plan.rollout, engine).step_sources["further"]
+    part = online_data(run, run.plan.rollout, engine).step_sources["further"]
     steps = part.steps.rows_of(0), part.steps.rows_of(1)
     for batches in steps:
         assert len(batches) > 1 or tokens == 400

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from shiqrun.commands.train import plan
-from shiqrun.config.compose import spelled
+from shiqrun.config.compose import as_hydra_overrides
 from shiqrun.errors import InputError
 from shiqrun.training import checks, checks_rollout
 from tests.support.online_words import ONLINE, PROBLEMS, STEPS, TINY
@@ -171,7 +171,7 @@ def planned(algo, words):
     data = ("logger=none",) if "data=treasure" in words else PROBLEMS
     words = [f"algo={algo}", *data, *model, *STEPS, *words]
     with initialize_config_module("shiqrun.conf", version_base="1.3"):
-        config = compose("train", spelled([*words, "run_dir=run", "cache_dir=cache"]))
+        config = compose("train", as_hydra_overrides([*words, "run_dir=run", "cache_dir=cache"]))
     return plan(config, "run")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
-from shiqrun.estimates.value_file import Valued
+from shiqrun.estimates.value_file import PromptRewards
 from shiqrun.sampling.prompts import tokens_key
 from shiqrun.training import checks_data
 from shiqrun.training.plan import Plan
@@ -47,7 +47,7 @@ def right_or_wrong(right, wrong):
     return SimpleNamespace(right=right, about=lambda: {"wrong": wrong})
 
 
-KNOWN = {"p": Valued(np.array([0.0, 1.0]), tokens_key(np.array(PROMPT)))}
+KNOWN = {"p": PromptRewards(np.array([0.0, 1.0]), tokens_key(np.array(PROMPT)))}
 BROKEN = {
     "rewards_are_there": (plan(), rows(1.0, None), "needs rewards, but 1 of 2 trajectories have none, first f.jsonl:1"),
     "actions_are_the_policys": (plan(train_on="response"), rows(1.0), "data.train_on=response is for algo=sft"),
