@@ -52,6 +52,7 @@ class EpisodeInfo:
         shares: (amount, whole) by name; an evaluation shows the sum of amounts over the sum of wholes.
         totals: numbers by name that an evaluation adds up.
         record: further columns of the episode's row in `episodes.jsonl`; JSON values.
+        label: stands behind the task's name in `episodes.md`.
         remarks: (number of a message, text to show before it) for the readable dialogue in `episodes.md`; the number
             of messages stands for its end. Without remarks the reward is shown behind each message of the policy.
     """
@@ -60,6 +61,7 @@ class EpisodeInfo:
     shares: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
     remarks: Sequence[tuple[int, str]] = ()
 
 

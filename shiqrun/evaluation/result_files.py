@@ -55,8 +55,7 @@ def write_episodes(directory: Path, played: Sequence[EpisodeResult]) -> None:
 
 def _readable_episode(p: EpisodeResult) -> Iterator[str]:
     """Yield the lines of a dialogue, each of the environment's remarks before the message that it names."""
-    classes = p.info.record.get("classes")
-    yield from (f"## {p.task} ({', '.join(classes)})" if classes else f"## {p.task}", "")
+    yield from (f"## {p.task} ({p.info.label})" if p.info.label else f"## {p.task}", "")
     remarks = list(p.info.remarks) or _rewards_as_remarks(p)
     for n, message in enumerate(p.messages):
         yield from (line for place, text in remarks if place == n for line in (f"*{text}*", ""))

@@ -102,6 +102,7 @@ class BfclEpisode(environment.Episode):
             shares={"turns/empty": (why.count("no call"), len(why))},
             totals={"calls/refused": len(dialogue.refused), "calls/stopped": dialogue.stopped},
             record=record,
+            label=", ".join(sample.classes),
             remarks=self._remarks,
         )
 

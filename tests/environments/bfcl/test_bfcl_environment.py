@@ -40,6 +40,7 @@ def test_a_turns_reward_falls_on_its_last_message_and_results_come_back(episode)
     assert info.metrics["reward_per_turn"] == info.metrics["reward_per_turn/MathAPI"] == 0.5
     assert (info.metrics["official_score"], info.metrics["official_agreement"]) == (0, 1)
     assert info.metrics["reward_per_turn/train"] == 0.5, "sample 900 is no test sample"
+    assert info.label == "MathAPI"
     assert [text for _, text in info.remarks] == ["reward 1", "not counted: no reference answer", "reward 0: no call"]
 
 
