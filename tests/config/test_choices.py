@@ -43,7 +43,6 @@ class Length:
     def score(self, items):
         return [float(len(item.text)) for item in items]
 '''
-SHARED = "limit: null\nmax_length: null\nval_fraction: 0.3\ncompletions: all\ntrain_on: assistant\n"
 SIZE = ("model.hidden_size=16", "model.intermediate_size=24", "model.num_layers=1", "model.num_heads=2")
 STEPS = ("trainer.max_steps=2", "trainer.batch_size=8", "eval.every=2", "eval.max_prompts=4", "eval.max_new_tokens=4")
 
@@ -53,13 +52,12 @@ def home(tmp_path_factory):
     place = tmp_path_factory.mktemp("outside")
     (place / "mypackage.py").write_text(PACKAGE)
     for group, name, target, more in (
-        ("data", "mine", "Mine", f"number: 20\n{SHARED}"),
-        ("data", "split", "Split", f"number: 20\n{SHARED}"),
+        ("data", "mine", "Mine", "number: 20\n"),
+        ("data", "split", "Split", "number: 20\n"),
         ("reward", "length", "Length", ""),
     ):
         (place / "conf" / group).mkdir(parents=True, exist_ok=True)
-        text = f"_target_: mypackage.{target}\nname: {name}\n{more}"
-        (place / "conf" / group / f"{name}.yaml").write_text(text)
+        (place / "conf" / group / f"{name}.yaml").write_text(f"_target_: mypackage.{target}\n{more}")
     return place
 
 

@@ -7,16 +7,7 @@ import pytest
 from shiqrun.cli import main
 from tests.support.command_line import metrics, summary
 
-YAML = """
-_target_: tests.environments.counting.Counting
-name: counting
-max_messages: null
-limit: null
-max_length: null
-val_fraction: 0.1
-completions: all
-train_on: assistant
-"""
+YAML = "_target_: tests.environments.counting.Counting\nmax_messages: null\n"
 SIZE = ("model.hidden_size=32", "model.intermediate_size=48", "model.num_layers=2", "model.num_heads=2")
 STEPS = ("trainer.max_steps=60", "trainer.batch_size=12", "trainer.learning_rate=1e-2", "trainer.warmup_steps=0")
 EVALUATION = ("eval.every=30", "eval.max_new_tokens=3", "eval.samples_per_prompt=2")
