@@ -252,9 +252,9 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     allocators = (True,) if args.tuned else (False, True)
     runs: dict[tuple[str, bool], list[dict[str, Any]]] = {(way, tuned): [] for tuned in allocators for way in ways}
     for repeat in range(args.repeats):
-        for way, tuned in runs:
+        for (way, tuned), found in runs.items():
             again = repeat or not tuned
-            runs[way, tuned].append(in_a_process(args, way, tuned) if again else first[way])
+            found.append(in_a_process(args, way, tuned) if again else first[way])
     count, rows = args.prompts * args.new, []
     for (way, tuned), several in runs.items():
         row = {key: median(run[key] for run in several) for key in ("wall", "cpu", "memory_mib")}

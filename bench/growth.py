@@ -151,7 +151,9 @@ def _swept(folder: Path, betas: int) -> Point:
     words += [f"algo.beta={values}", f"run_dir={out}", f"cache_dir={out}/cache"]
     began = os.times()
     command = [sys.executable, "-m", "shiqrun", "train", *(["-m"] if betas > 1 else []), *words]
-    done = subprocess.run(command, env=environment(1, tuned=False), capture_output=True, text=True, cwd=folder)
+    done = subprocess.run(
+        command, env=environment(1, tuned=False), capture_output=True, text=True, cwd=folder, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     ended = os.times()

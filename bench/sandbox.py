@@ -42,7 +42,7 @@ def fresh(workers: int, programs: int) -> list[float]:
     def run(_: int) -> float:
         began = time.monotonic()
         command = [Backend("rlimits").interpreter, "-I", "-S", "-c", CODE]
-        assert subprocess.run(command, input=GIVEN, capture_output=True).stdout == RIGHT
+        assert subprocess.run(command, input=GIVEN, capture_output=True, check=True).stdout == RIGHT
         return time.monotonic() - began
 
     with ThreadPoolExecutor(workers) as threads:

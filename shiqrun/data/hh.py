@@ -140,7 +140,7 @@ def _file_of(folder: Path, split: str) -> Path:
     """Return the folder's file of a split if one is named after it, else the folder with all its files."""
     named = [folder / f"{split}{suffix}" for suffix in SUFFIXES if (folder / f"{split}{suffix}").is_file()]
     if not named and folder.name in FOLDERS["both"]:
-        there = ", ".join(sorted(os.listdir(folder))) or "nothing"
+        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise InputError(f"{folder}: no file of split '{split}'; there is {there}; set data.split")
     return named[0] if named else folder
 

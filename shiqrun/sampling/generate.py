@@ -119,7 +119,7 @@ def sample_completions(
     whole = [np.ascontiguousarray(prompt, np.int64) for prompt in prompts]
     order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i].tobytes()))
     with _sampling_mode(policy) as model, spanned_attention_in(model):
-        batch = _loop_for(policy, model, pad) if order else None
+        batch = _loop_for(model, pad) if order else None
         starts = range(0, len(order), batch_size)
         for start in track(starts, f"{description}, batches") if description else starts:
             assert batch is not None
@@ -148,7 +148,7 @@ def _one_or_all(temperatures: np.ndarray) -> float | np.ndarray:
     return float(temperatures[0]) if (temperatures == temperatures[0]).all() else temperatures
 
 
-def _loop_for(policy: Policy, model: Any, pad: int) -> Any:
+def _loop_for(model: Any, pad: int) -> Any:
     """Return `decode` where it supports the model, else a loop by `generate` of transformers, with a warning."""
     reason = decode_refusal(model)
     if reason is None:
