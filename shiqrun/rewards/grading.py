@@ -113,11 +113,11 @@ def grade(problem: ProgramTests, code: str, run: Run, bounds: Limits, calls: Cal
     """
     if isinstance(problem, Streams):
         return _grade_streams(problem, code, run, bounds)
-    asked = problem if isinstance(problem, Calls) else calls
-    assert asked is not None
+    tested = problem if isinstance(problem, Calls) else calls
+    assert tested is not None
     program = complete_program(problem.prefix, problem.entry_point, code)
-    room = max(bounds.output, 2 * len(json.dumps([asked.calls, asked.expected])))
-    outcome = run(Program(program, b"", asked.entry_point, asked.calls), replace(bounds, output=room))
+    room = max(bounds.output, 2 * len(json.dumps([tested.calls, tested.expected])))
+    outcome = run(Program(program, b"", tested.entry_point, tested.calls), replace(bounds, output=room))
     if outcome.verdict != "ok":
         return outcome.verdict
     found = outcome.values.decode("utf-8", "replace")
@@ -125,9 +125,9 @@ def grade(problem: ProgramTests, code: str, run: Run, bounds: Limits, calls: Cal
         judge = _call_of(COMPARE, "judge", ["list", *problem.expected], found)
     else:
         judge = _call_of(f"{_solution_with_check(problem)}\n{REPLAY}", "judge", found)
-    said = run(judge, replace(bounds, output=OUTPUT))
-    words = {json.dumps([[True, word]]).encode(): word for word in (PASSED, FAILED)}
-    return words.get(said.values, WRONG) if said.verdict == "ok" else WRONG
+    judged = run(judge, replace(bounds, output=OUTPUT))
+    verdicts = {json.dumps([[True, word]]).encode(): word for word in (PASSED, FAILED)}
+    return verdicts.get(judged.values, WRONG) if judged.verdict == "ok" else WRONG
 
 
 def _solution_with_check(problem: Check) -> str:
@@ -152,19 +152,19 @@ def _grade_streams(problem: Streams, code: str, run: Run, bounds: Limits) -> str
 
 def outputs_agree(expected: bytes, found: bytes) -> bool:
     """Return whether two outputs have the same words: case is ignored, numbers agree up to 1e-5, integers exactly."""
-    wanted, there = expected.lower().split(), found.lower().split()
-    return len(wanted) == len(there) and all(a == b or _numbers_agree(a, b) for a, b in zip(wanted, there, strict=True))
+    ours, theirs = expected.lower().split(), found.lower().split()
+    return len(ours) == len(theirs) and all(a == b or _numbers_agree(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _numbers_agree(wanted: bytes, there: bytes) -> bool:
-    one, other = INTEGER.fullmatch(wanted), INTEGER.fullmatch(there)
+def _numbers_agree(expected: bytes, found: bytes) -> bool:
+    one, other = INTEGER.fullmatch(expected), INTEGER.fullmatch(found)
     if one and other:
         return _sign_and_digits(one[1]) == _sign_and_digits(other[1])
     if one and len(one[1]) > EXACT:
         return False  # so that 1e30 does not pass for a number of 31 digits
-    if not (NUMBER.fullmatch(wanted) and NUMBER.fullmatch(there)):
+    if not (NUMBER.fullmatch(expected) and NUMBER.fullmatch(found)):
         return False
-    return abs(float(wanted) - float(there)) < TOLERANCE
+    return abs(float(expected) - float(found)) < TOLERANCE
 
 
 def _sign_and_digits(number: bytes) -> tuple[bool, bytes]:
