@@ -1,4 +1,4 @@
-"""Conversations in tokens, and whether what sampling would see at a turn begins what training sees."""
+"""Conversations are rendered by the chat template, and each turn's state is compared with what sampling would see."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,28 +12,38 @@ from shiqrun.types import Message
 
 
 @dataclass(frozen=True)
-class Talk:
-    """A whole conversation, how many of its messages are the prompt, and where it came from."""
+class Conversation:
+    """A whole conversation.
+
+    Attributes:
+        messages: the prompt's messages and the completion's.
+        prompt: number of messages of the prompt.
+        source: where it came from, for messages.
+    """
 
     messages: list[Message]
     prompt: int
     source: str
 
     def turns(self) -> list[int]:
-        """Indices of the messages that are the policy's turns."""
+        """Return the indices of the messages that are the policy's turns."""
         return [i for i in range(self.prompt, len(self.messages)) if self.messages[i]["role"] == "assistant"]
 
-    def upto(self, message: int) -> "Talk":
-        """The conversation before that message."""
+    def upto(self, message: int) -> "Conversation":
+        """Return the conversation before that message."""
         return replace(self, messages=self.messages[:message])
 
     def key(self) -> tuple[int, ...]:
-        """Equal for conversations of the same message objects."""
+        """Return a key that is equal for conversations of the same message objects."""
         return tuple(map(id, self.messages))
 
 
-def render(talks: list[Talk], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    """`input_ids` and the like of many conversations; an error of the template names the row."""
+def render(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+    """Return `input_ids` and other outputs of the chat template for many conversations.
+
+    Raises:
+        InputError: the template refuses a conversation; the message names its row.
+    """
     if not talks:
         return {"input_ids": [], "assistant_masks": []}
     options |= {"tokenizer_kwargs": {"verbose": False}}  # rows that are too long are counted, not warned of
@@ -46,8 +56,8 @@ def render(talks: list[Talk], tokenizer: PreTrainedTokenizerBase, **options: Any
         raise InputError(f"{talks[0].source}: the chat template refuses the conversation: {error}") from error
 
 
-def _ids(talks: list[Talk], tokenizer: PreTrainedTokenizerBase, *, head: bool) -> Iterator[list[int]]:
-    """Tokens of each conversation, with the generation prompt if `head`; equal prompts are rendered once."""
+def _ids(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, *, head: bool) -> Iterator[list[int]]:
+    """Return the tokens of each conversation, with the generation prompt if `head`; equal ones are rendered once."""
     unique = {t.key(): t for t in talks}
     ids = render([*unique.values()], tokenizer, add_generation_prompt=head)["input_ids"]
     found = dict(zip(unique, ids, strict=True))
@@ -55,9 +65,9 @@ def _ids(talks: list[Talk], tokenizer: PreTrainedTokenizerBase, *, head: bool) -
 
 
 def prefixes_of(
-    talks: list[Talk], wholes: list[list[int]], tokenizer: PreTrainedTokenizerBase
+    talks: list[Conversation], wholes: list[list[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[list[tuple[list[int], list[int]]]]:
-    """For each of a conversation's turns, in tokens: (what sampling sees before it, the conversation up to its end)."""
+    """Yield for each conversation and turn the tokens that sampling sees before it, and those up to the turn's end."""
     heads = _ids([t.upto(i) for t in talks for i in t.turns()], tokenizer, head=True)
     inner = [t.upto(i + 1) for t in talks for i in t.turns() if i + 1 < len(t.messages)]
     bodies = _ids(inner, tokenizer, head=False)
@@ -66,7 +76,11 @@ def prefixes_of(
 
 
 def begins(tokenizer: PreTrainedTokenizerBase, source: str, part: list[int], whole: list[int]) -> bool:
-    """Whether `part` begins `whole`; False where its text does and only tokens merge behind it, else an error."""
+    """Return whether `part` is a prefix of `whole`; False where only tokens merge across the end of `part`.
+
+    Raises:
+        InputError: the text of `part` is no prefix of the text of `whole`.
+    """
     if part == whole[: len(part)]:
         return True
     if str(tokenizer.decode(whole)).startswith(str(tokenizer.decode(part))):
@@ -75,7 +89,7 @@ def begins(tokenizer: PreTrainedTokenizerBase, source: str, part: list[int], who
 
 
 def unstable(tokenizer: PreTrainedTokenizerBase, source: str, part: list[int], whole: list[int]) -> InputError:
-    """The error that says where the conversation's text is rewritten when it goes on."""
+    """Return the error that says where the template rewrites the conversation's text when it continues."""
     at = next((i for i, (a, b) in enumerate(zip(part, whole, strict=False)) if a != b), min(len(part), len(whole)))
     lost, kept = tokenizer.decode(part[at : at + 8]), tokenizer.decode(whole[at : at + 8])
     return InputError(

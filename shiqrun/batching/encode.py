@@ -1,4 +1,4 @@
-"""The one place that decides which tokens are actions.
+"""Encoding turns conversations into trajectories of tokens, and alone decides which tokens are actions.
 
 A conversation (prompt messages, then a completion's messages) is rendered by the tokenizer's chat template; the
 tokens of the completion's assistant turns are the actions, everything else is state. Three kinds of template:
@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.chat_template import Talk, begins, prefixes_of, render, unstable
+from shiqrun.batching.chat_template import Conversation, begins, prefixes_of, render, unstable
 from shiqrun.data.chats import drop_reason, expect_calls, wording
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -50,7 +50,7 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class EncodedTrajectory:
-    """One trajectory in tokens.
+    """A trajectory in tokens: a prompt and a completion whose assistant turns are actions.
 
     Attributes:
         input_ids: `[T]` int32.
@@ -74,7 +74,7 @@ class EncodedTrajectory:
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, with PLAIN_TEMPLATE set where it has no chat template."""
+    """Return the tokenizer, with PLAIN_TEMPLATE set where it has no chat template."""
     if not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE
     return tokenizer
@@ -89,7 +89,7 @@ def encode(
     train_on: TrainOn = "assistant",
     stable: str | None = None,
 ) -> Iterator[EncodedTrajectory]:
-    """The trajectories of the examples, in order; what cannot be used is counted by reason in `dropped`.
+    """Yield the trajectories of the examples, in order; those that cannot be used are counted by reason in `dropped`.
 
     Args:
         examples: from a data set's `load`.
@@ -112,7 +112,7 @@ def encode(
         reasons = [drop_reason(e.completions[k]) or _special_text(e, k, specials) for _, k, e in chunk]
         dropped.update(why for why in reasons if why)
         kept = [row for row, why in zip(chunk, reasons, strict=True) if not why]
-        talks = [Talk([*e.messages, *e.completions[k]], len(e.messages), e.source) for _, k, e in kept]
+        talks = [Conversation([*e.messages, *e.completions[k]], len(e.messages), e.source) for _, k, e in kept]
         spans = spans_of(talks, tokenizer)
         for (n, k, e), talk, span in zip(kept, talks, spans, strict=True):
             if span is None:
@@ -133,26 +133,28 @@ def encode(
 
 
 def special_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts that the tokenizer turns into a special token with a meaning; the unknown token has none."""
+    """Return the texts that the tokenizer turns into a special token; the unknown token is none."""
     named = {tokenizer.eos_token, tokenizer.bos_token}
     return [t for t in tokenizer.all_special_tokens if t.strip() and (t != tokenizer.unk_token or t in named)]
 
 
 def _special_text(example: Example, completion: int, specials: list[str]) -> str | None:
-    """Why a row is left out if its text spells a special token: the tokenizer would take it for one."""
+    """Return why a row is dropped if its text spells a special token, which the tokenizer would take it for."""
     texts = [wording(m) for m in (*example.messages, *example.completions[completion])]
     found = next((token for token in specials if any(token in text for text in texts)), None)
     return found and f"the text holds the special token {found}"
 
 
-def _expect_calls(talk: Talk, ids: list[int], turns: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase) -> None:
+def _expect_calls(
+    talk: Conversation, ids: list[int], turns: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
+) -> None:
     for i, (start, end) in zip(talk.turns(), turns, strict=True):
         if talk.messages[i].get("tool_calls"):
             expect_calls(talk.messages[i], str(tokenizer.decode(ids[start:end])), talk.source)
 
 
-def _spans_by(template: str, trusted: bool) -> "Callable[[list[Talk], PreTrainedTokenizerBase], Iterator[Any]]":
-    """How the policy's turns are found in a conversation that this template renders."""
+def _spans_by(template: str, trusted: bool) -> "Callable[[list[Conversation], PreTrainedTokenizerBase], Iterator[Any]]":
+    """Return the function that finds the policy's turns in conversations that this template renders."""
     if not GENERATION_MARK.search(template):
         return _prefix_spans
     return _trusted_spans if trusted else _marked_spans
@@ -167,8 +169,8 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     return template.get("default", "") if isinstance(template, dict) else template or ""
 
 
-def _trusted_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans]:
-    """Turns as the runs of marked tokens, the prompt's own assistant turns skipped."""
+def _trusted_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans]:
+    """Yield the turns as runs of marked tokens, without the assistant turns of the prompt."""
     out = render(talks, tokenizer, return_assistant_tokens_mask=True)
     for row, (talk, ids) in enumerate(zip(talks, out["input_ids"], strict=True)):
         runs = _runs(out, row)
@@ -181,8 +183,8 @@ def _trusted_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Ite
         yield ids, [_with_eos(ids, span, tokenizer.eos_token_id) for span in runs[spoken - len(talk.turns()) :]]
 
 
-def _marked_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
-    """`_trusted_spans`, each turn's state held against what sampling would see."""
+def _marked_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
+    """Yield the turns as `_trusted_spans` does, and compare each turn's state with what sampling would see."""
     spans = [*_trusted_spans(talks, tokenizer)]
     prefixes = prefixes_of(talks, [ids for ids, _ in spans], tokenizer)
     for talk, (ids, turns), states in zip(talks, spans, prefixes, strict=True):
@@ -197,7 +199,7 @@ def _marked_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iter
 
 
 def _runs(out: Any, row: int) -> list[tuple[int, int]]:
-    """(start, end) of each marked run of tokens.
+    """Return (start, end) of each marked run of tokens.
 
     `apply_chat_template` marks only the first token of a run's last character, which may have several (an emoji): a
     run goes on while tokens share characters.
@@ -218,8 +220,8 @@ def _with_eos(ids: list[int], span: tuple[int, int], eos: int | None) -> tuple[i
     return (start, end + 1) if end < len(ids) and ids[end] == eos and ids[end - 1] != eos else span
 
 
-def upto_last_action(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of conversations that end with an assistant's turn, up to and with its last action.
+def upto_last_action(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the tokens of conversations that end with an assistant turn, up to and including its last action.
 
     The same as `encode`'s, but nothing is left out: an empty turn ends where the template closes it.
     """
@@ -242,8 +244,8 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return special - ({tokenizer.unk_token_id} - ends)  # an unknown character at the end closes nothing
 
 
-def _prefix_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
-    """Turns as what a template without marks adds between two of its own prefixes."""
+def _prefix_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
+    """Yield the turns as the tokens that a template without marks adds between two of its own prefixes."""
     special = _special_ids(tokenizer)
     wholes = render(talks, tokenizer)["input_ids"]
     for talk, ids, states in zip(talks, wholes, prefixes_of(talks, wholes, tokenizer), strict=True):
@@ -263,7 +265,7 @@ def _prefix_spans(talks: list[Talk], tokenizer: PreTrainedTokenizerBase) -> Iter
 def _turn_end(
     ids: list[int], start: int, end: int, special: set[int], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, bool]:
-    """(end, closed): right behind the turn's last special token if only white space follows it, else `end`."""
+    """Return (end, closed): behind the turn's last special token if only white space follows it, else `end`."""
     last = max((i for i in range(start, end) if ids[i] in special), default=None)
     if last is None or str(tokenizer.decode(ids[last + 1 : end])).strip():
         return end, False
@@ -280,7 +282,7 @@ def _positions(turns: list[tuple[int, int]], length: int, train_on: TrainOn) -> 
 def _place_rewards(
     reward: float | Sequence[float], turns: list[tuple[int, int]], positions: np.ndarray, source: str
 ) -> np.ndarray:
-    """`[A]`: a number falls on the last action, one per turn on each turn's last action, one per token on each."""
+    """Return the reward of every action, `[A]`: one number falls on the last action, one per turn on its last."""
     values = [float(reward)] if isinstance(reward, int | float) else [float(r) for r in reward]
     if isinstance(reward, int | float):
         at = [turns[-1][1] - 1]

@@ -1,10 +1,11 @@
-"""Trajectories laid out for the body of a model: no padding, and what trajectories of a prompt share only once.
+"""A packed batch has no padding, and trajectories with the same prompt share its tokens.
 
-A *branch* is what a trajectory adds to the first trajectory of its prompt in the batch: all its tokens for that first
-one, for the others what follows their longest common beginning. A branch's tokens attend to that beginning and to
-themselves, never to another branch, and keep the positions they have in their trajectory. So every hidden state is
-that of the trajectory alone, and a token that several share is computed once. (Not where a model turns positions by how
-long the longest trajectory of the batch is, as dynamic NTK does: there padded batches differ likewise.)
+A *branch* is the tokens that a trajectory adds to the first trajectory of its prompt in the batch: all tokens of that
+first one, and for the others the tokens after their longest common prefix. Tokens of a branch attend to that prefix
+and to themselves, never to another branch, and keep the positions that they have in their trajectory. So every hidden
+state is that of the trajectory alone, and a token that several trajectories share is computed once. (An exception are
+models that scale positions by the longest trajectory of the batch, as dynamic NTK does; padded batches differ there
+too.)
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,12 +18,19 @@ from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.layout import Attention, Call, Layout
 
 CALL_AREA = {"cpu": 4096, "cuda": 1 << 18}
-"""Queries times keys that cost about as much as one more call of the attention kernel: branches are padded to each
-other's length where that wastes less."""
+"""Queries times keys that cost about as much as one more call of the attention kernel, by type of device. Branches are
+padded to each other's length where that wastes less."""
 
 
 class Branch(NamedTuple):
-    """The tokens `shared` to the end of trajectory `row`; before them stands the beginning of trajectory `base`."""
+    """A slice of a trajectory, after a prefix that another trajectory of the batch holds.
+
+    Attributes:
+        row: number of the trajectory in the batch.
+        base: number of the trajectory that holds the prefix.
+        shared: tokens of the prefix.
+        length: tokens after the prefix.
+    """
 
     row: int
     base: int
@@ -30,13 +38,13 @@ class Branch(NamedTuple):
     length: int
 
 
-def packed(trajectories: Sequence[EncodedTrajectory], actions: int, *, device: str = "cpu") -> Layout:
-    """The layout of a packed batch.
+def packed_layout(trajectories: Sequence[EncodedTrajectory], actions: int, *, device: str = "cpu") -> Layout:
+    """Return the layout of a packed batch.
 
     Args:
         trajectories: B of them, in the order of the batch.
-        actions: A, the width of the batch in action time.
-        device: whose cost of an attention call decides how branches are put together.
+        actions: A, the most actions of a trajectory.
+        device: type of the device; its cost of an attention call decides which branches are padded together.
     """
     ids = [t.input_ids for t in trajectories]
     buckets = list(_buckets(_branches(trajectories), CALL_AREA.get(device, CALL_AREA["cuda"])))
@@ -64,10 +72,10 @@ def packed(trajectories: Sequence[EncodedTrajectory], actions: int, *, device: s
     )
 
 
-def padded(
+def padded_layout(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, action_index: torch.Tensor, action_mask: torch.Tensor
 ) -> Layout:
-    """The layout of a batch that is read as it stands, `[B, T]`."""
+    """Return the layout of a padded batch, `[B, T]`."""
     row, column = action_mask.nonzero(as_tuple=True)
     taken = row * input_ids.shape[1] + action_index[row, column]
     slot = row * action_index.shape[1] + column
@@ -83,27 +91,27 @@ def _slots(index: Sequence[np.ndarray], actions: int) -> torch.Tensor:
 
 
 def _branches(trajectories: Sequence[EncodedTrajectory]) -> list[Branch]:
-    """One a trajectory; those with the same tokens before their first action hang on the first of them."""
+    """Return one branch per trajectory; those with the same prompt branch off from the first of them."""
     first: dict[bytes, int] = {}
     made = []
     for row, t in enumerate(trajectories):
         base = first.setdefault(t.input_ids[: t.action_index[0]].tobytes(), row)
-        shared = 0 if base == row else common(trajectories[base].input_ids, t.input_ids)
+        shared = 0 if base == row else common_prefix(trajectories[base].input_ids, t.input_ids)
         made.append(Branch(row, base, shared, len(t.input_ids) - shared))
     return made
 
 
-def common(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the longest common beginning."""
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """Return the length of the longest common prefix."""
     n = min(len(a), len(b))
     differ = a[:n] != b[:n]
     return int(differ.argmax()) if differ.any() else n
 
 
 def _buckets(branches: Iterable[Branch], area: int) -> Iterable[list[Branch]]:
-    """Branches that one call of the kernel takes, those without a beginning first, longest first.
+    """Yield the branches of each call of the attention kernel, those without a prefix first, the longest first.
 
-    A branch joins the bucket before it where padding wastes less than a call of its own would cost.
+    A branch joins the previous bucket where its padding wastes less than a call of its own would cost.
     """
     bucket: list[Branch] = []
     before = 0  # longest beginning in the bucket
@@ -153,12 +161,12 @@ def _attention(
 
 
 def _unless_all(index: torch.Tensor, size: int) -> torch.Tensor | None:
-    """None for an index that takes all of `size` in order."""
+    """Return the index, or None if it takes all of `size` in order."""
     return None if len(index) == size and torch.equal(index, torch.arange(size)) else index
 
 
 def _mask(bucket: Sequence[Branch], width: int, reach: int) -> torch.Tensor:
-    """`[R, 1, Q, K]`: all of the branch's beginning, and of its own tokens those up to the query."""
+    """Return the attention mask `[R, 1, Q, K]`: all of a branch's prefix, and its own tokens up to the query."""
     shared = torch.tensor([b.shared for b in bucket])
     beginning = (torch.arange(reach) < shared[:, None])[:, None, None].expand(-1, -1, width, -1)
     own = torch.ones(width, width, dtype=torch.bool).tril().expand(len(bucket), 1, -1, -1)

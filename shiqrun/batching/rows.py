@@ -16,7 +16,7 @@ import torch
 from shiqrun.batching.columns import COLUMNS, AnchorTokens, Values, concat, pad, select
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.micro_batches import Units, packed_micro_batches, padded_micro_batches
-from shiqrun.batching.packing import packed, padded
+from shiqrun.batching.packing import packed_layout, padded_layout
 from shiqrun.types import Trajectories
 
 
@@ -222,8 +222,8 @@ class Rows:
             **columns,
         )
         if self.packed:
-            return batch.with_layout(packed(trajectories, index.shape[1], device=self.device))
-        return batch.with_layout(padded(ids, read, index, mask))
+            return batch.with_layout(packed_layout(trajectories, index.shape[1], device=self.device))
+        return batch.with_layout(padded_layout(ids, read, index, mask))
 
 
 def _numbered(names: Iterable[Any]) -> np.ndarray:

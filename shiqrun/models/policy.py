@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shiqrun.batching.packing import padded
+from shiqrun.batching.packing import padded_layout
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.layout import Layout
@@ -78,7 +78,7 @@ class Policy(nn.Module):
         """
         layout = batch.layout
         if layout is None or (layout.attention is not None and not reads_packed(self.causal_lm)):
-            layout = padded(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)
+            layout = padded_layout(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)
         hidden = hidden_states(self.causal_lm.base_model, layout, self.autocast)
         head = head_of(self.causal_lm)
         scored: dict[str, Any] = score_further(

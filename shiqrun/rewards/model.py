@@ -18,7 +18,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from shiqrun.batching.chat_template import Talk, render
+from shiqrun.batching.chat_template import Conversation, render
 from shiqrun.batching.encode import special_words, upto_last_action
 from shiqrun.batching.micro_batches import padded_micro_batches
 from shiqrun.data.chats import prompt_name
@@ -161,14 +161,14 @@ class RewardModel(Reward):
             return [list(ids) for ids in own.tokenizer(texts, verbose=False)["input_ids"]]
         return [list(ids) for ids in render(talks, own.tokenizer)["input_ids"]]
 
-    def _conversation(self, item: Answered) -> Talk:
+    def _conversation(self, item: Answered) -> Conversation:
         """Return the conversation, up to the last action for a model whose score is read there."""
         answer = list(item.completion)
         if self.loaded.provenance is not None:
             while answer and answer[-1]["role"] != "assistant":
                 answer.pop()
         messages = [*item.prompt, *(answer or item.completion)]
-        return Talk([_break_special_tokens(m, self._specials) for m in messages], len(item.prompt), item.source)
+        return Conversation([_break_special_tokens(m, self._specials) for m in messages], len(item.prompt), item.source)
 
     @cached_property
     def _specials(self) -> list[str]:

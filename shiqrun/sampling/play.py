@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.chat_template import Talk, render
+from shiqrun.batching.chat_template import Conversation, render
 from shiqrun.batching.encode import special_words
 from shiqrun.console import track
 from shiqrun.environments.environment import NO_ROOM, SPECIAL_TOKEN, TOO_MANY_STEPS, Environment, Episode
@@ -138,7 +138,7 @@ class PolicyActor:
 
     def act(self, running: Sequence[RunningEpisode]) -> None:
         """Sample one message for each episode, all of a round together."""
-        talks = [Talk(r.messages, len(r.messages), r.task.source) for r in running]
+        talks = [Conversation(r.messages, len(r.messages), r.task.source) for r in running]
         contexts = render(talks, self.tokenizer, add_generation_prompt=True)["input_ids"]
         prompts: list[tuple[RunningEpisode, Prompt]] = []
         for r, tokens in zip(running, contexts, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shiqrun.batching.chat_template import Talk, render
+from shiqrun.batching.chat_template import Conversation, render
 from shiqrun.batching.encode import encode, special_words
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
@@ -104,7 +104,7 @@ def choose_prompts(
 
 def prompt_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     """Return an example's prompt in tokens, ending with what opens the assistant's turn."""
-    talk = Talk(list(example.messages), len(example.messages), example.source)
+    talk = Conversation(list(example.messages), len(example.messages), example.source)
     tokens = np.array(render([talk], tokenizer, add_generation_prompt=True)["input_ids"][0], np.int64)
     return Prompt(
         prompt_name(example.messages), example.prompt_id, talk.messages, tokens, example.answer, example.source

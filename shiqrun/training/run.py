@@ -120,7 +120,7 @@ def _fit(
     metrics: MetricsFile,
     checkpoint: Path | None,
 ) -> Trainer:
-    """Trains; the last of the callbacks are the checkpoints.
+    """Fit the method to the data with Lightning; the last of the callbacks writes checkpoints.
 
     Raises:
         Interrupted: a signal arrived; the checkpoint is saved.
@@ -140,6 +140,8 @@ def _fit(
 def _validation(
     run: Run, checkpoints: Checkpoints, exact: ExactEvaluation | None, reference: Reference | None
 ) -> Validation:
+    """Return the callback that evaluates the policy on the validation split, by completions and exactly."""
+
     def keep(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
         append_samples(run.plan.run_dir / SAMPLES, rows)
         for logger in trainer.loggers:
@@ -154,6 +156,7 @@ def _validation(
 
 
 def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
+    """Return Lightning's trainer; progress, checkpoints and validation are the callbacks' own."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from shiqrun.batching.packing import common, packed, padded
+from shiqrun.batching.packing import common_prefix, packed_layout, padded_layout
 from shiqrun.batching.rows import Rows
 from tests.support.helpers import trajectory
 
@@ -66,7 +66,7 @@ def seen(attention, tokens):
 @pytest.mark.parametrize("made", [family(), many(0), many(1), many(2)[:1]])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_token_sees_its_trajectory_up_to_itself_and_nothing_else(made, device):
-    layout = packed(made, max(len(t.action_index) for t in made), device=device)
+    layout = packed_layout(made, max(len(t.action_index) for t in made), device=device)
     ids, positions = layout.input_ids[0], layout.positions[0]
     table = seen(layout.attention, len(ids))
     ends = layout.taken.split([len(t.action_index) for t in made])
@@ -81,7 +81,7 @@ def test_every_token_sees_its_trajectory_up_to_itself_and_nothing_else(made, dev
 
 def test_a_shared_beginning_lies_there_once():
     made = family()
-    layout = packed(made, 7)
+    layout = packed_layout(made, 7)
     own = [3, 2, 9, 1, 0, 3]  # behind the longest common beginning with the first of their prompt
     assert layout.input_ids.numel() == len(PROMPT) + sum(own)
     assert layout.attention_mask is None
@@ -94,7 +94,7 @@ def test_actions_are_found_where_the_padded_batch_has_them():
     batch = made.collate(range(9))
     made = made.with_layout(packed=True)
     layout = made.collate(range(9)).layout
-    read = padded(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)
+    read = padded_layout(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)
     assert torch.equal(layout.slot, read.slot)
     for name in ("state", "taken"):
         ours, theirs = (x.input_ids.flatten()[getattr(x, name)] for x in (layout, read))
@@ -103,7 +103,9 @@ def test_actions_are_found_where_the_padded_batch_has_them():
 
 
 def test_lengths_of_common_beginnings():
-    assert [common(np.array(a), np.array(b)) for a, b in (([1, 2], [1, 2, 3]), ([1], [2]), ([4, 4], [4, 4]))] == [
+    assert [
+        common_prefix(np.array(a), np.array(b)) for a, b in (([1, 2], [1, 2, 3]), ([1], [2]), ([4, 4], [4, 4]))
+    ] == [
         2,
         0,
         2,
