@@ -111,6 +111,17 @@ def test_naming_the_commands_imports_nothing_heavy(name):
     assert not {"torch", "transformers", "lightning"} & {m.split(".")[0] for m in modules_imported(at_once)}
 
 
+GENERAL = ("sampling", "evaluation", "estimates", "rollout", "training", "commands")
+"""Folders that treat every data set and every environment alike."""
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if part(name) in GENERAL])
+def test_only_data_sets_know_an_environment_and_nobody_asks_which_data_set_it_is(name):
+    particular = {"data.bfcl", "data.treasure", "data.treasure_optimum", "data.programs"}
+    known = {other for other in own_imports(name) if other in particular or other.startswith("environments.bfcl")}
+    assert not known, f"{name} imports {sorted(known)}: let `data.source.Source` say what it wants to know"
+
+
 def test_no_file_of_losses_is_named_like_a_loss():
     assert not {name.removeprefix("losses.") for name in FILES if part(name) == "losses"} & set(losses.__all__)
 
