@@ -31,7 +31,7 @@ FEW = (0, 4, 45, 46, 99, 133, 148, 163, 167, 180)  # every backend, all turns wi
 
 def bfcl(*, only=FEW, **options):
     """The data set of `conf/data/bfcl.yaml` without functions in its prompts, and of its samples only these."""
-    usual = OmegaConf.load(CONF)["data"]
+    usual = OmegaConf.load(CONF)
     usual = {name: usual[name] for name in inspect.signature(Bfcl).parameters}
     source = Bfcl(**(usual | {"functions": "none", "per_sample": 4, "corrupt": 0.7} | options))
     source.samples = [s for s in source.samples if only is None or s.index in only]

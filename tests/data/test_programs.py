@@ -31,7 +31,7 @@ FEWER = ["reverse", "sort", "unique", "sums", "odds", "add", "above", "drop"]  #
 
 def programs(**options):
     """The source of conf/data/programs.yaml, with fewer problems."""
-    given = yaml.safe_load((CONF / "data" / "programs.yaml").read_text(encoding="utf-8"))["data"]
+    given = yaml.safe_load((CONF / "data" / "programs.yaml").read_text(encoding="utf-8"))
     others = {"_target_", "name", "limit", "max_length", "completions", "train_on", "distinct"}
     return Programs(**({key: value for key, value in given.items() if key not in others} | SIZES | options))
 
