@@ -1,4 +1,4 @@
-"""What the YAML of a run may set beside its losses, data sets and models: one frozen class a node."""
+"""Settings that the YAML of a run may hold besides those of its loss, data set and model: one frozen class a node."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -11,31 +11,33 @@ from shiqrun.errors import InputError
 from shiqrun.models.reference import Kind
 
 Schedule = Literal["constant", "linear", "cosine"]
-"""What follows the warm-up of the learning rate."""
+"""Schedules of the learning rate after its warm-up."""
 
 STAMP = "shiqrun"
-"""Where a checkpoint says what it was made of: fingerprints of data, model and reward."""
+"""Key of a checkpoint that holds the fingerprints of its data, model and reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlgoSettings:
-    """What every method understands beside its own hyperparameters (`conf/algo/*.yaml`).
+    """Settings of a method besides the hyperparameters of its loss (`algo:` in `conf/train.yaml`, `conf/algo/*.yaml`).
 
     Attributes:
-        reference: cached (both numbers of every action computed once and kept in `cache_dir`), frozen (a second
-            copy), adapter (the policy without its LoRA adapter), or none (for `sft` and `reward_model`).
-        reward_offset: none, mean, group_mean or a number: taken from the reward of every trajectory's last action.
-            pi* stays, but what a finite data set makes of actions it never shows does not.
-        anchor: kappa of `losses.anchor`, 0 for none.
-        anchor_tokens: K, tokens a state that it holds at the reference's logit.
-        anchor_from: where they come from: uniform (fixed by the seed, cached with the reference) or policy (drawn anew
-            at each step, where drift goes; needs a live reference).
-        values: for methods that read prompt values: a file of `shiqrun values`, None to make them first.
-        monte_carlo: for the same methods: weight of `losses.soft_policy.monte_carlo`, 0 for none.
-        targets: the estimates that this term reads, a file of `shiqrun pivotal`.
-        value: for methods with a value function: a head on the policy's features, or a network of its own.
-        value_lr_ratio: its learning rate over the policy's.
-        epochs: updates of the policy on each batch, for methods with a proximal policy; they are one optimiser step.
+        reference: source of the reference's scores: cached (both numbers of every action are computed once and kept in
+            `cache_dir`), frozen (a second copy of the model), adapter (the policy without its LoRA adapter), or none
+            (for `sft` and `reward_model`).
+        reward_offset: subtracted from the reward of every trajectory's last action: a number in reward units, mean (of
+            the training trajectories), group_mean (of the prompt's completions) or none. The optimal policy does not
+            depend on it, but what finite data teach about actions that they never show does.
+        anchor: weight kappa of `losses.anchor`; 0 turns it off.
+        anchor_tokens: K, the number of tokens at each state whose logits the anchor holds at the reference's.
+        anchor_from: distribution of these tokens: uniform (fixed by the seed and cached with the reference), or policy
+            (drawn anew at each step, where the policy drifts to; needs a live reference).
+        values: for losses that read prompt values: a file of `shiqrun values`; None estimates them first.
+        monte_carlo: for the same losses: weight of `losses.soft_policy.monte_carlo`; 0 turns it off.
+        targets: the file of `shiqrun pivotal` with the estimates that this term reads.
+        value: for losses with a value function: head (on the policy's features) or network (of its own).
+        value_lr_ratio: learning rate of the value function divided by the policy's.
+        epochs: for losses with a proximal policy: updates on each batch; together they are one optimiser step.
     """
 
     reference: Kind
@@ -53,23 +55,23 @@ class AlgoSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """Keys of `trainer:` in `conf/train.yaml`.
+    """Settings of the training loop and its optimiser, AdamW (`trainer:` in `conf/train.yaml`).
 
     Attributes:
-        max_steps: optimiser steps, None to count by epochs.
-        max_epochs: passes over the training trajectories, read when max_steps is None.
+        max_steps: optimiser steps; None counts by epochs.
+        max_epochs: passes over the training trajectories; read when max_steps is None.
         batch_size: trajectories of an optimiser step, over all ranks and micro-batches.
-        micro_batch_tokens: tokens of one forward pass, as they are read: packed, or padded where the model reads no
-            packed batches; bounds memory, changes no number.
-        prompts_together: trajectories of a prompt are never in different steps, and in a micro-batch it is read once;
-            methods that compare them have it so anyway. It changes which trajectories meet in a step.
+        micro_batch_tokens: tokens of one forward pass, padding included where the model reads no packed batches. It
+            bounds memory and changes no number.
+        prompts_together: put all trajectories of a prompt into one step, where the prompt is read once; losses that
+            compare completions do so in any case. This changes which trajectories meet in a step.
         learning_rate: peak of the schedule.
-        weight_decay: AdamW's.
-        warmup_steps: optimiser steps of linear warm-up from 0.
-        lr_schedule: what follows the warm-up, until max_steps.
-        grad_clip: largest gradient norm, None to leave gradients alone.
+        weight_decay: of AdamW, per step and unit of learning rate.
+        warmup_steps: optimiser steps in which the learning rate rises linearly from 0.
+        lr_schedule: learning rate from the end of the warm-up until max_steps.
+        grad_clip: largest L2 norm of the gradient; None for no limit.
         log_every: optimiser steps between logged rows; the first and the last step are always logged.
-        checkpoint_every: optimiser steps between checkpoints; the last step is always saved.
+        checkpoint_every: optimiser steps between checkpoints; the last step always gets one.
     """
 
     max_steps: Annotated[int, Gt(0)] | None
@@ -88,17 +90,18 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How a policy is made to answer prompts: keys of `eval:` in `conf/train.yaml` and `conf/eval.yaml`.
+    """Settings for sampling a policy's completions of validation prompts (`conf/_evaluation.yaml`).
 
     Attributes:
-        max_prompts: validation prompts that are answered, always the same ones; 0 for none.
-        samples_per_prompt: completions of each.
+        max_prompts: prompts that are answered, always the same ones; 0 for none.
+        samples_per_prompt: completions of each prompt.
         max_new_tokens: tokens after which a completion is cut off.
-        temperature: of sampling, 0 for the most likely token. Only at 1, with top_p 1, is the mean log-ratio a KL.
-        top_p: share of probability that is sampled from.
-        batch_size: completions sampled together; bounds memory. It changes an answer only where rounding decides which
-            token a random number falls on: about one in a hundred answers in float32, most in bfloat16.
-        seed: of the sampling alone.
+        temperature: sampling temperature; 0 takes the most likely token. Only at 1, with top_p 1, is the mean
+            log-ratio of the samples a KL.
+        top_p: share of the probability that is sampled from, most likely tokens first.
+        batch_size: completions sampled together; bounds memory. It changes a completion only where rounding decides
+            which token a random number falls on: about one in a hundred completions in float32, most in bfloat16.
+        seed: seed of the sampling only.
     """
 
     max_prompts: Annotated[int, Ge(0)]
@@ -112,11 +115,11 @@ class SamplingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings(SamplingSettings):
-    """Keys of `eval:` in `conf/train.yaml`.
+    """Settings of the evaluations during training (`eval:` in `conf/train.yaml`).
 
     Attributes:
-        every: optimiser steps between evaluations, 0 for none.
-        reward: the node of `conf/reward/*.yaml`, None for none.
+        every: optimiser steps between evaluations; 0 for none.
+        reward: the node of a reward (`conf/reward/*.yaml`); None for none.
     """
 
     every: Annotated[int, Ge(0)]
@@ -125,14 +128,14 @@ class EvalSettings(SamplingSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings(SamplingSettings):
-    """Keys of `eval:` in `conf/eval.yaml`.
+    """Settings of `shiqrun eval` (`eval:` in `conf/eval.yaml`).
 
     Attributes:
-        policy: model, or a scripted policy of the data set's environment (data=bfcl has ground_truth): a check of
-            everything but the model.
-        split: whose prompts are answered.
-        beta: KL temperature of the regularised return, None for the run's.
-        batch_tokens: tokens of one forward pass when answers are measured.
+        policy: model, or the name of a scripted policy of the data set's environment (data=bfcl has ground_truth),
+            which checks everything but the model.
+        split: split whose prompts are answered.
+        beta: weight of the KL in the regularised return, reward units per nat; None for the run's.
+        batch_tokens: tokens of one forward pass when log-probabilities are computed.
     """
 
     policy: Annotated[str, MinLen(1)]
@@ -146,13 +149,13 @@ PRECISIONS = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Keys of `conf/hardware/*.yaml`.
+    """Settings of the machine (`hardware:` in `conf/_command.yaml`, `conf/hardware/*.yaml`).
 
     Attributes:
-        accelerator: as Lightning names it: cpu, gpu, auto.
-        devices: processes, one device each.
-        strategy: as Lightning names it: auto, ddp.
-        precision: fp32, bf16 (body in bfloat16 under autocast; weights, scores and losses in float32), or auto.
+        accelerator: cpu, gpu, or auto (a GPU where there is one), as Lightning names them.
+        devices: number of processes, one device each.
+        strategy: auto or ddp, as Lightning names them.
+        precision: fp32, bf16 (the body in bfloat16 under autocast; weights, scores and losses in float32), or auto.
     """
 
     accelerator: Literal["cpu", "gpu", "auto"]
@@ -161,10 +164,10 @@ class Hardware:
     precision: PRECISIONS
 
     def device(self) -> torch.device:
-        """Where the main process computes.
+        """Return the device of the main process.
 
         Raises:
-            InputError: a GPU is asked for and there is none.
+            InputError: a GPU is asked for, and torch sees none.
         """
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise InputError("hardware.accelerator=gpu, but torch sees no GPU here; use hardware=cpu")
@@ -172,7 +175,7 @@ class Hardware:
         return torch.device("cuda" if on_gpu else "cpu")
 
     def autocast(self) -> torch.dtype | None:
-        """bfloat16 if asked, or if `auto` and the GPU computes in it; None for float32."""
+        """Return the dtype of autocast: bfloat16 if asked for, or with `auto` if the GPU supports it; else None."""
         if self.precision == "auto":
             return torch.bfloat16 if self.device().type == "cuda" and torch.cuda.is_bf16_supported() else None
         return torch.bfloat16 if self.precision == "bf16" else None

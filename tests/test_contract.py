@@ -16,7 +16,7 @@ from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
 from shiqrun import losses
-from shiqrun.cli import COMMANDS, main
+from shiqrun.cli import COMMANDS, HELP, main
 from shiqrun.config.compose import as_hydra_overrides, compose, job_overrides
 from shiqrun.config.sources import user_folders
 from shiqrun.config.validate import check
@@ -150,7 +150,9 @@ GROUPS = {group for group, _ in CHOICES}
 def test_a_base_is_no_choice(capsys, monkeypatch):
     assert any(path.stem.startswith("_") for path in FILES if path.parent != CONF)
     assert main(["train", "--help"]) == 0
-    assert not re.search(r"\b_\w+", capsys.readouterr().out.partition("Choose")[2].partition("Set what")[0])
+    listed = capsys.readouterr().out.partition("algo: ")[2].partition("Set any key")[0]
+    assert "shiq_ms" in listed
+    assert not re.search(r"\b_\w+", listed)
     for line in ("shiqrun train algo=", "shiqrun train experiment="):
         monkeypatch.setenv("COMP_LINE", line)
         monkeypatch.setenv("COMP_POINT", str(len(line)))
@@ -212,6 +214,27 @@ def test_every_command_of_the_demo_composes_and_passes_the_check():
         expect_composed(line)
 
 
+def examples(help_text):
+    """Every `shiqrun ...` among the examples of a help text, without the dots of what is left out."""
+    lines = [line.strip().removesuffix(" ...") for line in help_text.partition("Examples:\n")[2].splitlines()]
+    return [re.sub(r"  +[^#].*", "", line) for line in lines]
+
+
+HELPS = [
+    HELP,
+    *(yaml.safe_load((CONF / f"{name}.yaml").read_text())["hydra"]["help"]["template"] for name in CONFIGURED),
+]
+
+
+@pytest.mark.parametrize("line", [line for text in HELPS for line in examples(text)])
+def test_every_example_of_a_help_composes_and_passes_the_check(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for reward_model in ("DIR", "RM"):  # a reward is a choice by name unless it is a directory
+        Path(reward_model).mkdir()
+    assert line.startswith("shiqrun ")
+    expect_composed(line)
+
+
 @pytest.mark.parametrize("line", commands_of(README))
 def test_every_command_of_the_readme_composes_and_passes_the_check(line):
     expect_composed(line)
@@ -224,6 +247,8 @@ def expect_composed(line):
     assert command in COMMANDS
     if command not in CONFIGURED:
         return
+    if COMMANDS[command].word and "=" not in words[0]:
+        words[0] = f"{COMMANDS[command].word}={words[0]}"
     overrides = as_hydra_overrides([word for word in words if not word.startswith("-") and "=" in word])
     if any(word.startswith(("resume=", "run=")) for word in overrides):  # the config is in that directory
         assert len(overrides) == 1 or command != "train"
