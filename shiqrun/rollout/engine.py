@@ -12,7 +12,7 @@ Weights = Mapping[str, Tensor]
 
 
 class Engine(Protocol):
-    """A sampler of trajectories with the latest weights it was given, and a store of all it has sampled."""
+    """An engine samples trajectories with the latest weights it was given, and stores all it has sampled."""
 
     def next_batch(self, n: int, *, step: int) -> list[SampledTrajectory]:
         """Return n trajectories for an optimiser step, counted from 1, the oldest first; wait until they are sampled.
@@ -26,10 +26,10 @@ class Engine(Protocol):
         ...
 
     def acknowledge(self, step: int) -> None:
-        """Note that an optimiser step, counted from 1, is finished."""
+        """Note that an optimiser step, counted from 1, is finished and has trained on its trajectories."""
 
     def publish(self, version: int, weights: Weights) -> None:
-        """Sample with these weights from now on; `version` is the number of optimiser steps that made them."""
+        """Sample with these policy weights from now on; `version` is the number of optimiser steps that made them."""
 
     def trained(self) -> Iterator[tuple[int, SampledTrajectory]]:
         """Yield (step, trajectory) for every trajectory that was trained on so far, in the order of the steps."""

@@ -10,7 +10,7 @@ from shiqrun.rollout.worker import RolloutWorker
 
 
 class LocalEngine:
-    """An engine without processes of its own.
+    """A local engine samples trajectories in the training process, without processes of its own.
 
     When a step lacks trajectories, it samples what the steps until the next weights will need, in portions that are
     stored as soon as they are scored. A run that is killed and resumed samples the same as an uninterrupted one.
@@ -45,11 +45,11 @@ class LocalEngine:
         return found
 
     def acknowledge(self, step: int) -> None:
-        """Note that an optimiser step is finished."""
+        """Note that an optimiser step is finished and has trained on its trajectories."""
         self.buffer.acknowledge(step)
 
     def publish(self, version: int, weights: Weights) -> None:
-        """Copy new weights into the worker."""
+        """Copy new policy weights into the worker."""
         self.worker.load(version, weights)
         self.transfers += 1
         self.bytes += sum(value.nbytes for value in weights.values())
@@ -69,5 +69,5 @@ class LocalEngine:
         }
 
     def close(self) -> None:
-        """Close the buffer."""
+        """Close the buffer of trajectories."""
         self.buffer.close()

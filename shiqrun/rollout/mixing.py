@@ -1,4 +1,4 @@
-"""Batches of a run that samples while it trains: each optimiser step mixes trajectories of several sources.
+"""A run that samples while it trains mixes trajectories of several sources in the batch of each optimiser step.
 
 Sources are trajectories sampled for this step (`online`), those of earlier steps (`replay`), the data set (`logged`),
 its rows with value targets (`annotated`) and another file (`further`). Every micro-batch has rows of one source.
@@ -34,7 +34,7 @@ NamedBatch = tuple[Trajectories, list[str]]
 
 
 class StepSource(Protocol):
-    """A source of trajectories that contributes micro-batches to every optimiser step."""
+    """A step source contributes micro-batches of its trajectories to every optimiser step."""
 
     def batches_of(self, step: int) -> list[NamedBatch]:
         """Return this source's micro-batches of an optimiser step, counted from 0."""
@@ -42,7 +42,7 @@ class StepSource(Protocol):
 
 
 class FixedRows:
-    """A source whose trajectories are known before training; each epoch visits every row once.
+    """Fixed rows are a source whose trajectories are known before training; each epoch visits every row once.
 
     Args:
         rows: annotated rows.
@@ -63,7 +63,7 @@ class FixedRows:
 
 
 class SampledRows:
-    """A source of trajectories that the policy sampled, for this step or for earlier ones.
+    """Sampled rows are a source of trajectories that the policy sampled, for this step or for earlier ones.
 
     Args:
         trajectories_of: returns the trajectories of an optimiser step, counted from 0.
@@ -121,7 +121,7 @@ def as_rows(found: Sequence[SampledTrajectory], pad: int, *, together: bool, sou
 
 
 class OnlineData(LoggedData):
-    """The batches of a run that samples while it trains, made when an optimiser step asks for them, never ahead.
+    """Online data make the batches of a run that samples while it trains, when a step asks for them and never ahead.
 
     Args:
         encoded: the data set, annotated.
@@ -251,7 +251,7 @@ class OnlineData(LoggedData):
         return staleness_metrics(self.staleness)
 
     def passes(self, step: int) -> float:
-        """Return the passes over the logged trajectories after so many optimiser steps."""
+        """Return the number of passes over the logged trajectories after so many optimiser steps."""
         logged = self.step_sources.get("logged")
         return step / logged.per_epoch if isinstance(logged, FixedRows) else 0.0
 

@@ -1,4 +1,4 @@
-"""Trajectories of a step that are neither sampled nor plain rows of the data set: another file, or annotated rows."""
+"""Rollouts may be mixed with trajectories of another file, or with the data set's rows that have value targets."""
 
 import logging
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ HELD_OUT = "rollout.path, but the prompt is one of validation"
 
 
 class WithoutPrompts(Source):
-    """A data set without some prompts, for training alone.
+    """`WithoutPrompts` wraps a data set and leaves some prompts out, for training alone.
 
     Args:
         source: the data set.

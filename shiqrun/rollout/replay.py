@@ -1,4 +1,4 @@
-"""Trajectories that earlier optimiser steps were trained on are replayed by later ones."""
+"""A replay pool lets optimiser steps train again on trajectories that earlier steps were trained on."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ STREAM = 6
 
 
 class ReplayPool:
-    """The last trajectories that were trained on, from which later steps draw whole groups of one prompt.
+    """A replay pool holds the last trajectories that were trained on; later steps draw whole groups of one prompt.
 
     Args:
         settings: `replay_size` bounds the pool, `max_staleness` the age of what is drawn.

@@ -1,4 +1,4 @@
-"""Settings of sampling during training (`conf/rollout/*.yaml`), and how a batch is divided among its sources."""
+"""These settings say how a run samples during training (`conf/rollout/*.yaml`) and divides a batch among sources."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -13,7 +13,7 @@ ONLINE = "online"
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
-    """The settings that every engine understands.
+    """Rollout settings hold what every engine of sampling understands.
 
     Attributes:
         engine: name of the engine.
@@ -49,7 +49,7 @@ class RolloutSettings:
     reward_timeout: Annotated[float, Gt(0)]
 
     def shares(self, batch_size: int) -> dict[str, int]:
-        """Return the trajectories of an optimiser step by source, for the sources with a weight.
+        """Return the number of trajectories of an optimiser step by source, for the sources with a weight.
 
         Sampled and replayed ones come in whole groups. Whether the numbers make a step that can be trained on is for
         the rules of `training/checks_rollout.py`.
@@ -79,14 +79,14 @@ class RolloutSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRollouts(RolloutSettings):
-    """The settings of sampling in the training process (`conf/rollout/local.yaml`)."""
+    """Local rollouts are settings of sampling in the training process (`conf/rollout/local.yaml`)."""
 
     engine: ClassVar[str] = "local"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayRollouts(RolloutSettings):
-    """The settings of sampling in processes of a Ray cluster (`conf/rollout/ray.yaml`).
+    """Ray rollouts are settings of sampling in processes of a Ray cluster (`conf/rollout/ray.yaml`).
 
     Attributes:
         actors: number of processes that sample.

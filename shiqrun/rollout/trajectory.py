@@ -11,7 +11,7 @@ from shiqrun.types import Message
 
 @dataclass(frozen=True)
 class SampledTrajectory:
-    """A prompt and a completion that a policy sampled for it, with its reward.
+    """A sampled trajectory is a prompt and a completion that a policy sampled for it, with its reward.
 
     Attributes:
         uid: name that is unique within a run: the worker, its incarnation and a number.

@@ -25,7 +25,7 @@ Found = TypeVar("Found")
 
 
 class RolloutWorker:
-    """A sampler of trajectories, whose draws depend on seed, place, incarnation and trajectory number alone.
+    """A rollout worker samples trajectories; the draws depend on seed, place, incarnation and trajectory number alone.
 
     Args:
         policy: the worker's own copy, on the device that samples.
@@ -60,7 +60,7 @@ class RolloutWorker:
         self.seconds = {"sampling": 0.0, "rewards": 0.0}
 
     def load(self, version: int, weights: Weights) -> None:
-        """Copy these weights into the policy; `version` is the number of optimiser steps that made them."""
+        """Copy these weights into the worker's policy; `version` is the number of optimiser steps that made them."""
         own = dict(self.policy.model.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():
@@ -153,7 +153,7 @@ class RolloutWorker:
 
 
 def run_within(work: Callable[[], Found], seconds: float, name: Any) -> Found:
-    """Run `work` in a thread of its own and return its result.
+    """Run the scoring `work` in a thread, for so many seconds at most, and return its result.
 
     Args:
         work: scores completions.

@@ -1,4 +1,4 @@
-"""The decoding loop: it reads prompts into a key-value cache, then samples one token a step for every unfinished row.
+"""The decoding loop reads prompts into a key-value cache, then samples one token a step for every unfinished row.
 
 Equal prompts are read once. Rows are sorted by the length of their prompts and padded on the left; finished rows leave
 the batch. Logits are computed for the last position alone, by the same head that scores actions in training.
@@ -28,7 +28,7 @@ ENDED = 8
 
 
 class DecodingRows:
-    """A batch of unfinished rows: their key-value cache, attention mask and last hidden states.
+    """Decoding rows are the unfinished rows of a batch: their key-value cache, attention mask and last hidden states.
 
     Args:
         model: in eval mode, under the autocast that it is to run in.
@@ -92,7 +92,7 @@ class DecodingRows:
         self.hidden = self._forward(tokens[:, None], self.mask[:, : self.length], self.cache, **self.options)
 
     def keep(self, rows: Tensor) -> None:
-        """Keep these rows only, `[R]` int64 in ascending order."""
+        """Keep these rows of the batch only, `[R]` int64 in ascending order."""
         first = [self.first[row] for row in rows.tolist()]
         self.cache.keep(rows, first[0])
         self.first, self.length = [column - first[0] for column in first], self.length - first[0]
@@ -115,13 +115,13 @@ def _portions(prompts: Sequence[np.ndarray], tokens: int) -> Iterator[tuple[list
 
 
 def _starts(copies: list[int]) -> list[int]:
-    """Return the first row of each prompt."""
+    """Return the first row of each prompt, given the number of rows of each."""
     return [0, *np.cumsum(copies)[:-1].tolist()]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are sampled and when they end.
+    """A `Sampling` holds the settings of the decoding loop: how completions are sampled and when they end.
 
     Attributes:
         stop: tokens that end a completion.
@@ -139,7 +139,7 @@ class Sampling:
 
 
 class DecodedTokens(NamedTuple):
-    """The sampled tokens of a batch of rows; what follows a stop token has no meaning.
+    """Decoded tokens are what was sampled for a batch of rows; what follows a stop token has no meaning.
 
     Attributes:
         tokens: `[R, at most max_new_tokens]` int64.
@@ -203,7 +203,7 @@ def decode(
 
 
 def temperature_on(device: torch.device, sampling: Sampling) -> float | Tensor:
-    """Return the temperature of all rows, or of each row as `[R]` on the device."""
+    """Return the sampling temperature of all rows, or of each row as `[R]` on the device."""
     temperature = sampling.temperature
     return torch.from_numpy(temperature).to(device) if isinstance(temperature, np.ndarray) else temperature
 

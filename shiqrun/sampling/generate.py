@@ -1,4 +1,4 @@
-"""Sampling of completions from a causal language model: batched, with a key-value cache, reproducible row by row.
+"""`sample_completions` samples completions from a causal language model in batches, reproducibly row by row.
 
 One uniform number for each row and step decides the token (`inverse_cdf`), so a prompt's completion does not depend on
 the other rows of its batch, except by rounding, where a number falls on the seam of two tokens. The loop is `decode`.
@@ -35,7 +35,7 @@ log = logging.getLogger("shiqrun")
 
 @dataclass(frozen=True)
 class Completion:
-    """A sampled completion: its tokens and their log-probabilities.
+    """A completion holds the tokens sampled for a prompt and their log-probabilities.
 
     Attributes:
         tokens: `[A]` int64, with the stop token if there is one.
@@ -53,7 +53,7 @@ class Completion:
 
 
 class InverseCdf(LogitsProcessor):
-    """A logits processor that samples by inverse CDF: it leaves each row only the token of its next uniform number.
+    """This logits processor samples by inverse CDF: it leaves each row only the token of its next uniform number.
 
     Args:
         uniforms: `[R, steps]` in [0, 1), float64.
@@ -134,7 +134,7 @@ def sample_completions(
 
 
 def _temperatures(temperature: float | Sequence[float], count: int) -> np.ndarray:
-    """Return one temperature for each prompt, `[prompts]` float64."""
+    """Return one sampling temperature for each prompt, `[prompts]` float64."""
     given = np.asarray(temperature, np.float64)
     if given.ndim and given.shape != (count,):
         raise ValueError(f"temperature: {given.shape} given, expected one number or one for each of {count} prompts")
@@ -144,7 +144,7 @@ def _temperatures(temperature: float | Sequence[float], count: int) -> np.ndarra
 
 
 def _one_or_all(temperatures: np.ndarray) -> float | np.ndarray:
-    """Return the one temperature of a batch if all rows have the same, which costs less, else all of them."""
+    """Return one sampling temperature if all rows of a batch share it, which costs less, else that of each row."""
     return float(temperatures[0]) if (temperatures == temperatures[0]).all() else temperatures
 
 
@@ -167,7 +167,7 @@ def _warn_once(name: str, reason: str) -> None:
 def _generate(
     model: Any, pad: int, prompts: list[np.ndarray], uniforms: np.ndarray, sampling: Sampling
 ) -> DecodedTokens:
-    """Sample what `decode` would, by `generate` of transformers."""
+    """Sample the completions that `decode` would, by `generate` of transformers."""
     width = max(map(len, prompts))
     ids = np.full((len(prompts), width), pad, np.int64)
     mask = np.zeros((len(prompts), width), np.int64)
@@ -229,7 +229,7 @@ def _in_float32(head: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor
 
 
 def _completion(decoded: DecodedTokens, row: int, stop: Sequence[int]) -> Completion:
-    """Return a row up to and including its first stop token."""
+    """Return the completion of a row, up to and including its first stop token."""
     tokens = decoded.tokens[row]
     ends = np.flatnonzero(np.isin(tokens, list(stop)))
     length = ends[0] + 1 if len(ends) else len(tokens)

@@ -1,4 +1,4 @@
-"""Sampling of tokens from logits by inverting the CDF: one uniform number for each row decides its token.
+"""`draw` samples tokens from logits by inverting the CDF: one uniform number for each row decides its token.
 
 The token is the one at which the running sum of probabilities, in the order of token ids, passes the uniform number.
 The search has two levels: sums over blocks of tokens say in which block the number falls, then the tokens of that block
@@ -19,7 +19,7 @@ NUCLEUS = 64
 
 
 class DrawnTokens(NamedTuple):
-    """One sampled token for each row, with its log-probability.
+    """Drawn tokens are one sampled token for each row, with its log-probability.
 
     Attributes:
         tokens: `[R]` int64.
@@ -125,12 +125,12 @@ def _in_nucleus(weights: Tensor, uniforms: Tensor, top_p: float) -> DrawnTokens:
 
 
 def _below(point: Tensor, total: Tensor) -> Tensor:
-    """Return the point, or the largest number below the total where rounding has brought the point to the total."""
+    """Return the point of the CDF, or the largest number below the total where rounding brought the point to it."""
     return torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
 
 
 def _passed(running: Tensor, point: Tensor) -> Tensor:
-    """Return the first place whose running sum exceeds the point, `[R, 1]`; it never has weight 0."""
+    """Return the first token whose running sum of weights exceeds the point, `[R, 1]`; its weight is never 0."""
     found = torch.searchsorted(running, point, right=True)
     return found.clamp_(max=running.shape[1] - 1)  # out of range only where weights are NaN
 

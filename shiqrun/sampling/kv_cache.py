@@ -1,4 +1,4 @@
-"""The key-value cache of batched decoding: memory for all tokens is allocated once, and finished rows leave it.
+"""The key-value cache of batched decoding allocates memory for all tokens once, and finished rows leave it.
 
 Rows are padded on the left, longest prompt first. `spanned_attention` reads the cache in spans of neighbouring rows
 with about the same padding, so that the padding is not attended to.
@@ -25,7 +25,7 @@ Spans = list[tuple[int, int, int]]
 
 
 class LayerCache(CacheLayerMixin):
-    """The keys and values of one layer, `[rows, heads, columns, d]` each, of which the first `length` columns are used.
+    """A layer cache holds keys and values of a layer, `[rows, heads, columns, d]`; the first `length` columns are used.
 
     A layer with a sliding window keeps all columns too; the model's mask restricts it to the window.
     """
@@ -37,7 +37,7 @@ class LayerCache(CacheLayerMixin):
         self.rows, self.columns, self.length = rows, columns, length
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate the memory, as zeros: padding is read and masked, so it must hold finite numbers."""
+        """Allocate the cache's memory, as zeros: padding is read and masked, so it must hold finite numbers."""
         self.keys, self.values = (
             x.new_zeros(self.rows, x.shape[1], self.columns, x.shape[3]) for x in (key_states, value_states)
         )
@@ -60,7 +60,7 @@ class LayerCache(CacheLayerMixin):
             memory[rows, :, first : self.length] = prompts if len(source) == len(prompts) else prompts[source]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new columns; return all used keys and values. Called by the model's attention."""
+        """Append new keys and values; return all that are used. The model's attention calls it."""
         assert self.keys is not None
         assert self.values is not None
         first, self.length = self.length, self.length + key_states.shape[2]
@@ -69,7 +69,7 @@ class LayerCache(CacheLayerMixin):
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Keep these rows only, without the columns before `first`."""
+        """Keep the keys and values of these rows only, without the columns before `first`."""
         assert self.keys is not None
         assert self.values is not None
         self.keys, self.values = self.keys[rows, :, first:], self.values[rows, :, first:]
@@ -80,16 +80,16 @@ class LayerCache(CacheLayerMixin):
         return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Return the number of used columns."""
+        """Return the number of used columns, one for each token read so far."""
         return self.length
 
     def get_max_length(self) -> int:
-        """Return the number of columns of the memory."""
+        """Return the number of columns that the cache has room for."""
         return self.columns
 
 
 class DecodingCache(Cache):
-    """The key-value cache of all layers for a batch of rows."""
+    """A decoding cache holds the keys and values of all layers for a batch of rows."""
 
     def __init__(self, layers: int, *, rows: int, columns: int, length: int) -> None:
         self.layer_caches = [LayerCache(rows, columns, length) for _ in range(layers)]
@@ -107,7 +107,7 @@ class DecodingCache(Cache):
             layer.write_prompts(rows, source, keys, values)
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Keep these rows only, without the columns before `first`, in all layers."""
+        """Keep the keys and values of these rows only, without the columns before `first`, in all layers."""
         for layer in self.layer_caches:
             layer.keep(rows, first)
 

@@ -21,7 +21,7 @@ from shiqrun.types import Example, Message
 
 @dataclass
 class RunningEpisode:
-    """An episode while it is played: the environment's side of it and what the policy has said and earned.
+    """A running episode holds the environment's side of a dialogue and what the policy has said and earned in it.
 
     Attributes:
         task: what the episode was begun from.
@@ -60,7 +60,7 @@ class RunningEpisode:
             self.truncate(TOO_MANY_STEPS)
 
     def truncate(self, why: str) -> None:
-        """End the episode before its end."""
+        """Cut the episode off before its end, for the given reason."""
         reward = self.episode.truncate(why)
         if self.rewards:
             self.rewards[-1] += reward
@@ -68,10 +68,10 @@ class RunningEpisode:
 
 
 class Actor(Protocol):
-    """Something that chooses the next message of every unfinished episode, or truncates the episode."""
+    """An actor chooses the next message of every unfinished episode, or truncates the episode."""
 
     def act(self, running: Sequence[RunningEpisode]) -> None:
-        """Play one round."""
+        """Play one round: one message in each of the unfinished episodes."""
 
 
 def begin_episodes(environment: Environment, tasks: Sequence[Example], each: int) -> list[RunningEpisode]:
@@ -81,7 +81,7 @@ def begin_episodes(environment: Environment, tasks: Sequence[Example], each: int
 
 
 def play(running: Sequence[RunningEpisode], actor: Actor) -> None:
-    """Play all episodes until the last is over."""
+    """Play all episodes, round by round, until the last is over."""
     for unfinished in track(_rounds(running), "playing episodes, rounds"):
         actor.act(unfinished)
 
@@ -92,7 +92,7 @@ def _rounds(running: Sequence[RunningEpisode]) -> Iterator[list[RunningEpisode]]
 
 
 class ScriptedActor:
-    """An actor that follows one of the environment's scripted policies: a check of everything but the policy.
+    """A scripted actor follows one of the environment's scripted policies: a check of everything but the policy.
 
     Args:
         policy: its name, one of `Environment.scripted_policies`.
@@ -108,7 +108,7 @@ class ScriptedActor:
 
 
 class PolicyActor:
-    """An actor that samples messages from a policy.
+    """A policy actor samples the messages of episodes from a policy.
 
     The chat template renders the dialogue anew for every message, so that the policy always sees what training
     would show it. A dialogue that leaves no room for another message is truncated, and so is one whose text spells a

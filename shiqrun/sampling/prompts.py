@@ -1,4 +1,4 @@
-"""Prompts to complete, in the tokens that the policy sees, and the tokens that end a completion."""
+"""These functions choose the prompts to complete, in the policy's tokens, and the tokens that end a completion."""
 
 import hashlib
 import logging
@@ -25,7 +25,7 @@ SPARE = 8
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt to complete, in tokens.
+    """A `Prompt` holds a prompt to complete, as messages and in tokens.
 
     Attributes:
         name: 16 hexadecimal digits, equal for equal messages.
@@ -45,17 +45,17 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The prompt as a person reads it."""
+        """Return the prompt as a person reads it."""
         return "\n\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
 
     @property
     def key(self) -> int:
-        """The number that seeds the sampling of its completions."""
+        """Return the number that seeds the sampling of the prompt's completions."""
         return int(self.name, 16)
 
 
 def tokens_key(tokens: np.ndarray) -> str:
-    """Return a hash of tokens: 32 hexadecimal digits, equal for equal tokens."""
+    """Return a hash of token ids: 32 hexadecimal digits, equal for equal tokens."""
     return hashlib.blake2b(np.ascontiguousarray(tokens, np.int64).tobytes(), digest_size=16).hexdigest()
 
 
@@ -112,7 +112,7 @@ def prompt_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
 
 
 def _misfit(prompt: Prompt, specials: Sequence[str], room: int | None, fits: Callable[[Prompt], bool]) -> str | None:
-    """Return why a prompt cannot be completed, or None."""
+    """Return why a prompt cannot be completed, or None if it can."""
     spelled = next((word for word in specials if word in "\n".join(str(m["content"]) for m in prompt.messages)), None)
     if spelled is not None:
         return f"the text holds the special token {spelled}"
@@ -139,7 +139,7 @@ def fits_reward(reward: Any, max_new_tokens: int) -> Callable[[Prompt], bool]:
 
 
 class NoPrompts(InputError):
-    """There is no prompt to complete.
+    """NoPrompts says that there is no prompt to complete.
 
     Attributes:
         left_out: number of prompts left out, by reason; empty where the split is.

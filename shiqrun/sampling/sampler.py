@@ -1,4 +1,4 @@
-"""Sampled completions of prompts, with their log-ratio to the reference, the policy's entropy and their reward."""
+"""`CompletionSampler` samples completions and measures their log-ratio to the reference and the policy's entropy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from shiqrun.settings import SamplingSettings
 
 @dataclass(frozen=True)
 class SampledCompletion:
-    """A completion of a prompt, sampled from a policy.
+    """A sampled completion answers a prompt; it was sampled from a policy, then perhaps measured and scored.
 
     Attributes:
         prompt: what it completes.
@@ -53,7 +53,7 @@ class SampledCompletion:
 
 
 class CompletionSampler:
-    """A sampler of completions from a policy.
+    """A completion sampler draws completions of fixed prompts from a policy.
 
     Args:
         prompts: to complete.

@@ -30,7 +30,7 @@ CONFINED: dict[Name, dict[str, bool | None]] = {
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend builds the command that starts a confined zygote; whether it works here, `choice` finds out.
+    """A backend builds the command that starts a confined zygote; `choice` finds out whether it works on this machine.
 
     Attributes:
         name: `bwrap`, `guard` or `rlimits`.

@@ -18,7 +18,7 @@ same, with limits alone, as programs that can read and overwrite your files: rew
 
 
 def why_unusable(name: Name) -> str | None:
-    """Run a trial program; return why the backend does not work on this machine, None where it does."""
+    """Run a trial program in the sandbox; return why the backend does not work on this machine, None where it does."""
     with SandboxWorker(Backend(name)) as worker:
         try:
             outcome = worker.run(Program("print(6 * 7)"), Limits(cpu=5, wall=20.0, memory=1 << 29, output=1 << 10))

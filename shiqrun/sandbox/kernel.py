@@ -1,4 +1,7 @@
-"""Linux confines a process without privileges or helper programs: by rlimits, capabilities, Landlock and seccomp."""
+"""These functions confine a Linux process for the sandbox: by rlimits, capabilities, Landlock and seccomp.
+
+They need neither privileges nor helper programs.
+"""
 
 import ctypes
 import os
@@ -29,7 +32,7 @@ STACK = 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class Confinement:
-    """The zygote makes a confinement once, and every fork applies it to itself.
+    """A confinement holds what confines a program; the zygote makes it once, and every fork applies it to itself.
 
     Attributes:
         ruleset: descriptor of a Landlock ruleset, None for none.
@@ -115,7 +118,7 @@ def confine(how: Confinement, *, cpu: int, memory: int) -> None:
 
 
 def no_new_privileges() -> None:
-    """Forbid that a program started by this process gets more rights than it has, which seccomp filters require.
+    """Forbid that programs started by this process get more rights than it has; seccomp filters require that.
 
     Raises:
         OSError: the kernel refuses it.
@@ -145,7 +148,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def system_call(number: int, *arguments: object) -> int:
-    """Make a system call and return its result.
+    """Make a system call of the Linux kernel and return its result.
 
     Raises:
         OSError: the kernel refuses it.

@@ -21,7 +21,7 @@ Run = Callable[[Program, Limits], Outcome]
 
 
 class Pool:
-    """The pool holds `workers` threads with a zygote each; a context manager.
+    """A pool holds `workers` threads, each with a sandboxed zygote; as a context manager it closes them at the end.
 
     Args:
         backend: how programs are confined.
@@ -44,7 +44,7 @@ class Pool:
 
     @property
     def lost(self) -> int:
-        """The number of zygotes that had to be replaced so far."""
+        """Return the number of zygotes that had to be replaced so far."""
         return sum(worker.lost for worker in self._workers)
 
     def map(self, task: Callable[[Run, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -58,7 +58,7 @@ class Pool:
                 future.cancel()
 
     def _run(self, program: Program, limits: Limits) -> Outcome:
-        """Run a program and return its outcome.
+        """Run a program in the sandbox and return its outcome.
 
         Raises:
             TrainingError: the sandbox cannot start programs any more.
@@ -80,7 +80,7 @@ class Pool:
         raise TrainingError(f"the sandbox {self._backend.name} starts no program any more: {outcome.errors.strip()}")
 
     def _worker(self) -> SandboxWorker:
-        """Return the worker of this thread."""
+        """Return the sandbox worker of this thread."""
         if not hasattr(self._mine, "worker"):
             self._mine.worker = SandboxWorker(self._backend)
             with self._lock:

@@ -17,7 +17,7 @@ BEGAN = "print('began', flush=True)\n"
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe attempts one kind of harm.
+    """A probe is a hostile program that attempts one kind of harm to the machine.
 
     Attributes:
         what: the attempt in words.
@@ -31,7 +31,7 @@ class Probe:
 
 
 def run_probes(backend: Backend) -> Iterator[tuple[Probe, Outcome, bool]]:
-    """Run every probe; yield it, its outcome, and whether it ran and did no harm.
+    """Run every probe in a backend; yield the probe, its outcome, and whether it ran and did no harm.
 
     Raises:
         InputError, WorkerLost: the backend does not start.

@@ -1,4 +1,4 @@
-"""The forked process runs the code of a request as its main module, or calls a function that the code defines.
+"""A process forked for one program runs the code of a request as its main module, or calls a function defined there.
 
 Its descriptors are 0 for input, 1 for output, 2 for errors and 3 for the values of calls. Nothing that it reports is
 trusted: it sends text and values, and the process that asked compares them.
@@ -22,7 +22,7 @@ FAILED, NO_PROGRAM, OUT_OF_MEMORY = 1, 96, 98
 
 
 def run(request: dict[str, Any]) -> NoReturn:
-    """Run the program of a request and end this process."""
+    """Run the program of a request in this forked process, then end the process."""
     random.seed(0)  # so that a score depends on the program alone
     code = FAILED
     try:
@@ -60,7 +60,7 @@ def _run(request: dict[str, Any]) -> int:
 
 
 def _call_function(module: ModuleType, name: str, arguments: Any, keywords: Any) -> list[Any]:
-    """Call a function; return `[True, encoded value]`, or `[False, name of the exception]`."""
+    """Call a function of the program; return `[True, encoded value]`, or `[False, name of the exception]`."""
     function = getattr(module, name, None)
     if function is None and hasattr(module, "Solution"):
         function = getattr(module.Solution(), name)  # the form of LeetCode's starter code

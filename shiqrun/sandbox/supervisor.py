@@ -22,7 +22,7 @@ PAUSE = 0.0005
 
 
 class Supervisor:
-    """A supervisor runs one request of a program: fork, pipes, limits, end.
+    """A supervisor runs one program: it forks it, feeds its pipes, enforces its limits and ends it.
 
     Args:
         request: code, calls and limits, as `worker.SandboxWorker` sends them.
@@ -49,7 +49,7 @@ class Supervisor:
         threads.begin_program()
 
     def run(self) -> tuple[dict[str, Any], bytes, bytes]:
-        """Run the program; return verdict with error output and times, its output, and the values of its calls."""
+        """Run the program; return its verdict with error output and times, its output, and the values of its calls."""
         self.input, self.sink = (ends := os.pipe())[1], ends[0]
         pipes = [os.pipe() for _ in range(4)]  # output, errors, values, ready
         self.texts = {reading: bytearray() for reading, _ in pipes}

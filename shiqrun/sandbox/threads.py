@@ -1,4 +1,4 @@
-"""The limit of threads: the kernel asks the supervisor about each new thread (seccomp's user notification).
+"""The supervisor limits a program's threads: the kernel asks it about each new one (seccomp's user notification).
 
 No resource limit can do this: RLIMIT_NPROC counts all processes of a user and does not hold for root. Where the kernel
 cannot ask (before Linux 5.5, or where another process listens already), only memory limits threads.
@@ -24,7 +24,7 @@ MOST = 256
 
 
 class Threads:
-    """Each program that this process forks may make `MOST` threads; this process itself must make none.
+    """A `Threads` object allows each program that this process forks `MOST` threads; this process must make none.
 
     Attributes:
         listener: descriptor that is readable when `answer` must be called, -1 where the kernel cannot ask.
@@ -37,11 +37,11 @@ class Threads:
             self._poll.register(self.listener, select.POLLIN)
 
     def begin_program(self) -> None:
-        """Start to count for another program."""
+        """Start to count the threads of another program."""
         self._left = MOST
 
     def answer(self) -> None:
-        """Answer the kernel's questions that wait."""
+        """Answer the kernel's waiting questions whether a program may start a thread."""
         while self._poll.poll(0):
             notice = bytearray(NOTICE)
             with suppress(OSError):  # the thread that asked has ended

@@ -1,4 +1,4 @@
-"""A worker is the trainer's side of a zygote: it starts it, sends it programs, and replaces it when it is lost."""
+"""A worker is the trainer's handle on a zygote: it starts the zygote, sends it programs, and replaces a lost one."""
 
 import contextlib
 import json
@@ -79,7 +79,7 @@ class Outcome:
 
 
 class WorkerLost(Exception):
-    """A zygote does not start, has ended, or does not answer."""
+    """WorkerLost says that a zygote does not start, has ended, or does not answer."""
 
 
 class SandboxWorker:
@@ -101,7 +101,7 @@ class SandboxWorker:
         self.close()
 
     def run(self, program: Program, limits: Limits) -> Outcome:
-        """Run a program and return its outcome.
+        """Run a program in the sandbox and return its outcome.
 
         Raises:
             InputError: the backend is not installed.

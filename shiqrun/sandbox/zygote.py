@@ -35,7 +35,7 @@ PATIENCE, PAUSE = 200, 0.05
 
 
 def main(words: str) -> None:
-    """Answer requests until the input ends.
+    """Answer the worker's requests to run programs until the input ends.
 
     Args:
         words: JSON with `landlock` and `filter`, each needed (true), used where possible (null) or left out (false),
@@ -123,7 +123,7 @@ def _move_above_own(number: int) -> int:
 
 
 def read_frame(source: int) -> tuple[dict[str, Any], bytes] | None:
-    """Read a frame: header and body; None at the end of the input."""
+    """Read a request's frame and return its header and body; None at the end of the input."""
     start = _read_exactly(source, LENGTHS.size)
     if start is None:
         return None
@@ -142,7 +142,7 @@ def _read_exactly(source: int, length: int) -> bytes | None:
 
 
 def write_frame(target: int, header: dict[str, Any], body: bytes) -> None:
-    """Write a frame."""
+    """Write an answer as a frame of header and body."""
     text = json.dumps(header).encode()
     left = memoryview(LENGTHS.pack(len(text), len(body)) + text + body)
     while left:

@@ -30,7 +30,7 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class SamplerReport:
-    """Counts of a sampler since its process began.
+    """A sampler report counts seconds, weight transfers and losses of a sampler since its process began.
 
     Attributes:
         sampling, rewards, storing, waiting: seconds; `waiting` is for room in the queue.
@@ -50,14 +50,14 @@ class SamplerReport:
 
 
 class StoreStatus(NamedTuple):
-    """The id of the store's own process, which a restart changes, and the last report of each sampler's process."""
+    """A store status holds the id of the store's process, which a restart changes, and each sampler's last report."""
 
     birth: str
     reports: dict[str, SamplerReport]
 
 
 class Store:
-    """The actor that owns the experience queue (`Buffer`).
+    """The store is the Ray actor that owns the experience queue (`Buffer`).
 
     Its methods may be called again after the actor was started again: each has its effect once.
 
@@ -90,7 +90,7 @@ class Store:
 
     @property
     def buffer(self) -> Buffer:
-        """The queue.
+        """Return the experience queue.
 
         Raises:
             InputError: as `Buffer`.
@@ -100,7 +100,7 @@ class Store:
         return self._opened
 
     async def ready(self) -> None:
-        """Return when the queue is open.
+        """Return as soon as the experience queue is open.
 
         Raises:
             InputError: as `Buffer`.
@@ -108,7 +108,7 @@ class Store:
         assert self.buffer
 
     async def incarnation(self) -> int:
-        """Return a number that no worker of this experience has had."""
+        """Return an incarnation number that no worker of this run's experience has had."""
         self._incarnation += 1
         self._note()
         return self._incarnation - 1
@@ -128,35 +128,35 @@ class Store:
     async def lease(
         self, step: int, n: int, oldest: int | None, seconds: float
     ) -> tuple[list[SampledTrajectory] | None, StoreStatus]:
-        """Lease as `Buffer.lease`; None if fewer than n wait after so many seconds. Returns the status, too."""
+        """Return n trajectories as `Buffer.lease`, None if fewer wait after so many seconds; and the status."""
         end = time.monotonic() + seconds
         while (found := self.buffer.lease(step, n, oldest=oldest)) is None and time.monotonic() < end:
             await asyncio.sleep(PAUSE_SECONDS)
         return found, self.status
 
     async def acknowledge(self, step: int) -> None:
-        """Acknowledge a step, as `Buffer.acknowledge`."""
+        """Acknowledge an optimiser step, as `Buffer.acknowledge`."""
         self.buffer.acknowledge(step)
 
     async def trained(self) -> AsyncIterator[list[tuple[int, SampledTrajectory]]]:
-        """Yield what `Buffer.trained` gives, `CHUNK` trajectories at a time."""
+        """Yield the trained trajectories, as `Buffer.trained`, `CHUNK` at a time."""
         found = self.buffer.trained()
         while chunk := list(islice(found, CHUNK)):
             yield chunk
 
     async def counts(self) -> tuple[dict[str, int], StoreStatus]:
-        """Return the counts of `Buffer.counts`, and the status."""
+        """Return the counts of trajectories, as `Buffer.counts`, and the status."""
         return self.buffer.counts(), self.status
 
     async def close(self) -> None:
-        """Close the queue; a sampler that puts from now on waits for ever."""
+        """Close the experience queue; a sampler that puts from now on waits for ever."""
         self.room = -1
         if isinstance(self._opened, Buffer):
             self._opened.close()
 
 
 class Board:
-    """The actor that holds references to the samplers' setup and the newest weights.
+    """The board is the Ray actor that holds references to the samplers' setup and the newest weights.
 
     The references are in lists, because Ray replaces a bare one by its object. Started again, the actor knows nothing
     until the trainer tells it again.

@@ -37,7 +37,7 @@ COUNTS = {"weight_transfers": "transfers", "weight_bytes": "bytes", "unscored": 
 
 
 class RayEngine:
-    """An `Engine` whose samplers and experience store are Ray actors.
+    """A Ray engine is an `Engine` whose samplers and experience store are Ray actors.
 
     Args:
         setup: what the samplers start from.
@@ -111,7 +111,7 @@ class RayEngine:
         return all(asked <= has for asked, has in self._resources().values())
 
     def _resources(self) -> dict[str, tuple[float, float]]:
-        """Return, of each resource, what all actors reserve and what the cluster has."""
+        """Return, for each resource, what all actors reserve and what the Ray cluster has."""
         has, s = self._ray.cluster_resources(), self.settings
         asked = {"CPU": s.actors * s.actor_cpus, "GPU": s.actors * (s.actor_gpus + s.reward_gpus)}
         return {name: (number, float(has.get(name, 0))) for name, number in asked.items()}
@@ -121,7 +121,7 @@ class RayEngine:
         return f"rollout.actors={self.settings.actors} ask for {' and '.join(told)} that the Ray cluster has"
 
     def next_batch(self, n: int, *, step: int) -> list[SampledTrajectory]:
-        """Return the trajectories of a step, see `Engine.next_batch`."""
+        """Return the trajectories of an optimiser step, see `Engine.next_batch`."""
         limit = self.settings.max_staleness
         oldest = None if limit is None else step - 1 - limit
         while True:
@@ -163,7 +163,7 @@ class RayEngine:
         self._tell_board()  # it may have been started again
 
     def _get(self, reference: Any) -> Any:
-        """Return what an actor answers.
+        """Return what a Ray actor answers to a call.
 
         Raises:
             InputError: the actor raised one.
@@ -199,15 +199,15 @@ class RayEngine:
 
     @property
     def restarts(self) -> int:
-        """The number of actor processes that replaced dead ones."""
+        """Return the number of actor processes that replaced dead ones."""
         return max(0, len(self._reports) - self.settings.actors) + max(0, len(self._births) - 1)
 
     def acknowledge(self, step: int) -> None:
-        """Acknowledge a step, see `Engine.acknowledge`."""
+        """Acknowledge an optimiser step, see `Engine.acknowledge`."""
         self._get(self._store.acknowledge.remote(step))
 
     def publish(self, version: int, weights: Weights) -> None:
-        """Hand out new weights, see `Engine.publish`."""
+        """Hand out new policy weights, see `Engine.publish`."""
         self._told = (self._told[0], version, [self._ray.put(pack_weights(weights))])
         self._tell_board()
 
@@ -232,7 +232,7 @@ class RayEngine:
         }
 
     def close(self) -> None:
-        """End the actors, and the cluster if this engine started it."""
+        """End the Ray actors, and the cluster if this engine started it."""
         ray = self._ray
         if not ray.is_initialized():
             return
@@ -259,7 +259,7 @@ def _copy_arrays(t: SampledTrajectory) -> SampledTrajectory:
 
 
 def portion_size(settings: RayRollouts, n: int) -> int:
-    """Return how many trajectories a sampler puts at once: whole groups, and few enough to avoid a deadlock.
+    """Return how many trajectories a sampler stores at once: whole groups, and few enough to avoid a deadlock.
 
     In a deadlock a step would lack trajectories while the queue has no room for a portion.
 

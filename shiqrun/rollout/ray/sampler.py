@@ -31,7 +31,7 @@ HOPELESS = 3
 
 @dataclass(frozen=True)
 class SamplerSetup:
-    """The objects that every sampler starts from; they can be pickled.
+    """A sampler setup holds the objects that every sampler starts from; they can be pickled.
 
     Attributes:
         policy: on the CPU; its weights are replaced before it samples.
@@ -51,7 +51,7 @@ class SamplerSetup:
 
 
 class RewardTimeout(TrainingError):
-    """The reward gave no answer to a portion of trajectories, twice.
+    """RewardTimeout says that the reward gave no answer to a portion of trajectories, twice.
 
     Args:
         text: the message.
@@ -64,13 +64,13 @@ class RewardTimeout(TrainingError):
 
 
 class Scorer:
-    """The actor that holds the reward, so that it can be killed where it hangs."""
+    """The scorer is the Ray actor that holds the reward, so that a reward that hangs can be killed."""
 
     def __init__(self, reward_again: Callable[[], Reward]) -> None:
         self._again = reward_again
 
     def ready(self) -> None:
-        """Make the reward.
+        """Make the reward in this actor.
 
         Raises:
             InputError: it cannot be made.
@@ -79,12 +79,12 @@ class Scorer:
         self._reward.to(own_device())
 
     def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
-        """Return the samples with rewards."""
+        """Return the sampled completions with their rewards."""
         return score_completions(samples, self._reward)
 
 
 class ScorerHandle:
-    """A sampler's handle on its `Scorer`, which it replaces by a new one where that hangs or dies."""
+    """A scorer handle calls a sampler's `Scorer`, and replaces it by a new one where it hangs or dies."""
 
     def __init__(self, reward_again: Callable[[], Reward], settings: RayRollouts, gpus: float) -> None:
         self._again, self._seconds, self._gpus = reward_again, settings.reward_timeout, gpus
@@ -108,7 +108,7 @@ class ScorerHandle:
         ray.get(self._made, timeout=READY_SECONDS)
 
     def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
-        """Return the samples with rewards.
+        """Return the sampled completions with their rewards.
 
         Raises:
             RewardTimeout: the reward gave no answer in time, twice.
@@ -130,17 +130,17 @@ class ScorerHandle:
 
 
 class ActorWorker(RolloutWorker):
-    """A worker whose `reward` is a `ScorerHandle`."""
+    """An actor worker is a rollout worker whose `reward` is a `ScorerHandle`."""
 
     def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
-        """Return the samples with rewards, see `ScorerHandle.score`."""
+        """Return the sampled completions with their rewards, see `ScorerHandle.score`."""
         scoring: Any = self.reward
         return list(scoring.score(samples))
 
 
 @dataclass
 class SamplerActor:
-    """The actor that samples for ever with the newest weights, and puts the trajectories into the store.
+    """The sampler is a Ray actor that samples for ever with the newest weights and stores the trajectories.
 
     Attributes:
         place: its number among all samplers.
@@ -158,7 +158,7 @@ class SamplerActor:
     report: SamplerReport = field(default_factory=SamplerReport)
 
     def run(self) -> None:
-        """Sample until the process ends; Ray calls it again in a process that replaces a dead one.
+        """Sample trajectories until the process ends; Ray calls it again in a process that replaces a dead one.
 
         Raises:
             TrainingError: the reward has given no answer to several portions in a row.
@@ -237,7 +237,7 @@ class SamplerActor:
 
 
 def own_device() -> torch.device:
-    """Return the device of this actor: a GPU if it has reserved one."""
+    """Return the torch device of this actor: a GPU if it has reserved one."""
     import ray
 
     return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
@@ -248,7 +248,7 @@ Packed = dict[str, tuple[torch.dtype, torch.Size, np.ndarray]]
 
 
 def pack_weights(weights: Weights) -> Packed:
-    """Return weights as bytes, which Ray shares between processes without a copy; NumPy has no bfloat16."""
+    """Return policy weights as bytes, which Ray shares between processes without a copy; NumPy has no bfloat16."""
     return {
         name: (value.dtype, value.shape, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         for name, value in weights.items()

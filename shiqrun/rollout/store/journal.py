@@ -13,7 +13,7 @@ log = logging.getLogger("shiqrun")
 
 
 class Journal:
-    """The lines of a JSON-lines file; a torn last line, which a kill left, is cut off the file.
+    """A journal holds the lines of a JSON-lines file; a torn last line, which a kill left, is cut off the file.
 
     Args:
         path: of the file; it need not exist.
@@ -44,17 +44,17 @@ class Journal:
             log.warning("%s: cut off a torn last line", path)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a line, on the disk when this returns; after an error (a full disk) the file is as it was."""
+        """Add a line to the journal, on disk when this returns; after an error (a full disk) the file is as it was."""
         self._starts += append_lines(self.path, [row])
         self.rows.append(dict(row))
 
     def drop_last(self) -> None:
-        """Take the last line back."""
+        """Take the last line of the journal back."""
         self.rows.pop()
         truncate(self.path, self._starts.pop())
 
     def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace all lines at once."""
+        """Replace all lines of the journal at once."""
         self.rows = [dict(row) for row in rows]
         lines = [encode_line(row) for row in self.rows]
         write_atomic(self.path, b"".join(lines))

@@ -15,7 +15,7 @@ LEASE, STALE, DONE = frozenset({"step", "uids"}), frozenset({"step", "stale"}), 
 
 
 class Ledger:
-    """The ledger of leases, read from the journal LEASES and appended to it.
+    """The ledger holds the leases of trajectories, read from the journal LEASES and appended to it.
 
     A line is `{"step", "uids", "stale"}`, `{"step", "stale"}` where too few were left for a lease, or `{"done": step}`.
 
@@ -67,7 +67,7 @@ class Ledger:
         self._add({"step": step, "stale": [*stale]})
 
     def finish(self, step: int) -> None:
-        """Record that the optimiser step is done."""
+        """Record that the optimiser step is done: its trajectories are trained on."""
         self._add({"done": step})
 
     def trained(self) -> dict[str, int]:
@@ -80,7 +80,7 @@ class Ledger:
 
 
 def _fits(row: Row) -> bool:
-    """Return whether a line has the keys of its kind, and their values have their types."""
+    """Return whether a line of LEASES has the keys of its kind, with values of their types."""
     if not any(keys <= row.keys() for keys in (LEASE, STALE, DONE)):
         return False
     lists = [row[name] for name in ("uids", "stale") if name in row]
@@ -90,14 +90,14 @@ def _fits(row: Row) -> bool:
 
 
 def _up_to(after: int, rows: Iterable[Row]) -> list[Row]:
-    """Return the lines of steps up to `after`, with an acknowledgement of each."""
+    """Return the lines of LEASES of steps up to `after`, with an acknowledgement of each."""
     kept = [row for row in rows if row.get("step", after + 1) <= after]
     steps = dict.fromkeys(row["step"] for row in kept if "uids" in row)
     return kept + [{"done": step} for step in steps]
 
 
 def gaps(uids: Iterable[str]) -> int:
-    """Count the numbers that are missing between the first and the last trajectory of each worker's incarnation.
+    """Count the trajectory numbers missing between the first and the last of each worker's incarnation.
 
     A uid is `worker-incarnation-number`, and workers number without gaps. Other uids are not counted.
     """

@@ -1,4 +1,4 @@
-"""Trajectories are stored as rows of a Parquet file, whose columns `data=jsonl` reads, too."""
+"""Sampled trajectories are stored as rows of a Parquet file, whose columns `data=jsonl` reads, too."""
 
 import json
 from collections.abc import Iterator, Sequence

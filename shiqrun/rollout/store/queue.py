@@ -19,7 +19,7 @@ LEASES = "LEASES"
 
 
 class Buffer:
-    """A first-in, first-out queue of groups of trajectories over `Shards` and a `Ledger`; threads may share it.
+    """A buffer is a first-in, first-out queue of groups of trajectories over `Shards` and a `Ledger`, safe for threads.
 
     The trajectories that wait or are leased are in memory, and the uids of all.
 
@@ -45,7 +45,7 @@ class Buffer:
             raise
 
     def close(self) -> None:
-        """Release the directory, so that another process may open it."""
+        """Release the queue's directory, so that another process may open it."""
         self._shards.close()
 
     def _load(self) -> None:
@@ -81,7 +81,7 @@ class Buffer:
 
     @property
     def waiting(self) -> int:
-        """The number of trajectories that no step has got and that are not too old."""
+        """Return the number of trajectories that no optimiser step has got and that are not too old."""
         return self._waiting
 
     def workers(self) -> set[str]:
@@ -139,7 +139,7 @@ class Buffer:
         return [] if oldest is None else [g for g in self._queue if min(t.version for t in g) < oldest]
 
     def _first(self, n: int, without: list[list[SampledTrajectory]]) -> list[list[SampledTrajectory]] | None:
-        """Return the first groups that hold n trajectories and are not in `without`, or None if fewer wait."""
+        """Return the first waiting groups that hold n trajectories and are not in `without`, or None if fewer wait."""
         if self._waiting - sum(map(len, without)) < n:
             return None
         skipped, chosen, left = set(map(id, without)), list[list[SampledTrajectory]](), n
@@ -158,7 +158,7 @@ class Buffer:
         return chosen
 
     def _leave(self, groups: list[list[SampledTrajectory]]) -> None:
-        """Take groups out of the queue."""
+        """Take groups of trajectories out of the queue."""
         gone = set(map(id, groups))
         self._queue = [group for group in self._queue if id(group) not in gone]
         self._waiting -= sum(map(len, groups))

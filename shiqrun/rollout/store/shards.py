@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 2
 
 
 class Shard(NamedTuple):
-    """A line of INDEX names a shard: its file, rows, bytes, a hash of these, the uids of its first and last row."""
+    """A shard is a line of INDEX: a Parquet file, its rows, bytes, a hash of these, its first and last uid."""
 
     name: str
     rows: int
@@ -53,7 +53,7 @@ def digest_of(content: bytes) -> str:
 
 
 class Shards:
-    """The shards of a directory, for one process at a time.
+    """A `Shards` object reads and appends the Parquet shards of a directory, for one process at a time.
 
     Args:
         directory: of the shards; it need not exist.
@@ -84,14 +84,14 @@ class Shards:
             raise
 
     def close(self) -> None:
-        """Release the lock, so that another process may write."""
+        """Release the lock on the directory, so that another process may write."""
         self._lock.release()
 
     def __len__(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
     def _check(self) -> None:
-        """Set aside what a kill has left, and check the bytes of every other shard."""
+        """Set aside the shard that a kill has left, and check the bytes of every other shard."""
         remove_partials(self.directory, f"{PREFIX}*")
         for number, shard in enumerate(self.shards, 1):
             path = self.directory / shard.name
@@ -127,7 +127,7 @@ class Shards:
         sync(self.directory)
 
     def append(self, trajectories: Sequence[SampledTrajectory]) -> None:
-        """Write the trajectories as one shard, on disk when this returns; no trajectories, no shard.
+        """Write the trajectories as one shard, on disk when this returns; without trajectories write none.
 
         Raises:
             InputError: a prompt that Parquet cannot hold.
