@@ -1,1 +1,1 @@
-"""Data sets: one file each, whose `load(split)` yields Examples."""
+"""Each data set has a module here, whose class yields `Example`s: prompts with logged completions and rewards."""

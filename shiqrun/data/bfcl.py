@@ -1,4 +1,4 @@
-"""The data set bfcl: function calling over several turns (BFCL-V3 multi-turn), judged turn by turn by real backends.
+"""The data set `bfcl` holds tasks of BFCL-V3 multi-turn: calling functions over several turns, on real backends.
 
 prompt    [functions,] the user's first turn
 turn      messages with calls, `[f(a=1), g()]`, each answered by its results; a message without a call ends the turn
@@ -36,7 +36,7 @@ log = logging.getLogger("shiqrun")
 
 
 class Bfcl(Source):
-    """The samples of BFCL multi-turn with logged trajectories.
+    """A `Bfcl` data set yields the samples of BFCL-V3 multi-turn, each with logged trajectories.
 
     Args:
         path: `.jsonl[.gz]` or Parquet file of dialogues with `id` and `messages`, which are replayed here and rewarded
@@ -83,7 +83,7 @@ class Bfcl(Source):
         self._read: dict[str, tuple[list[Example], Counter[str]]] = {}
 
     def evaluated(self) -> list[BfclSample]:
-        """Return the samples that a policy is evaluated on."""
+        """Return the samples that a policy is evaluated on, as `data.split` names them."""
         return [s for s in self.samples if self.split == "all" or s.is_test == (self.split == "test")]
 
     def environment(self) -> BfclEnvironment:
@@ -97,7 +97,7 @@ class Bfcl(Source):
             InputError: another split than "val" is asked for, or `data.split` names no sample.
         """
         if split != "val":
-            raise InputError(f"eval.split={split}: which samples of data=bfcl are played is said by data.split")
+            raise InputError(f"eval.split={split}: data=bfcl plays the samples of data.split; leave eval.split out")
         samples = self.evaluated()
         if not samples:
             raise InputError(f"data.split={self.split}: there are no samples on this side of data.samples")
@@ -113,11 +113,11 @@ class Bfcl(Source):
             )
 
     def about(self) -> dict[str, Any]:
-        """Say which samples are evaluated."""
+        """Return the entry of `eval.json` that says which samples a policy was evaluated on."""
         return {"data/split": self.split}
 
     def load(self, split: str) -> Iterator[Example]:
-        """Yield one example a sample: for "train" the 160, for "val" those evaluated that are no training samples.
+        """Yield one example per sample: the 160 training samples for "train", the evaluated test samples for "val".
 
         Raises:
             InputError: a row of `path` is no dialogue of its sample.
@@ -136,7 +136,7 @@ class Bfcl(Source):
                 yield played[n]
 
     def _file(self, split: str, chosen: Sequence[BfclSample]) -> list[Example]:
-        """Return the examples of `path`, which is read once."""
+        """Return the examples of a split from the file at `path`, which is read once per split."""
         if split not in self._read:
             self.dropped.clear()
             with Harness() as harness:
@@ -147,6 +147,7 @@ class Bfcl(Source):
         return examples
 
     def _play(self, sample: BfclSample, harness: Harness) -> Example:
+        """Return the example of a sample whose logged trajectories are made here and played against the backends."""
         played = [self._episode(sample, messages, harness) for messages in self._dialogues(sample)]
         dialogues = [(e.messages[e.prompt :], e.message_rewards()) for e in played]
         return _example(sample, dialogues, played[0].messages[: played[0].prompt], sample.source)
@@ -214,7 +215,7 @@ OTHER_STATES = (
 
 
 def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Dialogue, place: str) -> Iterator[str]:
-    """Yield in what a logged dialogue differs from the same dialogue played here.
+    """Yield a warning for each way in which a logged dialogue differs from the same dialogue replayed here.
 
     Raises:
         InputError: `rewards` are not one finite number for each assistant message.
@@ -235,7 +236,7 @@ def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Dial
 
 
 def replay(sample: BfclSample, messages: Sequence[Message], place: str, harness: Harness, rules: Rules) -> Dialogue:
-    """Replay a logged dialogue: return the episode in which the policy says what the dialogue's assistant says.
+    """Replay a logged dialogue against the backends; return the episode in which the policy says what was logged.
 
     A dialogue that stops early, be it in the middle of a call, is judged like an episode that is truncated there: the
     unfinished turn by its calls so far, later turns as wrong.
@@ -270,7 +271,7 @@ def replay(sample: BfclSample, messages: Sequence[Message], place: str, harness:
 
 
 def message_text(message: Message, place: str) -> str:
-    """Return a message as text in the format of calls: its tool calls if it has any, else its content.
+    """Return an assistant message as the policy would write it: its tool calls as `[f(a=1)]`, else its content.
 
     Raises:
         InputError: the arguments of a tool call are neither an object nor the JSON of one.

@@ -1,4 +1,4 @@
-"""Chat lists: messages are checked as a file gives them, prompts are split from completions and named by a hash."""
+"""Functions for chat lists check the messages of a file, split prompts from completions, and hash prompts to ids."""
 
 import json
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ def as_messages(value: Any, role: str, place: str) -> list[Message]:
 
 
 def _checked(message: Any, place: str) -> Message:
+    """Return one message of a chat list after checking its role, content and tool calls; null keys are left out."""
     if not isinstance(message, dict):
         raise InputError(f"{place}: expected an object with role and content, found {_brief(message)}")
     kept = {key: value for key, value in message.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The data set CodeContests (Li et al. 2022, arXiv 2203.07814): contest problems with right and wrong programs.
+"""CodeContests (Li et al. 2022, arXiv 2203.07814) holds contest problems with logged right and wrong programs.
 
 A row's tests and programs are columns of equal length: {"input": [...], "output": [...]} and {"language": [...],
 "solution": [...]}. The tests of the statement come first, then the private ones, then the generated ones.
@@ -17,13 +17,13 @@ TESTS = ("public_tests", "private_tests", "generated_tests")
 
 
 class CodeContests(Contest):
-    """Problems of CodeContests whose programs read standard input and print; those that use files are left out."""
+    """A `CodeContests` data set yields problems whose programs read standard input; those with files are dropped."""
 
     name = "code_contests"
     hub = Hub("deepmind/code_contests", None, {"train": "train", "val": "valid"})
 
     def read(self, row: Row, place: str) -> ContestProblem | str:
-        """Return the problem of a row, or why the row is left out."""
+        """Return the contest problem of a row, or the reason for which the row is dropped."""
         if row.get("input_file") or row.get("output_file"):
             return "reads or writes files"
         statement = text(row, "description", place, self.name)
@@ -42,6 +42,7 @@ class CodeContests(Contest):
 
 
 def _programs(row: Row, column: str, place: str) -> Iterator[str]:
+    """Yield the Python 3 programs of a column, as text."""
     for language, program in _pairs(row, column, ("language", "solution"), place):
         if not isinstance(program, str):
             raise InputError(f"{place}: a program of column '{column}' is {program!r:.40}; expected a text")

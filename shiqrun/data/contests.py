@@ -1,4 +1,4 @@
-"""The base of the data sets of programming contests: one example a problem, each problem once, Python 3 alone."""
+"""`Contest` is the base class of the programming-contest data sets: one example per problem, in Python 3 alone."""
 
 import ast
 import re
@@ -18,12 +18,12 @@ from shiqrun.errors import InputError
 from shiqrun.types import Example
 
 STORY = 40
-"""Letters before the heading `Input` from which on the heading ends the story of a statement."""
+"""The least number of letters before a heading `Input` at which the heading ends the story of a statement."""
 
 
 @dataclass(frozen=True)
 class ContestProblem:
-    """A problem of a programming contest.
+    """A `ContestProblem` holds one contest problem: its statement, its tests, and logged right and wrong programs.
 
     Attributes:
         statement: the prompt's text.
@@ -40,7 +40,7 @@ class ContestProblem:
 
 
 class Contest(Source):
-    """A data set of programming contests: each problem with logged programs, right and wrong.
+    """A `Contest` data set yields one example per contest problem, with logged right and wrong programs.
 
     Args:
         path: a file, or a directory of files named after the Hub's splits; None reads the Hub.
@@ -78,14 +78,14 @@ class Contest(Source):
         self.dropped.clear()
         elsewhere = frozenset() if self._without is None else frozenset(_names_in(self._without))
         seen: set[str] = set()
-        for place, row in self._rows.of(split):
+        for place, row in self._rows.read_split(split):
             made = self.read(row, place)
             if isinstance(made, str):
                 self.dropped[made] += 1
                 continue
             name = statement_name(made.statement)
             if name in elsewhere or name in seen:
-                self.dropped["also in data.without" if name in elsewhere else "a problem that was there before"] += 1
+                self.dropped["also in data.without" if name in elsewhere else "the same problem as an earlier row"] += 1
                 continue
             seen.add(name)
             right, wrong = self._programs(made.right), self._programs(made.wrong)
@@ -96,7 +96,7 @@ class Contest(Source):
             yield example(made.statement, said, made.tests, place, made.columns)
 
     def read(self, row: Row, place: str) -> ContestProblem | str:
-        """Return the problem of a row, or why the row is left out.
+        """Return the contest problem of a row, or the reason for which the row is dropped.
 
         Raises:
             InputError: a row of another form.
@@ -104,7 +104,7 @@ class Contest(Source):
         raise NotImplementedError
 
     def _programs(self, given: Sequence[str]) -> list[str]:
-        """Return the first different programs that are text, `per_problem` at most."""
+        """Return the first `per_problem` different programs that are readable text; count the others as dropped."""
         kept: dict[str, None] = {}
         for program in given:
             if len(kept) == self._most:
@@ -117,7 +117,7 @@ class Contest(Source):
 
 
 def statement_name(statement: str) -> str:
-    """Return a hash that copies of one problem in different collections share.
+    """Return a hash of a problem statement that is the same for its copies in different data sets.
 
     The hash is of the letters and digits of the statement's story, case aside. The story ends at the first line that
     says `Input` alone: each collection lays out otherwise what follows.
@@ -127,12 +127,14 @@ def statement_name(statement: str) -> str:
     return blake2b((plain if len(plain) >= STORY else _plain(statement)).encode(), digest_size=8).hexdigest()
 
 
-def _plain(said: str) -> str:
-    composed = unicodedata.normalize("NFKC", said.encode("utf-8", "replace").decode()).casefold()
+def _plain(text: str) -> str:
+    """Return the letters and digits of a text, case and Unicode variants aside."""
+    composed = unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode()).casefold()
     return re.sub(r"[\W_]+", "", composed)
 
 
 def _names_in(path: str) -> Iterator[str]:
+    """Yield the `statement_name` of every problem in the files of another contest data set."""
     for place, row in read_rows(path):
         statement = row.get("description", row.get("question"))
         if not isinstance(statement, str):

@@ -1,4 +1,4 @@
-"""Readers of JSON-lines and Parquet files: rows are streamed, each with its place (`file:line`) for error messages."""
+"""`read_rows` streams the rows of JSON-lines and Parquet files, each with its place (`file:line`) for messages."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ PARQUET_ROWS = 512
 
 
 def data_files(path: str | Path) -> list[Path]:
-    """Return the data files at a path, sorted by name: the file itself, or those directly in the directory.
+    """Return the data files at a path, sorted by name: the file itself, or the files directly in a directory.
 
     Raises:
         InputError: the path does not exist or cannot be read, or the directory holds no data file or files of several
@@ -66,7 +66,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
 
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """Turn errors of the system and of file formats into an InputError that names the file."""
+    """Turn I/O errors and errors of a file format inside the block into an InputError that names the file."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The data set GSM8K (Cobbe et al. 2021, arXiv 2110.14168): word problems solved step by step to one whole number.
+"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168) holds math word problems with worked solutions that end in a number.
 
 A solution ends in `#### 42`; the answer of an example is that number without its commas, for `reward=math_answer`.
 """
@@ -19,7 +19,7 @@ FINAL = re.compile(r"####\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?)\s*$")
 
 
 class GSM8K(Source):
-    """Problems of GSM8K with their worked solutions; the test problems are the validation split.
+    """A `GSM8K` data set yields the problems with their worked solutions; the test problems are the validation split.
 
     Args:
         path: a file with `question` and `answer`, or a directory of files named train and test; None reads the Hub.
@@ -37,7 +37,7 @@ class GSM8K(Source):
         Raises:
             InputError: no network, an unreadable file, or a solution that does not end in `#### number`.
         """
-        for place, row in self._rows.of(split):
+        for place, row in self._rows.read_split(split):
             question, solution = (text(row, column, place, "gsm8k") for column in ("question", "answer"))
             final = FINAL.search(solution)
             if final is None:

@@ -1,4 +1,4 @@
-"""The data set hh-rlhf (Bai et al. 2022, arXiv 2204.05862): pairs of dialogues, each dialogue written as one text.
+"""hh-rlhf (Bai et al. 2022, arXiv 2204.05862) holds preference pairs of dialogues, each written as one text.
 
 Both texts of a row begin with the same prompt and differ in the last answer. The prompt ends at the last
 "\\n\\nAssistant:" at or before their first difference. To cut each text at its own last marker would give two different
@@ -27,7 +27,7 @@ ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
 class HH(Source):
-    """Pairs of hh-rlhf: the completions [chosen, rejected] of each prompt.
+    """An `HH` data set yields the preference pairs of hh-rlhf: the completions [chosen, rejected] of each prompt.
 
     Args:
         path: a file, or a directory (the Hub's layout, or files directly in it); None reads the Hub.
@@ -58,7 +58,7 @@ class HH(Source):
         self._announced = False
 
     def load(self, split: str) -> Iterator[Example]:
-        """Yield the pairs of `data.split` of the source, in file order; `split` is "train", the only own split.
+        """Yield the preference pairs of the split that `data.split` names, in file order; `split` must be "train".
 
         Raises:
             InputError: no network, unreadable file, missing column, or an embedded marker where that is an error.
@@ -86,7 +86,7 @@ class HH(Source):
             yield from read_rows(_file_of(folder, self.split) if os.path.isdir(folder) else folder)
 
     def _example(self, chosen: str, rejected: str, place: str) -> Example | str:
-        """Return the pair of two texts, or why it is dropped."""
+        """Return the example of a chosen and a rejected dialogue, or the reason for which the pair is dropped."""
         cut = _shared(chosen, rejected).rfind(ANSWER)
         prompt = _messages(chosen[: max(cut, 0)])
         if not prompt or prompt[-1]["role"] != "user":
@@ -97,7 +97,7 @@ class HH(Source):
         if self.on_embedded_marker != "keep" and any(TURN.search(answer) for answer in answers):
             if self.on_embedded_marker == "drop":
                 return "answer contains a further turn"
-            raise InputError(f"{place}: an answer contains a further turn; data.on_embedded_marker=drop|keep goes on")
+            raise InputError(f"{place}: an answer contains a further turn; set data.on_embedded_marker to drop or keep")
         return Example(
             messages=prompt,
             completions=[[{"role": "assistant", "content": answer}] for answer in answers],
@@ -109,6 +109,7 @@ class HH(Source):
 
 
 def _shared(one: str, other: str) -> str:
+    """Return the longest common beginning of two texts."""
     end = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:end]
 

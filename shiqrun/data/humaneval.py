@@ -1,4 +1,4 @@
-"""The data set HumanEval (Chen et al. 2021, arXiv 2107.03374): 164 Python functions to complete, each with tests.
+"""HumanEval (Chen et al. 2021, arXiv 2107.03374) holds 164 Python functions to complete, each with unit tests.
 
 The prompt is a function's signature and docstring, the logged completion the whole function. `Example.answer` is what
 `reward=unit_tests` reads: the tests, and the reference solution, from which the tested calls are learned.
@@ -19,7 +19,7 @@ COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
 
 class HumanEval(Source):
-    """Problems of HumanEval with their reference solutions.
+    """A `HumanEval` data set yields the problems with their reference solutions as logged completions.
 
     Args:
         path: `HumanEval.jsonl[.gz]` or a Parquet file; None reads the Hub.
@@ -37,7 +37,7 @@ class HumanEval(Source):
         Raises:
             InputError: no network, an unreadable file or a row of another form.
         """
-        for place, row in self._rows.of(split):
+        for place, row in self._rows.read_split(split):
             task, prompt, solution, test, name = (text(row, column, place, "humaneval") for column in COLUMNS)
             answer = {"entry_point": name, "prefix": prompt, "check": test, "solution": solution}
             yield example(prompt, [(prompt + solution, self._right)], answer, place, {"task_id": task})

@@ -1,4 +1,4 @@
-"""The user's own files as a data set: JSON lines or Parquet with the usual column names (trl, UltraFeedback, chats).
+"""`data=jsonl` reads the user's own JSON-lines or Parquet files with the usual columns (TRL, UltraFeedback, chats).
 
 A row is one of
 
@@ -37,7 +37,7 @@ READ |= {"score_rejected", "answer", "answer_json", "prompt_id"}
 
 
 class Jsonl(Source):
-    """A data set read from `.jsonl[.gz]`, `.json[.gz]` (one object per line) or Parquet files.
+    """A `Jsonl` data set yields one example per row of `.jsonl[.gz]`, `.json[.gz]` (one object a line) or Parquet.
 
     Args:
         path: a file, or a directory of files.
@@ -76,7 +76,7 @@ class Jsonl(Source):
                 yield example
 
     def _expect_same_origin(self, rewards_from: str | None, place: str) -> None:
-        """Check that all rows have the same reward columns; rewards of different columns are not comparable."""
+        """Check that the rewards of all rows come from the same columns, since others would not be comparable."""
         if self._rewards_from is None:
             self._rewards_from = (rewards_from, place)
         before, where = self._rewards_from
@@ -87,6 +87,7 @@ class Jsonl(Source):
             )
 
     def _example(self, row: "_Row", parts: "_Parts") -> Example | None:
+        """Return the example of a row, or None; completions that cannot be trained on are dropped and counted."""
         reasons = [drop_reason(c) for c in parts.completions]
         bad = [reason for reason in reasons if reason is not None]
         if not parts.prompt:
@@ -113,7 +114,7 @@ class Jsonl(Source):
 
 
 def check_pair_rewards(pair: Sequence[float] | None) -> tuple[float, float] | None:
-    """Return the rewards of (chosen, rejected) after checking them, or None.
+    """Return the rewards of (chosen, rejected) completions after checking them; None where none are set.
 
     Raises:
         InputError: not two finite numbers.
@@ -126,7 +127,7 @@ def check_pair_rewards(pair: Sequence[float] | None) -> tuple[float, float] | No
 
 
 def announce_pair_rewards(pair: tuple[float, float]) -> None:
-    """Log which rewards pairs get, since no file says them."""
+    """Log the rewards that preference pairs without scores get from `data.pair_rewards`."""
     chosen, rejected = pair
     log.info(
         f"pairs without scores: chosen gets reward {chosen:g}, rejected {rejected:g} "
@@ -135,6 +136,8 @@ def announce_pair_rewards(pair: tuple[float, float]) -> None:
 
 
 class _Parts(NamedTuple):
+    """A `_Parts` holds what was read of a row: prompt, completions, and rewards with the columns they are from."""
+
     prompt: list[Message]
     completions: list[list[Message]]
     rewards: list[Reward] | None
@@ -143,7 +146,7 @@ class _Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class _Row:
-    """The columns of a row and its place in the file; a column that holds null counts as missing."""
+    """A `_Row` holds the columns of a row and its place in the file; a column that holds null counts as missing."""
 
     columns: dict[str, Any]
     place: str
@@ -243,7 +246,7 @@ class _Row:
         return None, None
 
     def _numbers(self, column: str, values: Any, completion: list[Message]) -> list[float]:
-        """Return one number per assistant turn, or more: then one per token, which only the tokenizer can count."""
+        """Return a checked list of rewards: one per assistant turn or, where there are more, one per token."""
         turns = sum(m["role"] == "assistant" for m in completion)
         if not isinstance(values, list) or len(values) < turns:
             raise self._wrong(column, f"a list of {turns} numbers, one an assistant turn (or one a token)", values)

@@ -1,4 +1,4 @@
-"""Writing examples as rows of a file, with new rewards; `data=jsonl` reads them back as the same examples."""
+"""`row_of` writes an example as a row with new rewards, which `data=jsonl` reads back as the same example."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -10,7 +10,7 @@ Form = Literal["pair", "single", "several"]
 
 
 def form_of(examples: Iterable[Example]) -> Form:
-    """Return the form that fits all examples of a file, whose rows must all have their rewards in the same columns."""
+    """Return the set of columns (`Form`) that can hold all examples of a file, since all rows must have the same."""
     kinds = {(example.alone, len(example.completions)) for example in examples}
     if kinds <= {(True, 2)}:
         return "pair"
@@ -18,7 +18,7 @@ def form_of(examples: Iterable[Example]) -> Form:
 
 
 def row_of(example: Example, rewards: Sequence[float], form: Form) -> dict[str, Any]:
-    """Return the row of an example: the columns of `data=jsonl` and the further columns of the row it was read from.
+    """Return an example as a row of `data=jsonl`, with new rewards and the further columns that it was read with.
 
     Args:
         example: of any data set.
@@ -28,9 +28,8 @@ def row_of(example: Example, rewards: Sequence[float], form: Form) -> dict[str, 
     prompt = list(example.messages)
     chats = [list(completion) for completion in example.completions]
     if any(message in prompt for chat in chats for message in chat):
-        chats = [
-            prompt + chat for chat in chats
-        ]  # so that the reader does not mistake a repeated message for the prompt
+        # Whole chats, so that the reader does not mistake a repeated message for the prompt
+        chats = [prompt + chat for chat in chats]
     answers: dict[str, Any]
     if form == "pair":
         answers = {"chosen": chats[0], "rejected": chats[1], "score_chosen": rewards[0], "score_rejected": rewards[1]}

@@ -1,4 +1,4 @@
-"""Rows of data sets of problems: from files or from the Hub, by split, with checked columns."""
+"""`ProblemRows` reads the rows of a data set of problems by split, from files or from the Hugging Face Hub."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from shiqrun.util.hub import expect_reachable
 
 @dataclass(frozen=True)
 class Hub:
-    """The place of a data set on the Hub.
+    """A `Hub` says where on the Hugging Face Hub a data set lies: its id, configuration and splits.
 
     Attributes:
         name: the Hub id.
@@ -32,7 +32,7 @@ class Hub:
 
 
 class ProblemRows:
-    """The rows of a data set of problems, by split, from files or from the Hub.
+    """A `ProblemRows` reads the rows of a data set of problems by split, from local files or from the Hub.
 
     Args:
         path: a file, or a directory whose files are named after the Hub's splits (`train.jsonl`, `x_test.parquet`,
@@ -49,8 +49,8 @@ class ProblemRows:
         own = hub.splits if path is None else self._files
         self.splits: tuple[str, ...] = ("train", "val") if "val" in own else ("train",)
 
-    def of(self, split: str) -> Iterator[tuple[str, Row]]:
-        """Yield (place, row) of each row of a split, in order.
+    def read_split(self, split: str) -> Iterator[tuple[str, Row]]:
+        """Yield (place, row) for each row of a split, in file order.
 
         Raises:
             InputError: no network, an unreadable file, or a row that is no object.
@@ -63,7 +63,7 @@ class ProblemRows:
 
 
 def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:
-    """Return the files of a directory by the split that they are named after; {} if none is named after train."""
+    """Return the data files of a directory by the split in their names; {} if no name contains the training split."""
     if not path.is_dir():
         return {}
     folder = path / "data" if (path / "data").is_dir() else path
@@ -115,16 +115,16 @@ def text(row: Row, column: str, place: str, dataset: str) -> str:
     return value
 
 
-def is_readable(said: str) -> bool:
-    """Return whether a text can be written as UTF-8 and is not empty."""
+def is_readable(text: str) -> bool:
+    """Return whether a text is not empty and can be encoded as UTF-8."""
     try:
-        return bool(said.strip().encode())
+        return bool(text.strip().encode())
     except UnicodeEncodeError:
         return False
 
 
 def check_rewards(rewards: Sequence[float]) -> tuple[float, float]:
-    """Return the rewards (of a right completion, of a wrong one) after checking their order.
+    """Return the rewards of (a right, a wrong) completion after checking that right is above wrong.
 
     Raises:
         InputError: right is not above wrong.
@@ -136,14 +136,18 @@ def check_rewards(rewards: Sequence[float]) -> tuple[float, float]:
 
 
 def example(
-    question: str, said: Sequence[tuple[str, float]], answer: Any, place: str, columns: Mapping[str, Any] | None = None
+    question: str,
+    logged: Sequence[tuple[str, float]],
+    answer: Any,
+    place: str,
+    columns: Mapping[str, Any] | None = None,
 ) -> Example:
-    """Return the example of a problem with its logged completions, each given as (text, reward)."""
+    """Return the `Example` of a problem with its logged completions, each given as (text, reward)."""
     messages: list[Message] = [{"role": "user", "content": question}]
     return Example(
         messages=messages,
-        completions=[[{"role": "assistant", "content": solution}] for solution, _ in said],
-        rewards=[reward for _, reward in said],
+        completions=[[{"role": "assistant", "content": solution}] for solution, _ in logged],
+        rewards=[reward for _, reward in logged],
         prompt_id=prompt_name(messages),
         answer=answer,
         source=place,

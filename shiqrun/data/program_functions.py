@@ -1,4 +1,4 @@
-"""The functions of data=programs: all that pipelines of a few steps compute, their programs, and their split."""
+"""`enumerate_functions` finds every function that short programs of data=programs compute; `split_of` splits them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Ints = np.ndarray
 
 @dataclass(frozen=True)
 class Functions:
-    """The functions of pipelines of a few steps, numbered; function 0 is the identity, the pipeline without a step.
+    """`Functions` holds the numbered functions that pipelines of a few steps compute; function 0 is the identity.
 
     Attributes:
         base: digits of the language are below it.
@@ -34,15 +34,15 @@ class Functions:
     programs: Sequence[Sequence[Program]]
     number: dict[Program, int]
 
-    def make_no_problem(self) -> Ints:
-        """Return which functions make no problem, `[functions]` bool: the identity and those that mostly return []."""
+    def is_trivial(self) -> Ints:
+        """Return which functions are too trivial to ask for, `[functions]` bool: the identity, and those mostly []."""
         empty = np.array([not xs for xs in self.lists])
         found = empty[self.outputs].mean(1) >= 0.5
         found[0] = True
         return np.asarray(found)
 
     def telling_probes(self, function: int, count: int, rng: np.random.Generator) -> list[int]:
-        """Return numbers of at least `count` probes that tell a function from all others.
+        """Return the numbers of at least `count` probes whose outputs tell a function from all others.
 
         `count` probes are drawn; then, one at a time, the probe is added that excludes most of the functions left.
         """
@@ -57,13 +57,13 @@ class Functions:
         return [int(i) for i in chosen]
 
     def output(self, function: int, probe: int) -> Digits:
-        """Return the output of a function for a probe."""
+        """Return the output list of a function for a probe, both by number."""
         return self.lists[self.outputs[function, probe]]
 
 
 @lru_cache(maxsize=4)
-def functions(base: int, primitives: tuple[str, ...], steps: int) -> Functions:
-    """Enumerate all functions of pipelines of at most `steps` steps of some primitives.
+def enumerate_functions(base: int, primitives: tuple[str, ...], steps: int) -> Functions:
+    """Return all functions that pipelines of at most `steps` steps of the given primitives compute.
 
     Two programs compute one function if they agree on all probes. What a further step makes of a function depends on
     the function alone, whichever program computes it; so each pair of a function and a step is computed once.
@@ -101,7 +101,7 @@ def _idle(program: Program, number: dict[Program, int]) -> bool:
 
 
 class _Table:
-    """A table of numbered lists and of what each step makes of each list, computed once."""
+    """A `_Table` numbers lists, and computes once what each step makes of each list."""
 
     def __init__(self, base: int) -> None:
         self.base = base
@@ -128,7 +128,7 @@ class _Table:
 
 
 def split_of(known: Functions, share: float, seed: int) -> Ints:
-    """Return the split of each function, `[functions]`: 0 train, 1 val, 2 test, -1 none, since it makes no problem.
+    """Return the split of each function, `[functions]`: 0 train, 1 val, 2 test, -1 none where it is trivial.
 
     A hash of the shortest program's text decides, so that a function keeps its split when others are added. Functions
     of one step belong to train: nothing else teaches what a word means.
@@ -138,5 +138,5 @@ def split_of(known: Functions, share: float, seed: int) -> Ints:
         text = f"{seed} {spell(known.programs[function][0])}"
         drawn = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
         side[function] = 1 if drawn < share else 2 if drawn < 2 * share else 0
-    side[known.make_no_problem()] = -1
+    side[known.is_trivial()] = -1
     return side

@@ -1,4 +1,4 @@
-"""The language of data=programs: short pipelines of list primitives, parsed, run and compared here.
+"""This module parses, runs and compares the programs of data=programs: short pipelines of list primitives.
 
     program     step | step | ...
     step        reverse, sort, rotate (the first element goes to the end), unique (first occurrences), sums (running),
@@ -49,7 +49,7 @@ PROBES = 256
 
 
 def steps_of(name: str, base: int) -> list[Step]:
-    """Return the steps of a primitive, for every digit below `base` that changes much and leaves much.
+    """Return the steps of a primitive: one for every digit below `base` that changes lists but seldom empties them.
 
     Many steps give many pairs of steps: a model learns a few hundred functions by heart and then solves no other.
     """
@@ -88,7 +88,7 @@ def spell(program: Program) -> str:
 
 
 def apply(step: Step, xs: Digits, base: int) -> Digits:
-    """Return the output of a step."""
+    """Return the list that one step makes of a list of digits below `base`."""
     name, digit = step
     return PLAIN[name](xs, base) if digit is None else WITH_DIGIT[name](xs, digit, base)
 
@@ -102,7 +102,7 @@ def run(program: Program, xs: Digits, base: int) -> Digits:
 
 @lru_cache(maxsize=8)
 def probes(base: int) -> tuple[Digits, ...]:
-    """Return PROBES different lists, always the same ones: programs compute one function if they agree on all.
+    """Return the PROBES fixed lists by which programs are compared: two that agree on all compute one function.
 
     They have SHORTEST_LIST to LONGEST_LIST digits, half of them the most. The digits are in turn any, few, even but for
     one or two, odd but for one or two, and all different, so that filters and cuts show what they do. Shorter lists are
@@ -122,7 +122,7 @@ def probes(base: int) -> tuple[Digits, ...]:
 
 @lru_cache(maxsize=8)
 def fixed_lists(base: int, count: int) -> tuple[Digits, ...]:
-    """Return `count` lists that prompts may share, always the same ones and no probes.
+    """Return `count` fixed input lists that all prompts may share; none of them is a probe.
 
     They have LONGEST_LIST digits, one of them twice, and together all digits in turn. The seed is chosen so that two of
     them tell every step from every other.
@@ -141,12 +141,12 @@ def fixed_lists(base: int, count: int) -> tuple[Digits, ...]:
 
 
 def signature(program: Program, base: int) -> tuple[Digits, ...]:
-    """Return the outputs of a program on the probes, which are equal for programs of one function."""
+    """Return the outputs of a program on all probes; programs that compute one function have equal signatures."""
     return tuple(run(program, xs, base) for xs in probes(base))
 
 
 def canonical(program: Program, base: int) -> Program:
-    """Return a program without idle steps: the shortest subsequence with the same signature, the first of several.
+    """Return a program without its idle steps: its shortest (and first) subsequence of steps with the same signature.
 
     Two right programs count as different if their canonical forms differ: `sort | reverse | reverse` is `sort`, but
     `add 1 | reverse` and `reverse | add 1` are two ways. A program that changes nothing is `()`.

@@ -1,4 +1,4 @@
-"""The data set programs: small program-synthesis problems, made from a seed and checked without running any Python.
+"""The data set `programs` generates small program-synthesis problems from a seed; no Python code is run to check them.
 
 prompt      what a hidden function does to a few lists: `3 1 2 -> 4 2 3 ; 9 0 -> 0 1 ;`
 completion  a program in the language of `program_language`: `add 1`, or any other that computes the same
@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le, Len, Lt
 
-from shiqrun.data.program_functions import functions, split_of
+from shiqrun.data.program_functions import enumerate_functions, split_of
 from shiqrun.data.program_language import (
     LONGEST_LIST,
     PRIMITIVES,
@@ -60,7 +60,7 @@ _TEMPLATE = (
 
 @dataclass(frozen=True)
 class SynthesisProblem:
-    """A problem: to find the program that computes a hidden function.
+    """A `SynthesisProblem` asks for a program that computes a hidden function, of which the prompt shows examples.
 
     Attributes:
         function: number of the function.
@@ -73,12 +73,12 @@ class SynthesisProblem:
     hidden: Sequence[tuple[Digits, Digits]]
 
     def prompt(self) -> str:
-        """Return the prompt's text."""
+        """Return the text of the prompt: the shown examples, `3 1 -> 4 2 ; ...`."""
         return " ".join(f"{_words(xs)} -> {_words(ys)} ;".replace("  ", " ") for xs, ys in self.shown)
 
 
 class Programs(Source):
-    """A data set of program-synthesis problems with logged programs, right and wrong.
+    """A `Programs` data set yields program-synthesis problems with logged right and wrong programs.
 
     Args:
         base: digits of the language, 0 to base - 1.
@@ -134,7 +134,7 @@ class Programs(Source):
         self.splits: tuple[str, ...] = ("train", "val")
         self.chat_template = _TEMPLATE
         self.vocabulary = [*_SPECIAL, "->", ";", "|", *PRIMITIVES, *map(str, range(base))]
-        self.functions = functions(base, tuple(primitives), steps)
+        self.functions = enumerate_functions(base, tuple(primitives), steps)
         self.side = split_of(self.functions, val_fraction, data_seed)
         self._sizes = {"train": problems, "val": val_problems, "test": val_problems}
         self._shown, self._longest, self._hidden, self._validated = shown, longest, hidden, split
@@ -154,7 +154,7 @@ class Programs(Source):
             )
 
     def load(self, split: str) -> Iterator[Example]:
-        """Yield one example a problem; "val" is the split that `data.split` names.
+        """Yield one example per problem; "val" stands for the split that `data.split` names.
 
         `Example.columns` holds `steps`, those of the shortest solution, and `solutions`, the number of programs of at
         most `data.steps` steps, none of them idle, that solve it.
@@ -180,7 +180,7 @@ class Programs(Source):
             )
 
     def problems(self, side: str) -> Iterator[SynthesisProblem]:
-        """Yield the problems of train, val or test; the number of training problems changes no problem of the others.
+        """Yield the problems of train, val or test, each split drawn on its own so that sizes do not affect each other.
 
         The number of steps is drawn first, n with a chance proportional to n squared, then one of the functions that
         need so many: there are few functions of one step, and they are soon learnt.
@@ -199,7 +199,7 @@ class Programs(Source):
             yield SynthesisProblem(function, self._examples(function, set(lists), rng), hidden)
 
     def _examples(self, function: int, hidden: set[Digits], rng: np.random.Generator) -> list[tuple[Digits, Digits]]:
-        """Return the examples of a prompt: none of them is hidden, and if possible no other step explains all."""
+        """Return the examples that a prompt shows: none is hidden, and if possible no other single step fits them."""
         program, base = self.functions.programs[function][0], self.functions.base
         rivals = [p for p in ((), *self._single) if self.functions.number[p] != function]
         for _ in range(TRIES):
@@ -214,13 +214,13 @@ class Programs(Source):
         return list(zip(lists, made, strict=True))
 
     def _solutions(self, function: int, rng: np.random.Generator) -> Iterator[Program]:
-        """Yield the programs of a function in random order, again from the start after the last."""
+        """Yield the programs that compute a function in random order, over and over."""
         programs = self.functions.programs[function]
         while True:
             yield from (programs[int(i)] for i in rng.permutation(len(programs)))
 
     def _mistake(self, function: int, side: str, rng: np.random.Generator) -> Program:
-        """Return a wrong program: one step exchanged, or a solution of another problem.
+        """Return a wrong program: a right one with one step exchanged, or a program of another function.
 
         In the training split it computes no held-out function.
         """

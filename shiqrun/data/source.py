@@ -1,4 +1,4 @@
-"""A data set hands over `Example`s, a split at a time, and says how a policy is evaluated on it.
+"""`Source` is the base class of data sets: it yields `Example`s by split, and says how a policy is evaluated.
 
 Only `load` must be written: `Source` has a default for everything else, and `as_source` lends these defaults to a class
 that does not inherit from it.
@@ -19,7 +19,7 @@ from shiqrun.util.adopt import Adopted
 
 @dataclass(frozen=True)
 class DrawnEpisode:
-    """A sampled episode of a problem that is evaluated exactly, as text for `samples.jsonl` and as a drawing.
+    """A `DrawnEpisode` holds one sampled episode as text for `samples.jsonl` and as a drawing for the terminal.
 
     Attributes:
         prompt: the prompt's text.
@@ -35,22 +35,22 @@ class DrawnEpisode:
 
 
 class ExactEvaluation(Protocol):
-    """The exact optimum of a problem, against which a policy is evaluated without sampling."""
+    """An `ExactEvaluation` solves a problem exactly, and evaluates a policy against its optimum without sampling."""
 
     def set_reference(self, model: Any) -> None:
-        """Solve the problem under this reference; comes before `evaluate`."""
+        """Solve the problem under this reference model; must be called before `evaluate`."""
 
     def evaluate(self, model: Any) -> dict[str, float]:
-        """Return the policy's exact metrics, by name without a prefix."""
+        """Return the exact metrics of a policy (regret, KL, ...), by name without a prefix."""
         ...
 
     def draw_episodes(self, model: Any, number: int, seed: int) -> Sequence[DrawnEpisode]:
-        """Sample episodes of the policy for people to look at."""
+        """Sample `number` episodes of a policy and draw them for people to look at."""
         ...
 
 
 class Source(ABC):
-    """A data set. The keyword-only parameters of its constructor are the valid keys of its `conf/data/*.yaml`.
+    """A `Source` is a data set; the keyword parameters of its constructor are the keys of its `conf/data/*.yaml`.
 
     Attributes:
         splits: its own splits, ("train",) or ("train", "val"); without "val", a share of the prompts of "train" is
@@ -71,7 +71,7 @@ class Source(ABC):
 
     @cached_property
     def dropped(self) -> Counter[str]:
-        """Rows that `load` left out, by reason."""
+        """The number of rows that `load` left out, by reason."""
         return Counter()
 
     @abstractmethod
@@ -87,15 +87,15 @@ class Source(ABC):
         return None
 
     def tasks(self, split: str) -> Iterable[Example]:
-        """Yield the examples of a split of which the environment begins episodes."""
+        """Yield the examples of a split from which the environment begins episodes."""
         return self.load(split)
 
     def answers_back(self) -> bool:
-        """Whether an episode has several turns, so that one completion of a prompt does not earn its reward."""
+        """Return whether episodes have several turns, so that a single completion of a prompt earns no reward."""
         return self.environment() is not None
 
     def exact(self, tokenizer: Any, *, split: str, beta: float) -> ExactEvaluation | None:
-        """Return the exact optimum on a split at a KL temperature (reward units per nat), where it is known.
+        """Return the exact evaluation on a split at KL temperature beta (reward units per nat), or None where unknown.
 
         Raises:
             InputError: the tokenizer does not fit the problem.
@@ -110,20 +110,20 @@ class Source(ABC):
         """
 
     def about(self) -> dict[str, Any]:
-        """Return what `eval.json` says of the data set beside its name."""
+        """Return the entries of `eval.json` that describe the evaluated data, beside the name of the data set."""
         return {}
 
 
 class _AdoptedSource(Adopted, Source):
-    """A user's data set that does not inherit from `Source`."""
+    """An `_AdoptedSource` wraps a user's data set whose class does not inherit from `Source`."""
 
     def load(self, split: str) -> Iterable[Example]:
-        """Yield the examples of a split."""
+        """Yield the examples of a split, as the user's class does."""
         return self._given.load(split)
 
 
 def as_source(given: Any) -> Source:
-    """Return a user's data set as a `Source`; what its class does not define has the default.
+    """Return a user's data set as a `Source`, with the defaults of `Source` for what its class does not define.
 
     Raises:
         InputError: it has no method `load`.

@@ -1,4 +1,4 @@
-"""The data set TACO (Li et al. 2023, arXiv 2312.14852): contest problems, and problems that ask for a function.
+"""TACO (Li et al. 2023, arXiv 2312.14852) holds contest problems that ask for a whole program or for a function.
 
 Programs and tests are JSON texts. `input_output` is {"inputs": [...], "outputs": [...]}; for a function it also has
 `fn_name`, and an input is the list of the function's arguments. TACO logs right programs only; those that do not parse
@@ -15,13 +15,13 @@ from shiqrun.errors import InputError
 
 
 class Taco(Contest):
-    """Problems of TACO that ask for a program that reads and prints, or for a function."""
+    """A `Taco` data set yields problems that ask for a program that reads and prints, or for a function."""
 
     name = "taco"
     hub = Hub("BAAI/TACO", None, {"train": "train", "val": "test"}, arrow=True)
 
     def read(self, row: Row, place: str) -> ContestProblem | str:
-        """Return the problem of a row, or why the row is left out."""
+        """Return the contest problem of a row, or the reason for which the row is dropped."""
         question = text(row, "question", place, self.name)
         if not question.strip():
             return "no statement"
@@ -54,6 +54,7 @@ class Taco(Contest):
 
 
 def _statement(question: str, starter: str, name: str | None) -> str:
+    """Return the text of the prompt: the question, the starter code, and the name of the function if there is one."""
     parts = [question.strip(), starter.rstrip()]
     if name and name not in starter:
         parts.append(f"Name the function `{name}`.")
@@ -61,7 +62,7 @@ def _statement(question: str, starter: str, name: str | None) -> str:
 
 
 def _json(row: Row, column: str, empty: Any, place: str) -> Any:
-    """Return the value of a column that holds JSON, of the type of `empty`; `empty` where the column is missing.
+    """Return the parsed JSON of a column, which must have the type of `empty`; `empty` where the column is missing.
 
     Raises:
         InputError: broken JSON, or a value of another type.
@@ -83,7 +84,7 @@ def _json(row: Row, column: str, empty: Any, place: str) -> Any:
 
 
 def _streams(inputs: list[Any], outputs: list[Any]) -> list[dict[str, str]] | str:
-    """Return the tests of a program that reads and prints; a list holds lines. A text says why there are none."""
+    """Return the input-output tests of a program, or a text that says why there are none; lists hold lines of text."""
     texts = [[_lines(value) for value in pair] for pair in zip(inputs, outputs, strict=True)]
     if any(value is None for pair in texts for value in pair):
         return "tests that are neither texts nor lists of lines"
@@ -97,7 +98,7 @@ def _lines(value: Any) -> str | None:
 
 
 def _calls(name: str, inputs: list[Any], outputs: list[Any]) -> dict[str, Any] | str:
-    """Return the tests of a function; a text says why there are none.
+    """Return the calls that test a function, or a text that says why there are none.
 
     Where every output is a list of one value, the function returns that value: most sites write it so, and a list of
     one element cannot be told apart from it.

@@ -1,4 +1,4 @@
-"""The data set treasure: small maps written as text, a multi-turn problem with an exact optimum (`treasure_optimum`).
+"""The data set `treasure` generates small maps as text: a multi-turn problem whose optimal policy is known exactly.
 
 prompt    start r0 c1 goal r2 c3 treasure r1 c1
 turn      the policy says one word, N E S or W; the environment answers with the cell reached, `r1 c1`
@@ -17,7 +17,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from shiqrun.data.source import Source
-from shiqrun.data.treasure_maps import MOVES, Maps, TreasureEpisode, Tree, numbers, places
+from shiqrun.data.treasure_maps import MOVES, Maps, TreasureEpisode, Tree, cells_of_maps, draw_map_numbers
 from shiqrun.data.treasure_optimum import ExactTreasure
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message, UnitInterval
@@ -31,7 +31,7 @@ _TEMPLATE = (
 
 
 class Treasure(Source):
-    """Maps made from a seed with logged episodes, good and random; the splits train and val share no map.
+    """A `Treasure` data set generates maps from a seed, with logged episodes of good and random players.
 
     Args:
         size: side of the map, cells.
@@ -88,27 +88,27 @@ class Treasure(Source):
         self._rewards = rewards
         self._good = {"mixed": per_map // 2, "random": 0, "good": per_map}[play]
         rules = (size, horizon, step_cost, treasure_reward, goal_reward)
-        drawn = numbers(size, horizon, treasures, maps, val_maps, data_seed)
-        self._maps = {split: Maps(*rules, *places(size, horizon, treasures, n)) for split, n in drawn.items()}
+        drawn = draw_map_numbers(size, horizon, treasures, maps, val_maps, data_seed)
+        self._maps = {split: Maps(*rules, *cells_of_maps(size, horizon, treasures, n)) for split, n in drawn.items()}
 
     def maps(self, split: str) -> Maps:
         """Return the maps of a split, in the order of `load`."""
         return self._maps[split]
 
     def tree(self, split: str) -> Tree:
-        """Return every sequence of legal moves on every map of a split."""
+        """Return the tree of every sequence of legal moves on every map of a split."""
         return self._maps[split].tree()
 
     def answers_back(self) -> bool:
-        """Return True: every move is answered by the cell that it reaches."""
+        """Return True: the environment answers every move with the cell that it reaches."""
         return True
 
     def exact(self, tokenizer: Any, *, split: str, beta: float) -> ExactTreasure:
-        """Return the exact optimum on the maps of a split."""
+        """Return the exact evaluation on the maps of a split, at KL temperature `beta` (reward units per nat)."""
         return ExactTreasure(self.maps(split), tokenizer, beta=beta)
 
     def load(self, split: str) -> Iterator[Example]:
-        """Yield one example a map, with `per_map` completions; rewards are one number per turn."""
+        """Yield one example per map, with `per_map` logged episodes as completions and one reward per turn."""
         maps = self._maps[split]
         episodes = self._play(split)
         for index in range(len(maps)):
@@ -123,7 +123,7 @@ class Treasure(Source):
             )
 
     def _play(self, split: str) -> list[TreasureEpisode]:
-        """Play all episodes of a split, `per_map` a map; the good player plays the first `_good` of each map."""
+        """Play `per_map` logged episodes on every map of a split; the good player plays the first `_good` of each."""
         maps, tree = self._maps[split], self.tree(split)
         rng = np.random.default_rng([self._seed, 2 + self.splits.index(split)])
         index = np.repeat(np.arange(len(maps)), self._per_map)
@@ -154,12 +154,12 @@ def _episode(index: int, said: list[str], cells: list[int], rewards: list[float]
 
 
 def _written(rewards: list[float], where: str) -> list[float]:
-    """Return one reward a turn: as earned, or with "last" their sum at the last turn and 0 before."""
+    """Return one reward per turn: as it was earned, or with "last" the sum at the last turn and 0 before."""
     return rewards if where == "turns" else [0.0] * (len(rewards) - 1) + [math.fsum(rewards)]
 
 
 def _completion(maps: Maps, episode: TreasureEpisode) -> list[Message]:
-    """Return moves and answers in turn, without the answer to the last move: no action follows it."""
+    """Return an episode as messages: moves and answers in turn, without an answer to the last move."""
     messages: list[Message] = []
     for word, cell in zip(episode.words, [*episode.cells, None], strict=False):
         messages.append({"role": "assistant", "content": word})

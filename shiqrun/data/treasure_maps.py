@@ -1,4 +1,4 @@
-"""The game of `data=treasure`: numbered maps, their rules, the tree of all moves, and a drawing for people.
+"""`Maps` holds the maps and rules of the game `data=treasure`; `Tree` holds every sequence of moves on them.
 
 All maps of a size have numbers, so that maps are drawn without repetition and no held-out map is a training map.
 """
@@ -22,7 +22,7 @@ _DOWN, _RIGHT = np.array([-1, 0, 1, 0]), np.array([0, 1, 0, -1])
 
 @dataclass(frozen=True)
 class Tree:
-    """The tree of every sequence of moves on every map. Level d has 4^d nodes, numbered by their moves in base 4.
+    """A `Tree` holds every sequence of moves on every map; level d has 4^d nodes, numbered by their moves in base 4.
 
     Attributes:
         alive: per level, `[maps, 4^d]`, whether the episode has not ended before the node.
@@ -49,7 +49,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Maps:
-    """Maps of one size with their rules. Cells are numbered row by row.
+    """A `Maps` holds maps of one size and the rules of the game on them; cells are numbered row by row.
 
     Attributes:
         size: side of a map, cells.
@@ -72,21 +72,21 @@ class Maps:
         return len(self.start)
 
     def first(self, count: int | None) -> "Maps":
-        """Return the first `count` maps; None takes all."""
+        """Return the first `count` maps, or all for None."""
         return replace(self, start=self.start[:count], goal=self.goal[:count], treasures=self.treasures[:count])
 
     def words(self, cell: int) -> str:
-        """Return a cell as the environment names it, `r1 c3`."""
+        """Return the name of a cell in prompts and answers, `r1 c3`."""
         return f"r{cell // self.size} c{cell % self.size}"
 
     def prompt(self, index: int) -> str:
-        """Return a map as the policy reads it."""
+        """Return the text that describes a map to the policy."""
         places = [("start", self.start[index]), ("goal", self.goal[index])]
         places += [("treasure", cell) for cell in self.treasures[index]]
         return " ".join(f"{name} {self.words(int(cell))}" for name, cell in places)
 
     def step(self, index: Ints, cell: Ints, taken: Ints, move: Ints) -> tuple[Ints, Ints, Floats, Bools]:
-        """Return (cell reached, treasures taken as a bit mask, reward, goal reached) of arrays of moves."""
+        """Return (cell reached, taken treasures as bits, reward, goal reached) for one move each of many episodes."""
         edge = self.size - 1
         row, column = (
             np.clip(cell // self.size + _DOWN[move], 0, edge),
@@ -101,7 +101,7 @@ class Maps:
         return reached, taken, reward + self.goal_reward * done, done
 
     def tree(self) -> Tree:
-        """Return every sequence of moves on every map."""
+        """Return the tree of every sequence of moves on every map."""
         tree = Tree([], [], [], [])
         index = np.arange(len(self))[:, None]
         cell, taken, alive = self.start[:, None], np.zeros_like(index), np.ones(index.shape, bool)
@@ -119,7 +119,7 @@ class Maps:
 
 @dataclass(frozen=True)
 class TreasureEpisode:
-    """An episode on a map: the words of the policy, the cells that the environment answered, the rewards of the words.
+    """A `TreasureEpisode` holds the policy's words on a map, the cells that answered them, and the reward of each word.
 
     An illegal word is the last one and has no cell.
     """
@@ -131,7 +131,7 @@ class TreasureEpisode:
 
 
 def draw(maps: Maps, episode: TreasureEpisode) -> str:
-    """Draw an episode as a small map with rich markup; a number is the step that last entered the cell."""
+    """Return a drawing of an episode on its map, in rich markup; a number is the step that last entered the cell."""
     size, index = maps.size, episode.map_index
     signs = {int(cell): ("$", "yellow") for cell in maps.treasures[index]}
     signs |= {int(maps.start[index]): ("S", "cyan"), int(maps.goal[index]): ("G", "green")}
@@ -157,8 +157,8 @@ def _pairs(size: int, horizon: int) -> Ints:
     return np.argwhere((distance > 0) & (distance <= horizon))
 
 
-def numbers(size: int, horizon: int, treasures: int, maps: int, val_maps: int, seed: int) -> dict[str, Ints]:
-    """Draw the numbers of each split's maps, all different; those of val do not depend on how many train has."""
+def draw_map_numbers(size: int, horizon: int, treasures: int, maps: int, val_maps: int, seed: int) -> dict[str, Ints]:
+    """Return randomly drawn map numbers for each split, all different; those of val do not depend on `maps`."""
     existing = len(_pairs(size, horizon)) * comb(size**2 - 2, treasures)
     if maps + val_maps > existing:
         raise InputError(
@@ -171,8 +171,8 @@ def numbers(size: int, horizon: int, treasures: int, maps: int, val_maps: int, s
     return {"train": drawn[~np.isin(drawn, val)][:maps], "val": val}
 
 
-def places(size: int, horizon: int, treasures: int, number: Ints) -> tuple[Ints, Ints, Ints]:
-    """Return (start, goal, treasures) of maps by number, which counts pairs, then sets of treasures."""
+def cells_of_maps(size: int, horizon: int, treasures: int, number: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return the cells (start, goal, treasures) of maps by number, which counts (start, goal) pairs, then treasures."""
     cells = size**2 - 2
     pair, rank = np.divmod(number, comb(cells, treasures))
     start, goal = _pairs(size, horizon)[pair].T

@@ -1,4 +1,4 @@
-"""The exact optimum of data=treasure under a reference, and a policy's distance from it (its regret).
+"""`ExactTreasure` solves data=treasure exactly under a reference and measures a policy's regret against the optimum.
 
 Both come from backward induction in float64 over the tree of legal prefixes.
 
@@ -34,7 +34,7 @@ _REMEDY = "data=treasure needs `model=tiny`, or as model.path a policy directory
 
 
 class ExactTreasure:
-    """The exact optimum on some maps, and a policy's exact return, KL and regret.
+    """An `ExactTreasure` knows the exact optimum on some maps, and computes a policy's exact return, KL and regret.
 
     Args:
         maps: to be evaluated on.
@@ -61,7 +61,7 @@ class ExactTreasure:
         self._rows, self._is_node = self._tokens.prefixes(tree.alive[-1], tree.cell)
 
     def set_reference(self, model: Model) -> None:
-        """Solve the problem under this reference; `evaluate` then measures the distance from the optimum."""
+        """Solve the maps under this reference; `evaluate` then measures the distance of a policy from that optimum."""
         self._reference_logits = torch.cat(list(self._node_logits(model)))
         reference = self._nodes(self._reference_logits.split(_BATCH))
         self._reference = reference
@@ -76,7 +76,7 @@ class ExactTreasure:
             self._value.insert(0, (self._beta * value).masked_fill(~self._alive[level], 0))
 
     def evaluate(self, model: Model) -> dict[str, float]:
-        """Return the policy's exact metrics, means over maps; `set_reference` comes first.
+        """Return the exact metrics of a policy as means over maps; `set_reference` must be called before.
 
         optimum, regularised_return, regret and reward are in reward units, kl = E_pi sum_t D_t in nats; illegal and
         reference_illegal are the probability that an episode ends with an illegal token.
@@ -102,7 +102,7 @@ class ExactTreasure:
         return {name: x.mean().item() for name, x in figures.items()}
 
     def sample_episodes(self, model: Model, n: int, seed: int) -> list[TreasureEpisode]:
-        """Sample n episodes token by token, one a map in order, and from the first map again after the last."""
+        """Sample n episodes of a policy token by token, on one map after another, over and over."""
         generator = torch.Generator().manual_seed(seed)
         index = np.arange(n) % len(self.maps)
         ids, cell, taken = self._tokens.prompts[index], self.maps.start[index], np.zeros_like(index)
@@ -122,7 +122,7 @@ class ExactTreasure:
         return episodes
 
     def draw_episodes(self, model: Model, number: int, seed: int) -> list[DrawnEpisode]:
-        """Sample episodes and draw each of them on its map."""
+        """Sample episodes of a policy and draw each of them on its map."""
         return [
             DrawnEpisode(self.maps.prompt(e.map_index), " ".join(e.words), sum(e.rewards), draw(self.maps, e))
             for e in self.sample_episodes(model, number, seed)
@@ -135,6 +135,7 @@ class ExactTreasure:
             yield _logits(model, ids, positions)[is_node]
 
     def _nodes(self, batches: Iterable[Tensor]) -> "_Nodes":
+        """Return what the recursions read of a policy's logits at every node, in float64."""
         parts, at = [], 0
         for logits in batches:
             base = self._reference_logits[at : at + len(logits)]
@@ -166,7 +167,7 @@ class ExactTreasure:
         return self._expect(self._divergence(policy, self._optimal_logp, illegal), policy)
 
     def _below(self, levels: list[Tensor], level: int) -> Tensor:
-        """Return the next level's nodes, first in `levels`, `[maps, 4^level, 4]`; 0 after the end."""
+        """Return the values of the nodes below a level, the first of `levels`, `[maps, 4^level, 4]`; 0 at the end."""
         done = self._done[level]
         return levels[0].reshape(done.shape).masked_fill(done, 0) if levels else torch.zeros(done.shape).double()
 
@@ -181,7 +182,7 @@ class ExactTreasure:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """The numbers of a policy that the recursions read, per level d; zeros where the episode is over.
+    """A `_Nodes` holds what the recursions read of a policy, per level d; zeros where the episode is over.
 
     Attributes:
         logp: log pi of the four moves, `[maps, 4^d, 4]`, nats.
@@ -199,7 +200,7 @@ class _Nodes:
 
 
 class _Tokens:
-    """The maps, moves and answers of treasure as token ids."""
+    """A `_Tokens` translates the maps, moves and answers of treasure into token ids."""
 
     def __init__(self, tokenizer: Any, maps: Maps):
         self._tokenizer, self._size = tokenizer, maps.size
@@ -226,7 +227,7 @@ class _Tokens:
             )
 
     def word(self, token: int) -> str:
-        """Return a token's text, for a person."""
+        """Return the text of a token, for people to read."""
         return self._tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
 
     def answer(self, cell: np.ndarray) -> Tensor:
@@ -273,6 +274,7 @@ def _logits(model: Model, ids: Tensor, positions: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep a model in eval mode inside the block, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The data set UltraFeedback (Cui et al. 2023, arXiv 2310.01377): completions of 64,000 instructions, scored by GPT-4.
+"""UltraFeedback (Cui et al. 2023, arXiv 2310.01377) holds completions of 64,000 instructions, scored by GPT-4.
 
 It is read in two forms:
 
@@ -39,7 +39,7 @@ UNKNOWN = (None, "", "N/A")
 
 
 class UltraFeedback(Source):
-    """UltraFeedback as pairs or as groups of four completions, with scores as rewards.
+    """An `UltraFeedback` data set yields pairs or groups of four completions, with their scores as rewards.
 
     Args:
         path: a file, or a directory (the Hub's layout, or files directly in it); None reads the Hub.
@@ -72,7 +72,7 @@ class UltraFeedback(Source):
                 yield made
 
     def _local_files(self) -> dict[str, list[Path]]:
-        """Return the files of each split, where `path` is a directory in the Hub's layout of pairs."""
+        """Return the files of each split where `path` is a directory laid out as the pairs are on the Hub; else {}."""
         if self.path is None or self.variant != "binarized" or not self.path.is_dir():
             return {}
         folder = self.path / "data" if (self.path / "data").is_dir() else self.path
@@ -90,7 +90,7 @@ class UltraFeedback(Source):
             yield from read_rows(file)
 
     def _pair(self, row: dict[str, Any], place: str) -> Example | str:
-        """Return the pair of a row, or why the row is dropped."""
+        """Return the preference pair of a row, or the reason for which the row is dropped."""
         sides = [_messages(row, column, place) for column in ("chosen", "rejected")]
         prompt = sides[0][:-1]  # with a system message where there is one
         if any(side[:-1] != prompt for side in sides):
@@ -111,7 +111,7 @@ class UltraFeedback(Source):
         )
 
     def _group(self, row: dict[str, Any], place: str) -> Example | str:
-        """Return the scored completions of a prompt, or why there is none; count completions that are dropped."""
+        """Return the example of a prompt with its scored completions, or the reason for which the row is dropped."""
         prompt = as_messages(_need(row, "instruction", str, place), "user", place)
         kept: list[tuple[Sequence[Message], float]] = []
         for number, answer in enumerate(_need(row, "completions", list, place), 1):
@@ -171,7 +171,7 @@ def _number(value: Any, where: str) -> float | None:
 
 
 def _score(answer: dict[str, Any], which: Score, where: str) -> float | None:
-    """Return the reward of a completion.
+    """Return the score of a completion, which becomes its reward; None where it is unknown.
 
     Raises:
         InputError: an `overall_score` of 10 beside ratings of at most 2 on average: this is the first release, in

@@ -304,7 +304,7 @@ def test_problems_of_the_other_data_set_are_left_out(tmp_path):
 def test_a_problem_is_read_once(tmp_path):
     source = contests(write(tmp_path / "a.jsonl", contest(), contest(name="1_A. Sum again")))
     assert [e.columns["name"] for e in source.load("train")] == ["1_A. Sum"]
-    assert source.dropped == {"a problem that was there before": 1}
+    assert source.dropped == {"the same problem as an earlier row": 1}
 
 
 def test_a_short_story_does_not_stand_for_all_that_follows():

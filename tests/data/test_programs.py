@@ -7,7 +7,7 @@ import yaml
 
 from shiqrun.batching.encode import encode
 from shiqrun.batching.logged_data import DataSettings, load
-from shiqrun.data.program_functions import functions
+from shiqrun.data.program_functions import enumerate_functions
 from shiqrun.data.program_language import (
     LONGEST_PROGRAM,
     PRIMITIVES,
@@ -156,7 +156,7 @@ def test_the_canonical_form_leaves_out_idle_steps_and_nothing_else(text, expecte
 
 def test_programs_of_one_function_agree_on_every_list_there_is():
     """In base 4 there are 5440 lists; the probes are 256 of them."""
-    known, lists = functions(4, PRIMITIVES, 2), every_list(4)
+    known, lists = enumerate_functions(4, PRIMITIVES, 2), every_list(4)
     expected = {n: [run(program[0], xs, 4) for xs in lists] for n, program in enumerate(known.programs)}
     assert len(set(probes(4))) == 256
     for program, number in known.number.items():
@@ -165,7 +165,7 @@ def test_programs_of_one_function_agree_on_every_list_there_is():
 
 
 def test_the_programs_of_a_function_are_all_that_compute_it_without_idle_steps():
-    known = functions(5, ("reverse", "add", "take"), 3)
+    known = enumerate_functions(5, ("reverse", "add", "take"), 3)
     steps = [step for name in ("reverse", "add", "take") for step in steps_of(name, 5)]
     found = defaultdict(set)
     for length in (1, 2, 3):
