@@ -1,4 +1,4 @@
-"""The losses: each is a pure function of a batch and two models' scores, and has the name that `algo=` knows.
+"""Each loss is a pure function of a batch and of policy and reference scores, under the name that `algo=` knows.
 
 docs/math.md has the formula, unit, value estimate and source of each. Arguments are the same everywhere: `batch` is a
 `Trajectories`, `policy` and `reference` are `ActionScores`, and hyperparameters are keywords. A loss returns

@@ -1,4 +1,4 @@
-"""The anchor: a term that holds a few sampled logits at the reference's, against drift to tokens that no data shows.
+"""The anchor is a loss term that holds sampled logits at the reference's, against drift where there is no data.
 
 Where data shows only some actions, the losses leave flat directions: raising W_{t+1} through the logits of tokens never
 seen, and l(s_t,a_t) with it, changes no residual. The anchor is the prior Q = 0 for actions without data. It is this

@@ -1,4 +1,4 @@
-"""CoPG: contrastive policy gradient, one squared difference for two completions of one prompt."""
+"""CoPG, contrastive policy gradient, squares the difference of two completions' regularised returns."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The two earlier rungs of ShiQ's derivation: soft Q-learning with the reference in its backup, and `direct`.
+"""`soft_q` and `direct` are the losses from which the paper derives ShiQ: soft Q-learning, then without shaping.
 
 Clavier et al. 2025, arXiv 2505.11081. The toy studies run both; `direct` also trains language models.
 """

@@ -1,4 +1,4 @@
-"""Comparisons of completions of one prompt: their returns, the pairs they form, and the mean over a prompt's group."""
+"""This module compares completions of one prompt: their returns, the pairs they form, and their group means."""
 
 from typing import Literal
 
@@ -48,7 +48,7 @@ def pair_rows(batch: Trajectories, pairing: Pairing = "all") -> tuple[Tensor, Te
 
 
 def _pairs_of_groups(group: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all pairs of these rows that share a group, in memory of the order of rows and pairs."""
+    """Return all pairs of these rows that share a group, using memory for the pairs found and not for all pairs."""
     rows = rows[group[rows].argsort(stable=True)]
     ones, others, distance = [rows[:0]], [rows[:0]], 1
     while (near := group[rows[distance:]] == group[rows[: len(rows) - distance]]).any():

@@ -1,4 +1,4 @@
-"""PPO: the clipped policy gradient of the KL-regularised return, with a learned value.
+"""PPO follows the clipped policy gradient of the KL-regularised return, with a learned value function.
 
 Schulman et al. 2017, arXiv 1707.06347. Three policies stand behind one batch. mu is the distribution that the batch was
 sampled from: older weights perhaps, at a temperature, with top-p. pi_prox is the policy when the batch came to be
@@ -139,7 +139,7 @@ def _clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
 def _value_errors(
     batch: Trajectories, policy: ActionScores, proximal: ActionScores, advantage: Tensor, value_clip: float | None
 ) -> Tensor:
-    """Return the value's errors 1/2 (V - V_prox - A)^2, `[B, A]`; clipped, the larger of V's and the clipped V's."""
+    """Return the squared errors of the value, 1/2 (V - V_prox - A)^2, `[B, A]`; clipped, the larger of two."""
     moved = zero_padding(state_values(policy) - state_values(proximal), batch)
     error = (moved - advantage).square()
     if value_clip is not None:
@@ -149,7 +149,7 @@ def _value_errors(
 
 @torch.no_grad()
 def _update_metrics(change: Tensor, advantage: Tensor, clip: float) -> dict[str, Tensor]:
-    """Return metrics of an update, elementwise: clipped gradients, an estimate of KL(pi_prox || pi) in nats, |A|."""
+    """Return elementwise metrics of an update: whether clipped, an estimate of KL(pi_prox || pi) in nats, and |A|."""
     ratio = change.exp()
     return {
         "clip_fraction": ((advantage > 0) & (ratio > 1 + clip)) | ((advantage < 0) & (ratio < 1 - clip)),

@@ -1,4 +1,4 @@
-"""Losses that learn from which of two completions is better: DPO, and the Bradley-Terry reward model."""
+"""DPO and the Bradley-Terry reward model learn from which of two completions of a prompt is better."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""DRO: losses that regress a trajectory's regularised return on a value of its prompt.
+"""DRO and DRO-V regress a trajectory's KL-regularised return on a value of its prompt.
 
 Richemond et al. 2024, "Offline regularised reinforcement learning for large language models alignment",
 arXiv 2405.19107.

@@ -1,4 +1,4 @@
-"""The requirements of a loss: the data and scores that it reads, and how its units are counted.
+"""Each loss declares its requirements: the data and scores that it reads, and how its units are counted.
 
 A loss declares them with the decorator `needs` where it is defined. Training checks the needs before it loads a model,
 and counts units before it scores a batch, because a step that mixes several losses must know every divisor in advance.
@@ -34,7 +34,7 @@ UnitCount = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Requirements:
-    """What one loss declares about itself.
+    """A `Requirements` holds what one loss declares: the inputs that it reads, and how its units are counted.
 
     Attributes:
         needs: what it reads besides tokens.
@@ -66,14 +66,14 @@ def needs(
 
 
 def needs_of(loss: Callable[..., LossTerms]) -> frozenset[str]:
-    """Return the needs of a loss, or of the loss inside a partial; a loss without the decorator needs rewards."""
+    """Return the inputs that a loss (or the loss inside a partial) needs; rewards where it declares nothing."""
     requirements, bound = _unwrap(loss)
     compares = any(bound.get(key) == value for key, value in requirements.group_if.items())
     return requirements.needs | {"group"} if compares else requirements.needs
 
 
 def compares_completions(loss: Callable[..., LossTerms]) -> bool:
-    """Return whether the completions of one prompt must stay together in a micro-batch."""
+    """Return whether a loss compares completions of one prompt, so that they must share a micro-batch."""
     return bool(needs_of(loss) & {"pairs", "group"})
 
 

@@ -1,4 +1,4 @@
-"""Quantities that several losses share: log-ratios, regularised rewards, suffix sums, path and step residuals.
+"""This module computes what several losses share: log-ratios, regularised rewards, suffix sums, and residuals.
 
 docs/math.md, "Shared quantities", defines each of them and says which loss uses which value estimate V. In short: the
 path residual of action t is

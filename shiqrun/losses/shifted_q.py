@@ -1,4 +1,4 @@
-"""ShiQ and its ablations: losses that read the policy's logits as Q-values and square their Bellman residuals.
+"""ShiQ and its ablations read the policy's logits as Q-values and square their Bellman residuals.
 
 Clavier et al. 2025, "ShiQ: Bringing back Bellman to LLMs", arXiv 2505.11081. Each loss is a sum over its units and
 never a mean; the training step divides once, by the units of the whole optimiser step. Gradients flow through both of

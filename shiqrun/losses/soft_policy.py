@@ -1,4 +1,4 @@
-"""SPO, soft policy optimization: losses of a Q-function made of cumulative log-ratios and one number per prompt.
+"""SPO, soft policy optimization, fits a Q-function of cumulative log-ratios and one value per prompt to returns.
 
 Cohen et al. 2025, arXiv 2503.05453 (not Single-stream Policy Optimization, arXiv 2509.13232, which has the same
 initials). With the advantage A_t = beta D_t and the prompt value Q0 = beta log E_ref[exp(R / beta)],
@@ -30,7 +30,7 @@ Link = Literal["square", "cross_entropy"]
 
 
 def annotated_actions(batch: Trajectories) -> Tensor:
-    """Return where an action has a value target, `[B, A]` bool."""
+    """Return which actions have a value target, `[B, A]` bool."""
     if batch.value_target is None:
         return torch.zeros_like(batch.action_mask)
     return batch.action_mask & ~batch.value_target.isnan()
@@ -202,7 +202,7 @@ def cumulative_q(batch: Trajectories, policy: ActionScores, reference: ActionSco
 
 
 def q_errors(quality: Tensor, target: Tensor, link: Link, *, beta: float, top: float, eps: float) -> Tensor:
-    """Return the loss of each Q-value against its target, `[B, A]`: (Q - target)^2, or `log_probability_loss`."""
+    """Return the loss of each Q-value against its target, `[B, A]`: the square, or `log_probability_loss`."""
     if link == "square":
         return (quality - target).square()
     wanted = ((target - top) / beta).clamp(max=0).exp()  # a reverse-Q target may exceed every return
@@ -222,7 +222,7 @@ def log_probability_loss(y: Tensor, x: Tensor, eps: float) -> Tensor:
 
 
 def _sum_with_q_metrics(batch: Trajectories, loss: Tensor, chosen: Tensor, quality: Tensor, level: Tensor) -> LossTerms:
-    """Return the sum of `loss` over the chosen actions, counted in trajectories, with metrics of the Q-function."""
+    """Return the sum of `loss` over the chosen actions, with trajectories as units and metrics of the Q-function."""
     count, acts = trajectory_count(batch), batch.action_mask.any(-1)
     final = zero_padding(quality, batch).detach()
     last = batch.action_mask.sum(-1, keepdim=True).clamp(min=1) - 1

@@ -1,4 +1,4 @@
-"""The soft value of a prompt, Q0 = beta log E_ref[exp(R / beta)], from rewards of the reference's own completions.
+"""A prompt's soft value Q0 = beta log E_ref[exp(R / beta)] is estimated from rewards of the reference's completions.
 
 Cohen et al. 2025, arXiv 2503.05453, equation 3; docs/math.md, "Prompt value".
 """
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 class SoftValue(NamedTuple):
-    """An estimate of Q0 and its standard error, both in reward units; the error of fewer than two samples is NaN."""
+    """A `SoftValue` holds an estimate of Q0 and its standard error, in reward units; NaN for a single sample."""
 
     value: float
     error: float
@@ -37,7 +37,7 @@ def soft_value(rewards: npt.NDArray[Any], beta: float) -> SoftValue:
 
 
 def from_success_rate(rate: float, beta: float, *, right: float = 0.0, wrong: float = -1.0) -> float:
-    """Return the soft value of a success rate S: beta log(S exp(right / beta) + (1 - S) exp(wrong / beta)).
+    """Return the soft value of a prompt with success rate S: beta log(S exp(right/beta) + (1 - S) exp(wrong/beta)).
 
     Args:
         rate: S, the share of the reference's completions that succeed.

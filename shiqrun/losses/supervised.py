@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loss that makes the starting point which every other method refines."""
+"""Supervised fine-tuning trains the policy that every other method starts from, by the negative log-likelihood."""
 
 from shiqrun.losses.requirements import needs
 from shiqrun.losses.residual import action_count, zero_padding
