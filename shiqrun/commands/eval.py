@@ -130,7 +130,7 @@ def _exact(
         raise InputError(f"{data} is evaluated exactly at a beta, and none is known here; set eval.beta")
     exact = subject.source.exact(subject.tokenizer, split=asked.split, beta=beta)
     if exact is not None:
-        with subject.reference.acting() as policy:
+        with subject.reference.as_policy() as policy:
             exact.set_reference(policy.model)
     return exact
 

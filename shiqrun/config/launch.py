@@ -30,7 +30,7 @@ from shiqrun.config.process import append_to_log, close_log, environment, leave_
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
 from shiqrun.config.validate import check
 from shiqrun.errors import InputError, Interrupted, TrainingError
-from shiqrun.util.quoting import as_override, for_shell, unquote
+from shiqrun.util.quoting import as_override, quote_for_shell, unquote
 
 CHILD_CONFIG = "SHIQRUN_CHILD_CONFIG"
 """Environment variable with the run directory, for the further ranks of a run."""
@@ -147,7 +147,7 @@ class _CommandLine:
     def _report(self, text: str, folder: Path) -> None:
         """Print how a job ended, and write it into the run's log with how to continue."""
         if self.keeps_files:
-            text += f"\nrun directory: {folder}\nto go on: shiqrun {self.name} resume={for_shell(folder)}"
+            text += f"\nrun directory: {folder}\nto go on: shiqrun {self.name} resume={quote_for_shell(folder)}"
             with (folder / rundir.LOG).open("a", encoding="utf-8") as log:
                 print(text, file=log)
         _print_error(text)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
-from shiqrun.util.quoting import for_shell
+from shiqrun.util.quoting import quote_for_shell
 
 CONFIG = Path(".hydra", "config.yaml")
 SUMMARY = "summary.json"
@@ -61,7 +61,7 @@ def holds_unfinished(folder: Path, config: DictConfig) -> bool:
         lines = "\n".join(f"  {line}" for line in differences)
         raise InputError(
             f"run_dir={folder}: already holds a run with another config; give another run_dir, or go on with that "
-            f"run by resume={for_shell(folder)} alone\n{lines}"
+            f"run by resume={quote_for_shell(folder)} alone\n{lines}"
         )
     if (folder / SUMMARY).exists():
         raise InputError(f"run_dir={folder}: already holds this run, finished; give another run_dir")
@@ -156,7 +156,7 @@ def discard_empty(folders: Sequence[Path]) -> None:
 
 def _expect_no_sweep(folder: Path) -> None:
     if (folder / SWEEP).exists():
-        on = f", or go on with it: shiqrun sweep sweep.resume={for_shell(folder)}" * (folder / STATE).is_file()
+        on = f", or go on with it: shiqrun sweep sweep.resume={quote_for_shell(folder)}" * (folder / STATE).is_file()
         raise InputError(f"run_dir={folder}: already holds a sweep; give another run_dir{on}")
 
 

@@ -17,7 +17,7 @@ from shiqrun.errors import InputError
 from shiqrun.sweeping.run import Runner
 from shiqrun.sweeping.state import Job, Sweep, load, summary
 from shiqrun.sweeping.view import jobs_table
-from shiqrun.util.quoting import as_override, for_shell, unquote
+from shiqrun.util.quoting import as_override, quote_for_shell, unquote
 
 log = logging.getLogger("shiqrun")
 COMMAND, JOBS_OF_IT = "sweep", "train"
@@ -217,7 +217,9 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
     if any(job.status != "finished" for job in sweep.jobs):
         left = len(sweep.jobs) - sweep.count("finished")
         how = f"{left} of {count_of(len(sweep.jobs), 'job')} {'is' if left == 1 else 'are'} not finished; to go on:  "
-        how += f"shiqrun sweep sweep.resume={for_shell(sweep.folder)}" + f" sweep.parallel={parallel}" * (parallel > 1)
+        how += f"shiqrun sweep sweep.resume={quote_for_shell(sweep.folder)}" + f" sweep.parallel={parallel}" * (
+            parallel > 1
+        )
         console.print(how, highlight=False, markup=False, soft_wrap=True)
 
 

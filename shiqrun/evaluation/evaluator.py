@@ -129,7 +129,7 @@ class CompletionEvaluator:
             self.reward.to(device)
         if reference is not None:
             reference.to(device)
-            with reference.acting() as policy:
+            with reference.as_policy() as policy:
                 answers = self.sampler.sample(
                     policy, stream=REFERENCE_STREAM, description="completions of the reference"
                 )

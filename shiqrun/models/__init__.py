@@ -1,1 +1,1 @@
-"""Models: the policy, its frozen reference, the scoring of actions, LoRA, and where models are loaded from."""
+"""This package holds the policy, its frozen reference, LoRA, model loading, and the scoring of actions."""

@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685): put on a model, merged into its weights, saved for `peft`."""
+"""This module adds LoRA adapters (Hu et al. 2021, arXiv 2106.09685) to a model, merges them and saves them."""
 
 import copy
 from pathlib import Path
@@ -15,12 +15,12 @@ BASE = "base"
 
 
 def is_quantized(model: Any) -> bool:
-    """Return whether a model's linear layers have 4-bit weights, to which nothing can be added without rounding."""
+    """Return whether a model's linear layers have 4-bit weights, which cannot be trained or merged into directly."""
     return bool(getattr(base_of(model), "is_loaded_in_4bit", False))
 
 
 def has_adapter(model: Any) -> bool:
-    """Return whether a model is a PEFT model, that is, has an adapter."""
+    """Return whether a model is a PEFT model, which has an adapter."""
     return hasattr(model, "merge_and_unload")
 
 
@@ -70,7 +70,7 @@ def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, target_modules
         raise InputError(f"model.lora_target_modules={target_modules}: {error}") from error
     _expect_plain_head(model, target_modules, head=head, embeddings=embeddings if tied else None)
     wrapped.register_state_dict_post_hook(_drop_base)
-    wrapped.register_load_state_dict_post_hook(_base_stays)
+    wrapped.register_load_state_dict_post_hook(_ignore_missing_base)
     return wrapped
 
 
@@ -92,13 +92,13 @@ def _expect_plain_head(
 
 
 def _drop_base(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    """Remove the base's weights from a state dict; a hook of `state_dict`."""
+    """Remove the base model's weights from a state dict, as a hook of `state_dict`."""
     for name in [name for name in state_dict if name.startswith(prefix) and not _is_adapter(name)]:
         del state_dict[name]
 
 
-def _base_stays(module: nn.Module, incompatible: Any) -> None:
-    """Remove the base's names from the list of missing keys; a hook of `load_state_dict`."""
+def _ignore_missing_base(module: nn.Module, incompatible: Any) -> None:
+    """Remove the base model's weights from the list of missing keys, as a hook of `load_state_dict`."""
     base = {name for name, _ in module.named_parameters() if not _is_adapter(name)}
     base |= {name for name, _ in module.named_buffers()}
     inner = "base_model.model."  # what every name in a PEFT model begins with; before it is where that model is
@@ -111,7 +111,7 @@ def _is_adapter(name: str) -> bool:
 
 
 def merge_adapter(model: Any) -> Any:
-    """Return a copy of the model with the adapter merged into its weights; the model itself where it has none.
+    """Return a copy of the model with its LoRA adapter merged into the weights, or the model itself without one.
 
     An adapter that was trained on 4-bit weights is merged into the base's original weights, so that nothing is rounded
     twice; the copy's logits then differ from those of training by the rounding to 4 bits.
@@ -122,7 +122,7 @@ def merge_adapter(model: Any) -> Any:
 
 
 def merge_into_saved_base(model: Any) -> Any:
-    """Load the base from its directory or the Hub, in float32 on the CPU, and return it with the adapter merged in."""
+    """Load the base model anew, in float32 on the CPU, and return it with the LoRA adapter merged into its weights."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     base = base_of(model)
@@ -136,7 +136,7 @@ def merge_into_saved_base(model: Any) -> Any:
 
 
 def save_adapter(model: Any, directory: Path) -> str:
-    """Save the adapter for `PeftModel.from_pretrained`; return the path or Hub id of its base, also in its config.
+    """Save the LoRA adapter for `PeftModel.from_pretrained`; return the path or Hub id of its base model.
 
     A base without a directory or Hub id of its own (`model=tiny`) is saved in `directory/base`.
     """
@@ -147,5 +147,5 @@ def save_adapter(model: Any, directory: Path) -> str:
     if Path(base).is_dir():
         base = str(Path(base).resolve())
     model.peft_config["default"].base_model_name_or_path = base
-    model.save_pretrained(directory, save_embedding_layers=False)  # they are never resized: no look at the Hub for it
+    model.save_pretrained(directory, save_embedding_layers=False)  # never resized; without it, peft asks the Hub
     return base

@@ -1,4 +1,4 @@
-"""Attention over a packed batch, for any model whose attention goes through `transformers`' AttentionInterface.
+"""Packed attention lets models of `transformers` read batches without padding, in which completions share prompts.
 
 A packed batch is one row in which trajectories follow each other without padding, and a prompt that several completions
 share stands once. The batch's layout lists a few calls of "sdpa" that together let every token attend to its own
@@ -72,7 +72,7 @@ def packed_attention(
 
 
 def _refuse_unsupported(module: nn.Module, options: dict[str, Any]) -> None:
-    """Raise ValueError for a feature of an attention layer that packed attention does not support."""
+    """Raise ValueError if an attention layer has a feature that packed attention does not support."""
     odd = [name for name in ("softcap", "position_bias", "s_aux") if options.get(name) is not None]
     if "sliding_window" not in options:  # a window that is in the mask alone is unknown here
         odd += [name for name in ("sliding_window", "attention_chunk_size") if getattr(module.config, name, None)]
@@ -86,7 +86,7 @@ def _sizes(packing: Attention) -> tuple[list[int], list[int]]:
 
 
 def _masks(packing: Attention, window: int | None) -> list[Tensor | None]:
-    """Return each call's mask; a window shorter than a trajectory also hides keys that many tokens back."""
+    """Return the attention mask of each call; a sliding window shorter than a trajectory hides earlier keys, too."""
     if window is None or window >= packing.longest:
         return [call.mask for call in packing.calls]
     queries, keys = _sizes(packing)
@@ -106,7 +106,7 @@ AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
 def use_packed_attention(model: PreTrainedModel) -> bool:
-    """Have a model that attends by "sdpa" read packed batches, if it looks able to; `enable_packing` proves it."""
+    """Switch a model from "sdpa" to packed attention where it seems able; return whether it reads packed batches."""
     able = getattr(model, "_supports_attention_backend", False) and not getattr(model, "_is_stateful", False)
     if able and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(PACKED)
@@ -114,11 +114,11 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
 
 
 def use_padded_attention(model: PreTrainedModel) -> None:
-    """Switch a model back to "sdpa"."""
+    """Switch a model from packed attention back to "sdpa", which reads padded batches."""
     if reads_packed(model):
         model.set_attn_implementation("sdpa")
 
 
 def reads_packed(model: Any) -> bool:
-    """Return whether a model reads packed batches."""
+    """Return whether a model uses packed attention, so that it can read packed batches."""
     return bool(model.config._attn_implementation == PACKED)

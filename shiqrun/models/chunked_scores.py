@@ -1,4 +1,4 @@
-"""The autograd function behind `scoring`: scores of actions from hidden states and the head, tile by tile.
+"""An autograd function computes logits and log-partitions of actions from hidden states, one tile of rows at a time.
 
     x_iv = cap tanh(scale (h_i . W[v] + b[v]) / cap),    logit_i = x_iy,    log_partition_i = logsumexp_v x_iv
 
@@ -35,7 +35,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Plan(NamedTuple):
-    """How N actions are scored.
+    """A `Plan` says how N actions are scored: precision, tile size, and how the backward pass gets the softmax.
 
     Attributes:
         scale: logits are multiplied by it.
@@ -62,7 +62,7 @@ def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _parts(n: int, rows: int) -> Iterator[slice]:
-    """Return the rows of each tile; one empty tile if there are no rows."""
+    """Return the slice of rows of each tile; one empty tile if there are no rows."""
     return (slice(start, min(n, start + rows)) for start in range(0, max(n, 1), rows))
 
 
@@ -77,7 +77,7 @@ def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, plan: Plan, out: 
 
 
 def _read(x: Tensor, p: Tensor, tokens: Tensor, plan: Plan) -> tuple[Tensor, ...]:
-    """Return logits read off, their tokens, log-partition, entropy and hits of a tile of logits x.
+    """Return from a tile of logits x: the logits of tokens, these tokens, log-partitions, entropies and arg-max hits.
 
     The softmax of x is written to p, which may be x itself.
     """
@@ -94,13 +94,13 @@ def _read(x: Tensor, p: Tensor, tokens: Tensor, plan: Plan) -> tuple[Tensor, ...
 
 
 def _weigh(p: Tensor, x: Tensor, tokens: Tensor, cap: float | None) -> Tensor:
-    """Turn p into p c, zero at the tokens read off, in place; with a soft-cap, the logits x are overwritten."""
+    """Turn the softmax p into p c in place, zero at the tokens read off; with a soft-cap, x is overwritten."""
     p.scatter_(-1, tokens, 0.0)
     return p if cap is None else p.addcmul_(p, x.square_(), value=-1 / cap**2)
 
 
 class _ChunkedScores(torch.autograd.Function):
-    """Scores of actions from hidden states and the head, tile by tile, with the gradient of the module's docstring."""
+    """`_ChunkedScores` scores actions tile by tile, with the hand-written gradient of the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, plan: Plan) -> Any:
@@ -142,7 +142,7 @@ logits `[N, K']` of these tokens and of K' - K sampled ones, the tokens, log-par
 
 
 def _gradients(ctx: Any, grad_picked: Tensor, grad_partition: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients to hidden, weight and bias, None where none is wanted, and None for tokens and plan."""
+    """Return the gradients to hidden, weight, bias, tokens and plan; None where there is none."""
     hidden, weight, bias, tokens, picked, partition, kept, mean = ctx.saved_tensors
     plan, wants, d = ctx.plan, ctx.needs_input_grad, grad_partition[:, None] * ctx.plan.scale
     g = _at_tokens(grad_picked * plan.scale, d, tokens, picked, partition, plan.cap)
@@ -174,7 +174,7 @@ def _gradients(ctx: Any, grad_picked: Tensor, grad_partition: Tensor) -> tuple[T
 def _recomputed(
     h: Tensor, head: Tensor, bias: Tensor | None, tokens: Tensor, plan: Plan
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the rows of each tile and its p c, computed once more."""
+    """Yield the rows of each tile and its softmax times c, computed a second time."""
     tile = head.new_empty(min(len(h), plan.rows), len(head), dtype=torch.promote_types(plan.factors, torch.float32))
     spare = tile if plan.cap is None else torch.empty_like(tile)
     for part in _parts(len(h), plan.rows):
@@ -184,7 +184,7 @@ def _recomputed(
 
 
 def _at_tokens(g: Tensor, d: Tensor, tokens: Tensor, picked: Tensor, partition: Tensor, cap: float | None) -> Tensor:
-    """Return (d p + g) c at the tokens read off, `[N, K]`; d p counts once for a token that a row names twice."""
+    """Return the gradient (d p + g) c to the logits read off, `[N, K]`; d p counts once for a token named twice."""
     ordered, order = tokens.sort(dim=-1, stable=True)
     again = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, order[:, 1:], ordered.diff() == 0)
     grad = torch.addcmul(g, d, (picked - partition[:, None]).exp_().masked_fill_(again, 0.0))

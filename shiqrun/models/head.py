@@ -1,4 +1,4 @@
-"""The output head of a causal language model, which turns hidden states into logits.
+"""A `Head` holds the output head of a causal language model, which turns hidden states into logits.
 
     logits = cap tanh(scale (W h + b) / cap)
 
@@ -15,7 +15,7 @@ MULTIPLY_BY_SCALING = ("hyperclovax",)  # model types that multiply by `logits_s
 
 
 class Head(NamedTuple):
-    """The parameters of an output head; `score_actions` and sampling use the same.
+    """A `Head` holds the parameters of an output head; the scoring of actions and sampling use the same.
 
     Attributes:
         weight: `[V, D]`.
@@ -30,7 +30,7 @@ class Head(NamedTuple):
     cap: float | None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits `[..., V]` of hidden states `[..., D]`, float32 (float64 for float64), autocast or not."""
+        """Return the logits `[..., V]` of hidden states `[..., D]`, float32 or float64, even under autocast."""
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, self.weight.dtype), torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.to(dtype)
@@ -40,7 +40,7 @@ class Head(NamedTuple):
 
 
 def head_of(model: Any) -> Head:
-    """Return the head of a causal language model of `transformers`, as its config describes it.
+    """Return the output head of a causal language model of `transformers`, as its config describes it.
 
     A config may have keys that this function does not know, so `check_head` compares with the model's own logits before
     a run uses the head.

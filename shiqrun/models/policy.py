@@ -1,4 +1,4 @@
-"""The policy: a causal language model that scores the actions of a batch, with a value head where a loss needs one."""
+"""`Policy` wraps a causal language model so that its forward pass scores a batch's actions, with an optional value."""
 
 import contextlib
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ AGREEMENT_QUANTIZED = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The settings that every model has beside its own keys (`conf/model/*.yaml`).
+    """A `ModelSettings` holds what every `conf/model/*.yaml` sets beside its own keys: LoRA, attention, checkpointing.
 
     Attributes:
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
@@ -48,7 +48,7 @@ class ModelSettings:
 
 
 class Policy(nn.Module):
-    """A policy: a language model whose forward pass scores actions, so that a wrapper such as DDP sees one call.
+    """A `Policy` is a language model whose forward pass scores actions, so that wrappers such as DDP see one call.
 
     Args:
         model: a causal language model of `transformers`, or a PEFT model around one.
@@ -64,7 +64,7 @@ class Policy(nn.Module):
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The `transformers` model, without the PEFT wrapper."""
+        """The `transformers` model of the policy, without the PEFT wrapper."""
         model: PreTrainedModel = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return model
 
@@ -104,7 +104,7 @@ class Policy(nn.Module):
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Switch the LoRA adapter off inside the context: the weights are those that training started from."""
+        """Switch the LoRA adapter off inside the block, so that the policy computes what the reference does."""
         with self.model.disable_adapter():
             yield
 
@@ -132,12 +132,12 @@ def hidden_states(body: Any, layout: Layout, autocast: torch.dtype | None) -> Te
 
 
 def _scatter(x: Tensor, slot: Tensor, shape: torch.Size) -> Tensor:
-    """Return numbers of the N actions `[N, ...]` in their places `[B, A, ...]`, zero where there is no action."""
+    """Return values of the N actions, `[N, ...]`, scattered to `[B, A, ...]`, zero where there is no action."""
     return x.new_zeros(shape.numel(), *x.shape[1:]).index_copy(0, slot, x).view(*shape, *x.shape[1:])
 
 
 class ValueHead(nn.Module):
-    """A value head: one number for each action, the value of its state or the score of the text up to and with it.
+    """A `ValueHead` computes a number for each action: the value of its state, or a score of the text through it.
 
     Args:
         width: hidden size of the body that it reads.
@@ -164,7 +164,7 @@ class ValueHead(nn.Module):
             nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """Return the values or scores of the N actions, `[N]`, float32, reward units.
+        """Return the values (or scores) of the N actions, `[N]`, float32, reward units.
 
         Args:
             hidden: `[R*L, D]`, the policy's hidden states.
@@ -209,7 +209,7 @@ def prepare(model: PreTrainedModel, settings: ModelSettings) -> Any:
 
 @torch.no_grad()
 def check_head(policy: Policy, batch: Trajectories, tolerance: float = 1e-3) -> None:
-    """Check the scores of one trajectory's actions against the model's own logits, both in the weights' precision.
+    """Check that our scores of a trajectory's actions equal those from the model's own logits, without autocast.
 
     Args:
         policy: the policy to check.
@@ -236,7 +236,7 @@ def check_head(policy: Policy, batch: Trajectories, tolerance: float = 1e-3) -> 
 
 @torch.no_grad()
 def enable_packing(policy: Policy, rows: Rows) -> str | None:
-    """Have the policy read packed batches if its scores stay the same; return why they do not, or None.
+    """Let the policy read packed batches if its scores stay the same; return the reason if it cannot, else None.
 
     A few rows are scored padded and packed. Where the scores differ, or the model cannot read packed batches, its
     attention stays as it was.

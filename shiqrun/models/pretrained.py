@@ -1,4 +1,4 @@
-"""Pretrained models (`model=hf`): any causal language model of `transformers`, from a local directory or the Hub."""
+"""`model=hf` loads a pretrained causal language model of `transformers` from a local directory or the Hub."""
 
 import importlib.util
 import os
@@ -32,7 +32,7 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.js
 
 
 def check_model_path(path: str, option: str) -> None:
-    """Check that a path is a model directory or a reachable Hub id, before `transformers` takes it for something else.
+    """Check that a path is a model directory or a reachable Hub id, with clearer messages than `transformers` has.
 
     Args:
         path: a local directory or a Hub id.
@@ -60,6 +60,7 @@ def check_model_path(path: str, option: str) -> None:
 
 
 def _refuse_adapter(folder: Path, option: str) -> None:
+    """Raise InputError for a directory that holds a PEFT adapter; name the policy directory to pass instead."""
     merged = folder.resolve().parent / "policy"
     instead = "merge it first (PeftModel.merge_and_unload, then save_pretrained) and pass what that makes"
     if (merged / "config.json").is_file():
@@ -90,7 +91,7 @@ def load_pretrained(auto: Any, path: str, what: str, option: str, **options: Any
 
 
 def four_bit_config() -> BitsAndBytesConfig:
-    """Return the settings of 4-bit weights: NF4 for linear layers but the head, matrix products in bfloat16.
+    """Return the settings of QLoRA's 4-bit weights: NF4 for all linear layers but the head, bfloat16 products.
 
     Dettmers et al. 2023, arXiv 2305.14314.
 
@@ -111,7 +112,7 @@ def four_bit_config() -> BitsAndBytesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A pretrained model and its tokenizer, with the keys of `conf/model/hf.yaml`.
+    """A `Pretrained` loads a pretrained model and its tokenizer, by the keys of `conf/model/hf.yaml`.
 
     Attributes:
         path: a local directory or a Hub id.
@@ -137,7 +138,7 @@ class Pretrained:
 
     @cached_property
     def _config(self) -> Any:
-        self._look()
+        self._check_path()
         config = self._load(AutoConfig, "configuration")
         for part in (config, config.get_text_config()):
             for key, value in part.to_dict().items():
@@ -145,26 +146,26 @@ class Pretrained:
                     setattr(part, key, 0.0)  # the reference must equal the policy at step 0
         return config
 
-    def _look(self) -> None:
+    def _check_path(self) -> None:
         check_model_path(self.path, "model.path")
 
     def _load(self, auto: Any, what: str, **options: Any) -> Any:
         return load_pretrained(auto, self.path, what, "model.path", trust_remote_code=self.trust_remote_code, **options)
 
     def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
-        """Load the model's tokenizer; it gets the plain chat template where it has none.
+        """Load the model's tokenizer, with the plain chat template where it has none.
 
         Raises:
             InputError: it cannot be loaded, or is not a fast tokenizer.
         """
-        self._look()
+        self._check_path()
         tokenizer = self._load(AutoTokenizer, "tokenizer")
         if not tokenizer.is_fast:
             raise InputError(f"model.path={self.path}: its tokenizer is not a fast one, so spans cannot be traced")
         return with_template(tokenizer)
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """Load the model in float32 on the CPU, without dropout; with `quantize`, with 4-bit linear layers on the GPU.
+        """Load the model without dropout, in float32 on the CPU or, with `quantize`, with 4-bit weights on the GPU.
 
         Raises:
             InputError: weights are missing or do not fit, the head has fewer rows than the tokenizer has tokens, or
@@ -186,7 +187,7 @@ class Pretrained:
         return model
 
     def context(self) -> int | None:
-        """Return the length of the model's context in tokens, None where its config does not say."""
+        """Return the context length of the model in tokens, or None where its config does not say."""
         text = self._config.get_text_config()
         length: int | None = getattr(text, "max_position_embeddings", None)
         return length

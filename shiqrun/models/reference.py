@@ -1,4 +1,4 @@
-"""The frozen reference in three forms: cached scores, a second copy of the model, or the policy without its adapter."""
+"""The frozen reference has three forms: cached scores, a copy of the model, or the policy without its adapter."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ Reference = Callable[[Trajectories], ActionScores]
 
 
 def scores_in_batch(batch: Trajectories) -> ActionScores:
-    """Return the reference's scores that the batch carries from the cache.
+    """Return the reference's scores that a batch carries from the cache.
 
     Raises:
         ValueError: the batch carries none.
@@ -30,46 +30,46 @@ def scores_in_batch(batch: Trajectories) -> ActionScores:
 
 
 class Frozen:
-    """A reference that is a frozen copy of the policy; it is no module, so no checkpoint or optimiser contains it."""
+    """A `Frozen` reference is a frozen copy of the policy, and no module: no checkpoint or optimiser contains it."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
-        """Move the copy to a device."""
+        """Move the frozen copy to a device."""
         self.policy.to(device)
 
     @torch.no_grad()
     def __call__(self, batch: Trajectories) -> ActionScores:
-        """Return the copy's scores of a batch."""
+        """Return the frozen copy's scores of a batch."""
         scores: ActionScores = self.policy(batch)
         return scores
 
     @contextlib.contextmanager
-    def acting(self) -> Iterator[Policy]:
-        """Yield a policy whose outputs are the reference's."""
+    def as_policy(self) -> Iterator[Policy]:
+        """Yield the frozen copy, a policy whose outputs are the reference's."""
         yield self.policy
 
 
 class AdapterOff:
-    """A reference that is the policy itself with its LoRA adapter switched off."""
+    """An `AdapterOff` reference is the policy itself with its LoRA adapter switched off."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = [policy]  # in a list: not a sub-module
 
     @torch.no_grad()
     def __call__(self, batch: Trajectories) -> ActionScores:
-        """Return the scores of a batch without the adapter."""
+        """Return the policy's scores of a batch without its adapter."""
         with self._policy[0].as_reference():
             scores: ActionScores = self._policy[0](batch)
         return scores
 
     def to(self, device: torch.device) -> None:
-        """Do nothing: the policy is moved by its owner."""
+        """Do nothing, because training itself moves the policy to a device."""
 
     @contextlib.contextmanager
-    def acting(self) -> Iterator[Policy]:
-        """Yield the policy, whose outputs are the reference's inside the context."""
+    def as_policy(self) -> Iterator[Policy]:
+        """Yield the policy with its adapter off: inside the block its outputs are the reference's."""
         with self._policy[0].as_reference():
             yield self._policy[0]
 

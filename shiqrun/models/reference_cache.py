@@ -1,4 +1,4 @@
-"""The reference scores every action of a split once; a cache on disk serves all jobs, and a killed pass is resumed.
+"""The reference scores every action of a split once; a disk cache serves all jobs, and resumes a killed pass.
 
 The trajectories are scored in the order and in the micro-batches of `batching.steps.Batches`. The scores go to disk
 every few seconds, as parts in `reference-KEY.parts/`; once all parts exist they are joined to `reference-KEY.arrow`,
@@ -23,7 +23,7 @@ from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import Batches
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy
-from shiqrun.models.reference_file import UNREADABLE, Expected, MappedScores, join_parts, read_part, write_part
+from shiqrun.models.reference_file import UNREADABLE, ExpectedScores, MappedScores, join_parts, read_part, write_part
 from shiqrun.types import ActionScores
 from shiqrun.util.atomic import remove_partials
 from shiqrun.util.lock import wait_for_lock
@@ -39,7 +39,7 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
-    """Return a hash of all that scores depend on, so that equal keys give equal scores.
+    """Return a hash of all that the reference's scores depend on, so that equal keys mean equal scores.
 
     It covers weights, model class and config, attention, dtypes, tokens, actions and anchor tokens. Tokenizer, chat
     template and truncation act through the tokens and need no entry of their own.
@@ -64,7 +64,7 @@ def cache_key(policy: Policy, rows: Rows, weights: str) -> str:
 
 
 class CachedScores(NamedTuple):
-    """The reference's scores of a split, as `cached_scores` found or computed them.
+    """A `CachedScores` holds the reference's scores of a split, as `cached_scores` found or computed them.
 
     Attributes:
         scores: for each row its arrays, on disk.
@@ -87,7 +87,7 @@ def cached_scores(
     device: torch.device,
     progress: Progress = lambda x: x,
 ) -> CachedScores:
-    """Return logit and log-partition of every action under the policy as it is, from the cache or computed now.
+    """Return the logits and log-partitions of all actions under the given policy, from the cache or computed now.
 
     A lock makes ranks and jobs that start together compute them once.
 
@@ -104,7 +104,7 @@ def cached_scores(
         InputError: `directory` cannot be written or is too small, or its file is damaged.
     """
     path = directory / f"reference-{key}.arrow"
-    expected = Expected(key, rows.actions, rows.anchor.number if rows.anchor else 0)
+    expected = ExpectedScores(key, rows.actions, rows.anchor.number if rows.anchor else 0)
     with ExitStack() as stack:
         with _disk(directory):
             directory.mkdir(parents=True, exist_ok=True)
@@ -127,6 +127,7 @@ def cached_scores(
 def _score(
     policy: Policy, rows: Rows, batches: list[list[int]], parts: "Parts", device: torch.device, progress: Progress
 ) -> None:
+    """Score the given micro-batches with the policy, and add the scores to the parts on disk."""
     mode = policy.training
     policy.to(device).eval()
     try:
@@ -139,7 +140,7 @@ def _score(
 
 
 def _flat(scores: ActionScores, mask: np.ndarray) -> np.ndarray:
-    """Return logit, log-partition and K further logits `[N, 2 + K]`, float32, of the N actions where the mask is True.
+    """Return the logit, log-partition and K further logits of the N unmasked actions, `[N, 2 + K]` float32, on the CPU.
 
     They come from the device in one transfer.
     """
@@ -150,7 +151,7 @@ def _flat(scores: ActionScores, mask: np.ndarray) -> np.ndarray:
 
 
 class Parts:
-    """The parts that a scoring pass has on disk so far, and the scores that it has in memory since the last part.
+    """A `Parts` holds the parts of a scoring pass that are on disk, and the scores that are still in memory.
 
     Args:
         directory: of the parts.
@@ -160,7 +161,7 @@ class Parts:
         paths: the files of whole parts, in order.
     """
 
-    def __init__(self, directory: Path, expected: Expected) -> None:
+    def __init__(self, directory: Path, expected: ExpectedScores) -> None:
         self.directory, self.expected = directory, expected
         self.paths: list[Path] = []
         self._done = np.zeros(len(expected.actions), bool)
@@ -169,7 +170,7 @@ class Parts:
         self._since = time.perf_counter()
 
     def open(self) -> None:
-        """Find the parts of a pass that was killed, and remove those that are damaged.
+        """Find the parts that a killed scoring pass left on disk, and remove those that are damaged.
 
         Raises:
             InputError: the disk has no room for the missing scores.
@@ -193,6 +194,7 @@ class Parts:
             )
 
     def _take(self, path: Path) -> None:
+        """Count the trajectories of a part on disk as scored; delete the part if it cannot be read."""
         try:
             rows, _ = read_part(path, self.expected)
             if self._done[rows].any():
@@ -205,19 +207,19 @@ class Parts:
         self.paths.append(path)
 
     def missing(self, cut: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return the micro-batches of `cut` without the rows that are scored already."""
+        """Return the micro-batches `cut` without the rows that have been scored already."""
         left = ([row for row in batch if not self._done[row]] for batch in cut)
         return [batch for batch in left if batch]
 
     def add(self, rows: Sequence[int], scores: np.ndarray) -> None:
-        """Take the scores of some rows, and write a part every `PART_SECONDS`."""
+        """Add the scores of some rows, and write a part to disk every `PART_SECONDS`."""
         self._rows.extend(rows)
         self._scores.append(scores)
         if time.perf_counter() - self._since >= PART_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write the scores since the last part as a part.
+        """Write the scores that are still in memory to disk as a part.
 
         Raises:
             InputError: the disk does not take it.
@@ -234,13 +236,13 @@ class Parts:
         self._rows, self._scores, self._since = [], [], time.perf_counter()
 
     def remove(self) -> None:
-        """Remove all parts, those of a pass that was killed after joining them included."""
+        """Delete all parts from disk, also those of a pass that was killed after joining them."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 @contextmanager
 def _disk(directory: Path) -> Iterator[None]:
-    """Turn what the disk refuses inside the block into an InputError."""
+    """Turn an OSError inside the block into an InputError about `cache_dir`."""
     try:
         yield
     except OSError as error:

@@ -25,8 +25,8 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError)
 """The errors that reading a damaged or foreign file raises."""
 
 
-class Expected(NamedTuple):
-    """Describes the scores that a file has to hold.
+class ExpectedScores(NamedTuple):
+    """An `ExpectedScores` describes the scores that a file of reference scores has to hold.
 
     Attributes:
         key: from `cache_key`.
@@ -40,11 +40,11 @@ class Expected(NamedTuple):
 
     @property
     def widths(self) -> list[int]:
-        """How many numbers each column has at an action."""
+        """The count of numbers that each column has at an action."""
         return [1, 1, self.further] if self.further else [1, 1]
 
     def size(self) -> int:
-        """Return the bytes of the whole file, about."""
+        """Return the approximate size of the whole file in bytes."""
         return int(self.actions.sum()) * 4 * sum(self.widths) + len(self.actions) * ROW_BYTES + 4096
 
     def schema(self, **metadata: Any) -> pa.Schema:
@@ -67,7 +67,7 @@ class Expected(NamedTuple):
         return metadata
 
     def rows_of(self, batch: pa.RecordBatch) -> np.ndarray:
-        """Return the numbers of the trajectories in a record batch.
+        """Return the row numbers of the trajectories in a record batch after checking them.
 
         Raises:
             ValueError: a trajectory that the data do not have, or one with another number of actions.
@@ -82,8 +82,8 @@ class Expected(NamedTuple):
         return row
 
 
-def write_part(path: Path, expected: Expected, rows: np.ndarray, scores: np.ndarray, *, seconds: float) -> None:
-    """Write the scores of some trajectories as a part, a file of one record batch.
+def write_part(path: Path, expected: ExpectedScores, rows: np.ndarray, scores: np.ndarray, *, seconds: float) -> None:
+    """Write the scores of some trajectories as a part: an Arrow file of one record batch.
 
     Args:
         path: of the part.
@@ -105,8 +105,8 @@ def write_part(path: Path, expected: Expected, rows: np.ndarray, scores: np.ndar
         writer.write_batch(batch)
 
 
-def read_part(path: Path, expected: Expected) -> tuple[np.ndarray, pa.RecordBatch]:
-    """Return (numbers of the trajectories, their record batch) of a part.
+def read_part(path: Path, expected: ExpectedScores) -> tuple[np.ndarray, pa.RecordBatch]:
+    """Return (row numbers of the trajectories, their record batch) of a part.
 
     Raises:
         UNREADABLE: the part is torn, changed, or of other scores.
@@ -118,19 +118,19 @@ def read_part(path: Path, expected: Expected) -> tuple[np.ndarray, pa.RecordBatc
     return expected.rows_of(batch), batch
 
 
-def join_parts(path: Path, expected: Expected, folder: Path) -> None:
-    """Write the whole file from the parts in `folder`, with one of them in memory at a time."""
+def join_parts(path: Path, expected: ExpectedScores, folder: Path) -> None:
+    """Write the whole file of reference scores from the parts in `folder`, with one in memory at a time."""
     parts = sorted(folder.glob("*.arrow"))
-    said = [pa.ipc.open_file(pa.memory_map(str(part))).schema.metadata for part in parts]
-    seconds = sum(float(metadata[SECONDS]) for metadata in said)
-    schema = expected.schema(seconds=seconds, digest=_joined(metadata[DIGEST] for metadata in said))
+    found = [pa.ipc.open_file(pa.memory_map(str(part))).schema.metadata for part in parts]
+    seconds = sum(float(metadata[SECONDS]) for metadata in found)
+    schema = expected.schema(seconds=seconds, digest=_joined(metadata[DIGEST] for metadata in found))
     with atomic_path(path) as partial, partial.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
         for part in parts:
             writer.write_batch(read_part(part, expected)[1])
 
 
 def _digest(batches: Iterable[pa.RecordBatch]) -> str:
-    """Return a hash of the numbers in one record batch, or of the hashes of several."""
+    """Return a hash of the numbers in one record batch, or a hash of the hashes of several."""
 
     def of(batch: pa.RecordBatch) -> bytes:
         batch.validate(full=True)  # damaged offsets would crash the process below
@@ -156,7 +156,7 @@ def _verify(reader: pa.RecordBatchFileReader) -> None:
 
 
 class MappedScores(Sequence[tuple[np.ndarray, ...]]):
-    """The scores of a file as a sequence: of each row logits `[A]`, log-partitions `[A]`, with an anchor `[A, K]`.
+    """A `MappedScores` reads each row's logits `[A]`, log-partitions `[A]` and anchor logits `[A, K]` from a file.
 
     The arrays are float32 views into the mapped file. Only the places of the lists are in memory, 16 bytes a row (24
     with an anchor). Writing to a view changes a private copy of that page, never the file.
@@ -172,7 +172,7 @@ class MappedScores(Sequence[tuple[np.ndarray, ...]]):
         InputError: the file is damaged or holds other scores.
     """
 
-    def __init__(self, path: Path, expected: Expected) -> None:
+    def __init__(self, path: Path, expected: ExpectedScores) -> None:
         self.path, self.expected = path, expected
         try:
             with pa.OSFile(str(path)) as file:  # read, not mapped: pages that are read once need not stay in memory
@@ -202,11 +202,11 @@ class MappedScores(Sequence[tuple[np.ndarray, ...]]):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the file's name instead of its numbers."""
+        """Pickle the path of the file instead of its numbers."""
         return MappedScores, (self.path, self.expected)
 
 
-def _places(reader: pa.RecordBatchFileReader, expected: Expected, buffer: pa.Buffer) -> np.ndarray:
+def _places(reader: pa.RecordBatchFileReader, expected: ExpectedScores, buffer: pa.Buffer) -> np.ndarray:
     """Return where in the file each list begins, `[columns, rows]` int64, counted in float32 numbers.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Scoring of actions: their logits and log-partitions, without ever holding the `[B, T, V]` logits of a batch.
+"""`score_actions` computes logits and log-partitions of actions without holding the `[B, T, V]` logits of a batch.
 
 Only the hidden states of the N positions that predict an action arrive here. They are multiplied with the head in
 chunks of rows, each a tile of logits `[chunk, V]`, from which the few numbers that losses need are read off; memory is
@@ -21,13 +21,13 @@ KEPT_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 
 
 def chunk_rows(vocabulary: int, device: str, itemsize: int = 4) -> int:
-    """Return the number of rows of a tile: what fits the memory budget, at least `SMALLEST_CHUNK`, at most 4096."""
+    """Return how many rows of logits a tile has: what fits its memory, at least `SMALLEST_CHUNK`, at most 4096."""
     budget = TILE_BYTES.get(device, TILE_BYTES["cuda"])
     return min(4096, max(SMALLEST_CHUNK.get(device, 1024), budget // (itemsize * vocabulary) // 32 * 32))
 
 
 class ScoredActions(NamedTuple):
-    """The scores of N actions, read off their rows of logits; float32 and nats unless said otherwise.
+    """A `ScoredActions` holds the scores of N actions; float32 and nats unless said otherwise.
 
     Attributes:
         logit: `[N]`, logit of the action.
@@ -80,7 +80,7 @@ def score_further(
     keep: bool | None = None,
     dtype: torch.dtype | None = None,
 ) -> ScoredActions:
-    """Score N actions and, at the same states, further tokens: logits and log-partitions, all differentiable.
+    """Return the scores of N actions and of further tokens at the same states, all differentiable.
 
     Args:
         hidden: `[N, D]`, the body's output at the positions that predict the actions.

@@ -1,4 +1,4 @@
-"""A tiny model (`model=tiny`): a new Llama of any size, with a tokenizer made from the training split."""
+"""`model=tiny` builds a new, randomly initialised Llama of any size, with a tokenizer made from the training split."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 @dataclass(frozen=True, kw_only=True)
 class Tiny:
-    """A new Llama and its tokenizer, with the keys of `conf/model/tiny.yaml`.
+    """A `Tiny` builds a new Llama and its tokenizer, by the keys of `conf/model/tiny.yaml`.
 
     Attributes:
         hidden_size: units of a hidden state.
@@ -59,7 +59,7 @@ class Tiny:
             )
 
     def tokenizer(self, source: Source, training: Iterable[Example]) -> PreTrainedTokenizerBase:
-        """Make a tokenizer: one token a word where the data set names its vocabulary, else byte-level BPE."""
+        """Return a new tokenizer: one token per word where the data set names its vocabulary, else byte-level BPE."""
         if source.vocabulary is not None:
             model = Tokenizer(models.WordLevel({w: i for i, w in enumerate(source.vocabulary)}))
             model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -112,5 +112,5 @@ class Tiny:
             return LlamaForCausalLM(config)
 
     def context(self) -> int:
-        """Return the length of the model's context in tokens."""
+        """Return the context length of the model in tokens."""
         return self.max_position_embeddings

@@ -1,1 +1,1 @@
-"""Utilities know nothing of training: atomic files, locks, JSON lines, intervals, the Hugging Face Hub, quoting."""
+"""Utilities that know nothing of training write files atomically, lock them, reach the Hub, and compute intervals."""

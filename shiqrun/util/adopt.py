@@ -1,10 +1,10 @@
-"""An object of a user's class takes on the interface of one of ours without inheriting from it."""
+"""`Adopted` gives an object of a user's class the interface and defaults of one of our classes, without inheritance."""
 
 from typing import Any
 
 
 class Adopted:
-    """An object that answers with a user's own attributes first, then with the defaults of the class mixed in.
+    """An `Adopted` object answers with the user's own attributes first, then with the defaults of the class mixed in.
 
     Args:
         given: the user's object.

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import IO
 
 SUFFIX = ".tmp"
-"""What the name of every hidden path ends in."""
+"""The ending of the name of every hidden path."""
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a hidden path to write a file to, which replaces `path` when the block ends without an error.
+    """Yield a hidden path to write a file to, which replaces `path` when the block ends without an error.
 
     After an error in the block `path` is as it was, and the hidden file is gone.
     """
@@ -47,7 +47,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give a hidden, empty directory to fill, which replaces `path` when the block ends without an error.
+    """Yield a hidden, empty directory to fill, which replaces `path` when the block ends without an error.
 
     A directory that holds files cannot be replaced in one step: the former one moves away first, so that a kill in
     that moment leaves no directory under the name, but never half of one.

@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face Hub are checked first: within seconds a user learns what to pass instead."""
+"""`expect_reachable` checks a download from the Hugging Face Hub first, and says in seconds what to pass instead."""
 
 import os
 import socket
@@ -15,13 +15,13 @@ INSTEAD = {
 }
 
 
-def offline() -> bool:
+def is_offline() -> bool:
     """Return whether the user asked the Hub library to stay offline."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
 
 
 def expect_reachable(identifier: str, option: str) -> None:
-    """Check within `PROBE_SECONDS` that a model or data set is cached or may be downloaded.
+    """Check within `PROBE_SECONDS` that a model or data set of the Hub is cached or can be downloaded.
 
     Args:
         identifier: Hub id of the model or data set.
@@ -33,7 +33,7 @@ def expect_reachable(identifier: str, option: str) -> None:
     if _cached(identifier):
         return
     instead = INSTEAD.get(option, f"set {option} to a local copy")
-    if offline():
+    if is_offline():
         raise InputError(f"{identifier} is not on this machine and HF_HUB_OFFLINE is set; {instead}")
     where = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     proxy = None if proxy_bypass(where.hostname or "") else getproxies().get(where.scheme)
@@ -55,5 +55,5 @@ def _cached(identifier: str) -> bool:
 
 
 def offline_hint(identifier: str, option: str = "model.path") -> str:
-    """Return what to add to the message of an error while loading from the Hub."""
-    return f" (HF_HUB_OFFLINE is set; {INSTEAD[option]})" if offline() and not os.path.isdir(identifier) else ""
+    """Return what to add to the message of a loading error where the user asked to stay offline, else an empty text."""
+    return f" (HF_HUB_OFFLINE is set; {INSTEAD[option]})" if is_offline() and not os.path.isdir(identifier) else ""

@@ -1,4 +1,4 @@
-"""Means have 95 % intervals, by Student's t or the bootstrap, stored under names that end in `_ci95`."""
+"""This module computes 95 % confidence intervals of means, by Student's t or the bootstrap, and names them `_ci95`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ RESAMPLES = 2000
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return (mean, half width of its 95 % interval by Student's t); the width of fewer than two values is NaN."""
+    """Return (mean, half width of its 95 % confidence interval by Student's t); the width is NaN for a single value."""
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:
         return mean, math.nan
     deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (count - 1))
-    return mean, student(count - 1) * deviation / math.sqrt(count)
+    return mean, student_quantile(count - 1) * deviation / math.sqrt(count)
 
 
-def student(degrees: int) -> float:
-    """Return the quantile at .975 of Student's t; from 8 degrees of freedom on by Cornish and Fisher, to .001."""
+def student_quantile(degrees: int) -> float:
+    """Return the .975 quantile of Student's t distribution; above 7 degrees of freedom by Cornish-Fisher, to .001."""
     if degrees <= len(STUDENT):
         return STUDENT[degrees - 1]
     z, n = Z95, degrees
@@ -35,7 +35,7 @@ def student(degrees: int) -> float:
 
 
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bounds `[K]` of the bootstrap 95 % interval of the mean of each column of `[P, K]` (Efron 1979).
+    """Return the bounds `[K]` of the bootstrap 95 % confidence interval of each column's mean, `[P, K]` (Efron 1979).
 
     They are percentiles of the means of resampled rows, so they stay between the smallest and the largest value, which
     those of `interval` do not. The resamples are always the same, and the same for all columns. NaN of fewer than two
@@ -52,12 +52,12 @@ def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_bound(name: str) -> bool:
-    """Return whether a metric's name is that of an interval of another metric."""
+    """Return whether a metric's name is that of a bound or half width of another metric's confidence interval."""
     return name.endswith((HALF, LOW, HIGH))
 
 
 def bounds(metrics: Mapping[str, float | None], name: str) -> tuple[float, float] | None:
-    """Return the bounds of a metric's asymmetric 95 % interval, or None where it has none or they are not finite."""
+    """Return (low, high) of a metric's asymmetric 95 % confidence interval, or None where it has no finite bounds."""
     found = [metrics.get(name + end) for end in (LOW, HIGH)]
     low, high = (math.nan if value is None else value for value in found)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None

@@ -1,4 +1,4 @@
-"""JSON-lines files that only grow: appended rows are on the disk, and a line that a kill has torn is dropped.
+"""This module appends rows to JSON-lines files durably, and reads them without a line that a kill has torn.
 
 A writer that is killed while it appends leaves at most one torn line, the last: it has no line feed at its end, or
 holds no JSON. Any other broken line is damage, and reading stops with its place.
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 class Line(NamedTuple):
-    """A whole line of a file: its number from 1, its JSON object, and the bytes where it starts and ends."""
+    """A `Line` is a whole line of a file: its number from 1, its JSON object, and the bytes of its start and end."""
 
     number: int
     row: Row
@@ -53,7 +53,7 @@ def read_lines(path: Path, advice: str, fits: Callable[[Row], bool] = lambda row
 def append_lines(
     path: Path, rows: Iterable[Mapping[str, Any]], *, default: Callable[[Any], Any] | None = None
 ) -> list[int]:
-    """Append a line for each row, on the disk when this returns; after an error (a full disk) the file is as it was.
+    """Append a line for each row and force it to disk; after an error (a full disk) the file is as it was before.
 
     Args:
         path: of the file, which is created where it is missing; its last line must be whole.
@@ -82,12 +82,12 @@ def append_lines(
 
 
 def line_starts(lines: Sequence[bytes], first: int = 0) -> list[int]:
-    """Return the byte at which each line starts, where the first one starts at byte `first`."""
+    """Return the byte offset at which each line starts, where the first one starts at `first`."""
     return [*accumulate(map(len, lines), initial=first)][:-1]
 
 
 def truncate(path: Path, size: int) -> bool:
-    """Cut a file off behind its first `size` bytes, on the disk when this returns; whether it was longer."""
+    """Cut a file to its first `size` bytes and force that to disk; return whether it was longer."""
     if not path.exists() or path.stat().st_size <= size:
         return False
     with path.open("r+b") as file:
@@ -102,7 +102,7 @@ def encode_line(row: Mapping[str, Any], default: Callable[[Any], Any] | None = N
 
 
 def _parsed(text: bytes) -> Row | None:
-    """Return a line's JSON object, or None of a torn or broken line."""
+    """Return the JSON object of a line, or None where the line is torn or broken."""
     try:
         row = json.loads(text) if text.endswith(b"\n") else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""An exclusive lock on a file ends with the process that holds it, and says which process that is.
+"""A `Lock` is an exclusive file lock that ends with the process holding it, and names that process to others.
 
 The lock is the kernel's (`flock`), so a killed holder leaves none. The lock file itself stays where it is, and names
 its last holder: `{"pid": 4711, "host": "node3", "since": "2026-01-31 12:00:00"}`.
@@ -26,7 +26,7 @@ class LockHeld(Exception):
 
 
 class Lock:
-    """An exclusive lock on a file, among processes and among threads; a context manager that acquires at once.
+    """A `Lock` on a file excludes other processes and threads; as a context manager it acquires at once or fails.
 
     Child processes that inherit the file's descriptor hold the lock, too, until the last of them ends.
 
@@ -39,7 +39,7 @@ class Lock:
         self._descriptor: int | None = None
 
     def acquire(self, timeout: float | None = 0.0) -> None:
-        """Take the lock.
+        """Acquire the lock, or raise `LockHeld` after `timeout` seconds.
 
         Args:
             timeout: seconds to wait for it; None waits until it is free.
@@ -73,13 +73,13 @@ class Lock:
             time.sleep(POLL_SECONDS)
 
     def release(self) -> None:
-        """Give the lock back; nothing if this object does not hold it."""
+        """Release the lock; do nothing if this object does not hold it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def fileno(self) -> int:
-        """Return the descriptor that a child process must inherit to hold the lock with this process."""
+        """Return the file descriptor that a child process must inherit to hold the lock with this process."""
         assert self._descriptor is not None, "the lock is not held"
         return self._descriptor
 
@@ -93,7 +93,7 @@ class Lock:
 
 @contextmanager
 def wait_for_lock(path: Path, reason: str) -> Iterator[None]:
-    """Hold a lock inside the block; log `reason` and the present holder where it is not free within two seconds.
+    """Hold a file lock inside the block; log `reason` and the present holder where it is not free in two seconds.
 
     Raises:
         OSError: the lock file cannot be opened, or its file system has no locks.
@@ -111,7 +111,7 @@ def wait_for_lock(path: Path, reason: str) -> Iterator[None]:
 
 
 def holder(path: Path) -> str:
-    """Describe the last holder of a lock file, for messages: `process 4711 on node3 since 2026-01-31 12:00:00`."""
+    """Return the last holder of a lock file in words: `process 4711 on node3 since 2026-01-31 12:00:00`."""
     try:
         found = json.loads(path.read_bytes())
         return f"process {found['pid']} on {found['host']} since {found['since']}"

@@ -1,4 +1,4 @@
-"""Values are quoted for a command line, as an override of Hydra and for the shell around it."""
+"""This module quotes values for a command line: as an override of Hydra, and for the shell around it."""
 
 import re
 import shlex
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_override(value: Any) -> str:
-    r"""Return a value or a list of values as an override holds it: in single quotes, `\` before what would end them."""
+    r"""Return a value or a list of values as a Hydra override: in single quotes, with `\` before a quote inside."""
     if isinstance(value, list):
         return f"[{','.join(map(as_override, value))}]"
     text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value)).replace("'", r"\'")
@@ -15,15 +15,15 @@ def as_override(value: Any) -> str:
 
 
 def unquote(text: str) -> str:
-    """Return the value of an override without the quotes around it, if there are any."""
+    """Return the value of a Hydra override without the quotes around it, if there are any."""
     if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
         return text
     mark = text[0]
     return re.sub(rf"(\\+)({mark}|\Z)", lambda m: "\\" * (len(m[1]) // 2) + m[2], text[1:-1])
 
 
-def for_shell(path: Path) -> str:
-    """Return a path as it must be typed after `key=`, to be read by the shell and then as an override."""
+def quote_for_shell(path: Path) -> str:
+    """Return a path as a user must type it after `key=`, so that the shell and then Hydra read it unchanged."""
     text = str(path)
     if shlex.quote(text) == text and "=" not in text:
         return text

@@ -151,7 +151,7 @@ def test_the_adapter_reference_holds_no_second_copy_of_the_weights():
     assert matrices_of_the_vocabulary() - before == 2
     batch = rows().collate([0, 1])
     off = AdapterOff(policy)
-    with off.acting() as acting:
+    with off.as_policy() as acting:
         assert acting is policy
         acting(batch)
     off(batch)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from shiqrun.errors import InputError
-from shiqrun.models.reference_file import Expected, MappedScores, join_parts, read_part, write_part
+from shiqrun.models.reference_file import ExpectedScores, MappedScores, join_parts, read_part, write_part
 
 
 def numbers(expected, seed=0):
@@ -30,7 +30,7 @@ def parts_of(folder, expected, scores, *, order, size, seconds=1.5):
 
 @pytest.fixture
 def expected():
-    return Expected("its key", np.random.default_rng(1).integers(1, 9, 20), 0)
+    return ExpectedScores("its key", np.random.default_rng(1).integers(1, 9, 20), 0)
 
 
 def whole(folder, expected, **options):
@@ -60,14 +60,14 @@ def test_every_row_comes_back_in_whatever_order_and_parts_it_was_written(tmp_pat
 
 
 def test_a_trajectory_without_actions_has_empty_arrays(tmp_path):
-    path, _ = whole(tmp_path, empty := Expected("k", np.array([2, 0, 3, 0]), 2), size=1)
+    path, _ = whole(tmp_path, empty := ExpectedScores("k", np.array([2, 0, 3, 0]), 2), size=1)
     assert [[x.shape for x in row] for row in MappedScores(path, empty)][1] == [(0,), (0,), (0, 2)]
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """2 million actions, 16 MB, in 40 parts."""
-    expected = Expected("k", np.random.default_rng(0).integers(500, 1501, 2000), 0)
+    expected = ExpectedScores("k", np.random.default_rng(0).integers(500, 1501, 2000), 0)
     path, scores = whole(tmp_path_factory.mktemp("large"), expected, size=50)
     return path, expected, scores
 
@@ -111,7 +111,7 @@ def test_another_process_is_sent_the_name_and_not_the_numbers(large):
 
 def in_the_numbers(content):
     """The sign and exponent of one stored logit, which nothing but its hash can know."""
-    scores = numbers(Expected("its key", np.random.default_rng(1).integers(1, 9, 20), 0))
+    scores = numbers(ExpectedScores("its key", np.random.default_rng(1).integers(1, 9, 20), 0))
     place = content.index(scores[4][:, 0].tobytes()) + 3
     return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shiqrun.models.reference import weights_fingerprint
-from shiqrun.models.reference_file import Expected, write_part
+from shiqrun.models.reference_file import ExpectedScores, write_part
 from tests.support.command_line import (
     checkpoint,
     command,
@@ -325,7 +325,7 @@ def test_a_wrong_start_stops_and_says_why(home, capfd):
         table = pa.ipc.open_file(pa.OSFile(str(path))).read_all()
         rows, logit, partition = (table[name].to_pylist() for name in ("row", "logit", "log_partition"))
         counts = np.array([len(x) for _, x in sorted(zip(rows, logit, strict=True))])
-        expected = Expected(table.schema.metadata[b"key"].decode(), counts, further=0)
+        expected = ExpectedScores(table.schema.metadata[b"key"].decode(), counts, further=0)
         numbers = np.stack([np.concatenate(logit) + 1, np.concatenate(partition)], 1)
         write_part(path, expected, np.array(rows), numbers, seconds=0.0)
     capfd.readouterr()

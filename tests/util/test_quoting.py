@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from shiqrun.util.quoting import as_override, for_shell, unquote
+from shiqrun.util.quoting import as_override, quote_for_shell, unquote
 
 TEXTS = ["plain", "a b", "a=b,c", "it's (a) dir", 'say "a"', "end\\", "a\\'b", "$HOME [x] {y}", "`ls`!", "'q'", ""]
 
@@ -37,7 +37,7 @@ def test_double_quotes_are_quotes_too():
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text])
 def test_a_path_can_be_pasted_into_a_shell(text):
-    line = f"printf %s key={for_shell(Path('/top', text))}"
+    line = f"printf %s key={quote_for_shell(Path('/top', text))}"
     (word,) = [subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout]
     assert unquote(word.removeprefix("key=")) == f"/top/{text}"
     assert read(word) == f"/top/{text}"
