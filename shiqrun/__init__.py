@@ -1,4 +1,4 @@
-"""shiqrun: experiments in RL fine-tuning of language models from logged data, at the level of tokens.
+"""The package shiqrun runs experiments in RL fine-tuning of language models from logged data, token by token.
 
 This module stays empty of imports, so that `shiqrun --help` costs nothing.
 """

@@ -1,4 +1,4 @@
-"""`python -m shiqrun`: the same as the console script `shiqrun`."""
+"""`python -m shiqrun` runs the same as the console script `shiqrun`."""
 
 import sys
 

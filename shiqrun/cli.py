@@ -1,4 +1,4 @@
-"""Entry point of `shiqrun COMMAND [key=value ...] [flags]`: names the commands, and imports one when it is chosen."""
+"""`main` runs `shiqrun COMMAND [key=value ...] [flags]`; the module of a command is imported when it is chosen."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from shiqrun.config.suggest import did_you_mean
 
 
 class Command(NamedTuple):
-    """A command names the module that runs it, and says how it reads its words.
+    """A command names the module that runs it, and says how the words behind it are read.
 
     Attributes:
         module: the module with its `run(config, run_dir)` and `SCHEMA`.
@@ -64,7 +64,7 @@ Examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; return 0, 1 for a failure, 2 for input that cannot work, or 130 for an interrupt."""
+    """Run a command line; return its exit code: 0, 1 for a failure, 2 for unusable input, 130 for an interrupt."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         commands = "\n".join(f"  {name:<9} {command.summary}" for name, command in COMMANDS.items())

@@ -23,17 +23,17 @@ def is_main_process() -> bool:
 
 
 def quiet_other_ranks() -> None:
-    """Silence everything but errors on every rank but 0."""
+    """Silence all log messages but errors on every rank but 0."""
     if not is_main_process():
         console.quiet = True
         logging.getLogger().setLevel(logging.ERROR)
 
 
 class Handler(logging.Handler):
-    """A logging handler that prints through the console, so that messages do not tear a live view."""
+    """A handler prints log messages through the console, so that they do not tear a live view."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the message, with its level if it is a warning or an error."""
+        """Print the log message, with its level if it is a warning or an error."""
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         console.print(level + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
 
@@ -54,7 +54,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
 
 
 def count_of(count: int, noun: str) -> str:
-    """Return a number and its noun: `1 job`, `2 jobs`."""
+    """Return a count and its noun as text: `1 job`, `2 jobs`."""
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 

@@ -1,4 +1,4 @@
-"""Errors that end a command, each with its exit code."""
+"""These errors end a command, each with its own exit code."""
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""The layout of a batch as the body of a model reads it: padded rows, or one packed row without padding or repeats.
+"""A layout says how a model's body reads a batch: as padded rows, or as one packed row without padding or repeats.
 
 Layouts are made together with batches, on the loader's side, so that no step waits for a device to count tokens.
 `batching/packing.py` decides which token goes where.
@@ -11,7 +11,7 @@ from torch import Tensor, device
 
 
 class _Dataclass(Protocol):
-    """Any dataclass instance."""
+    """A `_Dataclass` is an instance of any dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -20,7 +20,7 @@ D = TypeVar("D", bound=_Dataclass)
 
 
 def to_device(values: D, where: "device | str") -> D:
-    """Return a frozen dataclass with every field that has a `.to` on another device; pinned memory without waiting."""
+    """Return a frozen dataclass whose tensors are on another device; from pinned memory, copy without waiting."""
     found = {f.name: getattr(values, f.name) for f in fields(values) if f.init}
     return replace(values, **{name: _to(x, where) for name, x in found.items() if hasattr(x, "to")})
 
@@ -31,7 +31,7 @@ def _to(x: Any, where: "device | str") -> Any:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the attention kernel over a packed batch: R branches of at most Q queries, each with its own K keys.
+    """A `Call` calls the attention kernel once on a packed batch: R branches of at most Q queries, each with K keys.
 
     A branch is a piece of a trajectory that attends to the same keys: for example one of the completions that share a
     prompt.
@@ -49,13 +49,13 @@ class Call:
     mask: Tensor | None
 
     def to(self, where: "device | str") -> "Call":
-        """Return the call with its mask on another device."""
+        """Return the kernel call with its mask on another device."""
         return self if self.mask is None else to_device(self, where)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention pattern of a packed row of L tokens: which token attends to which.
+    """An `Attention` is the pattern of a packed row of L tokens: it says which token attends to which.
 
     Attributes:
         calls: calls of the attention kernel that together cover every token once.
@@ -77,13 +77,13 @@ class Attention:
     longest: int
 
     def to(self, where: "device | str") -> "Attention":
-        """Return the pattern on another device."""
+        """Return the attention pattern on another device."""
         return to_device(replace(self, calls=tuple(call.to(where) for call in self.calls)), where)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The tokens that the body of a model reads, and where its output holds the N actions of the batch.
+    """A layout holds the tokens that a model's body reads, and where its output has the N actions of the batch.
 
     Attributes:
         input_ids: `[R, L]` int64; R is 1 when packed.

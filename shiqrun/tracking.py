@@ -36,7 +36,7 @@ LONGEST_TAG = 64  # characters; W&B refuses more
 
 @dataclass(frozen=True, kw_only=True)
 class Wandb:
-    """The settings of `conf/logger/wandb.yaml`.
+    """`Wandb` holds the settings of the W&B logger, `conf/logger/wandb.yaml`.
 
     Attributes:
         project: W&B project.
@@ -84,7 +84,7 @@ class Wandb:
 
 
 class Dashboard(WandbLogger):
-    """A Lightning logger to a W&B run, with steps named as in TRL and Lightning and a growing table of completions.
+    """A dashboard logs to a W&B run, with steps named as in TRL and Lightning and a growing table of completions.
 
     Args:
         run_dir: holds `samples.jsonl`.
@@ -98,7 +98,7 @@ class Dashboard(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, which starts when it is first asked for, on rank 0."""
+        """Return the W&B run, which starts when it is first asked for, on rank 0."""
         if self._experiment is None:
             self._experiment = _start_run(self._wandb_init, self._run_dir / "wandb")
             for name in ("train/global_step", "trainer/global_step"):

@@ -1,4 +1,4 @@
-"""The four types that pass between data, models and losses: Example, Trajectories, ActionScores and LossTerms.
+"""Four types pass between data, models and losses: Example, Trajectories, ActionScores and LossTerms.
 
 They are frozen, and check shapes when they are built. Losses work on actions alone, `[B, A]`: column t of a row is the
 t-th token that the policy chose. Prompts, user turns and tool replies are no columns, and the next state is the next
@@ -27,7 +27,7 @@ HalfInterval = Annotated[float, Ge(0), Lt(0.5)]
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its logged completions, as a data set returns it.
+    """An example is one prompt with its logged completions, as a data set returns it.
 
     Attributes:
         messages: the prompt, a list of chat messages; none of its tokens is an action.
@@ -67,7 +67,7 @@ def _require(name: str, value: Tensor | None, shape: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class ActionScores:
-    """The scores of a batch's actions under one model: all that any loss needs of a model.
+    """Action scores are the numbers of a batch's actions under one model: all that any loss needs of a model.
 
     Scores are float32 (float64 in proofs) and in nats unless said otherwise.
 
@@ -101,22 +101,22 @@ class ActionScores:
 
     @property
     def logp(self) -> Tensor:
-        """Log-probability of each action, log pi(a_t | s_t) = logit - log_partition, `[B, A]`, nats."""
+        """Return the log-probability of each action, log pi(a_t | s_t) = logit - log_partition, `[B, A]`, nats."""
         return self.logit - self.log_partition
 
-    def fixed(self) -> "ActionScores":
+    def detach(self) -> "ActionScores":
         """Return logit, log-partition and value, detached from the graph; nothing else is kept."""
         value = None if self.value is None else self.value.detach()
         return ActionScores(self.logit.detach(), self.log_partition.detach(), value)
 
     def to(self, where: "device | str") -> "ActionScores":
-        """Return the scores on another device."""
+        """Return the actions' scores on another device."""
         return to_device(self, where)
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """A batch of B trajectories of at most T tokens and A actions.
+    """Trajectories form a batch: B trajectories of at most T tokens and A actions.
 
     Attributes:
         input_ids: `[B, T]` int64, padded on the right.
@@ -187,7 +187,7 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The result of a loss: a sum and a count, never a mean, so that a step does not depend on its micro-batches.
+    """Loss terms are the result of a loss: a sum and a count, never a mean, so that micro-batches change no step.
 
     Attributes:
         total: `[]`, sum over units, differentiable.

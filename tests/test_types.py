@@ -101,12 +101,12 @@ def test_fixed_scores_are_the_same_numbers_without_gradient():
     given = scores(value=torch.ones(B, A, requires_grad=True), hits=torch.ones(B, A))
     given.logit.requires_grad_()
     given.log_partition.requires_grad_()
-    fixed = given.fixed()
+    fixed = given.detach()
     assert not any(x.requires_grad for x in (fixed.logit, fixed.log_partition, fixed.value))
     assert torch.equal(fixed.logit, given.logit)
     assert torch.equal(fixed.value, given.value)
     assert fixed.hits is None
-    assert scores().fixed().value is None
+    assert scores().detach().value is None
 
 
 def test_the_log_probability_is_the_logit_less_the_log_partition():

@@ -182,7 +182,7 @@ def collect_results(sweep: Sweep, folder: Path) -> int:
     places = {config.hydra.job.num: file.parents[1] for config, file in saved}
     for job in sweep.jobs:
         job.dir = str(places[job.number].relative_to(folder)) if job.number in places else job.dir
-        values = summary(sweep.place(job))
+        values = summary(sweep.directory_of(job))
         job.status, job.seconds = ("finished" if values else "failed"), values.get("seconds", 0.0)
         job.error = [] if values else [f"see {job.dir}/{rundir.LOG}"]
     sweep.save()

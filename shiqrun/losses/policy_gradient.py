@@ -65,7 +65,7 @@ def ppo(
     Raises:
         ValueError: the policy or its proximal scores have no value, or the batch no `behaviour_logp`.
     """
-    proximal = (batch.proximal or policy).fixed()
+    proximal = (batch.proximal or policy).detach()
     advantage = advantages(batch, proximal, reference, beta=beta, gae_lam=gae_lam, discount=discount)
     weight, change = importance_weights(batch, proximal), log_ratios(batch, policy, proximal)
     gain = weight.clamp(max=importance_cap) * _clipped(change.exp(), advantage, clip)

@@ -1,4 +1,4 @@
-"""`reward=exact_match` is 1 where the completion is the example's answer, else 0."""
+"""`reward=exact_match` gives 1 where the completion equals the example's answer, else 0."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from shiqrun.rewards.reward import Answered, Progress, Reward
 
 
 class ExactMatch(Reward):
-    """This reward compares the completion with `Example.answer`, without white space at both ends.
+    """An exact-match reward compares the completion with `Example.answer`, without white space at both ends.
 
     Args:
         ignore_case: whether upper and lower case count as the same.
@@ -20,7 +20,7 @@ class ExactMatch(Reward):
         self.ignore_case = ignore_case
 
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """Return 1.0 or 0.0 for each item.
+        """Return the reward of each completion, 1.0 or 0.0.
 
         Raises:
             InputError: an item has no answer.
@@ -28,11 +28,11 @@ class ExactMatch(Reward):
         return [float(self._plain(item.text) == self._plain(self._answer(item))) for item in items]
 
     def fingerprint(self) -> str:
-        """Return the settings."""
+        """Return the settings of the reward, which decide its scores."""
         return f"exact_match ignore_case={self.ignore_case}"
 
     def about(self) -> dict[str, Any]:
-        """Return the name, both rewards and the setting."""
+        """Return the reward's name, its two values and its setting."""
         return {"name": "exact_match", "right": 1.0, "wrong": 0.0, "ignore_case": self.ignore_case}
 
     def _answer(self, item: Answered) -> str:

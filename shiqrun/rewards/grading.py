@@ -73,12 +73,12 @@ def judge(found):
 
 
 def limits_of_tests(timeout: int, memory: int) -> Limits:
-    """Return the limits of a program: `timeout` seconds of processor time, `memory` MiB of address space."""
+    """Return the limits of a program under test: `timeout` seconds of processor time, `memory` MiB of address space."""
     return Limits(cpu=timeout, wall=WALL * timeout, memory=memory << 20, output=OUTPUT)
 
 
 def record_calls(problem: Check, run: Run, bounds: Limits, source: str) -> Calls:
-    """Record the calls that a problem's `check` makes of its own solution; they have no expected values.
+    """Record the calls that a problem's `check` makes of the problem's own solution; they have no expected values.
 
     Raises:
         InputError: the solution fails the check, or the check calls no function.
@@ -151,7 +151,7 @@ def _grade_streams(problem: Streams, code: str, run: Run, bounds: Limits) -> str
 
 
 def outputs_agree(expected: bytes, found: bytes) -> bool:
-    """Return whether two outputs have the same words: case is ignored, numbers agree up to 1e-5, integers exactly."""
+    """Return whether two outputs of programs agree word by word: case aside, numbers up to 1e-5, integers exactly."""
     ours, theirs = expected.lower().split(), found.lower().split()
     return len(ours) == len(theirs) and all(a == b or _numbers_agree(a, b) for a, b in zip(ours, theirs, strict=True))
 

@@ -26,7 +26,7 @@ CHUNK = 256
 
 
 class CachedScore(NamedTuple):
-    """What the cache holds of a completion.
+    """A cached score is what the cache holds of a completion.
 
     Attributes:
         tokens: length of prompt and completion; 0 where the reward reads no tokens.
@@ -40,7 +40,7 @@ class CachedScore(NamedTuple):
 
 
 class ScoreCache:
-    """Scores of one reward on disk, found by the reward's fingerprint and the contents of prompt and completion.
+    """A score cache holds scores of one reward on disk, found by the reward's fingerprint, prompt and completion.
 
     A chunk is a file that is written as a whole, so that a process killed at any moment leaves whole files.
 
@@ -65,7 +65,7 @@ class ScoreCache:
         self._known = dict(self._read())
         self._old = frozenset(self._known)
 
-    def of(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[CachedScore]:
+    def scores_of(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[CachedScore]:
         """Return the score of every completion, from the cache or computed now; one that is too long has none."""
         chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
         everything: list[CachedScore] = []
@@ -137,14 +137,14 @@ def _hash(text: str) -> str:
 
 
 def _key(item: Answered) -> str:
-    """Return a hash that is equal for completions to which every reward must give the same score."""
+    """Return a hash of a prompt with its completion, equal for those to which every reward must give the same score."""
     text = [list(item.prompt), list(item.completion), item.answer]
     return _hash(json.dumps(text, sort_keys=True, ensure_ascii=False, default=str))
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """An example with its split and a score for each completion, and a verdict for each where the reward gives some."""
+    """A labelled example has a split and, for each completion, a score and perhaps the reward's verdict."""
 
     split: Split
     example: Example
@@ -170,7 +170,7 @@ def label(
         for _, e in given
         for k, completion in enumerate(e.completions, 1)
     ]
-    known = iter(cache.of(items, progress))
+    known = iter(cache.scores_of(items, progress))
     labelled = []
     for split, example in given:
         own = [next(known) for _ in example.completions]
@@ -187,7 +187,7 @@ def label(
 
 
 def statistics(labelled: Iterable[Labelled]) -> dict[str, float | int]:
-    """Return statistics of the scores in each split: counts, mean, deviation, extremes, accuracy on pairs.
+    """Return statistics of the reward's scores in each split: counts, mean, deviation, extremes, accuracy on pairs.
 
     The accuracy is the share of pairs whose chosen completion has the higher score, ties counted half, with the half
     width of its 95 % interval.

@@ -1,4 +1,4 @@
-"""`load_classifier` reads a reward model from a directory or the Hub, and refuses what is none."""
+"""`load_classifier` reads a reward model from a directory or the Hub, and refuses any model that is none."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ class Classifier:
     provenance: Provenance | None
 
     def tokenizer_text(self) -> str:
-        """Return everything that decides which tokens a conversation becomes, as JSON text."""
+        """Return everything of the tokenizer that decides which tokens a conversation becomes, as JSON text."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         known = json.loads(backend.to_str()) if backend is not None else self.tokenizer.get_vocab()
         kept = {k: v for k, v in known.items() if k not in ("padding", "truncation")}  # set anew by every call
@@ -124,7 +124,7 @@ def _pad(path: str, model: Any, tokenizer: PreTrainedTokenizerBase, *, needed: b
 
 
 def _context(model: Any, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) -> int | None:
-    """Return the largest number of tokens: a decoder's config states it; of an encoder its tokenizer may state less."""
+    """Return the most tokens a model reads: a decoder's config states it; an encoder's tokenizer may state less."""
     stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limits = [stated if stated and stated > 0 else None]
     if not decoder and tokenizer.model_max_length < MEANINGLESS_LENGTH:

@@ -17,7 +17,7 @@ NUMBER = re.compile(
 
 
 class MathAnswer(Reward):
-    """This reward compares numbers exactly: 18, 18.00, $18 and 18 dollars are the same, 1,234 is 1234.
+    """A math-answer reward compares numbers exactly: 18, 18.00, $18 and 18 dollars are the same, 1,234 is 1234.
 
     Args:
         right, wrong: reward units.
@@ -33,7 +33,7 @@ class MathAnswer(Reward):
         self._right, self._wrong = right, wrong
 
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """Return `right` or `wrong` for each item, reward units.
+        """Return the reward of each completion, `right` or `wrong`, reward units.
 
         Raises:
             InputError: the `answer` of an item has no number behind its last ####, or is missing.
@@ -41,11 +41,11 @@ class MathAnswer(Reward):
         return [self._right if last_number(x.text) == _answer(x) else self._wrong for x in items]
 
     def fingerprint(self) -> str:
-        """Return the settings."""
+        """Return the settings of the reward, which decide its scores."""
         return f"math_answer {self._right} {self._wrong}"
 
     def about(self) -> dict[str, Any]:
-        """Return the name and both rewards."""
+        """Return the reward's name and its two values."""
         return {"name": "math_answer", "right": self._right, "wrong": self._wrong}
 
 

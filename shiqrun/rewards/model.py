@@ -62,12 +62,12 @@ class RewardModel(Reward):
         self._warned = self._agrees = False
 
     def to(self, device: torch.device) -> None:
-        """Compute on this device from the next score on."""
+        """Put the reward model on this device from the next score on."""
         self._device = device
 
     @cached_property
-    def loaded(self) -> Classifier:
-        """The model with its tokenizer and provenance.
+    def classifier(self) -> Classifier:
+        """Return the reward model with its tokenizer and provenance, loaded when first needed.
 
         Raises:
             InputError: the path holds no reward model, or one that cannot be read.
@@ -75,16 +75,16 @@ class RewardModel(Reward):
         return load_classifier(self.path, trust_remote_code=self.trust_remote_code)
 
     def context(self) -> int | None:
-        """Return the largest number of tokens that the model can read, None if unknown."""
-        return self.loaded.context
+        """Return the largest number of tokens that the reward model can read, None if unknown."""
+        return self.classifier.context
 
     def lengths(self, items: Sequence[Answered]) -> list[int]:
-        """Return the number of tokens of each item, as the reward model reads it."""
+        """Return the number of tokens of each prompt with its completion, as the reward model reads it."""
         return [len(ids) for ids in self._tokens(items)]
 
     @torch.no_grad()
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """Return scale * (score - center) of each item, reward units.
+        """Return the reward of each completion, scale * (score - center), reward units.
 
         Raises:
             InputError: a text is longer than the model's context, or a score is not finite; it names the source.
@@ -93,7 +93,7 @@ class RewardModel(Reward):
             return []
         tokens = self._tokens(items)
         self._expect_room(items, tokens)
-        self.loaded.model.to(self._device)
+        self.classifier.model.to(self._device)
         self._expect_agreement(tokens[0])
         lengths = np.array([len(ids) for ids in tokens])
         batches = padded_micro_batches(lengths, [[i] for i in range(len(items))], self.batch_tokens)
@@ -109,8 +109,8 @@ class RewardModel(Reward):
         return [float(x) for x in self.scale * (scores - self.center)]
 
     def fingerprint(self) -> str:
-        """Return a hash of weights, config, tokenizer, template, centre and scale."""
-        own, digest = self.loaded, hashlib.blake2b(digest_size=16)
+        """Return a hash of the reward model's weights, config, tokenizer and template, and of centre and scale."""
+        own, digest = self.classifier, hashlib.blake2b(digest_size=16)
         settings = {k: v for k, v in own.model.config.to_dict().items() if k not in UNREAD}
         for part in (self._weights, settings, own.tokenizer_text(), own.provenance is not None):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"|")
@@ -119,15 +119,15 @@ class RewardModel(Reward):
 
     @cached_property
     def _weights(self) -> str:
-        return weights_fingerprint(self.loaded.model)
+        return weights_fingerprint(self.classifier.model)
 
     def refuse_seen(self, prompts: Iterable[Sequence[Message]]) -> None:
-        """Refuse prompts on which the model was trained; warn once where its training prompts are unknown.
+        """Refuse prompts on which the reward model was trained; warn once where its training prompts are unknown.
 
         Raises:
             InputError: the model was trained on some of the prompts.
         """
-        known: Provenance | None = self.loaded.provenance
+        known: Provenance | None = self.classifier.provenance
         if known is None:
             if not self._warned:
                 log.warning(
@@ -147,12 +147,12 @@ class RewardModel(Reward):
             )
 
     def about(self) -> dict[str, Any]:
-        """Return name, path, centre, scale and fingerprint."""
+        """Return the reward's name, path, centre, scale and fingerprint."""
         settings = {"name": "model", "path": self.path, "center": self.center, "scale": self.scale}
         return {**settings, "fingerprint": self.fingerprint()}
 
     def _tokens(self, items: Sequence[Answered]) -> list[list[int]]:
-        own = self.loaded
+        own = self.classifier
         talks = [self._conversation(item) for item in items]
         if own.provenance is not None:
             return upto_last_action(talks, own.tokenizer)
@@ -164,7 +164,7 @@ class RewardModel(Reward):
     def _conversation(self, item: Answered) -> Conversation:
         """Return the conversation, up to the last action for a model whose score is read there."""
         answer = list(item.completion)
-        if self.loaded.provenance is not None:
+        if self.classifier.provenance is not None:
             while answer and answer[-1]["role"] != "assistant":
                 answer.pop()
         messages = [*item.prompt, *(answer or item.completion)]
@@ -172,10 +172,10 @@ class RewardModel(Reward):
 
     @cached_property
     def _specials(self) -> list[str]:
-        return special_words(self.loaded.tokenizer)
+        return special_words(self.classifier.tokenizer)
 
     def _expect_room(self, items: Sequence[Answered], tokens: Sequence[Sequence[int]]) -> None:
-        context = self.loaded.context
+        context = self.classifier.context
         long = [i for i, ids in enumerate(tokens) if context is not None and len(ids) > context]
         if long:
             raise InputError(
@@ -186,7 +186,7 @@ class RewardModel(Reward):
 
     def _score_tokens(self, tokens: Sequence[Sequence[int]], further: int = 0) -> Tensor:
         """Return the model's own scores of token lists, `[B]`, padded on the right by `further` more than needed."""
-        own, width = self.loaded, max(map(len, tokens)) + further
+        own, width = self.classifier, max(map(len, tokens)) + further
         ids = torch.tensor([[*row, *[own.pad] * (width - len(row))] for row in tokens], device=self._device)
         ends = torch.tensor([len(row) for row in tokens], device=self._device)
         mask = (torch.arange(width, device=self._device) < ends[:, None]).long()
@@ -205,7 +205,7 @@ class RewardModel(Reward):
         """
         if self._agrees:
             return
-        own, device = self.loaded, self._device
+        own, device = self.classifier, self._device
         self._warn_of_pad(tokens)
         plain = [i for i in tokens if i != own.model.config.get_text_config().pad_token_id] or list(tokens)
         alone = torch.tensor([plain], device=device)
@@ -221,7 +221,7 @@ class RewardModel(Reward):
 
     def _warn_of_pad(self, tokens: Sequence[int]) -> None:
         """Warn where texts end in the padding token, because transformers then reads the score one token earlier."""
-        own = self.loaded
+        own = self.classifier
         pad = own.model.config.get_text_config().pad_token_id
         if own.head is not None and own.provenance is None and pad is not None and tokens[-1] == pad:
             log.warning(

@@ -30,7 +30,7 @@ PYTHON = ("python", "python3", "py")
 
 @dataclass(frozen=True)
 class Streams:
-    """Streams are the tests of a program that reads and prints: input and expected output of each, UTF-8."""
+    """Streams are the tests of a program that reads and prints: each has an input and an expected output, UTF-8."""
 
     tests: tuple[tuple[bytes, bytes], ...]
 

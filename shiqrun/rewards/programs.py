@@ -11,7 +11,7 @@ NEEDED = 'reward=programs needs `answer`: {"base": ..., "tests": [{"input": [...
 
 
 class Programs(Reward):
-    """This reward runs programs of the language of `shiqrun.data.program_language`; a text that is no program is wrong.
+    """A programs reward runs programs of the language of `shiqrun.data.program_language`; any other text is wrong.
 
     Args:
         right, wrong: reward units.
@@ -27,7 +27,7 @@ class Programs(Reward):
         self._wrong = wrong
 
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """Return `right` or `wrong` for each item, reward units.
+        """Return the reward of each completion, `right` or `wrong`, reward units.
 
         Raises:
             InputError: an item has no hidden examples.
@@ -36,11 +36,11 @@ class Programs(Reward):
         return [self.right if _solves(item) else self._wrong for item in progress(items, "running programs")]
 
     def fingerprint(self) -> str:
-        """Return the settings."""
+        """Return the settings of the reward, which decide its scores."""
         return f"programs right={self.right} wrong={self._wrong}"
 
     def about(self) -> dict[str, Any]:
-        """Return the name and both rewards."""
+        """Return the reward's name and its two values."""
         return {"name": "programs", "right": self.right, "wrong": self._wrong}
 
 

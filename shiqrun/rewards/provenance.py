@@ -26,11 +26,11 @@ class Provenance:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the names that does not depend on their order."""
+        """Return a hash of the prompts' names that does not depend on their order."""
         return hashlib.blake2b(" ".join(sorted(self.names)).encode(), digest_size=16).hexdigest()
 
-    def written(self) -> dict[str, Any]:
-        """Return the content of the file."""
+    def file_content(self) -> dict[str, Any]:
+        """Return the content of the file `shiqrun.json`."""
         prompts = {"fingerprint": self.fingerprint, "count": len(self.names), "names": sorted(self.names)}
         return {"format": FORMAT, "reads": READS, "prompts": prompts}
 

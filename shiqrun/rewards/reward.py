@@ -1,4 +1,4 @@
-"""The contract of rewards: a reward gives one number for a prompt with its completion."""
+"""`Reward` is the contract of rewards: a reward gives one number for a prompt with its completion."""
 
 import hashlib
 import inspect
@@ -36,7 +36,7 @@ class Answered:
 
     @property
     def text(self) -> str:
-        """The content of the assistant's last message."""
+        """Return the content of the assistant's last message."""
         return str(self.completion[-1]["content"]) if self.completion else ""
 
 
@@ -53,11 +53,11 @@ class Reward(ABC):
     right: float | None = None
 
     def to(self, device: torch.device) -> None:  # noqa: B027 - a hook that only models need
-        """Compute on this device from the next score on."""
+        """Put the reward's model, if it has one, on this device from the next score on."""
 
     @abstractmethod
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """Return one number for each item, reward units, after centring and scaling; it depends on the item alone.
+        """Return the reward of each completion, after centring and scaling; it depends on prompt and completion alone.
 
         Raises:
             InputError: an item cannot be scored, or its score is not finite; the message names its source.
@@ -87,7 +87,7 @@ class Reward(ABC):
         """
 
     def about(self) -> dict[str, Any]:
-        """Return what a reader of the number must know: name, path, centre and scale."""
+        """Return what a reader of the rewards must know: name, path, centre and scale."""
         return {"name": type(getattr(self, "_given", self)).__name__}
 
 
@@ -95,12 +95,12 @@ class _AdoptedReward(Adopted, Reward):
     """An adopted reward wraps a user's reward that does not inherit from `Reward`."""
 
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """Return one number for each item."""
+        """Return the reward of each completion."""
         return list(self._given.score(items))
 
 
 def as_reward(given: Any) -> Reward:
-    """Return a user's reward as a `Reward`; what its class does not define has the default.
+    """Return a user's reward as a `Reward`; methods that its class does not define have the defaults.
 
     Raises:
         InputError: it has no method `score`.
@@ -123,7 +123,7 @@ class Bounded(Protocol):
         """Return the largest number of tokens that the reward can read, None if unknown."""
 
     def lengths(self, items: Sequence[Answered]) -> list[int]:
-        """Return the number of tokens of each item."""
+        """Return the number of tokens of each prompt with its completion."""
         ...
 
 
@@ -132,7 +132,7 @@ class Judging(Protocol):
     """A judging reward gives each item a verdict, a word that decides the reward."""
 
     def verdicts(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[str]:
-        """Return one verdict for each item.
+        """Return one verdict for each completion.
 
         Raises:
             InputError: as `score`.

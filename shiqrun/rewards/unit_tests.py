@@ -30,7 +30,7 @@ class _Task(NamedTuple):
 
 
 class UnitTests(Reward):
-    """This reward is `right` for a program that passes all tests of its example, else `wrong`.
+    """A unit-tests reward gives `right` to a program that passes all tests of its example, else `wrong`.
 
     `program_tests` describes the tests, `grading` how a verdict is reached.
 
@@ -71,7 +71,7 @@ class UnitTests(Reward):
         self.close = weakref.finalize(self, self._pool.close)
 
     def score(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[float]:
-        """Return `right` or `wrong` for each item, reward units.
+        """Return the reward of each completion, `right` or `wrong`, reward units.
 
         Raises:
             InputError: an item has no tests, or malformed ones.
@@ -80,7 +80,7 @@ class UnitTests(Reward):
         return [self.worth(word) for word in self.verdicts(items, progress)]
 
     def verdicts(self, items: Sequence[Answered], progress: Progress = lambda x, _: x) -> list[str]:
-        """Return the verdict on each item: `passed`, `wrong_answer`, or how its program ended.
+        """Return the verdict on each completion: `passed`, `wrong_answer`, or how its program ended.
 
         Raises:
             InputError, TrainingError: as `score`.
@@ -110,7 +110,7 @@ class UnitTests(Reward):
         return f"unit_tests {GRADER} {self._right} {self._wrong} cpu={b.cpu} wall={b.wall} {b.memory} python={python}"
 
     def about(self) -> dict[str, Any]:
-        """Return the name, both rewards, the limits and the sandbox."""
+        """Return the reward's name, its two values, the limits of programs and the sandbox."""
         seconds, mebibytes = self._bounds.cpu, self._bounds.memory >> 20
         settings = {"right": self._right, "wrong": self._wrong, "timeout": seconds, "memory": mebibytes}
         return {"name": "unit_tests", **settings, "sandbox": self._backend.name}

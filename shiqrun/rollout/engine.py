@@ -31,7 +31,7 @@ class Engine(Protocol):
     def publish(self, version: int, weights: Weights) -> None:
         """Sample with these policy weights from now on; `version` is the number of optimiser steps that made them."""
 
-    def trained(self) -> Iterator[tuple[int, SampledTrajectory]]:
+    def trained_trajectories(self) -> Iterator[tuple[int, SampledTrajectory]]:
         """Yield (step, trajectory) for every trajectory that was trained on so far, in the order of the steps."""
         ...
 

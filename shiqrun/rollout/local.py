@@ -54,9 +54,9 @@ class LocalEngine:
         self.transfers += 1
         self.bytes += sum(value.nbytes for value in weights.values())
 
-    def trained(self) -> Iterator[tuple[int, SampledTrajectory]]:
+    def trained_trajectories(self) -> Iterator[tuple[int, SampledTrajectory]]:
         """Yield (step, trajectory) for every trajectory that was trained on so far."""
-        return self.buffer.trained()
+        return self.buffer.trained_trajectories()
 
     def stats(self) -> dict[str, float]:
         """Return counts of trajectories, seconds, and the number and bytes of weight transfers, by name."""

@@ -179,7 +179,7 @@ class OnlineData(LoggedData):
 
         Staleness and replay pool are first restored from what the engine says was trained on before.
         """
-        for step, of_step in groupby(self.engine.trained(), key=lambda pair: pair[0]):
+        for step, of_step in groupby(self.engine.trained_trajectories(), key=lambda pair: pair[0]):
             found = [trajectory for _, trajectory in of_step]
             self.staleness.update(step - 1 - t.version for t in found)
             if "replay" in self.shares:

@@ -9,7 +9,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Machine:
-    """Divides the machine's CPU cores and GPUs among jobs that run at the same time.
+    """A `Machine` divides CPU cores and GPUs among a sweep's jobs that run at the same time.
 
     Args:
         parallel: number of jobs that run at the same time.
@@ -20,7 +20,7 @@ class Machine:
         self.gpus: list[str] | None = None  # None until the first job that wants one asks for them
 
     def environment(self, job: Job, slot: int) -> dict[str, str]:
-        """Return the environment variables of the job in one of the `parallel` slots; those that the user set stay."""
+        """Return the environment variables of a sweep's job in one of the `parallel` slots; the user's own stay."""
         given = dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
         if self.parallel == 1:
             return given

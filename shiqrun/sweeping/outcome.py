@@ -1,4 +1,4 @@
-"""A finished sweep is summarised: each method at its best beta over seeds, and what the cached reference saved."""
+"""`conclude` summarises a finished sweep: each method at its best beta over seeds, and what the cache saved."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ BETA, SEED, ALGO = "algo.beta", "seed", "algo"
 
 @dataclass(frozen=True)
 class BestOfMethod:
-    """A method at its best beta, chosen by the same rule as in the report.
+    """`BestOfMethod` holds a method's runs at its best beta, chosen by the same rule as in the report.
 
     Attributes:
         swept: the algorithm and each swept key but the seed, with its value; where jobs that the report takes for one
@@ -54,7 +54,7 @@ def best_of_methods(sweep: Sweep) -> list[BestOfMethod]:
         InputError: a file of a run is broken.
     """
     groups = group_runs(collect_runs([sweep.folder]).runs)
-    asked = {sweep.place(job).resolve(): job.swept for job in sweep.jobs}
+    asked = {sweep.directory_of(job).resolve(): job.swept for job in sweep.jobs}
     keys = [ALGO, *(key for key in sweep.swept if key not in (ALGO, BETA, SEED)), *({BETA} & set(sweep.swept))]
     found = []
     for method, group in best_groups(groups).items():
@@ -68,7 +68,7 @@ def best_of_methods(sweep: Sweep) -> list[BestOfMethod]:
 
 
 def reference_line(finished: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say how often the reference was scored and how many seconds the cache saved; None where no job needed one."""
+    """Return a line on how often the reference was scored and what the cache saved; None where no job needed one."""
     known = [values for values in finished if isinstance(values.get("seconds/reference_computed"), int | float)]
     read = [values for values in known if values.get("reference_cached")]
     scored = [values for values in known if not values.get("reference_cached")]
@@ -125,7 +125,7 @@ def write_best(path: Path, found: Sequence[BestOfMethod]) -> None:
 
 
 def as_table(found: Sequence[BestOfMethod]) -> Table:
-    """Return the same numbers as a table for the terminal."""
+    """Return the best of each method, as in `best.csv`, as a table for the terminal."""
     keys, metrics = list(found[0].swept), _columns(found)
     by = " or ".join(dict.fromkeys(f"{DIRECTIONS[sign]} mean {metric}" for metric, sign in (one.by for one in found)))
     of = "The best beta of each method" if BETA in keys else "The methods"

@@ -27,7 +27,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass
 class _Process:
-    """A job that runs: its process, its slot of the machine, when it began, and the seconds of its earlier sessions."""
+    """A `_Process` is a running job: its process, its slot of the machine, its start, the seconds of earlier starts."""
 
     job: Job
     popen: "subprocess.Popen[bytes]"
@@ -37,7 +37,7 @@ class _Process:
 
 
 class Runner:
-    """Runs the jobs of a sweep that are not finished, each as a process.
+    """A runner runs the jobs of a sweep that are not finished, each as a process.
 
     Args:
         sweep: the jobs.
@@ -55,7 +55,7 @@ class Runner:
         self._lock = Lock(sweep.folder / LOCK)
 
     def run(self) -> int:
-        """Run every job that is not finished.
+        """Run every job of the sweep that is not finished.
 
         Returns:
             The exit code: 0, 1 if a job did not finish, 130 if a signal stopped the sweep before every job had ended.
@@ -107,7 +107,7 @@ class Runner:
 
     def _start(self, job: Job) -> None:
         slot = min(set(range(self.parallel)) - {process.slot for process in self.running})
-        place = self.sweep.place(job)
+        place = self.sweep.directory_of(job)
         place.mkdir(exist_ok=True)
         with (place / CONSOLE).open("ab") as console:
             popen = subprocess.Popen(
@@ -133,12 +133,12 @@ class Runner:
         if code and (code == INTERRUPTED or self._told):
             job.status = "interrupted"
         if job.status == "failed":
-            job.error = error_lines(self.sweep.place(job) / CONSOLE, code)
+            job.error = error_lines(self.sweep.directory_of(job) / CONSOLE, code)
         self.sweep.save()
-        self.view.ended(job)
+        self.view.note_end(job)
 
     def _pass_on(self) -> None:
-        """Pass signals on to the jobs: the first asks to save and end, the second to end now, the third kills."""
+        """Pass signals on to the jobs: the first asks them to save and end, the second to end now, the third kills."""
         while self._told < self._asked:
             self._told += 1
             number = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)[min(self._told, 3) - 1]
@@ -165,8 +165,8 @@ class Runner:
 
 
 def command_words(sweep: Sweep, job: Job) -> list[str]:
-    """Return the words of a job's command line: its overrides, or `resume=` where its run was begun before."""
-    place = sweep.place(job).absolute()
+    """Return the words of a sweep job's command line: its overrides, or `resume=` where its run was begun before."""
+    place = sweep.directory_of(job).absolute()
     if sweep.command == "train" and (place / CONFIG).is_file():
         return [f"resume={as_override(place)}"]
     return [*job.words, f"run_dir={as_override(place)}"]

@@ -23,7 +23,7 @@ Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 
 @dataclass
 class Job:
-    """A job is one point of the grid: the overrides of one run, and how the run stands.
+    """A job is one point of the sweep's grid: the overrides of one run, and how the run stands.
 
     Attributes:
         number: place in the grid, from 0.
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The swept keys and values as one line, for a person."""
+        """Return the job's swept keys and values as one line, for a person."""
         return " ".join(f"{key}={value}" for key, value in self.swept.items()) or self.dir
 
 
@@ -79,24 +79,24 @@ class Sweep:
 
     @property
     def swept(self) -> list[str]:
-        """The swept keys, in the order in which they were typed."""
+        """Return the swept keys, in the order in which they were typed."""
         return list(dict.fromkeys(key for job in self.jobs for key in job.swept))
 
-    def place(self, job: Job) -> Path:
+    def directory_of(self, job: Job) -> Path:
         """Return the job's directory."""
         return self.folder / job.dir
 
     def count(self, status: Status) -> int:
-        """Return the number of jobs with this status."""
+        """Return the number of the sweep's jobs with this status."""
         return sum(job.status == status for job in self.jobs)
 
     def finished(self) -> list[tuple[Job, dict[str, Any]]]:
-        """Return every finished job that left a summary, and its summary."""
-        done = [(job, summary(self.place(job))) for job in self.jobs if job.status == "finished"]
+        """Return every finished job that left a `summary.json`, and the content of that."""
+        done = [(job, summary(self.directory_of(job))) for job in self.jobs if job.status == "finished"]
         return [(job, values) for job, values in done if values]
 
     def save(self) -> None:
-        """Write `sweep.json` and `sweep.csv`, each as a whole."""
+        """Write the sweep's `sweep.json` and `sweep.csv`, each as a whole."""
         write_atomic(self.folder / STATE, json.dumps(self._state(), indent=1) + "\n")
         write_atomic(self.folder / TABLE, self._table())
 
@@ -155,9 +155,9 @@ def load(folder: Path) -> Sweep:
         raise InputError(f"{file}: {where}: {first['msg']}; no sweep to go on with; nothing was changed") from error
     for job in sweep.jobs:
         if job.status == "running":
-            job.status = "finished" if (sweep.place(job) / SUMMARY).is_file() else "interrupted"
-            job.seconds = max(job.seconds, summary(sweep.place(job)).get("seconds", 0.0))
-        if job.status == "finished" and not sweep.place(job).is_dir():
+            job.status = "finished" if (sweep.directory_of(job) / SUMMARY).is_file() else "interrupted"
+            job.seconds = max(job.seconds, summary(sweep.directory_of(job)).get("seconds", 0.0))
+        if job.status == "finished" and not sweep.directory_of(job).is_dir():
             job.status, job.seconds = "waiting", 0.0
     return sweep
 

@@ -27,7 +27,7 @@ ERRORS = 3  # failed jobs whose reason stands under the table
 
 
 class SweepView:
-    """Shows the jobs of a sweep that run, that failed, and that finished last.
+    """A sweep view shows the jobs of a sweep that run, that failed, and that finished last.
 
     Args:
         sweep: the jobs.
@@ -54,7 +54,7 @@ class SweepView:
             self._live = None
 
     def update(self) -> None:
-        """Read the metrics of the running jobs again, once a second at most."""
+        """Read the metrics of the sweep's running jobs again, once a second at most."""
         if self._live is None or time.monotonic() - self._shown_at < REFRESH_SECONDS:
             return
         self._shown_at = time.monotonic()
@@ -62,7 +62,7 @@ class SweepView:
             if job.status == "running":
                 self.latest(job)
 
-    def ended(self, job: Job) -> None:
+    def note_end(self, job: Job) -> None:
         """Note that a job ended; print its line where no live table is shown."""
         self._ended += 1
         self.recent.append(job)
@@ -74,19 +74,19 @@ class SweepView:
             self.say("  ".join(word for word in (*words, f"({self.counts()})") if word))
 
     def say(self, text: str) -> None:
-        """Print one line, above the table."""
+        """Print one line above the live table."""
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def latest(self, job: Job) -> dict[str, float]:
         """Return the last value of every metric that the job has logged."""
-        file = self.sweep.place(job) / METRICS
+        file = self.sweep.directory_of(job) / METRICS
         changed = file.stat().st_mtime if file.is_file() else 0.0
         if changed and self._latest.get(job.number, (0.0, {}))[0] != changed:
             self._latest[job.number] = changed, last_values(file)
         return self._latest.get(job.number, (0.0, {}))[1]
 
     def counts(self) -> str:
-        """Return how many jobs have which status, as text."""
+        """Return how many of the sweep's jobs have which status, as text."""
         names = {"finished": "finished", "failed": "failed", "interrupted": "interrupted", "waiting": "to go"}
         return ", ".join(f"{n} {word}" for status, word in names.items() if (n := self.sweep.count(status)))  # type: ignore[arg-type]
 
@@ -122,7 +122,7 @@ class SweepView:
         return sorted((few + done + coming)[:room], key=lambda job: job.number)
 
     def table(self, room: int, shown: Sequence[str]) -> Table:
-        """Return the table: one row a job, with the metrics `shown`."""
+        """Return the live table: one row a job, with the metrics `shown`."""
         table = Table(expand=False, padding=(0, 1))
         keys = short_names(self.sweep.swept)
         table.add_column("job", justify="right", no_wrap=True)
@@ -151,7 +151,7 @@ def last_values(file: Path) -> dict[str, float]:
 
 
 def progress(job: Job, numbers: dict[str, float]) -> str:
-    """Return the steps taken as text, and the total where it is known."""
+    """Return as text the optimiser steps that a job has taken, and their total where it is known."""
     if "step" not in numbers:
         return ""
     step, total = int(numbers["step"]), job.max_steps
@@ -170,18 +170,18 @@ def reason(job: Job) -> str:
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """Return a heading for each key: its last part, or the whole key where another ends in the same part."""
+    """Return a column heading for each config key: its last part, or all of it where another key ends in that part."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
 
 
 def as_clock(seconds: float) -> str:
-    """Return seconds as hours, minutes and seconds."""
+    """Return a duration in seconds as text: hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def jobs_table(sweep: Sweep) -> Table:
-    """Return the table of a grid before any job runs."""
+    """Return the table of a sweep's jobs before any of them runs."""
     table = Table(title=f"{count_of(len(sweep.jobs), 'job')} of shiqrun {sweep.command}", title_justify="left")
     table.add_column("job", justify="right")
     for key in sweep.swept:

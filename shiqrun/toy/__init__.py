@@ -1,4 +1,4 @@
-"""The toy studies test claims of the ShiQ paper on small problems with exact optima, by the losses of training.
+"""The toy studies test claims of the ShiQ paper on small problems with exact optima, with the losses of training.
 
 bandit_study        Fig. 1: regret against optimiser steps on a bandit
 grid_study          Fig. 2: regret on a grid with a treasure

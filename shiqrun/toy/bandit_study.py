@@ -89,7 +89,7 @@ def _check(behaviours: Sequence[Sequence[float]], rewards: Sequence[float]) -> N
 
 
 def _steps(learner: Learner, rows: TableRows, counts: Tensor, at: Collection[int]) -> Iterator[int]:
-    """Train, and yield each step in `at` after its update; step 0 is before the first update."""
+    """Train the learner, and yield each step in `at` after its update; step 0 is before the first update."""
     rows = replace(rows, batch=replace(rows.batch, reference=learner.reference_scores(rows)))
     for step in range(len(counts) + 1):
         if step:
@@ -107,7 +107,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The behaviour's probabilities of the arms, as text."""
+        """Return the behaviour policy's probabilities of the arms, as text."""
         return "/".join(f"{p:g}" for p in self.behaviour)
 
     def rewards(self, rewards: Sequence[float]) -> list[float]:
@@ -171,7 +171,7 @@ def draw_batches(
 
 
 def _entities(method: StudyMethod, arms: int) -> list[tuple[int, ...]]:
-    """Return what a batch is drawn from: arms, pairs of arms (winner first where labelled), or groups of arms."""
+    """Return the units that a batch is drawn from: arms, pairs (winner first where labelled), or groups of arms."""
     if method.rewards == "labels":
         return list(product(range(arms), repeat=2))
     size = {"single": 1, "pair": 2, "group": GROUP}[method.rows]
@@ -181,7 +181,7 @@ def _entities(method: StudyMethod, arms: int) -> list[tuple[int, ...]]:
 def _chances(
     method: StudyMethod, entities: Sequence[tuple[int, ...]], behaviour: Sequence[float], rewards: Sequence[float]
 ) -> np.ndarray:
-    """Return the probability of each entity; Bradley-Terry, sigmoid(r - r'), draws the winner of a labelled pair."""
+    """Return the probability of drawing each unit; sigmoid(r - r') (Bradley-Terry) draws a labelled pair's winner."""
     p = np.array([prod(behaviour[arm] for arm in entity) for entity in entities])
     if method.rewards == "labels":
         margin = np.array([rewards[winner] - rewards[loser] for winner, loser in entities])

@@ -37,14 +37,14 @@ class Crosstab:
     digits: int = 3
 
     def cells(self) -> dict[tuple[Any, Any], tuple[float, float]]:
-        """Return the mean and half the width of its interval of each (row, column), in the order of the records."""
+        """Return each cell's mean over seeds and half of its interval by (row, column), in the records' order."""
         numbers: dict[tuple[Any, Any], list[float]] = {}
         for record in self.records:
             numbers.setdefault((record[self.rows], record[self.columns]), []).append(record[self.value])
         return {place: interval(values) for place, values in numbers.items()}
 
     def as_table(self) -> Table:
-        """Return the table for the terminal."""
+        """Return the cross table for the terminal."""
         cells = self.cells()
         columns = list(dict.fromkeys(column for _, column in cells))
         table = Table(title=self.title, title_justify="left")
@@ -91,7 +91,7 @@ class Findings:
         return [table, *plotting.save_figure(self.draw, folder / self.name)]
 
     def summary(self) -> dict[str, float | None]:
-        """Return the means in the tables by `value/column/row`; None where a table says `never`."""
+        """Return the means in the study's tables by `value/column/row`; None where a table says `never`."""
         return {
             f"{table.value}/{column}/{row}".replace("\n", ", "): mean if math.isfinite(mean) else None
             for table in self.tables

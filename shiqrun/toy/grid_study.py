@@ -88,7 +88,7 @@ def _evaluate(
 def sample_good_and_bad(
     problem: TabularProblem, beta: Positive, number: int, seeds: Sequence[int]
 ) -> LoggedTrajectories:
-    """Sample trajectories of the regularised optimum, then as many of the uniform policy."""
+    """Sample trajectories of the KL-regularised optimum, then as many of the uniform policy."""
     optimum = problem.optimum(beta)[1]
     return sample_trajectories(problem, [optimum, torch.zeros_like(optimum).log_softmax(-1)], number, seeds)
 
@@ -96,7 +96,7 @@ def sample_good_and_bad(
 def train_epochs(
     learner: Learner, data: LoggedTrajectories, seen: Tensor, *, batch: int, epochs: Sequence[int]
 ) -> Iterator[int]:
-    """Train for the largest number in `epochs`, and yield each of them when it is reached."""
+    """Train the learner for the largest number in `epochs`, and yield each of them when it is reached."""
     per_epoch = -(-len(data) // batch)
     steps = minibatches(data, data.rewards(seen), kind=learner.method.rows, batch=batch, epochs=max(epochs))
     for step, rows in enumerate(steps, 1):

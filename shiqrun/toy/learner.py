@@ -1,4 +1,4 @@
-"""The learner trains tables of logits, one for each seed, by the functions of `shiqrun.losses` that training calls.
+"""The learner trains tables of logits, one for each seed, with the functions of `shiqrun.losses` that training calls.
 
 The rows of all seeds form one batch. A loss returns a sum over units, so the gradients of different seeds do not mix.
 Each seed's gradient is divided by the seed's own number of units, at the scores: they keep their value, and their
@@ -61,7 +61,7 @@ class TableRows:
 
 
 def table_rows(table: Tensor, state: Tensor, action: Tensor, rewards: Tensor, mask: Tensor, group: Tensor) -> TableRows:
-    """Return rows that count once each; a row of the batch has one prompt token and then the actions.
+    """Return table rows that count once each; a row of the batch has one prompt token and then the actions.
 
     Args:
         table: `[B]` int64.
@@ -126,7 +126,7 @@ class Learner:
         self.optimiser = torch.optim.Adam(groups, lr=learning_rate, fused=True)
 
     def update(self, rows: TableRows) -> None:
-        """Make one optimiser step.
+        """Make one optimiser step on the rows.
 
         Raises:
             RuntimeError: the loss counted another number of units than its method's `unit` gives.
@@ -140,7 +140,7 @@ class Learner:
         self.optimiser.step()
 
     def _weights(self, rows: TableRows, row_units: Tensor) -> Tensor:
-        """Return times / (number of units of the row's table), `[B]`; 0 for a table whose pairs are all ties."""
+        """Return each row's weight, `times` over its table's units, `[B]`; 0 for a table whose pairs are all ties."""
         zeros = torch.zeros(len(self.logits), dtype=row_units.dtype)
         counts = zeros.index_add(0, rows.table, rows.times * row_units)[rows.table]
         return (rows.times / counts).masked_fill(counts == 0, 0)
@@ -179,5 +179,5 @@ def _look_up_scores(logits: Tensor, rows: TableRows) -> ActionScores:
 
 
 def _scale_gradient(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x unchanged, with the gradient of weight * x."""
+    """Return x unchanged, but with the gradient of weight * x."""
     return x.detach() + weight * (x - x.detach())

@@ -56,5 +56,5 @@ def merge_equal_curves(curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def shared_legend(figure: Any, axes: Any, columns: int) -> None:
-    """Put one legend for all panels under them."""
+    """Put one legend for all panels of a figure under them."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)

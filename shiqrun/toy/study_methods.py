@@ -39,12 +39,12 @@ def soft_q(beta: Positive) -> StudyMethod:
 
 
 def copg(beta: Positive) -> StudyMethod:
-    """Return CoPG on pairs."""
+    """Return CoPG, which learns from pairs of trajectories."""
     return StudyMethod("CoPG", partial(losses.copg, beta=beta), "pair", rows="pair")
 
 
 def dpo(beta: Positive) -> StudyMethod:
-    """Return DPO on pairs; it drops ties."""
+    """Return DPO, which learns from pairs of trajectories and drops ties."""
     return StudyMethod("DPO", partial(losses.dpo, beta=beta), "decided pair", rows="pair")
 
 

@@ -53,7 +53,7 @@ class TabularProblem:
         return value[0].item(), torch.stack(policy)
 
     def expectation(self, logp: Tensor | Sequence[Tensor], payoff: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return E_pi sum_t payoff(s_t, a_t) from the start, `[...]`.
+        """Return the expected sum of payoffs, E_pi sum_t payoff(s_t, a_t), from the start, `[...]`.
 
         `logp` and `payoff` are `[..., states, V]`, or sequences of `horizon` such tensors if they depend on the time.
         """
@@ -65,7 +65,10 @@ class TabularProblem:
         return value[..., 0]
 
     def regularised_return(self, logp: Tensor, beta: Positive) -> Tensor:
-        """Return E_pi[sum_t r_t - beta D_t], `[...]`, of policies `[..., states, V]` that do not know the time."""
+        """Return E_pi[sum_t r_t - beta D_t], the KL-regularised return, `[...]`, of policies `[..., states, V]`.
+
+        The policies do not know the time.
+        """
         return self.expectation(logp, self.reward - beta * (logp - self.reference.log_softmax(-1)))
 
     def regret(self, logp: Tensor, beta: Positive) -> Tensor:
@@ -124,7 +127,7 @@ def grid(
 
 
 def lock(*, length: int, actions: int, total_reward: float, dense: bool) -> TabularProblem:
-    """Return a lock: `length` decisions, of which action 0 is right; any other action ends the episode without reward.
+    """Return a lock: `length` decisions, whose right action is 0; any other action ends the episode without reward.
 
     A dense lock pays `total_reward` in equal parts for every right action, a sparse one all of it for the last.
     """

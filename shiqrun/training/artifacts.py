@@ -131,7 +131,7 @@ def save_reward_model(
     with atomic_directory(directory) as folder:
         scorer.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / trained_on.FILE, seen.written())
+        write_json(folder / trained_on.FILE, seen.file_content())
         _write_card(folder, card, load, about=about)
 
 

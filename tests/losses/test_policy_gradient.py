@@ -121,7 +121,7 @@ def test_nothing_in_the_padding_reaches_value_gradient_or_metrics(filling):
         batch,
         rewards=batch.rewards.masked_fill(empty, filling),
         behaviour_logp=batch.behaviour_logp.masked_fill(empty, filling),
-        proximal=all_filled(batch.proximal).fixed(),
+        proximal=all_filled(batch.proximal).detach(),
     )
     same = all_filled(policy)
     options = {"value_clip": 0.2}
@@ -143,7 +143,7 @@ def test_a_batch_without_any_action_counts_nothing_and_is_zero(width):
 # ------------------------------------------------------------------ what is absent
 def test_a_batch_without_proximal_scores_is_one_whose_policy_has_not_moved():
     batch, policy, reference = given()
-    first, again = replace(batch, proximal=None), replace(batch, proximal=policy.fixed())
+    first, again = replace(batch, proximal=None), replace(batch, proximal=policy.detach())
     one, two = PPO(first, policy, reference), PPO(again, policy, reference)
     assert_close((one.total, one.metrics), (two.total, two.metrics))
     assert_close(gradients(one, policy), gradients(two, policy))
@@ -165,7 +165,7 @@ def test_what_it_cannot_do_without_is_named():
 def one_action(ratio, advantage, **options):
     """d loss / d log pi of one action with this ratio and advantage, of weight 1."""
     tree = Tree(vocabulary=2, horizon=1)
-    old = scores((1, 1), torch.Generator().manual_seed(0)).fixed()
+    old = scores((1, 1), torch.Generator().manual_seed(0)).detach()
     batch = replace(
         tree.trajectories(tree.paths[:1]), proximal=replace(old, value=torch.zeros(1, 1, dtype=torch.float64))
     )

@@ -176,7 +176,7 @@ def trained(paths, reference, *, lag=0, behaviour=None, steps=400, epochs=4, **o
         for _ in range(epochs):
             policy = paths.scores(table, value, chosen)
             terms = PPO(batch, policy, fixed, **options)
-            batch = batch if batch.proximal else replace(batch, proximal=policy.fixed())
+            batch = batch if batch.proximal else replace(batch, proximal=policy.detach())
             optimiser.zero_grad()
             (terms.total / terms.count).backward()
             optimiser.step()

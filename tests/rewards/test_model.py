@@ -32,7 +32,7 @@ TEMPLATES = {
 
 def ours(folder, names=()):
     """Makes the directory one of shiqrun's own reward models."""
-    (folder / "shiqrun.json").write_text(json.dumps(provenance_of(names).written()))
+    (folder / "shiqrun.json").write_text(json.dumps(provenance_of(names).file_content()))
     return folder
 
 
@@ -103,7 +103,7 @@ def test_weights_are_read_in_float32_whatever_they_are_saved_in(tmp_path):
     save(tmp_path)
     half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
     half.save_pretrained(tmp_path)
-    assert {p.dtype for p in reward(tmp_path).loaded.model.parameters()} == {torch.float32}
+    assert {p.dtype for p in reward(tmp_path).classifier.model.parameters()} == {torch.float32}
 
 
 def test_scores_are_float32_inside_a_run_in_bfloat16(tmp_path):
@@ -272,7 +272,7 @@ def test_a_model_of_unknown_training_warns_once(tmp_path, caplog):
 )
 def test_a_provenance_that_this_version_does_not_know_is_refused(tmp_path, change, match):
     save(tmp_path)
-    (tmp_path / "shiqrun.json").write_text(json.dumps(provenance_of(["a"]).written() | change))
+    (tmp_path / "shiqrun.json").write_text(json.dumps(provenance_of(["a"]).file_content() | change))
     refused(tmp_path, match)
 
 

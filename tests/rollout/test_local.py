@@ -171,7 +171,7 @@ def test_a_killed_and_resumed_engine_goes_on_as_if_nothing_had_happened(
     assert told(t for batch, _ in found for t in batch) == wanted(t for batch, _ in whole[saved:] for t in batch)
     counts = resumed.stats()
     assert (counts["accepted"], counts["trained"], counts["lost"], counts["duplicated"]) == (100, 100, 0, 0)
-    trained = [(step, t.uid) for step, t in resumed.trained()]
+    trained = [(step, t.uid) for step, t in resumed.trained_trajectories()]
     assert trained == [(k + 1, t.uid) for k, (batch, _) in enumerate(whole) for t in batch]
 
 

@@ -26,7 +26,7 @@ def whole(**changed):
 
 
 def summarise(sweep, number, **values):
-    (sweep.place(sweep.jobs[number]) / "summary.json").write_text(json.dumps(values))
+    (sweep.directory_of(sweep.jobs[number]) / "summary.json").write_text(json.dumps(values))
 
 
 def rows(folder):
@@ -77,7 +77,7 @@ def test_the_time_on_record_counts_where_the_last_session_was_shorter(tmp_path):
 def test_a_finished_job_whose_directory_is_gone_is_to_be_run(tmp_path):
     sweep = sweep_in(tmp_path, "finished", "finished")
     sweep.save()
-    sweep.place(sweep.jobs[1]).rmdir()
+    sweep.directory_of(sweep.jobs[1]).rmdir()
     assert [job.status for job in load(tmp_path).jobs] == ["finished", "waiting"]
 
 

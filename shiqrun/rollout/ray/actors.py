@@ -138,9 +138,9 @@ class Store:
         """Acknowledge an optimiser step, as `Buffer.acknowledge`."""
         self.buffer.acknowledge(step)
 
-    async def trained(self) -> AsyncIterator[list[tuple[int, SampledTrajectory]]]:
-        """Yield the trained trajectories, as `Buffer.trained`, `CHUNK` at a time."""
-        found = self.buffer.trained()
+    async def trained_trajectories(self) -> AsyncIterator[list[tuple[int, SampledTrajectory]]]:
+        """Yield the trained trajectories, as `Buffer.trained_trajectories`, `CHUNK` at a time."""
+        found = self.buffer.trained_trajectories()
         while chunk := list(islice(found, CHUNK)):
             yield chunk
 

@@ -214,9 +214,9 @@ class RayEngine:
     def _tell_board(self) -> None:
         self._get(self._board.tell.remote(*self._told))
 
-    def trained(self) -> Iterator[tuple[int, SampledTrajectory]]:
-        """Yield all trained trajectories, see `Engine.trained`."""
-        for chunk in self._store.trained.options(num_returns="streaming").remote():
+    def trained_trajectories(self) -> Iterator[tuple[int, SampledTrajectory]]:
+        """Yield all trained trajectories, see `Engine.trained_trajectories`."""
+        for chunk in self._store.trained_trajectories.options(num_returns="streaming").remote():
             yield from ((step, _copy_arrays(trajectory)) for step, trajectory in self._get(chunk))
 
     def stats(self) -> dict[str, float]:

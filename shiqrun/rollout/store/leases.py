@@ -70,7 +70,7 @@ class Ledger:
         """Record that the optimiser step is done: its trajectories are trained on."""
         self._add({"done": step})
 
-    def trained(self) -> dict[str, int]:
+    def trained_steps(self) -> dict[str, int]:
         """Return, by uid, the step that trained on each trajectory."""
         return {uid: step for step in self.leases if step in self.done for uid in self.leases[step]}
 

@@ -55,7 +55,7 @@ class Buffer:
         self._queue: list[list[SampledTrajectory]] = []
         self._waiting = 0
         pending = self._ledger.pending()
-        gone = self._ledger.trained().keys() | {uid for uids in self._ledger.stale.values() for uid in uids}
+        gone = self._ledger.trained_steps().keys() | {uid for uids in self._ledger.stale.values() for uid in uids}
         self._leased: dict[int, list[SampledTrajectory]] = {
             s: [] for s in self._ledger.leases if s not in self._ledger.done
         }
@@ -177,10 +177,10 @@ class Buffer:
             self._ledger.finish(step)
             del self._leased[step]
 
-    def trained(self, since_step: int = 0) -> Iterator[tuple[int, SampledTrajectory]]:
+    def trained_trajectories(self, since_step: int = 0) -> Iterator[tuple[int, SampledTrajectory]]:
         """Yield (step, trajectory) of all that steps from `since_step` on trained on, in the order of sampling."""
         with self._mutex:
-            steps = {uid: step for uid, step in self._ledger.trained().items() if step >= since_step}
+            steps = {uid: step for uid, step in self._ledger.trained_steps().items() if step >= since_step}
         for trajectory in self._shards.read(lambda uid: uid in steps):
             yield steps[trajectory.uid], trajectory
 

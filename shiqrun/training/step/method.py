@@ -223,7 +223,7 @@ class Method(LightningModule):
                 self.manual_backward(terms.total)
             parts.append({**metrics, READ: (batch.attention_mask.sum(), terms.total.detach())})
             if first and self.algo.epochs > 1:
-                kept = replace(batch, proximal=scored.policy.fixed(), reference=scored.reference)
+                kept = replace(batch, proximal=scored.policy.detach(), reference=scored.reference)
                 batch = kept.with_layout(batch.layout)
             scored_batches.append(batch)
         return scored_batches, parts

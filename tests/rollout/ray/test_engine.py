@@ -167,7 +167,9 @@ class TestEngine:
         assert told["weight_transfers"] in (2, 3, 4)  # an actor may wait for room, or have begun late
         assert told["weight_bytes"] == told["weight_transfers"] * size
         assert all(told[f"seconds/{name}"] > 0 for name in ("sampling", "rewards", "storing", "waiting"))
-        assert [(k, t.uid) for k, t in engine.trained()] == [(1 + i // N, t.uid) for i, t in enumerate(seen)]
+        assert [(k, t.uid) for k, t in engine.trained_trajectories()] == [
+            (1 + i // N, t.uid) for i, t in enumerate(seen)
+        ]
 
     def test_actors_pause_when_enough_wait(self, engines):
         engine = engines(waiting=10)

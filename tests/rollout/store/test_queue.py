@@ -63,7 +63,7 @@ def test_done_steps_are_trained_once(opened):
     for _ in range(2):
         buffer.acknowledge(1)
     assert buffer.counts() == counts(accepted=4, trained=2, leased=1, waiting=1)
-    assert [(s, t.uid) for s, t in buffer.trained()] == [(1, "w-0-0-0"), (1, "w-0-0-1")]
+    assert [(s, t.uid) for s, t in buffer.trained_trajectories()] == [(1, "w-0-0-0"), (1, "w-0-0-1")]
     with pytest.raises(ValueError, match="step 1 is done"):
         buffer.lease(1, 2)
     with pytest.raises(ValueError, match="step 3 has no lease"):
@@ -122,7 +122,7 @@ def test_leases_after_the_checkpoint_are_undone(opened, after, expected, waits):
     for _ in range(2):
         buffer = opened(after=after)
         assert buffer.counts() == counts(accepted=8, **expected)
-    trained = [uid for _, uid in sorted((s, t.uid) for s, t in buffer.trained())]
+    trained = [uid for _, uid in sorted((s, t.uid) for s, t in buffer.trained_trajectories())]
     assert trained == uids(whole)[: expected.get("trained", 0)]
     got = buffer.lease(9, len(waits))
     assert [same(t, whole[n]) for t, n in zip(got, waits, strict=True)] == [True] * len(waits)
@@ -154,7 +154,7 @@ def test_training_goes_on_from_what_was_trained(opened):
         buffer.put(whole[3 * step - 3 : 3 * step])
         buffer.lease(step, 3)
         buffer.acknowledge(step)
-    found = list(opened(after=3).trained(2))
+    found = list(opened(after=3).trained_trajectories(2))
     assert [step for step, _ in found] == [2, 2, 2, 3, 3, 3]
     assert [same(t, w) for (_, t), w in zip(found, whole[3:], strict=True)] == [True] * 6
 

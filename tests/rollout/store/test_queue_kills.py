@@ -111,7 +111,9 @@ def test_any_course_of_events_is_as_a_simple_list_says(opened, directory, seed):
             step, pending = (step, pending) if after is None else (after, [])
         assert buffer.waiting == len(model.waiting())
         assert buffer.counts() == model.counts()
-        assert {(t.uid, s) for s, t in buffer.trained()} == {(r[0], r[4]) for r in model.rows if r[3] == "trained"}
+        assert {(t.uid, s) for s, t in buffer.trained_trajectories()} == {
+            (r[0], r[4]) for r in model.rows if r[3] == "trained"
+        }
 
 
 def test_killed_at_any_moment_nothing_accepted_is_lost_or_given_twice(opened, directory):
@@ -127,7 +129,7 @@ def test_killed_at_any_moment_nothing_accepted_is_lost_or_given_twice(opened, di
     put, leases, done = _told(said)
     buffer = opened(after=None)
     found = buffer.counts()
-    trained = {t.uid: step for step, t in buffer.trained()}
+    trained = {t.uid: step for step, t in buffer.trained_trajectories()}
     on_disk = {t.uid for t in buffer._shards.read()}
     assert len(put) > 100
     assert (found["lost"], found["duplicated"]) == (0, 0)

@@ -35,7 +35,7 @@ def test_several_updates_are_those_of_a_loop_by_hand():
         proximal = None
         for _ in range(3):
             scores = twin.policy(batch)
-            proximal = proximal or scores.fixed()
+            proximal = proximal or scores.detach()
             terms = twin.loss(replace(batch, proximal=proximal), scores, twin.reference(batch))
             optimiser.zero_grad()
             (terms.total / terms.count).backward()
