@@ -13,7 +13,7 @@ from shiqrun.types import Message
 
 @dataclass(frozen=True)
 class Conversation:
-    """A whole conversation.
+    """A `Conversation` holds the messages of a prompt and a completion, and where they came from.
 
     Attributes:
         messages: the prompt's messages and the completion's.
@@ -30,7 +30,7 @@ class Conversation:
         return [i for i in range(self.prompt, len(self.messages)) if self.messages[i]["role"] == "assistant"]
 
     def upto(self, message: int) -> "Conversation":
-        """Return the conversation before that message."""
+        """Return the conversation as it was before the message of that index."""
         return replace(self, messages=self.messages[:message])
 
     def key(self) -> tuple[int, ...]:

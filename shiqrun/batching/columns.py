@@ -1,4 +1,4 @@
-"""The numbers that a split of trajectories may carry beside its tokens, and how each becomes a tensor of a batch.
+"""`COLUMNS` lists the numbers that trajectories may carry beside their tokens, and how each becomes a tensor.
 
 A *column* holds one entry per row: a number of the trajectory, one number per action, or the reference's scores. Its
 name is the field of `shiqrun.types.Trajectories` that it fills. To give the losses a new number per row, add the field
@@ -30,17 +30,17 @@ def pad(arrays: Sequence[np.ndarray], padding: float = 0.0) -> Tensor:
 
 
 def collate_row_numbers(values: np.ndarray, picked: Sequence[int]) -> Tensor:
-    """Return one number per picked row, `[B]`."""
+    """Return a tensor of one number per picked row, `[B]`."""
     return torch.from_numpy(values[picked])
 
 
 def collate_action_numbers(values: Sequence[np.ndarray], picked: Sequence[int], *, padding: float) -> Tensor:
-    """Return one number per action of the picked rows, `[B, A]`, with `padding` where a row has no more actions."""
+    """Return a tensor of one number per action of the picked rows, `[B, A]`, filled up with `padding`."""
     return pad([values[i] for i in picked], padding)
 
 
 def collate_scores(values: Scores, picked: Sequence[int]) -> ActionScores:
-    """Return a model's scores of the picked rows' actions, `[B, A]` nats, zero where a row has no more actions."""
+    """Return a model's scores of the picked rows' actions, `[B, A]` nats, filled up with zeros."""
     logit, log_partition, *further = (pad(part) for part in zip(*(values[i] for i in picked), strict=True))
     return ActionScores(logit, log_partition, further=further[0] if further else None)
 
@@ -57,19 +57,19 @@ COLUMNS: dict[str, Callable[[Any, Sequence[int]], Tensor | ActionScores]] = {
 
 
 def select(values: Values, picked: Sequence[int]) -> Values:
-    """Return the entries of the picked rows, in their order."""
+    """Return the entries of a column at the picked rows, in their order."""
     return values[list(picked)] if isinstance(values, np.ndarray) else [values[i] for i in picked]
 
 
 def concat(parts: Sequence[Values]) -> Values:
-    """Return the entries of several splits, one after another."""
+    """Return the columns of several tables as one, one after another."""
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate(parts)
     return [entry for part in parts for entry in part]
 
 
 class AnchorTokens(NamedTuple):
-    """How the anchor's tokens are drawn: uniformly, as a function of seed and row, so that they need no memory.
+    """An `AnchorTokens` draws the anchor's tokens uniformly, from seed and row number, so that none are stored.
 
     Attributes:
         number: K, tokens at each action's state.
@@ -82,7 +82,7 @@ class AnchorTokens(NamedTuple):
     seed: int
 
     def draw(self, picked: Sequence[int], actions: np.ndarray) -> Tensor:
-        """Return the tokens at every action's state of the picked rows, `[B, A, K]` int64.
+        """Return the anchor tokens at every action's state of the picked rows, `[B, A, K]` int64.
 
         Args:
             picked: row numbers.

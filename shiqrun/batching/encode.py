@@ -50,7 +50,7 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class EncodedTrajectory:
-    """A trajectory in tokens: a prompt and a completion whose assistant turns are actions.
+    """An `EncodedTrajectory` holds one trajectory as token ids, with the positions and rewards of its actions.
 
     Attributes:
         input_ids: `[T]` int32.
@@ -199,7 +199,7 @@ def _marked_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase)
 
 
 def _runs(out: Any, row: int) -> list[tuple[int, int]]:
-    """Return (start, end) of each marked run of tokens.
+    """Return (start, end) of each run of tokens that the template marks as generated.
 
     `apply_chat_template` marks only the first token of a run's last character, which may have several (an emoji): a
     run goes on while tokens share characters.

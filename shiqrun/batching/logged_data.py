@@ -1,4 +1,4 @@
-"""A data set of logged trajectories becomes batches: it is split, encoded, counted and dealt to optimiser steps."""
+"""`load` splits and encodes a data set of logged trajectories; `LoggedData` deals them to optimiser steps."""
 
 import hashlib
 import logging
@@ -31,7 +31,7 @@ SEEN = "validation, but the prompt is in the training split too"
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """The settings that every data set understands beside its own keys (`conf/data/*.yaml`).
+    """A `DataSettings` holds what every `conf/data/*.yaml` sets beside its own keys: limits, split and filters.
 
     Attributes:
         limit: the most examples to read of a split, None for all.
@@ -52,7 +52,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A data set in tokens: both splits, and how many rows were left out, by reason.
+    """An `Encoded` holds both splits of a data set as token ids, and how many rows were dropped, by reason.
 
     Attributes:
         train: rows of the training split.
@@ -71,7 +71,7 @@ class Encoded:
 
 
 def held_out(prompt_id: str, fraction: float) -> bool:
-    """Return whether a prompt belongs to validation, by a hash of the prompt alone, so that it never changes sides."""
+    """Return whether a prompt is held out for validation, by a hash of its id alone: it never changes sides."""
     digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
@@ -131,7 +131,7 @@ def both_splits(source: Source, settings: DataSettings, dropped: Counter[str]) -
 
 
 def unseen(examples: Iterable[Example], trained: Set[str], dropped: Counter[str]) -> Iterator[Example]:
-    """Yield the examples whose prompt is not among the training prompts; others are counted by completion."""
+    """Yield the validation examples whose prompt is not trained on; count the completions of the others as dropped."""
     for example in examples:
         if prompt_name(example.messages) in trained:
             dropped[SEEN] += len(example.completions)
@@ -157,7 +157,7 @@ def load(
     source_name: str = "logged",
     progress: Callable[[Iterable[Example], str], Iterable[Example]] = lambda x, _: x,
 ) -> Encoded:
-    """Read and encode both splits of a data set; no prompt of the validation split is trained on.
+    """Return both splits of a data set, read and encoded; no prompt of the validation split is trained on.
 
     Args:
         source: the data set.
@@ -222,7 +222,7 @@ def fingerprint(*splits: Rows) -> str:
 
 
 class LoggedData(LightningDataModule):
-    """The batches of a run on logged trajectories; the training loader starts at the step that training has reached.
+    """A `LoggedData` gives Lightning the batches of logged trajectories, from the step that training has reached on.
 
     Args:
         encoded: both splits, annotated.
@@ -240,7 +240,7 @@ class LoggedData(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> Ahead:
-        """Return the optimiser steps from the trainer's global step on, without end, collated in a thread ahead."""
+        """Return the batches of all optimiser steps from the trainer's global step on, collated ahead in a thread."""
         self._close()
         rank, world = self._ranks()
         self.steps = Steps(
@@ -262,11 +262,11 @@ class LoggedData(LightningDataModule):
         return batch if device.type == "cpu" else [micro.to(device) for micro in batch]
 
     def teardown(self, stage: str) -> None:
-        """End the thread with the loop."""
+        """End the collating thread with the training loop."""
         self._close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """End the thread at an error or a signal."""
+        """End the collating thread at an error or a signal."""
         self._close()
 
     def _close(self) -> None:
@@ -274,12 +274,12 @@ class LoggedData(LightningDataModule):
             self._ahead.close()
 
     def validation(self) -> Batches:
-        """Return this rank's share of the validation split."""
+        """Return the batches of this rank's share of the validation split."""
         rank, world = self._ranks()
         return Batches(self.encoded.val, tokens=self.tokens, rank=rank, world=world)
 
     def passes(self, step: int) -> float:
-        """Return the passes over the training trajectories after so many optimiser steps."""
+        """Return how many passes over the training trajectories `step` optimiser steps are."""
         return step / self.encoded.train.steps_per_epoch(self.batch_size)
 
     def sources(self, step: int, micro_batch: int) -> list[str]:

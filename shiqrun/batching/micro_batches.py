@@ -1,4 +1,4 @@
-"""The rows of an optimiser step are cut into micro-batches that read a bounded number of tokens.
+"""This module cuts the rows of an optimiser step into micro-batches that read a bounded number of tokens.
 
 A *unit* is a list of rows that belong together: a single row, or all completions of one prompt.
 """

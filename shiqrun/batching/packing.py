@@ -23,7 +23,7 @@ padded to each other's length where that wastes less."""
 
 
 class Branch(NamedTuple):
-    """A slice of a trajectory, after a prefix that another trajectory of the batch holds.
+    """A `Branch` is the end of a trajectory, after a prefix that another trajectory of the batch holds.
 
     Attributes:
         row: number of the trajectory in the batch.

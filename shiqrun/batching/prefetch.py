@@ -1,4 +1,4 @@
-"""Batches of the next optimiser steps are collated in a thread of their own while the current step runs.
+"""`Ahead` collates the batches of the next optimiser steps in a thread while the current step runs.
 
 For a GPU the thread also pins their memory, so that the copy to the device overlaps with computation.
 """
@@ -36,7 +36,7 @@ def _replace_fields(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 class Ahead:
-    """An iterable that collates optimiser steps ahead of their use, in order, in one thread.
+    """An `Ahead` iterates over optimiser steps, whose batches it collates ahead of their use in one thread.
 
     An error is raised where its step is asked for. The thread starts with the first step and ends when the steps do,
     at an error, and at `close`.
@@ -56,7 +56,7 @@ class Ahead:
         return self._running
 
     def close(self) -> None:
-        """End the thread after the step that it is collating."""
+        """End the collating thread after the step that it is at."""
         if self._running is not None:
             self._running.close()
 

@@ -1,4 +1,4 @@
-"""A reward offset is a constant per prompt that is taken from every return before the loss sees it."""
+"""A reward offset is a constant per prompt that is subtracted from every return before the loss sees it."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ Offset = Literal["none", "mean", "group_mean"] | float
 
 
 def offset_center(train: Rows, how: Offset) -> float:
-    """Return the constant that `reward_offsets` takes from every return: the training split's mean, or a given number.
+    """Return the constant that `reward_offsets` subtracts: the mean return of the training split, or a given number.
 
     Args:
         train: the training split.
@@ -23,7 +23,7 @@ def offset_center(train: Rows, how: Offset) -> float:
 
 
 def reward_offsets(rows: Rows, how: Offset, center: float) -> np.ndarray:
-    """Return what is taken from the reward of each trajectory's last action, `[rows]` float32, reward units.
+    """Return what is subtracted from the reward of each row's last action, `[rows]` float32, reward units.
 
     This is `center` for every row, or with "group_mean" the mean return of the row's group. The optimal policy does
     not change with a constant per prompt; what ShiQ learns from a finite data set does.

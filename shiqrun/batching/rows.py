@@ -1,4 +1,4 @@
-"""The trajectories of a split as an immutable table: tokens, rewards, and named columns of further numbers.
+"""`Rows` is the immutable table of a split's trajectories: tokens, rewards, and named columns of further numbers.
 
 Every stage that knows more about the rows returns a new table (`with_columns`, `with_layout`, ...); nothing changes
 one. Copies share the trajectories and whatever was computed from them.
@@ -22,7 +22,7 @@ from shiqrun.types import Trajectories
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Encoded trajectories numbered from 0, with everything that a loss may read of each of them.
+    """A `Rows` holds encoded trajectories, numbered from 0, with all that a loss may read of each of them.
 
     Attributes:
         trajectories: what `encode` made; tokens, positions of the actions, rewards.
@@ -81,7 +81,7 @@ class Rows:
         return self.with_columns(**{name: values})
 
     def with_layout(self, *, packed: bool, device: str = "cpu") -> "Rows":
-        """Return these rows for batches that a device of this type reads packed, or padded."""
+        """Return these rows with another layout of their batches: packed for a type of device, or padded."""
         return self._replace(packed=packed, device=device)
 
     def with_source(self, source: str) -> "Rows":
@@ -89,7 +89,7 @@ class Rows:
         return self._replace(source=source)
 
     def with_anchor(self, anchor: AnchorTokens | None) -> "Rows":
-        """Return these rows with another draw of the anchor's tokens."""
+        """Return these rows with another way of drawing the anchor's tokens."""
         return self._replace(anchor=anchor)
 
     def _settings(self) -> dict[str, Any]:
@@ -166,15 +166,15 @@ class Rows:
         return [part.tolist() for part in np.split(order, np.flatnonzero(np.diff(names[order])) + 1) if len(part)]
 
     def units_per_step(self, batch_size: int) -> int:
-        """Return the units of an optimiser step: as many as hold about `batch_size` rows, at least one."""
+        """Return the number of units of an optimiser step: as many as hold about `batch_size` rows, at least one."""
         return max(1, round(batch_size * len(self.units) / max(len(self), 1)))
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the optimiser steps of one pass over all rows."""
+        """Return the number of optimiser steps of one pass over all rows."""
         return -(-len(self.units) // self.units_per_step(batch_size))
 
     def share(self, units: Units, rank: int, world: int) -> Units:
-        """Return a rank's units: sorted by the tokens they read and dealt in turn, so that ranks have equal work."""
+        """Return the units of one rank: sorted by tokens and dealt in turn, so that ranks have equal work."""
         return units if world == 1 else sorted(units, key=lambda u: -self.tokens_read(u))[rank::world]
 
     def tokens_read(self, picked: Sequence[int]) -> int:
@@ -185,7 +185,7 @@ class Rows:
         return int(sum(self.lengths[i] - self.prompt_lengths[i] for i in picked) + sum(prompts.values()))
 
     def micro_batches(self, units: Units, tokens: int) -> list[list[int]]:
-        """Return the units' rows in batches of which each reads at most `tokens` tokens.
+        """Return the units' rows in micro-batches, each of which reads at most `tokens` tokens.
 
         Units whose rows are compared are not cut; one that reads more tokens forms a batch of its own.
         """
@@ -203,7 +203,7 @@ class Rows:
 
     # ------------------------------------------------------------------ batches
     def collate(self, picked: Sequence[int]) -> Trajectories:
-        """Return the picked rows as one batch; each row's offset is taken from the reward of its last action."""
+        """Return the picked rows as one batch; each row's offset is subtracted from the reward of its last action."""
         trajectories = [self.trajectories[i] for i in picked]
         ids = pad([t.input_ids.astype(np.int64) for t in trajectories], self.pad)
         index = pad([t.action_index.astype(np.int64) for t in trajectories], 1)

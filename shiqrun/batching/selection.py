@@ -1,4 +1,4 @@
-"""Encoded trajectories that training has no use for are dropped: repeated ones, and those without a counterpart."""
+"""This module drops trajectories that training has no use for: repeated ones, and those without a counterpart."""
 
 import hashlib
 from collections import Counter

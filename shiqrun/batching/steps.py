@@ -1,4 +1,4 @@
-"""Which rows meet in an optimiser step is a pure function of the seed and the step.
+"""`Steps` yields the batches of optimiser steps; which rows meet in one depends on seed and step number alone.
 
 Nothing here depends on earlier steps, so that a resumed run sees exactly the batches of an uninterrupted one.
 """
@@ -25,7 +25,7 @@ def _epoch_order(units: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def step_units(units: int, per_step: int, seed: int, step: int) -> np.ndarray:
-    """Return the unit numbers of an optimiser step, `[at most per_step]`.
+    """Return the numbers of the units that an optimiser step trains on, `[at most per_step]`.
 
     Each epoch visits every unit once; its last step may have fewer units than the others.
 
@@ -40,7 +40,7 @@ def step_units(units: int, per_step: int, seed: int, step: int) -> np.ndarray:
 
 
 class Steps(IterableDataset):
-    """The endless sequence of one rank's optimiser steps, each a list of micro-batches.
+    """A `Steps` yields one rank's optimiser steps without end, each as a list of micro-batches.
 
     A rank without rows in a step (fewer rows than ranks) gets one row whose actions are masked: it adds nothing to
     the loss's sum or count, and takes part in the exchange of gradients.
@@ -75,7 +75,7 @@ class Steps(IterableDataset):
 
 
 class Batches(IterableDataset):
-    """The batches of one rank's share of a whole split, each row once.
+    """A `Batches` yields the batches of one rank's share of a split, each row once.
 
     Iteration yields pairs (row numbers, batch).
 

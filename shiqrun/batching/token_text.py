@@ -1,4 +1,4 @@
-"""Each token of a sequence is decoded to its own piece of text, for people to read."""
+"""`pieces` decodes each token of a sequence to its own piece of text, for people to read."""
 
 from collections.abc import Iterator
 
