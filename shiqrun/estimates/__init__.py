@@ -1,1 +1,1 @@
-"""Estimates are computed from the reference before training: prompt values and pivotal tokens."""
+"""This package estimates prompt values and pivotal tokens from completions of the reference, before training."""

@@ -15,7 +15,7 @@ ROUNDING = 1e-9
 
 
 class Bisection:
-    """The search on a trajectory of T actions; position t lies behind its first t actions.
+    """A `Bisection` searches a trajectory of T actions for pivotal ones; position t lies behind its first t actions.
 
     Args:
         logp: `[T]`, nats, log-probabilities of the actions under the reference.
@@ -34,7 +34,7 @@ class Bisection:
 
     @property
     def wanted(self) -> list[int]:
-        """The positions whose chances the search needs next; none when it is over."""
+        """The positions whose chances of success the search needs next; none when it is over."""
         return sorted({at for interval in self._open for at in interval} - self.rates.keys())
 
     def tell(self, rates: Mapping[int, float]) -> None:
@@ -43,7 +43,7 @@ class Bisection:
         self._open = [part for interval in self._open for part in self._next(*interval)]
 
     def stop(self) -> None:
-        """End the search; what was found so far stays."""
+        """End the search early; keep what was found so far."""
         self._open = []
 
     def _next(self, low: int, high: int) -> list[tuple[int, int]]:
@@ -65,5 +65,5 @@ class Bisection:
         return low + 1 + int(np.abs(self.spent[low + 1 : high] - half).argmin())
 
     def pivots(self) -> list[int]:
-        """Return the pivotal actions, counted from 0: from position t to t + 1 the chance jumps by the gap or more."""
+        """Return the pivotal actions, counted from 0, over which the chance of success jumps by the gap or more."""
         return [t for t in sorted(self.rates) if t + 1 in self.rates and self._jumps(t, t + 1)]

@@ -1,4 +1,4 @@
-"""A JSONL cache keeps rows that took long to compute; its first line, the header, says what they may be used with.
+"""A `JsonlCache` keeps rows that took long to compute, under a header that says what they are valid for.
 
 The header holds the fingerprints of the reference and the reward and the sampling settings. Rows stay on disk, because
 hundreds of completions of each of thousands of prompts are more than a machine's memory.
@@ -21,7 +21,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class CacheKind:
-    """What the rows of a cache are, and which command computes them.
+    """A `CacheKind` says what the rows of a cache are, and which command computes them.
 
     Attributes:
         name: of the command; the header has the key `shiqrun_<name>`.
@@ -42,12 +42,12 @@ class CacheKind:
 
     @property
     def advice(self) -> str:
-        """How to get such a file, for messages."""
+        """The command that makes such a file, for messages."""
         return f"`shiqrun {self.name}` makes one, {self.name}.jsonl"
 
 
 class JsonlCache:
-    """A JSONL file of a header and one row a line; a torn last line, which a kill left, is cut off.
+    """A `JsonlCache` is a JSONL file of a header and one row per line; a last line torn by a kill is cut off.
 
     Only the byte at which each row starts is in memory.
 
@@ -71,7 +71,7 @@ class JsonlCache:
 
     @property
     def header(self) -> dict[str, Any]:
-        """The first line."""
+        """The JSON object in the first line of the file."""
         return {self.kind.mark: FORMAT, **self.made_with}
 
     def _open(self) -> None:
@@ -92,13 +92,13 @@ class JsonlCache:
         return key in self._starts
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows, on disk when this returns; after an error (a full disk) the file is as it was."""
+        """Append rows and force them to disk; after an error (a full disk) the file is as it was before."""
         new = list(rows)
         for row, start in zip(new, append_lines(self.path, new, default=str), strict=True):
             self._remember(row, start)
 
     def rows(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Yield the rows of these keys, in that order, from the disk.
+        """Yield the cached rows of these keys, in that order, read from disk.
 
         Raises:
             KeyError: the cache has no such row.
@@ -119,7 +119,7 @@ def lock_cache(path: Path, doing: str) -> Iterator[None]:
 
 
 def expect_made_with(path: Path, header: Mapping[str, Any], made_with: Mapping[str, Any], kind: CacheKind) -> None:
-    """Check that a header agrees with what its rows are wanted for.
+    """Check that a cache's header agrees with the settings that its rows are wanted for.
 
     Raises:
         InputError: naming each entry that differs.

@@ -1,4 +1,4 @@
-"""The settings of a search for pivotal tokens (`pivotal:` in `conf/pivotal.yaml`)."""
+"""`PivotalSettings` holds the settings of a search for pivotal tokens (`pivotal:` in `conf/pivotal.yaml`)."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from shiqrun.rewards.reward import Reward
 
 @dataclass(frozen=True, kw_only=True)
 class PivotalSettings:
-    """The settings of a search: `pivotal:` in `conf/pivotal.yaml`.
+    """A `PivotalSettings` holds the settings of a search for pivotal tokens.
 
     Rollouts are drawn at temperature 1, because the chances of success are the reference's.
 

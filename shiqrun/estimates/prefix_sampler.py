@@ -1,4 +1,4 @@
-"""Rollouts of the reference behind prefixes of trajectories estimate the chance of success at their positions.
+"""A `PrefixSampler` lets the reference complete prefixes of trajectories to estimate their chance of success.
 
 Rollouts continue the token ids of a prefix, not its text.
 """
@@ -19,7 +19,7 @@ from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens, tokens_key
 
 @dataclass(frozen=True)
 class SearchedTrajectory:
-    """A trajectory to search for pivotal actions.
+    """A `SearchedTrajectory` is a trajectory to be searched for pivotal actions, with its log-probabilities.
 
     Attributes:
         prompt: the prompt that it answers.
@@ -45,18 +45,18 @@ class SearchedTrajectory:
 
 @dataclass(frozen=True)
 class PrefixRollouts:
-    """Completions from one position: their texts, prefix included, and their rewards."""
+    """A `PrefixRollouts` holds the completions of one prefix: their texts, prefix included, and their rewards."""
 
     texts: list[str]
     rewards: list[float]
 
     def rate(self, right: float) -> float:
-        """Return the share of completions with the reward of a right one."""
+        """Return the share of completions that earned the reward of a right one."""
         return sum(r == right for r in self.rewards) / len(self.rewards)
 
 
 class PrefixSampler:
-    """A sampler of rollouts behind prefixes; each prefix of a prompt is sampled once, however many searches ask.
+    """A `PrefixSampler` samples rollouts behind prefixes; a prefix that many searches ask for is sampled once.
 
     Args:
         policy: the reference, on its device.
@@ -89,7 +89,7 @@ class PrefixSampler:
         return [self._known[name] for name in names]
 
     def forget(self) -> None:
-        """Forget all rollouts, to free memory; no prompt occurs in two portions."""
+        """Delete all rollouts to free memory, since no prompt occurs in two portions of a search."""
         self._known.clear()
 
     def _sample(self, new: dict[tuple[int, str, str], tuple[SearchedTrajectory, int]], number: int) -> None:

@@ -29,7 +29,7 @@ Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings:
-    """The settings of prompt values: `values:` in `conf/train.yaml` and `conf/values.yaml`.
+    """A `ValueSettings` says how prompt values are estimated: `values:` in `conf/train.yaml` and `conf/values.yaml`.
 
     The sampling temperature is 1, because Q0 is an expectation under the reference.
 
@@ -57,12 +57,12 @@ class ValueSettings:
 
 
 def settings_key(made_with: dict[str, Any]) -> str:
-    """Return the name of a cache file with this header, a hash."""
+    """Return a hash of a cache's header, which names its file."""
     return hashlib.blake2b(json.dumps(made_with, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """Return a hash of a prompt's tokens and answer, on which its rewards depend; ids of two data sets may be equal."""
+    """Return a hash of a prompt's tokens and answer, since prompt ids of two data sets may be equal."""
     digest = hashlib.blake2b(prompt.tokens.tobytes(), digest_size=16)
     digest.update(json.dumps([prompt.name, prompt.answer], sort_keys=True, default=str).encode())
     return digest.hexdigest()
@@ -78,7 +78,7 @@ def sample_missing_rewards(
     *,
     progress: Progress = lambda x, _: x,
 ) -> int:
-    """Sample and score completions of the prompts that the file lacks; return the number of those prompts.
+    """Sample and score completions of the prompts that the value file lacks; return the number of those prompts.
 
     Args:
         policy: the reference, on its device.
@@ -125,5 +125,5 @@ def rewards_by_prompt_id(file: ValueFile, prompts: Sequence[Prompt]) -> dict[str
 
 
 def soft_values(known: Mapping[str, PromptRewards], beta: float) -> dict[str, float]:
-    """Return Q0 of each prompt id at beta, reward units: beta log of the mean of exp(r / beta)."""
+    """Return the soft value Q0 = beta log mean exp(r / beta) of each prompt id, in reward units."""
     return {name: soft_value(found.rewards, beta).value for name, found in known.items()}

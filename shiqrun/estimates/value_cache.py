@@ -1,4 +1,4 @@
-"""The rewards behind a run's prompt values are read from a file, or sampled once and cached for all jobs and ranks."""
+"""A run's prompts, and the rewards that estimate their values, are read from files or sampled once and cached."""
 
 import logging
 from collections import Counter
@@ -76,7 +76,7 @@ def read_prompts(
 
 
 def _untrained(prompt: Prompt, specials: list[str], max_length: int | None, context: int | None) -> str | None:
-    """Return why training keeps no trajectory of a prompt, or None."""
+    """Return the reason for which training drops every trajectory of a prompt, or None."""
     spelled = next((w for w in specials if any(w in str(m["content"]) for m in prompt.messages)), None)
     if spelled is not None:
         return f"the text holds the special token {spelled}"
@@ -108,7 +108,7 @@ def read_prompt_rewards(path: Path, reference: str, reward: Reward | None) -> di
 
 
 class ValuedPrompts(NamedTuple):
-    """The rewards of all prompts, and where they are stored.
+    """A `ValuedPrompts` holds the rewards of all prompts, and the file that stores them.
 
     Attributes:
         known: rewards by prompt id.
@@ -132,7 +132,7 @@ def cached_prompt_rewards(
     cache_dir: Path,
     device: torch.device,
 ) -> ValuedPrompts:
-    """Return the rewards of the reference's completions, from the cache or sampled now; ranks and jobs sample once.
+    """Return rewards of the reference's completions of prompts, from the cache or sampled once for all ranks and jobs.
 
     Args:
         policy: the reference; afterwards it is on the device where it was before.

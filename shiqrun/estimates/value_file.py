@@ -13,7 +13,7 @@ KIND = CacheKind("values", "prompt values", column="rewards", key="asked")
 
 
 class ValueFile(JsonlCache):
-    """The cache of rewards and completions by prompt.
+    """A `ValueFile` caches the completions of each prompt, sampled from the reference, and their rewards.
 
     A row has the columns of `data=jsonl`, and `asked`, the `prompt_key` of its prompt.
 
@@ -38,7 +38,7 @@ class ValueFile(JsonlCache):
 
 
 class PromptRewards(NamedTuple):
-    """The rewards of a prompt's completions.
+    """A `PromptRewards` holds the rewards of one prompt's completions.
 
     Attributes:
         rewards: `[K]` float64, reward units, of completions that the reference sampled.

@@ -44,7 +44,7 @@ def write_values(
     right: float | None,
     beta: float | None,
 ) -> dict[str, float]:
-    """Write `values.jsonl` and the completions in the order of the prompts; return figures over all prompts.
+    """Write `values.jsonl` and the sampled completions, in the order of the prompts; return figures over all prompts.
 
     Args:
         run_dir: directory of the files.
@@ -76,7 +76,7 @@ def write_values(
 
 
 def _worth(rewards: np.ndarray, right: float | None, beta: float | None) -> dict[str, float]:
-    """Return the success rate and Q0 of one prompt, as far as they are known."""
+    """Return the success rate and the soft value Q0 of one prompt, as far as they are known."""
     found = {} if right is None else {"success_rate": float((rewards == right).mean())}
     if beta:
         soft = soft_value(rewards, beta)
@@ -86,7 +86,7 @@ def _worth(rewards: np.ndarray, right: float | None, beta: float | None) -> dict
 
 
 def _figures(rewards: Sequence[np.ndarray], lines: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return means over prompts, and shares of prompts."""
+    """Return figures of all prompts: means over prompts, and shares of prompts."""
     largest = max(float(r.max()) for r in rewards)
     found = {}
     if "success_rate" in lines[0]:
@@ -108,7 +108,7 @@ def _figures(rewards: Sequence[np.ndarray], lines: Sequence[dict[str, float]]) -
 
 
 def value_table(figures: dict[str, float], beta: float | None) -> Table:
-    """Return the figures as a table for the terminal."""
+    """Return the figures on prompt values as a table for the terminal."""
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -39,7 +39,7 @@ def read_targets(path: Path, reference: str, reward: Reward | None) -> PrefixRew
 
 
 def prefix_rewards(searched: Iterable[Mapping[str, Any]]) -> PrefixRewards:
-    """Return the first estimates of every search, without the one behind the last action.
+    """Return the rewards of the first rollouts behind every searched prefix, but not behind the last action.
 
     The terminal loss already regresses that one; with it, the term would clone right trajectories once more.
 
@@ -79,5 +79,5 @@ def value_targets(rows: Rows, known: PrefixRewards, beta: float) -> list[np.ndar
 
 
 def number_of_targets(targets: Iterable[np.ndarray]) -> int:
-    """Return how many actions have a target."""
+    """Return the number of actions that have a value target."""
     return sum(int((~np.isnan(target)).sum()) for target in targets)
