@@ -1,1 +1,1 @@
-"""Training carries out one run: its plan, checks, the Lightning loop, and the files that it leaves."""
+"""This package carries out one training run: its plan, checks, the Lightning loop, and the files that it leaves."""

@@ -1,4 +1,4 @@
-"""Every trajectory of a run, wherever it came from, gets the numbers that the losses read beside its tokens.
+"""`annotate` gives every trajectory of a run the numbers that the losses read beside its tokens.
 
 `RunFacts` holds what a run knows of any trajectory; `annotate` is the only function that applies it. Rows of the data
 set, of another file, of the replay pool and of the sampler all pass through it.
@@ -18,7 +18,7 @@ from shiqrun.estimates.value_targets import PrefixRewards, value_targets
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a run knows of any trajectory that it trains or validates on.
+    """A `RunFacts` holds what a run knows of any trajectory: prompt values, targets, reward offset and layout.
 
     Attributes:
         packed: the policy reads batches without padding.
@@ -42,7 +42,7 @@ class RunFacts:
 
 
 def annotate(rows: Rows, facts: RunFacts) -> Rows:
-    """Return the rows with the layout, the anchor and the columns that this run's losses read.
+    """Return the rows with the layout, the anchor tokens and the columns that the losses of this run read.
 
     Columns are `offset` and, where the run knows them, `prompt_value` (every prompt must have one) and, for the logged
     training split alone, `value_target`. Annotating rows twice changes nothing.
@@ -58,7 +58,7 @@ def annotate(rows: Rows, facts: RunFacts) -> Rows:
 
 
 def _anchor_of(rows: Rows, anchor: AnchorTokens | None) -> AnchorTokens | None:
-    """Return the draw of the anchor's tokens for these rows.
+    """Return how the anchor's tokens are drawn for these rows.
 
     Rows of a file keep their numbers over the run, so that a cache can hold the reference's logits of their tokens.
     Sampled rows are numbered from 0 in every step, hence their draw depends on the first trajectory's name as well.

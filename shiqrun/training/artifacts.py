@@ -106,7 +106,7 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: P
 def save_reward_model(
     policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any], *, prompts: Iterable[str]
 ) -> None:
-    """Save a reward model as a directory that `AutoModelForSequenceClassification` loads: one label, a text's score.
+    """Save a reward model as a directory that `AutoModelForSequenceClassification` loads, with one label: the score.
 
     `shiqrun.json` in it names the prompts that the model was trained on (`Encoded.prompts`).
 
@@ -149,7 +149,7 @@ def _write_card(
 
 
 def provenance() -> dict[str, Any]:
-    """Return what reproducing a number needs: versions, the git commit of the working directory, the thread count."""
+    """Return what one needs to reproduce a run: versions, the git commit of the working directory, the thread count."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -176,17 +176,17 @@ def git_commit() -> str | None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Replace a file by these values as JSON."""
+    """Write values to a JSON file, which is replaced as a whole."""
     write_atomic(path, json.dumps(values, indent=2, default=str) + "\n")
 
 
 def append_samples(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append rows to `samples.jsonl`: step, prompt, completion, reward, KL and more, on disk when this returns."""
+    """Append rows (step, prompt, completion, reward, KL, ...) to `samples.jsonl`, and force them to disk."""
     append_lines(path, rows)
 
 
 def drop_samples_after(path: Path, step: int) -> None:
-    """Drop the rows of steps after `step`, which a resumed run writes again, and a torn last row.
+    """Delete the rows of `samples.jsonl` after `step`, which a resumed run writes again, and a torn last row.
 
     Raises:
         InputError: another row is broken; the message names file and line.

@@ -1,4 +1,4 @@
-"""Whether a run is evaluated by completions or episodes of its policy, and by which reward."""
+"""`evaluator_of` decides whether a run samples completions or episodes to evaluate its policy, and by which reward."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ log = logging.getLogger("shiqrun")
 
 
 def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> PolicyEvaluator | None:
-    """Return the evaluator of a run's policy; None where sampling is not asked for or would say nothing.
+    """Return what evaluates a run's policy by sampling; None where that is not asked for or would say nothing.
 
     Nothing is sampled where the optimum is known exactly, nor for reward models; for a method without a reference
     completions are sampled only if a reward scores them.

@@ -21,10 +21,10 @@ MONITORED = (("val/regularised_return", 1), ("val/reward", 1), ("val/loss", -1))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes each checkpoint as a whole, so that a kill leaves the former checkpoint."""
+    """An `AtomicCheckpointIO` writes each checkpoint as a whole, so that a kill leaves the former checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save `checkpoint` under `path`, as a whole or not at all."""
+        """Write `checkpoint` to the file `path`, as a whole or not at all."""
         target = Path(path)
         remove_partials(target.parent, target.name)  # a run has one writer, and what a killed one left may be large
         with atomic_path(target) as partial:
@@ -32,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Saves `last.ckpt` every `every` optimiser steps and at the end, and `best.ckpt` when validation improves.
+    """A `Checkpoints` saves `last.ckpt` regularly and at the end, and `best.ckpt` when validation improves.
 
     Lightning's ModelCheckpoint numbers files anew after a resume and does not write atomically.
 
@@ -46,24 +46,24 @@ class Checkpoints(Callback):
         self.best: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far, for a checkpoint."""
+        """Return the best validation metric so far, to be kept in a checkpoint."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best value from a checkpoint."""
+        """Restore the best validation metric from a checkpoint."""
         self.best = state_dict["best"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save the checkpoint if it is due, after the validation of this step."""
+        """Save `last.ckpt` if it is due, after the validation of this step."""
         if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write `last.ckpt` now."""
+        """Save `last.ckpt` now."""
         trainer.save_checkpoint(self.last)
 
-    def consider(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """Write `best.ckpt` if these validation metrics are better than the best so far."""
+    def save_if_best(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Save `best.ckpt` if these validation metrics are better than the best so far."""
         for name, sign in MONITORED:
             if name in metrics:
                 if self.best is None or sign * metrics[name] > self.best:
@@ -73,14 +73,14 @@ class Checkpoints(Callback):
 
 
 class Stopped(Exception):
-    """A signal ended the run after a step whose checkpoint was saved.
+    """`Stopped` says that a signal ended the run after a step whose checkpoint was saved.
 
     It is no KeyboardInterrupt, because Lightning ends the process with exit code 1 on those.
     """
 
 
 class Signals(Callback):
-    """Saves a checkpoint after the present step and ends the run when a rank gets SIGINT or SIGTERM.
+    """A `Signals` saves a checkpoint after the present step and ends the run when a rank gets SIGINT or SIGTERM.
 
     A second SIGINT ends the run at once.
 
@@ -95,13 +95,13 @@ class Signals(Callback):
         self._former: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take over both signals."""
+        """Install this callback's handlers of SIGINT and SIGTERM."""
         for number in (signal.SIGINT, signal.SIGTERM):
             former = signal.signal(number, self._note)
             self._former.setdefault(number, former)
 
     def restore(self) -> None:
-        """Give both signals back to their former handlers."""
+        """Restore the former handlers of SIGINT and SIGTERM."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former.clear()
@@ -123,7 +123,7 @@ class Signals(Callback):
             self._ranks = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save and stop if any rank got a signal; this callback is the last, so the step's metrics are written."""
+        """Save a checkpoint and stop if any rank got a signal; this is the last callback, after metrics are written."""
         stop = self.received
         if self._ranks is not None:
             told = torch.tensor(stop)
@@ -138,7 +138,7 @@ Exact = Callable[[Any], dict[str, float]]
 
 
 class Validation(Callback):
-    """Evaluates the policy: loss on the validation split, sampled completions, and exact metrics where there are some.
+    """A `Validation` evaluates the policy during training: validation loss, sampled completions, and exact metrics.
 
     It runs at step 0, every `every` optimiser steps and at the end. Its metrics go to the same loggers as those of
     training, as `val/...`.
@@ -170,11 +170,11 @@ class Validation(Callback):
         self._wall, self._began = 0.0, time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the metrics at step 0, for the table at the end, the step of the last evaluation, and the clocks."""
+        """Return what a checkpoint keeps: metrics at step 0, the step of the last evaluation, and seconds spent."""
         return {"first": self.first, "at": self.at, "seconds": self.seconds, "wall": self.wall()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore metrics, step and clocks from a checkpoint."""
+        """Restore the metrics at step 0, the last evaluated step and the seconds spent from a checkpoint."""
         self.first, self.at, self.seconds = state_dict["first"], state_dict["at"], state_dict["seconds"]
         self._wall, self._began = state_dict["wall"], time.perf_counter()
 
@@ -191,15 +191,15 @@ class Validation(Callback):
         if trainer.global_step == 0:
             self.first = self.run(trainer, pl_module)
         elif trainer.global_step % self.every == 0 and self.at != trainer.global_step:
-            self.checkpoints.consider(trainer, self.run(trainer, pl_module))
+            self.checkpoints.save_if_best(trainer, self.run(trainer, pl_module))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Evaluate if it is due, and at the end."""
+        """Evaluate the policy if it is due, and after the last step."""
         if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
-            self.checkpoints.consider(trainer, self.run(trainer, pl_module))
+            self.checkpoints.save_if_best(trainer, self.run(trainer, pl_module))
 
     def run(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        """Evaluate once and return the metrics; `val/reward` is that of the policy's completions, not of the data."""
+        """Evaluate the policy once and return the metrics; `val/reward` is of its completions, not of the data."""
         assert isinstance(module, Method)
         module.check_pending()
         began = time.perf_counter()
@@ -222,7 +222,7 @@ class Validation(Callback):
         return metrics
 
     def share(self) -> float:
-        """Return the share of the wall time so far that evaluations took."""
+        """Return the share of wall time that evaluations have taken so far."""
         return self.seconds / max(self.wall(), 1e-9)
 
     def _answered(self, answers: PolicyEvaluator, trainer: Trainer, module: Method) -> EvaluationResult:

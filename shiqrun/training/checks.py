@@ -1,4 +1,4 @@
-"""The rules that the settings of a run must obey, checked before any data or model is loaded.
+"""`check_settings` checks the settings of a run against rules before any data or model is loaded.
 
 A rule is a function of the plan that returns what is wrong and what to set instead, or None. To add one, write the
 function, append it to `RULES` here or in `checks_rollout.py`, and give it a case in `tests/training/test_checks.py`.
@@ -11,7 +11,7 @@ from shiqrun.training.plan import Plan
 
 
 def check_settings(plan: Plan) -> None:
-    """Check the plan against every rule, those of sampling only where the run samples.
+    """Check a plan against every rule; the rules on sampling apply only where the run samples.
 
     Raises:
         InputError: the message of the first rule that the plan breaks.

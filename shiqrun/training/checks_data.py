@@ -1,4 +1,4 @@
-"""The rules that loaded data must obey: rewards where the loss reads them, values of the same prompts and unit.
+"""`check_data` checks loaded data against rules: rewards where the loss reads them, values of the same prompts.
 
 As in `checks.py`, a rule returns what is wrong and what to do about it, or None.
 """
@@ -15,8 +15,8 @@ from shiqrun.sampling.prompts import Prompt, tokens_key
 from shiqrun.training.plan import Plan
 
 
-def expect(wrong: str | None) -> None:
-    """Turn the verdict of a rule into an error.
+def raise_if_wrong(wrong: str | None) -> None:
+    """Raise the message of a broken rule as an error; do nothing for None.
 
     Raises:
         InputError: the rule found something wrong.
@@ -26,13 +26,13 @@ def expect(wrong: str | None) -> None:
 
 
 def check_data(plan: Plan, encoded: Encoded) -> None:
-    """Check the data set against every rule.
+    """Check the training split against every rule.
 
     Raises:
         InputError: the message of the first rule that the data break.
     """
     for rule in RULES:
-        expect(rule(plan, encoded.train))
+        raise_if_wrong(rule(plan, encoded.train))
 
 
 # ------------------------------------------------------------------ rules of the training split
@@ -79,7 +79,7 @@ RULES = (rewards_are_there, actions_are_the_policys, group_means_leave_rewards, 
 
 
 def warning_of_levels(plan: Plan, rows: Rows) -> str | None:
-    """Return what to watch where no return is positive, or None.
+    """Return a warning where no return is positive and the method is ShiQ, else None.
 
     The level of rewards changes what finite data teach ShiQ about actions that they never show.
     """
@@ -94,7 +94,7 @@ def warning_of_levels(plan: Plan, rows: Rows) -> str | None:
 
 # ------------------------------------------------------------------ rules of prompt values and value targets
 def unvalued_prompts(rows: Rows, known: Mapping[str, PromptRewards]) -> str | None:
-    """Every row's prompt has a value, and it is of the same tokens."""
+    """Every row's prompt needs a value, estimated for the same prompt tokens."""
     lacking = [t for t in rows.trajectories if t.prompt_id not in known]
     if lacking:
         return (
@@ -112,7 +112,7 @@ def unvalued_prompts(rows: Rows, known: Mapping[str, PromptRewards]) -> str | No
 
 
 def unvalued_questions(prompts: Sequence[Prompt], values: Mapping[str, float] | None) -> str | None:
-    """Every prompt that the policy will answer has a value, where the method reads values."""
+    """Every prompt that the policy will answer needs a value, where the method reads values."""
     lacking = [p for p in prompts if values is not None and p.prompt_id not in values]
     if lacking:
         return (
@@ -123,7 +123,7 @@ def unvalued_questions(prompts: Sequence[Prompt], values: Mapping[str, float] | 
 
 
 def other_unit(plan: Plan, tables: Sequence[Rows], known: Mapping[str, PromptRewards]) -> str | None:
-    """Logged returns have the unit of the rewards that prompt values were estimated from, and do not exceed the top."""
+    """Logged returns need the unit of the rewards behind prompt values, and must not exceed `algo.top`."""
     logged = {float(r) for rows in tables for r in np.unique(rows.returns)}
     sampled = {float(r) for found in known.values() for r in np.unique(found.rewards)}
     if plan.reward is not None and plan.reward.right is not None:
@@ -152,7 +152,7 @@ def _listed(rewards: set[float]) -> str:
 
 
 def no_targets(plan: Plan, number: int) -> str | None:
-    """Some action of the training data has a value target, of the `number` that were found."""
+    """At least one action of the training data needs a value target; `number` of them have one."""
     if not number:
         return (
             f"algo.targets={plan.algo.targets}: none of its trajectories is in the training data, so that there is "
@@ -162,7 +162,7 @@ def no_targets(plan: Plan, number: int) -> str | None:
 
 
 def reward_above_top(plan: Plan, rows: Rows) -> str | None:
-    """No sampled trajectory earns more than the cross-entropy takes to be possible."""
+    """No sampled trajectory may earn more than `algo.top`, which the cross-entropy takes to be the largest reward."""
     largest = float(rows.returns.max())
     if plan.link == "cross_entropy" and largest > plan.top:
         return (

@@ -1,4 +1,4 @@
-"""The rules that the settings of a run must obey where it samples while it trains (`rollout=local` or `ray`).
+"""This module has the rules on settings of a run that samples while it trains (`rollout=local` or `ray`).
 
 See `checks.py`: a rule returns what is wrong and what to set instead, or None.
 """
@@ -16,13 +16,13 @@ from shiqrun.training.source_losses import LOSSES, source_losses
 
 
 def temperatures_are_ordered(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """The least temperature comes first."""
+    """The range of sampling temperatures needs its least one first."""
     low, high = rollout.temperature
     return None if low <= high else f"rollout.temperature={rollout.temperature}: expected [least, greatest]"
 
 
 def staleness_covers_the_update_interval(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """Trajectories may be as old as the weights get before new ones come."""
+    """The allowed staleness of trajectories must cover the steps between two updates of the sampler's weights."""
     oldest = rollout.model_update_interval - 1
     if rollout.max_staleness is not None and rollout.max_staleness < oldest:
         return (
@@ -33,7 +33,7 @@ def staleness_covers_the_update_interval(plan: Plan, rollout: RolloutSettings) -
 
 
 def offline_share_has_sources(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """The share of a batch that is not sampled for it needs a source."""
+    """The share of a batch that is not sampled from the policy needs a source of trajectories."""
     if rollout.offline and not sum(rollout.sources.values()):
         return (
             f"rollout.offline={rollout.offline:g}, but rollout.sources={dict(rollout.sources)} names nothing to fill "
@@ -43,7 +43,7 @@ def offline_share_has_sources(plan: Plan, rollout: RolloutSettings) -> str | Non
 
 
 def further_source_has_a_file(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """The source `further` and its file are set together."""
+    """The source `further` and its file `rollout.path` must be set together."""
     if bool(rollout.path) != bool(rollout.sources.get("further")):
         return "rollout.path is the file of rollout.sources.further: set both or none"
     return None
@@ -67,7 +67,7 @@ def data_asks_for_one_completion(plan: Plan, rollout: RolloutSettings) -> str | 
 
 
 def samples_have_a_reward(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """What is sampled is scored by the reward of the evaluation."""
+    """Sampled completions need a reward that scores them: that of the evaluation."""
     return None if plan.reward is not None else "rollout: what is sampled needs a reward; set eval.reward=NAME"
 
 
@@ -82,12 +82,12 @@ def reference_scores_samples(plan: Plan, rollout: RolloutSettings) -> str | None
 
 
 def steps_are_counted(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """Sampling has no epochs, so that the number of steps is set."""
+    """A run that samples has no epochs, so it needs a number of optimiser steps."""
     return None if plan.trainer.max_steps is not None else "rollout: sampling has no epochs; set trainer.max_steps"
 
 
 def one_process_trains(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """A run that samples trains in one process."""
+    """A run that samples must train in one process."""
     if plan.hardware.devices > 1:
         return (
             f"hardware.devices={plan.hardware.devices}: with rollouts one process trains; set hardware.devices=1, and "
@@ -97,7 +97,7 @@ def one_process_trains(plan: Plan, rollout: RolloutSettings) -> str | None:
 
 
 def step_samples_something(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """Some trajectories of a step are sampled for it."""
+    """At least one trajectory of each optimiser step must be sampled from the policy."""
     if not plan.shares[ONLINE]:
         return (
             f"rollout.offline={rollout.offline:g} leaves none of trainer.batch_size={plan.trainer.batch_size} "
@@ -107,7 +107,7 @@ def step_samples_something(plan: Plan, rollout: RolloutSettings) -> str | None:
 
 
 def every_source_gives_something(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """A source with a weight gives at least one trajectory, or one group, of every step."""
+    """A source with a weight must give at least one trajectory, or one group, to every optimiser step."""
     empty = [source for source, number in plan.shares.items() if not number]
     if empty:
         groups = f" (in groups of {rollout.samples_per_prompt})" if empty[0] == "replay" else ""
@@ -119,7 +119,7 @@ def every_source_gives_something(plan: Plan, rollout: RolloutSettings) -> str | 
 
 
 def groups_fill_the_batch(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """The sources' trajectories, in whole groups where they are sampled, add up to the batch."""
+    """The trajectories of all sources, sampled ones in whole groups, must add up to the batch size."""
     if sum(plan.shares.values()) != plan.trainer.batch_size:
         return (
             f"trainer.batch_size={plan.trainer.batch_size} is not a multiple of rollout.samples_per_prompt="
@@ -129,7 +129,7 @@ def groups_fill_the_batch(plan: Plan, rollout: RolloutSettings) -> str | None:
 
 
 def groups_can_be_compared(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """A loss that compares completions of a prompt needs several of each."""
+    """A loss that compares completions of a prompt needs at least two samples of each prompt."""
     if plan.compares and rollout.samples_per_prompt < 2:
         return f"algo={plan.name} compares completions of a prompt: set rollout.samples_per_prompt=2 or more"
     return None
@@ -156,7 +156,7 @@ def group_mean_leaves_rewards(plan: Plan, rollout: RolloutSettings) -> str | Non
 
 
 def every_source_has_a_share(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """A source with a weight has a share of the batch; `logged` alone has a weight by default."""
+    """A source with a weight must have a share of the batch; only `logged` has a weight by default."""
     idle = [source for source, weight in rollout.sources.items() if weight and source not in (*plan.shares, "logged")]
     if idle:
         return (
@@ -167,7 +167,7 @@ def every_source_has_a_share(plan: Plan, rollout: RolloutSettings) -> str | None
 
 
 def replay_pool_holds_a_step(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """The replay pool keeps at least the trajectories that a step replays."""
+    """The replay pool must hold at least the trajectories that one optimiser step replays."""
     share = plan.shares.get("replay", 0)
     if share > rollout.replay_size:
         return f"rollout.replay_size={rollout.replay_size}: a step replays {share}; keep at least as many"
@@ -189,21 +189,21 @@ def ray_is_installed(plan: Plan, rollout: RolloutSettings) -> str | None:
 
 
 def a_step_may_wait(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """At least the trajectories of one step wait to be trained on, or no step would ever get them."""
+    """The queue of sampled trajectories must hold those of one optimiser step, or no step would ever get them."""
     if isinstance(rollout, RayRollouts) and rollout.waiting < plan.shares[ONLINE]:
         return f"rollout.waiting={rollout.waiting}: a step takes {plan.shares[ONLINE]}; let as many wait"
     return None
 
 
 def annotated_rows_have_targets(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """The source `annotated` is made of trajectories with value targets."""
+    """The source `annotated` needs a file of value targets, since it holds the trajectories that have some."""
     if "annotated" in plan.shares and plan.algo.targets is None:
-        return "rollout.sources.annotated: which actions have targets? set algo.targets=FILE"
+        return "rollout.sources.annotated needs value targets of actions; set algo.targets=FILE"
     return None
 
 
 def source_loss_exists(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """The loss of a source is one that shiqrun has."""
+    """The loss of a source must be one that shiqrun has."""
     for source, name in rollout.losses.items():
         if name is not None and name not in LOSSES:
             near = get_close_matches(name, LOSSES, n=1)
@@ -213,7 +213,7 @@ def source_loss_exists(plan: Plan, rollout: RolloutSettings) -> str | None:
 
 
 def source_with_a_loss_has_a_share(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """A source with a loss of its own gives trajectories."""
+    """A source with a loss of its own must give trajectories."""
     for source in source_losses(rollout, plan.loss):
         if source not in plan.shares:
             return (
@@ -224,7 +224,7 @@ def source_with_a_loss_has_a_share(plan: Plan, rollout: RolloutSettings) -> str 
 
 
 def source_loss_needs_no_more(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """The loss of a source reads nothing that the method's does not: only that is prepared."""
+    """The loss of a source may read only what the method's loss reads, since only that is prepared."""
     for source, loss in source_losses(rollout, plan.loss).items():
         if more := needs_of(loss) - plan.needs:
             return (
@@ -235,7 +235,7 @@ def source_loss_needs_no_more(plan: Plan, rollout: RolloutSettings) -> str | Non
 
 
 def monte_carlo_source_has_targets(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """Only trajectories of the data set have value targets, from a file."""
+    """The Monte-Carlo term as a source's loss needs trajectories of the data set, which alone have value targets."""
     for source, loss in source_losses(rollout, plan.loss).items():
         if loss.func is not monte_carlo:
             continue
@@ -245,7 +245,7 @@ def monte_carlo_source_has_targets(plan: Plan, rollout: RolloutSettings) -> str 
                 "logged ones do (algo.targets)"
             )
         if plan.algo.targets is None:
-            return f"rollout.losses.{source}=monte_carlo: which estimates? set algo.targets=FILE"
+            return f"rollout.losses.{source}=monte_carlo needs value targets; set algo.targets=FILE"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Prompt values and value targets are estimated, or read from files, before a run that needs them begins to train."""
+"""`with_estimates` gives a run its prompt values and value targets, from files or estimated before training."""
 
 import logging
 import time
@@ -10,14 +10,14 @@ from shiqrun.estimates.prompt_values import soft_values
 from shiqrun.estimates.value_cache import cached_prompt_rewards, read_prompt_rewards, read_prompts
 from shiqrun.estimates.value_file import PromptRewards
 from shiqrun.estimates.value_targets import number_of_targets, read_targets
-from shiqrun.training.checks_data import expect, no_targets, other_unit, unvalued_prompts
+from shiqrun.training.checks_data import no_targets, other_unit, raise_if_wrong, unvalued_prompts
 from shiqrun.training.plan import Run
 
 log = logging.getLogger("shiqrun")
 
 
 def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
-    """Return the run with prompt values and value targets where its method reads them, and what that took.
+    """Return the run with the prompt values and value targets that its method reads, and the cost for the summary.
 
     Prompt values are read from `algo.values`, or the reference answers every prompt first.
 
@@ -30,8 +30,8 @@ def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
     began = time.perf_counter()
     known, sampled_now = _known_values(run)
     for rows in run.all_rows():
-        expect(unvalued_prompts(rows, known))
-    expect(other_unit(plan, run.all_rows(), known))
+        raise_if_wrong(unvalued_prompts(rows, known))
+    raise_if_wrong(other_unit(plan, run.all_rows(), known))
     cost = {
         "seconds/values": time.perf_counter() - began,
         "values/prompts": len(known),
@@ -43,14 +43,14 @@ def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
     run = run.with_facts(replace(run.facts, beta=plan.beta, prompt_values=values, targets=targets))
     if plan.algo.targets is not None:
         number = number_of_targets(run.encoded.train.columns["value_target"])
-        expect(no_targets(plan, number))
+        raise_if_wrong(no_targets(plan, number))
         log.info("%s: targets at %d of %d actions", plan.algo.targets, number, run.encoded.train.actions.sum())
         cost["targets/actions"] = number
     return run, cost
 
 
 def _known_values(run: Run) -> tuple[dict[str, PromptRewards], int]:
-    """Return the rewards of the reference's completions by prompt id, and for how many prompts it sampled them now."""
+    """Return the rewards of each prompt's completions, and the number of prompts that were sampled just now."""
     plan = run.plan
     if plan.algo.values is not None:
         return read_prompt_rewards(Path(plan.algo.values), run.weights, plan.reward), 0

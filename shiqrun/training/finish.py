@@ -1,4 +1,4 @@
-"""What a run leaves when its last step is done: the saved policy, the token view, `summary.json`, a table."""
+"""`finish` writes what a run leaves after its last step: the policy, the token view, `summary.json`, a table."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ SHOWN_TRAJECTORIES = 8
 def finish(
     run: Run, method: Method, validation: Validation | None, exact: ExactEvaluation | None, cost: dict[str, Any]
 ) -> None:
-    """Write the files of a run that is done, `summary.json` last, and print the table of its metrics.
+    """Write the files of a finished run, `summary.json` last, and print the table of its metrics.
 
     Args:
         run: as it was trained.

@@ -1,4 +1,4 @@
-"""The live view shows the progress of a run: a panel on a terminal, elsewhere one line per logged step."""
+"""`LiveView` shows the progress of a run: as a panel on a terminal, elsewhere as one line per logged step."""
 
 import logging
 import time
@@ -39,7 +39,7 @@ EVERY = 0.25
 
 
 class LiveView(Callback):
-    """The callback that shows how far a run is, with its latest metrics.
+    """A `LiveView` is a callback that shows how far training is, with the latest metrics.
 
     Args:
         title: text beside the progress bar.
@@ -57,7 +57,7 @@ class LiveView(Callback):
         self._drawn = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the panel."""
+        """Open the progress panel on a terminal."""
         self._began, self._first = time.perf_counter(), trainer.global_step
         self.task = self.bar.add_task(self.title, total=trainer.max_steps, completed=trainer.global_step, left="?")
         if console.is_terminal and trainer.is_global_zero:
@@ -65,7 +65,7 @@ class LiveView(Callback):
             self._live.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Update the panel, or log a line; runs after validation."""
+        """Update the progress panel or log a line, after the validation of this step."""
         assert isinstance(pl_module, Method)
         step, now = trainer.global_step, time.perf_counter()
         if self._live is not None:
@@ -94,11 +94,11 @@ class LiveView(Callback):
         return Group(self.bar, table)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the panel."""
+        """Close the progress panel."""
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the panel before the error is printed."""
+        """Close the progress panel before the error is printed."""
         self._close()
 
     def _close(self) -> None:

@@ -12,7 +12,7 @@ from shiqrun.util.atomic import atomic_writer
 
 
 class MetricsFile(Logger):
-    """A Lightning logger that writes `metrics.csv`: the column `step` and one for every metric.
+    """A `MetricsFile` is a Lightning logger that writes `metrics.csv`: the column `step` and one for every metric.
 
     Lightning's own CSV logger flushes about every hundred steps, so that a killed run would have no metrics.
 
@@ -35,7 +35,7 @@ class MetricsFile(Logger):
             self._rewrite()
 
     def latest(self) -> dict[str, float]:
-        """Return the last value of each metric."""
+        """Return the last logged value of each metric."""
         return {k: float(v) for row in self.rows for k, v in row.items() if k != "step" and v not in ("", None)}
 
     @property
@@ -49,11 +49,11 @@ class MetricsFile(Logger):
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the config is in `.hydra/config.yaml`."""
+        """Do nothing, because the config is in `.hydra/config.yaml`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add metrics to the row of `step`, which is the last row or a new one; a new metric adds a column."""
+        """Write metrics to the row of `step`, the last row or a new one; a new metric adds a column."""
         fresh = not self.rows or int(self.rows[-1]["step"]) != step
         if fresh:
             self.rows.append({"step": step})

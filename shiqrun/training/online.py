@@ -1,4 +1,4 @@
-"""A run that samples while it trains: its engine is built, sampled rows are annotated, and weights are published."""
+"""A run that samples while it trains builds an engine, annotates sampled rows and publishes its weights."""
 
 import copy
 import logging
@@ -24,7 +24,7 @@ from shiqrun.rollout.store.queue import Buffer
 from shiqrun.rollout.worker import RolloutWorker
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.training.annotate import RunFacts, annotate
-from shiqrun.training.checks_data import expect, reward_above_top, unvalued_questions
+from shiqrun.training.checks_data import raise_if_wrong, reward_above_top, unvalued_questions
 from shiqrun.training.plan import Plan, Run
 from shiqrun.training.step.method import Method
 
@@ -35,7 +35,7 @@ EXPERIENCE = "experience"
 
 @contextmanager
 def sampling(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tuple[LoggedData, "Rollouts | None"]]:
-    """Yield the batches of a run and, where it samples, the callback that publishes weights; close the engine after.
+    """Yield a run's batches and, where it samples, the callback that publishes weights; close the engine afterwards.
 
     Args:
         run: with its rows annotated.
@@ -47,7 +47,7 @@ def sampling(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tup
     if settings is None:
         yield LoggedData(run.encoded, batch_size=trainer.batch_size, **shape), None
         return
-    expect(unvalued_questions(prompts, run.facts.prompt_values))
+    raise_if_wrong(unvalued_questions(prompts, run.facts.prompt_values))
     engine = build_engine(run, settings, prompts, after)
     try:
         data = online_data(run, settings, engine)
@@ -57,7 +57,7 @@ def sampling(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tup
 
 
 def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt], after: int) -> Engine:
-    """Return the engine that samples for the run.
+    """Return the engine that samples trajectories for the run.
 
     Args:
         run: with its models loaded.
@@ -91,12 +91,12 @@ def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt],
 
 
 def acting_copy(policy: Policy) -> Policy:
-    """Return a copy of the policy for sampling, without value head and gradients."""
+    """Return a frozen copy of the policy for sampling, without its value head."""
     return Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
 
 
 def prompts_to_answer(run: Run) -> list[Prompt]:
-    """Return the prompts of the training split; none where nothing is sampled.
+    """Return the training prompts that the policy answers; none where nothing is sampled.
 
     Raises:
         InputError: there is no prompt, or one leaves no room for a completion.
@@ -112,7 +112,7 @@ def prompts_to_answer(run: Run) -> list[Prompt]:
 
 
 def online_data(run: Run, settings: RolloutSettings, engine: Engine) -> OnlineData:
-    """Return the batches of a run that samples while it trains."""
+    """Return what deals sampled and other trajectories to the optimiser steps of a run."""
     plan = run.plan
     others = {} if run.further is None else {"further": run.further}
     if "annotated" in plan.shares:
@@ -132,7 +132,7 @@ def online_data(run: Run, settings: RolloutSettings, engine: Engine) -> OnlineDa
 
 
 def annotate_sampled(rows: Rows, *, plan: Plan, facts: RunFacts) -> Rows:
-    """Return sampled rows with what the losses read, as the run's other rows have it.
+    """Return sampled rows with the columns that the losses read, after checking their rewards.
 
     Raises:
         TrainingError: a reward is above the largest that the loss takes to be possible.
@@ -143,7 +143,7 @@ def annotate_sampled(rows: Rows, *, plan: Plan, facts: RunFacts) -> Rows:
 
 
 class Rollouts(Callback):
-    """The callback that publishes the policy's weights to the engine and logs metrics of sampling.
+    """A `Rollouts` is a callback that publishes the policy's weights to the engine and logs sampling metrics.
 
     Args:
         engine: samples trajectories.
@@ -173,7 +173,7 @@ class Rollouts(Callback):
         self._publish(max(version, 0), weights or trained_weights(pl_module.policy))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Note the finished step, log metrics of sampling, and publish weights every so many steps."""
+        """Report the finished step to the data, log sampling metrics, and publish weights every `every` steps."""
         assert isinstance(pl_module, Method)
         self._step = step = trainer.global_step
         self.data.finish_step(step)

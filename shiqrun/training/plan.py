@@ -1,4 +1,4 @@
-"""A Plan holds the settings of a run as objects; a Run adds the data and models that were loaded for it."""
+"""A `Plan` holds the settings of a training run as objects; a `Run` adds the loaded data and models."""
 
 import hashlib
 from collections.abc import Callable
@@ -25,21 +25,21 @@ from shiqrun.training.annotate import RunFacts, annotate
 
 
 class ModelChoice(Protocol):
-    """The model of a run, as `conf/model/*.yaml` names it: its tokenizer, its weights at step 0, its context."""
+    """A `ModelChoice` makes the model that `conf/model/*.yaml` names: tokenizer, weights at step 0, context length."""
 
     def tokenizer(self, source: Source, training: Any) -> PreTrainedTokenizerBase:
-        """Return the tokenizer, with a chat template."""
+        """Return the tokenizer of the model, with a chat template."""
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """Return the model at step 0."""
+        """Return the model with the weights that training starts from."""
 
     def context(self) -> int | None:
-        """Return the tokens that the model can read, None where there is no limit."""
+        """Return the context length of the model in tokens, or None where there is no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The settings of one run as objects; nothing is loaded yet.
+    """A `Plan` holds the settings of one training run as objects; no data or model is loaded yet.
 
     Attributes:
         names: of the method (`algo`), the data set (`data`) and the model that training starts from (`base`).
@@ -85,7 +85,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The method's name."""
+        """The name of the method, as `algo=` has it."""
         return self.names["algo"]
 
     @property
@@ -110,24 +110,24 @@ class Plan:
 
     @property
     def compares(self) -> bool:
-        """Whether the loss compares completions of one prompt."""
+        """True where the loss compares completions of one prompt."""
         return compares_completions(self.loss)
 
     @property
     def compared_by(self) -> str | None:
-        """The method's name where its loss compares completions of one prompt, else None."""
+        """The name of the method where its loss compares completions of one prompt, else None."""
         return self.name if self.compares else None
 
     @cached_property
     def shares(self) -> dict[str, int]:
-        """The trajectories of an optimiser step by source."""
+        """The number of trajectories of an optimiser step from each source."""
         size = self.trainer.batch_size
         return {"logged": size} if self.rollout is None else self.rollout.shares(size)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A plan with its data and models loaded: ready to train, or to say what it would do.
+    """A `Run` is a plan with its data and models loaded, ready to train or to say what it would do.
 
     Attributes:
         plan: the settings.

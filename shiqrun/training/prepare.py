@@ -1,4 +1,4 @@
-"""A plan becomes a run: data and models are loaded, and everything that can be found wrong is found before training."""
+"""`prepare_run` loads the data and models of a plan, and finds before training all that can be found wrong."""
 
 import copy
 import logging
@@ -22,14 +22,14 @@ from shiqrun.rollout.other_sources import load_further_rows
 from shiqrun.training.annotate import RunFacts
 from shiqrun.training.build_evaluator import evaluator_of
 from shiqrun.training.checks import check_settings
-from shiqrun.training.checks_data import check_data, expect, rewards_are_there, warning_of_levels
+from shiqrun.training.checks_data import check_data, raise_if_wrong, rewards_are_there, warning_of_levels
 from shiqrun.training.plan import Plan, Run
 
 log = logging.getLogger("shiqrun")
 
 
 def prepare_run(plan: Plan) -> Run:
-    """Load the data and the model of a plan, and check all that can be known before training.
+    """Load the data and the model of a plan, check all that can be known before training, and return the run.
 
     Raises:
         InputError: settings that contradict each other, data or a model that cannot be used, or that do not fit the
@@ -89,7 +89,7 @@ def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Encoded:
 
 
 def _load_further(plan: Plan, tokenizer: PreTrainedTokenizerBase, logged: Rows) -> Rows | None:
-    """Read the file that rollouts are mixed with; None without one.
+    """Return the rows of the file `rollout.path` that rollouts are mixed with, or None without one.
 
     Raises:
         InputError: it cannot be read, no trajectory is left, or one lacks a reward that the method reads.
@@ -105,7 +105,7 @@ def _load_further(plan: Plan, tokenizer: PreTrainedTokenizerBase, logged: Rows) 
         compared_by=plan.compared_by,
         together=logged.together,
     )
-    expect(rewards_are_there(plan, rows))
+    raise_if_wrong(rewards_are_there(plan, rows))
     return rows
 
 

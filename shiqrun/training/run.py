@@ -1,4 +1,4 @@
-"""One run, from the plan and its loaded data and models to the finished run directory."""
+"""`execute` trains the policy of one prepared run and writes the files of its run directory."""
 
 import logging
 import time
@@ -45,12 +45,12 @@ def _exact(run: Run) -> ExactEvaluation | None:
 
 
 def describe(run: Run) -> None:
-    """Print rows, actions, steps, parameters and estimated memory: the end of a dry run."""
+    """Print rows, actions, steps, parameters and estimated memory of a run, with which a dry run ends."""
     plan_table(run)
 
 
 def execute(run: Run, resume: bool) -> None:
-    """Train, and write the run directory.
+    """Train the policy of a run, and write the files of its run directory.
 
     The stages: rows get prompt values and value targets, then the reference's scores; the method is built and fitted
     to batches of the rows; the trained policy and the summary are written.
@@ -183,7 +183,7 @@ def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
 
 
 def _step_of(checkpoint: Path, run: Run) -> int:
-    """Return the optimiser steps that a checkpoint has behind it.
+    """Return the number of optimiser steps after which a checkpoint was saved, if it fits the run.
 
     Raises:
         InputError: it was made with other data, starting model or reward of answers than the run's config makes now.

@@ -1,4 +1,4 @@
-"""The frozen reference of a run: cached scores, a second copy of the model, or the policy without its adapter."""
+"""`with_reference` gives a run its frozen reference: cached scores, a copy, or the policy without its adapter."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ log = logging.getLogger("shiqrun")
 
 
 def with_reference(run: Run) -> tuple[Run, Reference | None, dict[str, Any]]:
-    """Return the run, its reference, and what a cache of reference scores cost or saved, for the summary.
+    """Return the run, its frozen reference, and what caching the reference's scores cost or saved, for the summary.
 
     With `algo.reference=cached` the run's rows get the column `reference`, which the reference hands out.
     """

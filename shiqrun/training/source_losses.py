@@ -1,4 +1,4 @@
-"""A source of trajectories may be trained by another loss than the method's: `rollout.losses`."""
+"""`rollout.losses` names losses for sources of trajectories that another loss than the method's trains."""
 
 import inspect
 from functools import partial
@@ -13,7 +13,7 @@ LOSSES = {name: getattr(losses, name) for name in losses.__all__} | {"monte_carl
 
 
 def source_losses(rollout: RolloutSettings | None, loss: partial[Any]) -> dict[str, partial[Any]]:
-    """Return the losses of those sources that the method's loss does not train.
+    """Return, by source, the losses of those sources that the method's loss does not train.
 
     Each is bound to the method's hyperparameters that it understands.
 

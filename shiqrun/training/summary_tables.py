@@ -1,4 +1,4 @@
-"""The terminal shows a table of the plan before a run and a table of metrics after it."""
+"""This module prints a table of the plan before training, and a table of metrics after it."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ FIRST = [f"val/{name}" for name in ("regularised_return", "regret", "reward", "k
 
 
 def plan_table(run: Run) -> None:
-    """Print rows, actions, steps, parameters, estimated memory, and how many rows were dropped."""
+    """Print a table of a run's rows, steps, parameters, estimated memory, and of the rows that were dropped."""
     train, val = run.encoded.train, run.encoded.val
     table = Table(
         title=f"{run.plan.names['algo']} on {run.plan.names['data']}", show_header=False, title_justify="left"
@@ -65,7 +65,7 @@ def _rollouts(run: Run) -> list[tuple[str, str]]:
 
 
 def estimated_bytes(run: Run) -> float:
-    """Estimate the memory of a run in bytes: weights, gradients, Adam's moments, a frozen copy, activations.
+    """Return a run's estimated memory in bytes: weights, gradients, Adam's moments, a frozen copy, activations.
 
     Activations of a layer are counted as 16 numbers of the hidden size a token (4 under checkpointing), which is
     about what a Llama block keeps; a figure to plan with, not a measurement.

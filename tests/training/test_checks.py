@@ -124,7 +124,7 @@ BROKEN = {
     "annotated_rows_have_targets": (
         "spo",
         [*LIVE, "rollout.sources.annotated=1"],
-        "rollout.sources.annotated: which actions have targets? set algo.targets=FILE",
+        "rollout.sources.annotated needs value targets of actions; set algo.targets=FILE",
     ),
     "source_loss_exists": (
         "shiq",

@@ -1,1 +1,1 @@
-"""One optimiser step: the LightningModule, losses by source, extra terms, metrics, device sums, the optimiser."""
+"""This package takes one optimiser step: the LightningModule, the mixed loss, metrics, and the optimiser."""

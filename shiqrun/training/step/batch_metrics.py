@@ -1,4 +1,4 @@
-"""Metrics that are logged for every method, beside those of its loss; and the check that a run starts as it should."""
+"""This module computes the metrics that every method logs, and checks that policy and reference start equal."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from shiqrun.types import ActionScores, Trajectories
 
 
 class ScoredBatch(NamedTuple):
-    """A batch of one source with the policy's scores and the frozen reference's, None where there is no reference."""
+    """A `ScoredBatch` is a batch with the scores of the policy and of the reference, None without a reference."""
 
     batch: Trajectories
     policy: ActionScores

@@ -1,4 +1,4 @@
-"""Terms that may be added to any method's loss: the anchor, and SPO's Monte-Carlo term.
+"""`ExtraTerms` adds terms to any method's loss: the anchor, and SPO's Monte-Carlo term.
 
 Each term is divided by units of its own. A step divides its whole gradient once, by the units of the loss, so a term's
 sum is multiplied by (loss units / term units) before it is added: one division then normalises both.
@@ -19,7 +19,7 @@ from shiqrun.types import ActionScores, LossTerms, Trajectories
 
 
 class TermWeights(NamedTuple):
-    """Ratios of units over a whole step, `[]` each: loss units per action, and loss units per annotated action."""
+    """A `TermWeights` holds a step's loss units per action, and per annotated action, `[]` each."""
 
     per_action: Tensor
     per_annotated: Tensor
@@ -27,7 +27,7 @@ class TermWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class ExtraTerms:
-    """The terms that `algo.anchor` and `algo.monte_carlo` add to the loss; falsy where both are 0.
+    """An `ExtraTerms` adds the terms of `algo.anchor` and `algo.monte_carlo` to the loss; falsy where both are 0.
 
     Attributes:
         loss: the method's, bound to its hyperparameters; the Monte-Carlo term takes `top` and `eps` from it.
@@ -44,7 +44,7 @@ class ExtraTerms:
 
     @staticmethod
     def counts(batch: Trajectories, loss_units: Tensor) -> Sums:
-        """Return the loss's units `[]` of a batch beside its actions and its annotated actions, before it is scored."""
+        """Return a batch's units that weigh the terms: (loss units, actions) and (loss units, annotated actions)."""
         return {
             "actions": (loss_units, action_count(batch)),
             "annotated": (loss_units, annotated_action_count(batch)),
@@ -52,7 +52,7 @@ class ExtraTerms:
 
     @staticmethod
     def weights(counts: Sums) -> TermWeights:
-        """Return a step's ratios of units, from counts that are summed over its micro-batches and ranks."""
+        """Return the weights of the terms in a step, from counts summed over its micro-batches and ranks."""
         return TermWeights(*(units / number.clamp(min=1) for units, number in (counts["actions"], counts["annotated"])))
 
     def tokens_to_sample(self, weights: TermWeights | None) -> int:
@@ -68,7 +68,7 @@ class ExtraTerms:
         reference: ActionScores,
         weights: TermWeights,
     ) -> tuple[LossTerms, Sums]:
-        """Return the loss with its extra terms, and the metrics of these terms."""
+        """Return the loss with the extra terms added, and the metrics of these terms."""
         metrics: Sums = {}
         if self.algo.anchor:
             extra = anchor(batch, policy, reference, kappa=self.algo.anchor, beta=self.beta)
@@ -84,5 +84,5 @@ class ExtraTerms:
 
 
 def _plus(terms: LossTerms, extra: LossTerms, weight: Tensor) -> LossTerms:
-    """Return the loss with a weighted term in its sum; its count stays the loss's own."""
+    """Return the loss with a weighted term added to its sum; the count of units does not change."""
     return replace(terms, total=terms.total + weight.to(extra.total.dtype) * extra.total)

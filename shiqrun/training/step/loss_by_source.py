@@ -1,4 +1,4 @@
-"""The loss of each source of trajectories, and the weights that make one loss of sums over different units.
+"""`LossBySource` trains each source of trajectories by its own loss, and weighs the losses into one per step.
 
 A step may mix sources (logged, sampled, annotated, ... trajectories) that different losses train. It minimises
 
@@ -26,7 +26,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class LossBySource:
-    """The losses of a run: the method's own, and those of sources that another loss trains.
+    """A `LossBySource` holds the losses of a run: the method's own, and those of sources that another loss trains.
 
     Attributes:
         default: the method's loss.
@@ -37,7 +37,7 @@ class LossBySource:
     by_source: Mapping[str, Loss]
 
     def loss_of(self, batch: Trajectories) -> Loss:
-        """Return the loss that trains a batch, by its source."""
+        """Return the loss that trains the source of a batch."""
         return self.by_source.get(batch.source, self.default)
 
     def counts(self, batch: Trajectories) -> Sums:
@@ -50,8 +50,8 @@ class LossBySource:
         nothing = (batch.rewards.new_zeros(()),) * 2
         return {other: here if other == name else nothing for other in (DEFAULT, *self.by_source)}
 
-    def weighted(self, counts: Sums) -> "StepLoss":
-        """Return the loss of one step, from counts that are summed over its micro-batches and ranks."""
+    def step_loss(self, counts: Sums) -> "StepLoss":
+        """Return the weighted loss of one step, from counts summed over its micro-batches and ranks."""
         whole = torch.stack([trajectories for _, trajectories in counts.values()]).sum().clamp(min=1)
         weights = {name: seen / whole / units.clamp(min=1) for name, (units, seen) in counts.items()}
         return StepLoss(self, weights)
@@ -59,7 +59,7 @@ class LossBySource:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """The loss of one optimiser step; with weights, the units of the whole step add up to 1.
+    """A `StepLoss` is the loss of one optimiser step; with weights, the units of the whole step add up to 1.
 
     Attributes:
         losses: the losses of the run.
@@ -70,7 +70,7 @@ class StepLoss:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, batch: Trajectories, policy: ActionScores, reference: ActionScores | None) -> LossTerms:
-        """Return the weighted loss of a batch, by its source."""
+        """Return the weighted loss of a batch, by the loss that trains its source."""
         terms = self.losses.loss_of(batch)(batch, policy, reference)
         weight = self._weight(batch, terms.total.dtype)
         return terms if weight is None else LossTerms(terms.total * weight, terms.count * weight, terms.metrics)

@@ -1,4 +1,4 @@
-"""The LightningModule of every method: policy, reference, loss, and one optimiser step.
+"""`Method` is the LightningModule of every method: it takes optimiser steps on a loss of policy and reference.
 
 A step's gradient does not depend on how the step is cut into micro-batches or ranks: losses are sums, their gradients
 are added up, and the step divides once, by the units of the whole step.
@@ -33,7 +33,7 @@ READ = "read"
 
 
 class Method(LightningModule):
-    """A training method: a policy that a loss moves away from its frozen reference.
+    """A `Method` trains a policy away from its frozen reference by a loss.
 
     Args:
         policy: scores actions; it is the only sub-module, hence all that a checkpoint holds.
@@ -88,18 +88,18 @@ class Method(LightningModule):
         return [optimizer], []
 
     def on_fit_start(self) -> None:
-        """Put the policy in train mode (`from_pretrained` leaves it in eval mode) and the reference on the device."""
+        """Set the policy to train mode (`from_pretrained` leaves eval mode), and move the reference to the device."""
         self.policy.train()
         if (move := getattr(self.reference, "to", None)) is not None:
             move(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the stamp, the training time and the token count; a step that is not finite is never saved."""
+        """Add the stamp, the training time and the token count to a checkpoint; no step that is not finite is saved."""
         self.check_pending()
         checkpoint[STAMP] = {**self.stamp, "seconds": self.seconds, "num_tokens": self.num_tokens}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the training time and the token count."""
+        """Restore the training time and the token count from a checkpoint."""
         self.seconds = self._since = checkpoint[STAMP]["seconds"]
         self.num_tokens = self._tokens = checkpoint[STAMP].get("num_tokens", 0)
 
@@ -111,7 +111,7 @@ class Method(LightningModule):
         measure: bool = True,
         describe: bool = False,
     ) -> tuple[LossTerms, Sums]:
-        """Score a batch and return what is minimised on it, and its metrics; the metric `loss` has no extra terms.
+        """Score a batch; return the loss that is minimised on it, and its metrics, of which `loss` has no extra terms.
 
         Args:
             batch: trajectories.
@@ -198,7 +198,7 @@ class Method(LightningModule):
         """Return the loss of this step; with several losses, each is weighted by counts over the whole step."""
         if not self.losses.by_source:
             return StepLoss(self.losses)
-        return self.losses.weighted(self._sum_over_ranks([self.losses.counts(batch) for batch in batches]))
+        return self.losses.step_loss(self._sum_over_ranks([self.losses.counts(batch) for batch in batches]))
 
     def _term_weights(self, batches: list[Trajectories], loss: StepLoss) -> TermWeights | None:
         """Return the weights of the extra terms in this step, None where there are no such terms."""
@@ -274,14 +274,14 @@ class Method(LightningModule):
         self.record({f"train/{name}": value for name, value in metrics.items()})
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Log metrics at the present step, on rank 0, and keep the latest value of each."""
+        """Log metrics at the present step on rank 0, and keep the latest value of each."""
         self.latest |= metrics
         if metrics and self.trainer.is_global_zero:
             for logger in self.trainer.loggers:
                 logger.log_metrics(metrics, step=self.global_step)
 
     def epoch(self) -> float:
-        """Return the passes over the training trajectories so far."""
+        """Return the number of passes over the training trajectories so far."""
         data: LoggedData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data.passes(self.global_step)
 

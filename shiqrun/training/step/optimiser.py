@@ -1,4 +1,4 @@
-"""The optimiser's part of a step: fused AdamW, its learning rates, and the division and clipping of summed gradients.
+"""This module has the optimiser of a step: fused AdamW, its learning rates, and the clipping of summed gradients.
 
 Nothing here reads a number off the device, so no step waits for the GPU.
 """
@@ -20,7 +20,7 @@ PEAK = "initial_lr"
 
 
 def adamw(policy: Policy, settings: TrainerSettings, *, value_lr_ratio: float) -> AdamW:
-    """Return an AdamW optimiser over all parameters with a gradient; a value function is a group of its own.
+    """Return an AdamW optimiser over all trainable parameters; a value function is a parameter group of its own.
 
     Args:
         policy: the model, with its value function if it has one.
@@ -52,7 +52,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, share: float) -> float:
 
 
 def divide_and_clip(optimizer: torch.optim.Optimizer, scale: Tensor, largest: float | None) -> Tensor:
-    """Scale all gradients, clip the norm of each group, and return the norms before clipping, `[groups]`.
+    """Scale all gradients, clip the gradient norm of each parameter group, and return the former norms, `[groups]`.
 
     Groups are clipped apart, so that a value function which starts far off does not shrink the policy's step.
 

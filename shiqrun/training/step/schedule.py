@@ -1,4 +1,4 @@
-"""The learning-rate schedule: the share of the peak learning rate at every optimiser step."""
+"""A learning-rate schedule gives the share of the peak learning rate at every optimiser step."""
 
 import math
 

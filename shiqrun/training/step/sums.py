@@ -1,4 +1,4 @@
-"""Sums and counts on the device: added over micro-batches, read in one transfer, with deferred checks of finiteness."""
+"""This module adds sums and counts on the device, reads them in one transfer, and defers checks of finiteness."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ def sum_parts(parts: list[Sums]) -> tuple[list[str], Tensor]:
 
 
 def to_numbers(sums: Sums) -> Numbers:
-    """Read sums and counts off the device, in one transfer."""
+    """Return sums and counts as Python floats, read off the device in one transfer."""
     both = torch.stack([torch.stack(pair) for pair in sums.values()]).tolist()
     return {name: (pair[0], pair[1]) for name, pair in zip(sums, both, strict=True)}
 
 
 @dataclass(frozen=True)
 class PendingStep:
-    """The numbers of a step whose finiteness has not been read from the device yet.
+    """A `PendingStep` holds the losses and gradient norms of a step that were not yet read from the device.
 
     Attributes:
         step: number of the optimiser step, counted from 1.
@@ -70,7 +70,7 @@ class PendingStep:
 
 
 class FiniteCheck:
-    """A deferred check that losses and gradient norms are finite, which avoids a GPU synchronisation at every step.
+    """A `FiniteCheck` defers the check that losses and gradient norms are finite, to avoid waiting for the GPU.
 
     Its verdict is the same on all ranks, because it looks at numbers that are summed over ranks.
     """
@@ -80,14 +80,14 @@ class FiniteCheck:
         self._failed: list[Tensor] = []  # for each pending step: whether it or one before it was not finite
 
     def add(self, step: PendingStep) -> None:
-        """Append a step to the pending ones, without reading a number off the device."""
+        """Add a step to the pending ones, without reading a number off the device."""
         failed = ~torch.cat([step.total.view(1), step.norms]).isfinite().all()
         self._pending.append(step)
         self._failed.append(failed | self._failed[-1] if self._failed else failed)
 
     @property
     def found_inf(self) -> Tensor | None:
-        """The flag for a fused optimiser, `[]`: 1 where a pending step was not finite, else 0; None without any."""
+        """The flag that makes a fused optimiser skip its step, `[]`: 1 if a pending step was not finite, else 0."""
         return self._failed[-1].float() if self._failed else None
 
     def read(self) -> tuple[int, PendingStep | None]:
