@@ -25,7 +25,7 @@ from shiqrun.data.source import Source
 from shiqrun.environments.bfcl.corruptions import Together, corrupt_turn, turn_messages
 from shiqrun.environments.bfcl.dialogue import Arguments, Dialogue, Rewards, Rules, opening_messages
 from shiqrun.environments.bfcl.environment import BfclEnvironment
-from shiqrun.environments.bfcl.filling import bare
+from shiqrun.environments.bfcl.filling import without_arguments
 from shiqrun.environments.bfcl.harness import Harness
 from shiqrun.environments.bfcl.rendering import Functions
 from shiqrun.environments.bfcl.samples import RELEASE, BfclSample, installed_data, load_samples, release
@@ -157,7 +157,7 @@ class Bfcl(Source):
         together, per_sample, share, seed = self._made
         rng, truth = np.random.default_rng([seed, sample.index]), sample.truth
         if self.rules.arguments == "reference":
-            truth = [[bare(call) for call in calls] for calls in truth]
+            truth = [[without_arguments(call) for call in calls] for calls in truth]
         yield [text for calls in truth for text in turn_messages(calls, together)]
         for _ in range(per_sample - 1):
             texts: list[str] = []

@@ -1,1 +1,1 @@
-"""Environments answer a policy over several turns: `environment` is their contract, the rest implements it."""
+"""Environments answer a policy over several turns and pay rewards: `environment` is their contract."""

@@ -1,4 +1,4 @@
-"""A confined process: a child with limits on memory, files and processor time that answers one request at a time.
+"""A confined process is a child with limits on memory, files and processor time that answers one request at a time.
 
 An environment that runs code which may not end, or may take all memory, runs it in such a process. The parent holds a
 `ConfinedProcess` and sends requests; the child calls `serve` with a function that answers them. The kernel ends a child
@@ -30,15 +30,15 @@ OUT_OF_MEMORY = 77
 
 
 class LimitReached(Exception):
-    """A limit ended the child during a request."""
+    """LimitReached says that a limit ended the child during a request."""
 
 
 class ProcessKilled(Exception):
-    """Something other than a limit ended the child during a request."""
+    """ProcessKilled says that something other than a limit ended the child during a request."""
 
 
 class ConfinedProcess:
-    """The parent's side of a confined process; a context manager, which ends the child.
+    """A `ConfinedProcess` is the parent's handle on a confined child; as a context manager it ends the child.
 
     Args:
         module: what the child runs, `python -m module SECONDS`; it calls `serve`.
@@ -61,7 +61,7 @@ class ConfinedProcess:
         self.close()
 
     def request(self, what: dict[str, Any]) -> dict[str, Any]:
-        """Send a request to the child and return its answer; both are JSON objects.
+        """Send a request to the confined child and return its answer; both are JSON objects.
 
         Args:
             what: the request; its `times`, 1 by default, multiplies the time that it may take.
@@ -111,7 +111,7 @@ class ConfinedProcess:
         return dict(json.loads(line))
 
     def _ended(self, process: "subprocess.Popen[str]") -> LimitReached | ProcessKilled:
-        """Return why a child has ended by itself."""
+        """Return the error that says why a child has ended by itself."""
         code = process.wait()
         self.close()
         if code in (-signal.SIGPROF, OUT_OF_MEMORY):
@@ -119,7 +119,7 @@ class ConfinedProcess:
         return ProcessKilled(f"{self.name} ended with exit code {code}")
 
     def close(self) -> None:
-        """End the child; the next request starts another."""
+        """End the confined child; the next request starts another."""
         if self._process is not None:
             self._process.kill()
             for pipe in (self._process.stdin, self._process.stdout):
@@ -132,7 +132,7 @@ class ConfinedProcess:
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]], *, load: Callable[[], None] = lambda: None) -> None:
-    """Be the child: limit this process, then answer the requests of standard input until it ends.
+    """Run the confined child: limit this process, then answer the requests of standard input until it ends.
 
     Memory, files and core dumps are limited for the whole process, processor time (the first word of the command line,
     seconds) for each request. Each answer also gets `seconds`, the processor time that it took.

@@ -1,4 +1,4 @@
-"""The contract of an environment: it answers a policy over several turns and pays rewards.
+"""`Environment` is the contract of environments: they answer a policy over several turns and pay rewards.
 
 An `Environment` begins an `Episode` from an example of a data set. The episode opens with the first messages, takes
 each message of the policy and answers with a `Step`: the next messages, the message's reward and whether the episode
@@ -27,7 +27,7 @@ tokenizer; the policy sent more messages than allowed; a limit of the confined p
 
 @dataclass(frozen=True)
 class Step:
-    """An environment's answer to one message of the policy.
+    """A step is an environment's answer to one message of the policy.
 
     Attributes:
         messages: the next messages of the dialogue (tool results, the user's next turn); may be empty at the end.
@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True)
 class EpisodeInfo:
-    """What an environment reports of a finished episode beside its rewards; every part may be left out.
+    """Episode info is what an environment reports of a finished episode beside rewards; every part may be left out.
 
     Attributes:
         metrics: numbers by name (an official score, say); an evaluation shows the mean over tasks with its 95 %
@@ -66,7 +66,7 @@ class EpisodeInfo:
 
 
 class Episode(ABC):
-    """One dialogue between a policy and an environment.
+    """An episode is one dialogue between a policy and an environment.
 
     Attributes:
         opening: the messages before the policy's first; set by the constructor.
@@ -87,15 +87,15 @@ class Episode(ABC):
         raise NotImplementedError(f"no scripted policy {policy!r}")
 
     def info(self) -> EpisodeInfo:
-        """Report on the finished episode; called once, before `close`."""
+        """Return the report on the finished episode; called once, before `close`."""
         return EpisodeInfo()
 
     def close(self) -> None:  # noqa: B027 - a hook that not every environment needs
-        """Release what the episode holds."""
+        """Release processes, files and memory that the episode holds."""
 
 
 class Environment(ABC):
-    """A world that answers policies; a context manager, which closes it at the end.
+    """An environment is a world that answers policies; as a context manager it is closed at the end.
 
     The constructor must start nothing: a process or a game starts with the first episode.
 

@@ -1,4 +1,4 @@
-"""The evaluator of a policy is built here from a data set, alike for training and for `shiqrun eval`."""
+"""`build_evaluator` makes the evaluator of a policy from a data set, alike for training and for `shiqrun eval`."""
 
 import logging
 from collections.abc import Callable, Set
@@ -32,7 +32,7 @@ def build_evaluator(
     context: int | None,
     training_prompts: Callable[[], Set[str]],
 ) -> PolicyEvaluator:
-    """Return what evaluates a policy: by episodes where the data set names an environment, else by completions.
+    """Return the evaluator of a policy: by episodes where the data set names an environment, else by completions.
 
     Args:
         source: the data set.

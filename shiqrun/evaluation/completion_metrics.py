@@ -1,4 +1,4 @@
-"""Metrics of sampled completions: means with 95 % intervals over prompts, shares, pass@k, win rate."""
+"""`completion_metrics` measures sampled completions: means with 95 % intervals over prompts, pass@k, win rate."""
 
 import math
 from collections import defaultdict
@@ -21,7 +21,7 @@ def completion_metrics(
     on_policy: bool,
     right: float | None = None,
 ) -> dict[str, float]:
-    """Return what completions say of the policy that sampled them.
+    """Return the metrics of a policy from the completions that it sampled.
 
     Several completions of one prompt count as one observation (their mean), so that intervals are over prompts.
 
@@ -81,7 +81,7 @@ def _regularised(sample: SampledCompletion, beta: float) -> float | None:
 
 
 def _win(policy: SampledCompletion, reference: SampledCompletion) -> float:
-    """Return 1 for a win, 0 for a loss, one half for equal texts and for scores that rounding may tell apart."""
+    """Return 1 for a win over the reference, 0 for a loss, 0.5 for equal texts and scores equal up to rounding."""
     ours, theirs = policy.reward or 0.0, reference.reward or 0.0
     tie = policy.text == reference.text or math.isclose(ours, theirs, rel_tol=TIE, abs_tol=TIE)
     return 0.5 if tie else float(ours > theirs)
@@ -93,7 +93,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _lengths(samples: Sequence[SampledCompletion]) -> dict[str, float]:
-    """Return lengths in tokens, stop token included as in TRL, and the shares of completions that ended or were cut."""
+    """Return lengths of completions in tokens, with the stop token as in TRL, and the shares that ended or were cut."""
     lengths = [len(s.tokens) for s in samples]
     ended = [len(s.tokens) for s in samples if s.ended]
     found = {

@@ -1,4 +1,4 @@
-"""Per-token credit: what the policy learned at every token of a trajectory, shown by the token view.
+"""Credit says what the policy learned at every token of a trajectory; the token view shows it.
 
     advantage      beta (log pi - log pi_ref)(a_t|s_t)            what the policy thinks of this token
     shifted_value  beta (v - v_ref)(s_t)                          what the policy expects from here on
@@ -33,7 +33,7 @@ DIGITS = 7
 
 @dataclass(frozen=True, kw_only=True)
 class Credit:
-    """The credit of a trajectory. Every list has one entry a token; numbers are None where the token is no action.
+    """A `Credit` holds a trajectory's numbers by token: lists have one entry a token, None where that is no action.
 
     Attributes:
         kind: "data" or "sample".
@@ -62,7 +62,7 @@ class Credit:
     reward: Numbers
 
     def row(self) -> dict[str, Any]:
-        """Return the row of `credit.jsonl`: the fields, with `earned` under the name `return`."""
+        """Return the trajectory's row of `credit.jsonl`: the fields, with `earned` under the name `return`."""
         return {("return" if key == "earned" else key): value for key, value in asdict(self).items()}
 
 
@@ -78,7 +78,7 @@ def credit(
     kind: Literal["data", "sample"] = "data",
     tokens: int = 8192,
 ) -> list[Credit]:
-    """Return the credit of trajectories, in their order; the policy does not change, its train or eval mode included.
+    """Return the per-token credit of trajectories, in their order; the policy keeps its weights and its mode.
 
     Logits and log-partitions are float32, whatever the dtype in which the bodies of the models compute.
 

@@ -1,4 +1,4 @@
-"""Metrics of played episodes: means over tasks with 95 % intervals, shares and totals."""
+"""`episode_metrics` measures played episodes: means over tasks with 95 % intervals, shares and totals."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -9,35 +9,35 @@ from shiqrun.util.intervals import interval
 
 
 class Finished(Protocol):
-    """A finished episode, see `episodes.EpisodeResult`."""
+    """`Finished` is the protocol of a finished episode, see `episodes.EpisodeResult`."""
 
     @property
     def task(self) -> str:
-        """The name of its task."""
+        """Return the name of the episode's task."""
 
     @property
     def rewards(self) -> list[float]:
-        """Of each message of the policy, reward units."""
+        """Return the reward of each message of the policy, reward units."""
 
     @property
     def truncated(self) -> str:
-        """Why the episode was cut off; empty if it was not."""
+        """Return why the episode was cut off; empty if it was not."""
 
     @property
     def info(self) -> EpisodeInfo:
-        """What the environment reports of it."""
+        """Return what the environment reports of the episode."""
 
     @property
     def completions(self) -> list[SampledCompletion]:
-        """The policy's messages as sampled."""
+        """Return the policy's messages as they were sampled."""
 
     @property
     def log_ratio(self) -> float | None:
-        """Sum of log pi / pi_ref over the policy's tokens, nats."""
+        """Return the sum of log pi / pi_ref over the policy's tokens, nats."""
 
 
 def episode_metrics(played: Sequence[Finished], *, beta: float | None, on_policy: bool) -> dict[str, float]:
-    """Return what episodes say of the policy that played them.
+    """Return the metrics of a policy from the episodes that it played.
 
     Several episodes of one task count as one observation (their mean), so that intervals are over tasks.
 
@@ -69,7 +69,7 @@ def episode_metrics(played: Sequence[Finished], *, beta: float | None, on_policy
 def _averaged(
     name: str, by_task: Sequence[Sequence[Finished]], value: Callable[[Finished], float | None]
 ) -> dict[str, float]:
-    """Return the mean over those tasks whose episodes have the value, and its interval's half width."""
+    """Return the mean of a value over the tasks whose episodes have it, and its interval's half width."""
     values = [[v for p in episodes if (v := value(p)) is not None] for episodes in by_task]
     mean, half = interval([sum(known) / len(known) for known in values if known])
     return {name: mean, f"{name}_ci95": half}
@@ -95,7 +95,7 @@ def _counts(played: Sequence[Finished]) -> dict[str, float]:
 
 
 def _messages(completions: Sequence[SampledCompletion]) -> dict[str, float]:
-    """Return lengths in tokens, the share of messages that were cut off, and the entropy in nats a token."""
+    """Return message lengths in tokens, the share of messages that were cut off, and the entropy in nats a token."""
     if not completions:
         return {}
     tokens = sum(len(c.tokens) for c in completions)

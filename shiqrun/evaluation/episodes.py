@@ -33,7 +33,7 @@ Measure = Callable[[Sequence[SampledCompletion]], list[SampledCompletion]]
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """A finished episode in plain numbers.
+    """An `EpisodeResult` holds a finished episode: its dialogue, rewards and numbers.
 
     Attributes:
         task: the `prompt_id` of its task.
@@ -63,7 +63,7 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class EpisodeEvaluation:
-    """The result of an evaluation by episodes.
+    """An `EpisodeEvaluation` is the result of an evaluation by episodes.
 
     Attributes:
         metrics: by name without a prefix, see `episode_metrics`.
@@ -77,7 +77,7 @@ class EpisodeEvaluation:
 
     @property
     def samples(self) -> list[SampledCompletion]:
-        """The policy's messages."""
+        """Return the policy's messages as they were sampled."""
         return [completion for p in self.played for completion in p.completions]
 
     def rows(self, step: int) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def _text(messages: Sequence[Message]) -> str:
 
 
 class EpisodeEvaluator:
-    """An evaluator that lets a policy play episodes of tasks.
+    """An episode evaluator lets a policy play episodes of tasks and measures them.
 
     Args:
         environment: makes the environment, anew for each evaluation.
@@ -133,7 +133,7 @@ class EpisodeEvaluator:
         self.own_tasks, self.world = list(tasks), 1
 
     def description(self) -> str:
-        """Say what would be played, for a dry run."""
+        """Return a text that says what would be played, for a dry run."""
         return f"{len(self.tasks)} tasks, {self.settings.samples_per_prompt} episodes each"
 
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
@@ -143,7 +143,7 @@ class EpisodeEvaluator:
             reference.to(device)
 
     def run(self, policy: Policy) -> EpisodeEvaluation:
-        """Play and measure; all ranks together, with the same result on each.
+        """Let the policy play and measure its episodes; all ranks together, with the same result on each.
 
         Raises:
             InputError: no episode has room for a message of the policy.

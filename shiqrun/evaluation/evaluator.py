@@ -1,4 +1,4 @@
-"""The evaluator of completions, the same in training and in `shiqrun eval`; the protocols that all evaluators share."""
+"""`CompletionEvaluator` evaluates a policy by sampled completions; all evaluators share the protocols beside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ REFERENCE_STREAM = 1
 
 
 class EvaluationResult(Protocol):
-    """The result of an evaluation."""
+    """An `EvaluationResult` is the result of an evaluation of a policy."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics by name, without a prefix."""
+        """Return the metrics by name, without a prefix."""
 
     @property
     def samples(self) -> list[SampledCompletion]:
-        """What was sampled from the policy."""
+        """Return what was sampled from the policy."""
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """Return the rows of `samples.jsonl`."""
@@ -39,11 +39,11 @@ class PolicyEvaluator(Protocol):
     """An evaluator samples from a policy: completions (`CompletionEvaluator`) or episodes (`EpisodeEvaluator`)."""
 
     def description(self) -> str:
-        """Say what would be sampled, for a dry run."""
+        """Return a text that says what would be sampled, for a dry run."""
         ...
 
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        """Prepare on every rank, before the first evaluation."""
+        """Prepare the evaluator on every rank, before the first evaluation."""
 
     def run(self, policy: Policy) -> EvaluationResult:
         """Evaluate a policy; all ranks together, with the same result on each."""
@@ -54,7 +54,7 @@ class PolicyEvaluator(Protocol):
 
 @dataclass(frozen=True)
 class CompletionEvaluation:
-    """The result of an evaluation by completions.
+    """A `CompletionEvaluation` is the result of an evaluation by completions.
 
     Attributes:
         metrics: by name without a prefix, see `completion_metrics`.
@@ -89,7 +89,7 @@ class CompletionEvaluation:
 
 
 class CompletionEvaluator:
-    """An evaluator that has a policy complete fixed prompts and compares its completions with the reference's.
+    """A completion evaluator has a policy complete fixed prompts and compares its completions with the reference's.
 
     Args:
         prompts: to complete.
@@ -118,11 +118,11 @@ class CompletionEvaluator:
         self._answers: list[SampledCompletion] | None = None
 
     def description(self) -> str:
-        """Say what would be sampled, for a dry run."""
+        """Return a text that says what would be sampled, for a dry run."""
         return f"{len(self.prompts)} prompts, {self.settings.samples_per_prompt} completions each"
 
     def begin(self, reference: Live | None, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        """Move to the device, take this rank's share of the prompts, and have the reference complete them."""
+        """Take this rank's share of the prompts, and have the reference, moved to the device, complete them."""
         self.sampler = CompletionSampler(self.prompts[rank::world], self.tokenizer, self.settings, self.tokens)
         self.world, self.reference = world, reference
         if self.reward is not None:
@@ -136,7 +136,7 @@ class CompletionEvaluator:
             self._answers = self._scored(answers)
 
     def run(self, policy: Policy) -> CompletionEvaluation:
-        """Sample, measure and score; all ranks together, with the same result on each."""
+        """Sample, measure and score completions; all ranks together, with the same result on each."""
         samples = self.sampler.measure(self.sampler.sample(policy), policy, self.reference)
         samples = self._gathered(self._scored(samples))
         reference = None if self._answers is None else self._gathered(self._answers)

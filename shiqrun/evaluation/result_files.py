@@ -1,4 +1,4 @@
-"""Files of an evaluation: completions or episodes for programs and for reading; and the table of its metrics."""
+"""`write_results` writes an evaluation's completions or episodes to files, for programs and for reading."""
 
 import json
 import math
@@ -36,7 +36,7 @@ COLUMNS = pa.schema(
 
 
 def write_results(directory: Path, result: EvaluationResult) -> None:
-    """Write the completions of an evaluation by prompts, or the dialogues of one by episodes."""
+    """Write the completions of an evaluation by completions, or the dialogues of one by episodes."""
     if isinstance(result, CompletionEvaluation):
         write_completions(directory, result)
     else:

@@ -1,4 +1,4 @@
-"""The subject of an evaluation: a policy with its reference, data and tokenizer; how a run's policy is loaded."""
+"""A `Subject` is what an evaluation evaluates, a policy with reference and data; `trained_policy` loads a run's."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ from shiqrun.types import Example
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A policy with the data set that it is evaluated on and the reference that it is compared with.
+    """A subject is a policy with the data set that it is evaluated on and the reference that it is compared with.
 
     Attributes:
         title: of the table of results.
@@ -67,7 +67,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Trained:
-    """The models of a run: its tokenizer, its policy, and the model that it started from (its reference)."""
+    """`Trained` holds the models of a run: its tokenizer, its policy, and the model that it started from."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: Policy

@@ -1,4 +1,4 @@
-"""The completion browser of the page shows sampled completions beside the reference's; this module selects them."""
+"""`select_completions` selects the sampled completions that the report's browser shows beside the reference's."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class SelectedCompletions:
         return self._text_index[text]
 
     def script_data(self) -> dict[str, Any]:
-        """Return what completions.js reads."""
+        """Return the selected completions as JSON values, as completions.js reads them."""
         return {"runs": self.runs, "texts": self.texts, "rows": self.rows}
 
 

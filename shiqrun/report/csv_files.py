@@ -1,4 +1,4 @@
-"""The CSV files beside the page hold every number of its tables and figures, and the metrics left out there."""
+"""The CSV files beside the report's page hold every number of its tables and figures, and metrics left out there."""
 
 import csv
 import math
@@ -29,7 +29,7 @@ def write_csv_files(
 def _write_methods(
     path: Path, groups: Sequence[SeedGroup], runs: Sequence[RunRecord], best: Mapping[str, SeedGroup]
 ) -> Path:
-    """Write a row for each method and beta: means of the final metrics over seeds."""
+    """Write `methods.csv` with a row for each method and beta: means of the final metrics over seeds."""
     names = sorted({name for run in runs for name in run.final if "/" in name and not is_bound(name)})
     metrics = measured_metrics(groups, [name for name in names if name.startswith(("val/", "train/"))])
     header = ["method", "beta", "seeds", "best", *(c for m in metrics for c in (m, f"{m}_ci95_over_seeds"))]
@@ -42,7 +42,7 @@ def _write_methods(
 
 
 def _write_runs(path: Path, groups: Sequence[SeedGroup], runs: Sequence[RunRecord]) -> Path:
-    """Write a row for each run: the settings in which runs differ and every final number."""
+    """Write `runs.csv` with a row for each run: the settings in which runs differ and every final number."""
     keys, names = differing_keys(runs), sorted({name for run in runs for name in run.final})
     methods = {id(run): group.method for group in groups for run in group.runs}
     header = ["run", "status", "method", "beta", "seed", *(f"config/{key}" for key in keys), *names]
@@ -58,7 +58,7 @@ def _write_runs(path: Path, groups: Sequence[SeedGroup], runs: Sequence[RunRecor
 
 
 def _write_curves(path: Path, groups: Sequence[SeedGroup], runs: Sequence[RunRecord]) -> Path:
-    """Write a row for each method, beta, metric and step."""
+    """Write `curves.csv` with a row for each method, beta, metric and step."""
     rows = [
         [group.method, group.beta, metric, step, e.mean, e.half, e.count]
         for group in groups

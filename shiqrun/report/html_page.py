@@ -24,7 +24,7 @@ SCRIPTS = ("page.js", "completions.js", "tokens.js")
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page consists of a heading and of the template that shows its values.
+    """A section of the report's page has a heading and a template that shows its values.
 
     Attributes:
         anchor: id of the HTML element, and `templates/<anchor>.html.j2` is the template.
@@ -38,7 +38,7 @@ class Section:
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[Section], script_data: Mapping[str, Any]) -> str:
-    """Return the HTML of the whole page.
+    """Return the HTML of the whole page of a report.
 
     Args:
         title: plain text.

@@ -1,4 +1,4 @@
-"""Numbers, intervals and durations become texts that a person reads at a glance."""
+"""These functions write numbers, intervals and durations as texts that a person reads at a glance."""
 
 import math
 
@@ -7,7 +7,7 @@ NO_NUMBER = "\u2013"
 
 
 def format_number(value: float | None) -> str:
-    """Return a number with four significant figures; a dash for None and for what is not finite."""
+    """Return a number as text with four significant figures; a dash for None and for what is not finite."""
     if value is None or not math.isfinite(value):
         return NO_NUMBER
     if value == int(value) and abs(value) < 1e6:
@@ -45,7 +45,7 @@ def _decimal_places(half: float) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration in the units that suit it: 45 s, 12 min, 3 h 20 min."""
+    """Return a duration as text in the units that suit it: 45 s, 12 min, 3 h 20 min."""
     if seconds < 180:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""The tables of the page are rows of cells, each a text and the number by which it is sorted."""
+"""These functions build the tables of a report's page: rows of cells, each a text and the number that sorts it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Cell(NamedTuple):
 
     @property
     def sort_key(self) -> str:
-        """The number as page.js reads it, empty for none."""
+        """Return the number as page.js reads it to sort a column, empty for none."""
         return "" if self.value is None else repr(float(self.value))
 
 
@@ -67,7 +67,7 @@ class Table:
 
     @property
     def is_text(self) -> list[bool]:
-        """Whether each column holds text: it is aligned to the left and sorted by what is seen."""
+        """Return whether each column holds text: it is aligned to the left and sorted by what is seen."""
         return [any(isinstance(row[i].value, str) for row in self.rows) for i in range(len(self.header))]
 
 
@@ -99,7 +99,7 @@ def setting_cell(value: Any, is_set: bool) -> Cell:
 
 
 def measured_metrics(groups: Iterable[SeedGroup], names: Iterable[str]) -> list[str]:
-    """Return those of the metric names that a finished run of the groups has measured."""
+    """Return those of the metrics that some finished run of the groups has measured."""
     measured = {name for group in groups for run in group.finished for name in run.final}
     return [name for name in names if name in measured]
 

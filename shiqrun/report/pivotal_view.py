@@ -1,4 +1,4 @@
-"""The pivotal view of the page shows how the chance of success changes along the tokens of searched solutions.
+"""The pivotal view of a report shows how the chance of success changes along the tokens of searched solutions.
 
 `shiqrun pivotal` writes the estimates to `pivotal.jsonl` (`shiqrun.estimates.pivotal_search`).
 """
@@ -37,7 +37,7 @@ def chance_along_tokens(row: Row) -> list[float]:
 
 
 def pivotal_section(directory: Path) -> Section | None:
-    """Return the section about the searches in a directory, None where it holds none.
+    """Return the section about the searches for pivotal tokens in a directory, None where it holds none.
 
     Raises:
         InputError: a row is no search.

@@ -85,7 +85,7 @@ def method_labels(methods: Iterable[str], line: int) -> dict[str, str]:
 
 
 def draw_svg(plot: Plot, size: tuple[float, float], stem: Path) -> str:
-    """Draw a figure, write it to `stem.svg` and `stem.png`, and return the SVG text.
+    """Draw a figure of the report, write it to `stem.svg` and `stem.png`, and return the SVG text.
 
     Args:
         plot: draws on the empty figure.
@@ -256,7 +256,7 @@ def common_limits(metric: str, groups: Sequence[SeedGroup]) -> tuple[float, floa
 
 
 def _label_ends(axes: Any, ends: list[tuple[Any, ...]]) -> None:
-    """Write each curve's name to the right of the axes at its height, pushed apart where names would overlap."""
+    """Write each curve's name right of the axes at the height of its end, moved apart where names would overlap."""
     ends = sorted(ends)
     axes.autoscale_view()  # else the limits are not those of the data yet
     pixels = [axes.transData.transform((step, value)) for value, step, *_ in ends]

@@ -1,4 +1,4 @@
-"""The sections of a report about runs: each method here returns the values that one template of `templates/` shows."""
+"""`ReportSections` makes the sections of a report about runs: the values that each template of `templates/` shows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ DROPPED_ALONE = "dropped/alone with its prompt"
 
 @dataclass
 class ReportSections:
-    """The sections of one page are made from runs; figures and CSV files are written into a folder on the way.
+    """`ReportSections` makes the sections of one page from runs, and writes figures and CSV files into a folder.
 
     Attributes:
         runs: every run, in the order of their names.
@@ -71,12 +71,12 @@ class ReportSections:
 
     @cached_property
     def best(self) -> dict[str, SeedGroup]:
-        """The runs of each method at its best beta."""
+        """Return the runs of each method at its best beta."""
         return best_groups(self.groups)
 
     @cached_property
     def styles(self) -> plots.Styles:
-        """The colour, marker and dashes of each method."""
+        """Return the colour, marker and dashes of each method."""
         return plots.method_styles(list(self.best))
 
     @cached_property
@@ -89,18 +89,18 @@ class ReportSections:
 
     @cached_property
     def _labelled_runs(self) -> tuple[list[RunRecord], list[str]]:
-        """The runs whose completions and tokens are on the page, those at the best betas, and a label for each."""
+        """Return the runs whose completions and tokens are on the page, those at the best betas, and their labels."""
         pairs = [(run, group) for group in self.best.values() for run in group.plotted]
         return [run for run, _ in pairs], [_label(run, group) for run, group in pairs]
 
     @property
     def script_data(self) -> dict[str, Any]:
-        """What the page's scripts read, by element id."""
+        """Return the JSON values that the page's scripts read, by element id."""
         completions = {"completions-data": self._completions.script_data()} if self._completions.rows else {}
         return completions | ({"tokens-data": self._trajectories[0]} if self._trajectories[0]["rows"] else {})
 
     def sections(self, sweeps: Sequence[dict[str, Any]], pivotal: Sequence[Section] = ()) -> list[Section]:
-        """Return the sections that have content, in their order; draw the figures and write the CSV files.
+        """Return the page's sections that have content, in order; draw the figures and write the CSV files.
 
         Args:
             sweeps: `sweep.json` of each sweep.
@@ -121,7 +121,7 @@ class ReportSections:
         return [section for section in sections if section.values]
 
     def _draw(self, name: str, title: str, plot: plots.Plot, size: tuple[float, float]) -> Markup:
-        """Write a figure as files and return it as an SVG element."""
+        """Write a figure of the report as files and return it as an SVG element."""
         return plots.inline_svg(plots.draw_svg(plot, size, self.folder / "figures" / name), name, title, {})
 
     def _frontier(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class ReportSections:
         }
 
     def _curves_by_beta(self) -> list[list[Markup]]:
-        """Return the panels of each metric, one for each beta, with the same axis limits."""
+        """Return the curve panels of each metric, one for each beta, with the same axis limits."""
         betas = sorted({group.beta for group in self.groups if group.beta is not None})
         panels = []
         for metric in CURVES_BY_BETA if len(betas) > 1 else ():

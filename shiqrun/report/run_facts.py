@@ -1,4 +1,4 @@
-"""The summary at the top of the page states what was run, how long it took, and which runs did not finish."""
+"""The summary at the top of a report states what was run, how long it took, and which runs did not finish."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ Fact = tuple[str, str, str]
 
 
 def page_title(runs: Sequence[RunRecord]) -> tuple[str, str]:
-    """Return the title of the page, methods and data sets, and the line under it."""
+    """Return the title of the report, with methods and data sets, and the line under it."""
     methods, data = _distinct(run.algo for run in runs), _distinct(run.data for run in runs)
     named = ", ".join(methods) if len(methods) <= MOST_NAMED else f"{len(methods)} methods"
     where = runs[0].directory.resolve().name if len(runs) == 1 else f"{len(runs)} runs"
@@ -29,7 +29,7 @@ def page_title(runs: Sequence[RunRecord]) -> tuple[str, str]:
 def summary_values(
     runs: Sequence[RunRecord], groups: Sequence[SeedGroup], sweeps: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return what the summary shows: facts, the commands of the sweeps, and the runs that did not finish."""
+    """Return what the report's summary shows: facts, the commands of the sweeps, and the runs that did not finish."""
     unfinished = [run for run in runs if run.status in ENDED_BADLY]
     typed = [shlex.join(["shiqrun", *map(str, sweep["typed"])]) for sweep in sweeps if sweep.get("typed")]
     return {
@@ -65,13 +65,13 @@ def _facts(runs: Sequence[RunRecord], groups: Sequence[SeedGroup]) -> list[Fact]
 
 
 def _count_by_status(runs: Sequence[RunRecord], statuses: Sequence[str]) -> str:
-    """Return text such as `1 running, 74 waiting`; empty where no run has one of the statuses."""
+    """Return the number of runs by status as text, `1 running, 74 waiting`; empty where no run has such a status."""
     counts = {status: sum(run.status == status for run in runs) for status in statuses}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 
 
 def _last_line(log: Path) -> str:
-    """Return the last line of a log without its time stamp, which often says why a run ended."""
+    """Return the last line of a run's log without its time stamp, which often says why a run ended."""
     if not log.exists():
         return "it left no run.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -90,7 +90,7 @@ def _summary_values(runs: Sequence[RunRecord], key: str) -> list[str]:
 
 
 def _fingerprints(runs: Sequence[RunRecord], key: str) -> str:
-    """Return the fingerprint where all runs share one; where they do not, how many there are, as a warning."""
+    """Return the fingerprint that all runs share, or a warning that says how many different ones there are."""
     distinct = _distinct(_summary_values(runs, key))
     if len(distinct) == 1:
         return f"fingerprint {distinct[0][:12]}"

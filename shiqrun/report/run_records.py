@@ -51,27 +51,27 @@ class RunRecord:
 
     @property
     def algo(self) -> str:
-        """The name of the loss, `?` where no file says it."""
+        """Return the name of the loss, `?` where no file says it."""
         return str(self.config.get("algo.name") or self.summary.get("algo") or "?")
 
     @property
     def data(self) -> str:
-        """The name of the data set, `?` where no file says it."""
+        """Return the name of the data set, `?` where no file says it."""
         return str(self.config.get("data.name") or self.summary.get("data") or "?")
 
     @property
     def beta(self) -> float | None:
-        """The strength of the KL penalty, reward units per nat; None for methods without it."""
+        """Return the strength of the KL penalty, reward units per nat; None for methods without it."""
         return as_number(self.config.get("algo.beta"))
 
     @property
     def seed(self) -> Any:
-        """The run's seed."""
+        """Return the run's seed."""
         return self.config.get("seed", self.summary.get("seed"))
 
     @cached_property
     def final(self) -> dict[str, float]:
-        """Every number of the summary; where the run has not finished, the last value of each metric."""
+        """Return every number of the run's summary; where it has not finished, the last value of each metric."""
         values = self.summary or {name: steps[max(steps)] for name, steps in self.history.items()}
         return {name: number for name, value in values.items() if (number := as_number(value)) is not None}
 
@@ -155,7 +155,7 @@ def natural_order(name: str) -> list[tuple[int, int | str]]:
 
 
 def _folders_below(directory: Path, depth: int) -> Iterator[Path]:
-    """Yield the folders that may be runs or sweeps or hold some; a run may be called like a folder inside runs."""
+    """Yield the folders that may be or hold runs or sweeps; a run may have the name of a folder that runs have."""
     for child in sorted(directory.iterdir()) if depth < DEEPEST and not _is_run(directory) else ():
         if not child.is_dir() or child.name.startswith("."):
             continue
@@ -214,7 +214,7 @@ def _jobs_by_folder(sweep: SweepRecord) -> dict[Path, dict[str, Any]]:
 
 
 def _read_run(directory: Path, name: str, job: dict[str, Any]) -> RunRecord:
-    """Read what there is of a run; `job` is its entry in `sweep.json`, empty for a run of no sweep."""
+    """Read what files there are of a run; `job` is its entry in `sweep.json`, empty for a run of no sweep."""
     path = directory / "summary.json"
     summary = read_json(path) if path.exists() else {}
     config = read_config(directory / ".hydra" / "config.yaml")

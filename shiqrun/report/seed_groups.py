@@ -35,7 +35,7 @@ class Estimate:
 
     @property
     def known(self) -> bool:
-        """Whether the interval could be computed."""
+        """Return whether the interval could be computed."""
         return math.isfinite(self.half)
 
 
@@ -55,26 +55,26 @@ class SeedGroup:
 
     @property
     def all_finished(self) -> list[RunRecord]:
-        """Every run that finished, repeats of a seed included."""
+        """Return every run that finished, repeats of a seed included."""
         return [run for run in self.runs if run.status == FINISHED]
 
     @property
     def finished(self) -> list[RunRecord]:
-        """The last finished run of each seed, which counts: a repeat of a seed is no new evidence."""
+        """Return the last finished run of each seed, which alone counts: a repeat of a seed is no new evidence."""
         return list({str(run.seed): run for run in self.all_finished}.values())
 
     @property
     def plotted(self) -> list[RunRecord]:
-        """The runs with curves on the page: the finished ones, or all where none has finished."""
+        """Return the runs with curves on the page: the finished ones, or all where none has finished."""
         return self.finished or self.runs
 
     def final(self, metric: str) -> Estimate | None:
-        """Return the metric at the end of the finished runs; None where none has measured it."""
+        """Return the mean of a metric at the end of the finished runs; None where none has measured it."""
         values = [run.final[metric] for run in self.finished if metric in run.final]
         return Estimate(*interval(values), len(values)) if values else None
 
     def curve(self, metric: str) -> list[tuple[int, Estimate]]:
-        """Return the metric at each step that at least half of the runs have measured."""
+        """Return the mean of a metric at each step that at least half of the runs have measured."""
         by_step: dict[int, list[float]] = {}
         for run in self.plotted:
             for step, value in run.history.get(metric, {}).items():
@@ -122,14 +122,14 @@ def _has_several_values(key: str, runs: Sequence[RunRecord]) -> bool:
 
 
 def _has_no_effect(key: str, run: RunRecord) -> bool:
-    """Return whether the setting says how to do something that the run does not do."""
+    """Return whether a setting has no effect, because it says how to do something that the run does not do."""
     if key.startswith("values."):
         return run.config.get("algo.values", "none are read") is not None
     return key.startswith("algo.anchor_") and _is_off(run.config.get("algo.anchor"))
 
 
 def _is_off_as_usual(key: str, run: RunRecord, runs: Sequence[RunRecord]) -> bool:
-    """Return whether the setting is off, and off by the same value wherever it is off in runs of this loss."""
+    """Return whether a setting is off in a run, and off by the same value wherever it is off in runs of this loss."""
     same = [other for other in runs if other.configured and other.algo == run.algo]
     off_values = {repr(other.config.get(key)) for other in [run, *same] if _is_off(other.config.get(key))}
     return _is_off(run.config.get(key)) and len(off_values) == 1
@@ -204,7 +204,7 @@ def training_amounts(groups: Sequence[SeedGroup]) -> dict[str, list[str]]:
 
 
 def _count_range(runs: Sequence[RunRecord], name: str, unit: str) -> str:
-    """Return text such as `5 steps` or `5 to 7 steps`; empty where no run has counted them."""
+    """Return a count over runs as text, `5 steps` or `5 to 7 steps`; empty where no run has counted."""
     values = sorted({int(run.final[name]) for run in runs if name in run.final})
     ends = dict.fromkeys((values[0], values[-1])) if values else {}
     return f"{' to '.join(f'{value:,}' for value in ends)} {unit}" if ends else ""

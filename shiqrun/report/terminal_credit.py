@@ -1,4 +1,4 @@
-"""The token view on a terminal colours every action token by its advantage, shifted value or residual."""
+"""The token view on a terminal colours every token that a policy chose by its advantage, shifted value or residual."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ BAR = 33  # cells of the legend's colour bar
 
 
 def colour_scale(credits: Sequence["Credit"], quantity: Quantity) -> float:
-    """Return the absolute value with the full colour: the 95th percentile, so that no outlier pales the rest."""
+    """Return the absolute credit that gets the full colour: the 95th percentile, so that no outlier pales the rest."""
     sizes = sorted(abs(x) for credit in credits for x in getattr(credit, quantity) if x is not None)
     if not sizes:
         return 0.0
@@ -47,7 +47,7 @@ def colour_scale(credits: Sequence["Credit"], quantity: Quantity) -> float:
 
 
 def value_style(value: float, scale: float, colours: Colours = "truecolor") -> Style:
-    """Return the style of a value: its background colour, and black or white letters, whichever are readable on it."""
+    """Return the style of a token's value: its background, and the letters, black or white, that are readable on it."""
     share = (max(-1.0, min(1.0, value / scale)) + 1) / 2 if scale else 0.5
     if colours == "256":
         behind = Color.from_ansi(IN_256[round(share * (len(IN_256) - 1))])
@@ -70,7 +70,7 @@ def signed_number(value: float | None, scale: float, more: int = 0) -> str:
 
 
 def credit_lines(credit: "Credit", quantity: Quantity, scale: float, *, width: int, colours: Colours) -> Iterator[Text]:
-    """Yield the lines of a trajectory: a heading with its sums, then its tokens.
+    """Yield the lines of a trajectory with its credit: a heading with sums, then its tokens.
 
     With colours every action stands on the colour of its value, without in brackets over its value.
 
@@ -138,7 +138,7 @@ def largest_table(credit: "Credit", quantity: Quantity, scale: float, *, colours
 
 
 def _in_context(tokens: Sequence[str], at: int, style: Style | None) -> Text:
-    """Return the token between a few characters before and after it, in its colour or in brackets."""
+    """Return a token between a few characters before and after it, in its colour or in brackets."""
     near = CONTEXT_TOKENS
     before = printable("".join(tokens[max(0, at - near) : at]))[-BEFORE:]
     after = printable("".join(tokens[at + 1 : at + 1 + near]))[:AFTER]

@@ -1,4 +1,4 @@
-"""Tokens of a trajectory fill lines of a terminal, with rewards and numbers in rows beneath them."""
+"""`trajectory_lines` prints a trajectory's tokens in lines of a terminal, with rewards and numbers beneath them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ def trajectory_lines(
 
 
 def rewards_to_show(rewards: dict[int, float]) -> dict[int, float]:
-    """Return the rewards, by position, that are not 0; the last one where all are 0."""
+    """Return a trajectory's rewards, by position, that are not 0; the last one where all are 0."""
     return {at: reward for at, reward in rewards.items() if reward} or dict(list(rewards.items())[-1:])
 
 
@@ -65,7 +65,7 @@ def brackets_around(actions: "dict[int, int] | set[int]", at: int, brackets: tup
 
 @dataclass
 class TokenLines:
-    """Lines of at most `width` columns collect tokens, each line with the rows of texts beneath its tokens."""
+    """`TokenLines` sets tokens in lines of at most `width` columns, with rows of texts beneath the tokens."""
 
     width: int
     done: list[Text] = field(default_factory=list)
@@ -112,7 +112,7 @@ class TokenLines:
         self.text, self.beneath = Text(), []
 
     def finish(self) -> list[Text]:
-        """End the last line and return all lines."""
+        """End the last line of tokens and return all lines."""
         self._end()
         return self.done
 

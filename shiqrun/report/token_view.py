@@ -1,4 +1,4 @@
-"""The token view of the page colours the tokens of some trajectories by their credit; this module selects them.
+"""`select_trajectories` selects the trajectories whose tokens the report's page colours by their credit.
 
 Training writes the numbers of each token to `credit.jsonl` (`shiqrun.evaluation.credit`).
 """
@@ -16,7 +16,7 @@ MOST_TOKENS = 60_000
 
 
 def select_trajectories(runs: Sequence[RunRecord], labels: Sequence[str]) -> tuple[dict[str, Any], int]:
-    """Return the trajectories on the page, as tokens.js reads them, and how many the runs have.
+    """Return the trajectories whose tokens are on the page, as tokens.js reads them, and how many the runs have.
 
     Where the page has no room for all, every run gets the same share.
 

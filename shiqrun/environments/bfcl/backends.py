@@ -1,4 +1,4 @@
-"""Sessions on the real backends of `bfcl-eval`: in each, one set of instances for the policy, one for the reference.
+"""A session runs calls on the real backends of `bfcl-eval`: some instances for the policy, others for the reference.
 
 This module runs inside `bfcl.worker`. It calls the instances by `getattr` with literal arguments. The package's own
 executor would evaluate text, and it keeps its instances in module globals that tell sessions apart by name only.
@@ -22,7 +22,7 @@ NO_GROUND_TRUTH = "no reference answer"
 
 
 class Session:
-    """The backends of one episode, in the state that the calls so far have made.
+    """A session holds the backends of one episode, in the state that the calls so far have made.
 
     Args:
         sample: `initial_config`, `involved_classes`, `ground_truth` of the data set.
@@ -42,7 +42,7 @@ class Session:
         return result
 
     def end_turn(self) -> dict[str, Any]:
-        """Judge the turn as `multi_turn_checker` does, by states and results; say why it is wrong.
+        """Judge the policy's turn as `multi_turn_checker` does, by states and results; return why it is wrong.
 
         A turn without reference answer is not counted: the official checker skips it.
         """
@@ -63,7 +63,7 @@ class Session:
 
 
 def _instances(sample: dict[str, Any]) -> dict[str, Any]:
-    """Return new instances of a sample's classes, in its initial state."""
+    """Return new instances of a BFCL sample's backend classes, in its initial state."""
     from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_utils import CLASS_FILE_PATH_MAPPING, STATELESS_CLASSES
 
     made = {}
@@ -76,7 +76,7 @@ def _instances(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _executed(instances: dict[str, Any], call: str) -> str:
-    """Run a call and return its result as the official executor writes it."""
+    """Run a function call and return its result as the official executor writes it."""
     node = ast.parse(call, mode="eval").body
     assert isinstance(node, ast.Call)
     assert isinstance(node.func, ast.Name)
@@ -100,7 +100,7 @@ def _written(result: Any) -> str:
 
 
 def official(sample: dict[str, Any], turns: Sequence[Sequence[Sequence[str]]]) -> bool:
-    """Return the verdict of `multi_turn_checker` on calls by turn and step.
+    """Return the verdict of the official `multi_turn_checker` on calls by turn and step.
 
     The official checker evaluates text: the calls must have passed `bfcl.calls`.
     """
@@ -115,7 +115,7 @@ def official(sample: dict[str, Any], turns: Sequence[Sequence[Sequence[str]]]) -
 
 @contextlib.contextmanager
 def _own_name() -> Iterator[str]:
-    """Yield a unique model name for the package's module globals, and clear them of it afterwards."""
+    """Yield a unique model name for the module globals of `bfcl-eval`, and clear them of it afterwards."""
     from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_utils
 
     name = f"m{uuid.uuid4().hex}"

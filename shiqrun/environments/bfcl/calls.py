@@ -1,4 +1,4 @@
-"""Function calls in a policy's text are parsed here, never evaluated.
+"""`calls_in` parses the function calls in a policy's text, which are never evaluated as Python.
 
 A message is a list of calls, `[f(a=1), g()]`, or one call; anything else is prose. A call runs only if its function is
 documented and its arguments are literals; any other is refused and answered by an error, like a call that fails.
@@ -15,7 +15,7 @@ MOST_CALLS = 64  # in a message; the longest reference answer of a turn has 7
 
 @dataclass(frozen=True)
 class Call:
-    """A call that may run; `text` parses to the same call."""
+    """A call is a function call that may run; its `text` parses to the same call."""
 
     name: str
     text: str
@@ -23,19 +23,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A call that may not run, and why; `answer` is what the policy gets instead of a result."""
+    """A refusal is a function call that may not run, and why; the policy gets its `answer` instead of a result."""
 
     text: str
     why: str
 
     @property
     def answer(self) -> str:
-        """The refusal in the backends' form of an error."""
+        """Return the refusal in the backends' form of an error."""
         return f"Error during execution: {self.why}"
 
 
 def calls_in(text: str, documented: Set[str]) -> list[Call | Refusal] | None:
-    """Return the calls of a message in their order; None for prose, that is for any text that parses to no call.
+    """Return the function calls of a message in order; None for prose, that is for any text that parses to no call.
 
     A message that is too long or has too many calls becomes one refusal: nothing of it runs.
     """

@@ -1,4 +1,4 @@
-"""Partly wrong dialogues for training: reference answers with a mistake in some turns, made from a seed."""
+"""Corruptions make partly wrong dialogues for training: reference answers with seeded mistakes in some turns."""
 
 import ast
 from collections.abc import Sequence
@@ -70,19 +70,19 @@ def _possible(kind: Kind, calls: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _differing(calls: Sequence[str]) -> list[int]:
-    """Return the places at which a call and the next one differ."""
+    """Return the places in a turn at which a call and the next one differ."""
     return [n for n in range(len(calls) - 1) if calls[n] != calls[n + 1]]
 
 
 def _arguments(call: str) -> list[ast.expr]:
-    """Return the arguments of a call that are plain literals."""
+    """Return the arguments of a function call that are plain literals."""
     node = ast.parse(call, mode="eval").body
     assert isinstance(node, ast.Call)
     return [value for value in [*node.args, *(k.value for k in node.keywords)] if isinstance(value, ast.Constant)]
 
 
 def _with_wrong_argument(call: str, pool: Sequence[str], rng: np.random.Generator) -> str:
-    """Return a call with another value for one argument, if possible one of that type from the dialogue."""
+    """Return a call with another value for one argument, if possible a value of that type from the dialogue."""
     tree = ast.parse(call, mode="eval")
     assert isinstance(tree.body, ast.Call)
     nodes = [*tree.body.args, *(k.value for k in tree.body.keywords)]
@@ -95,7 +95,7 @@ def _with_wrong_argument(call: str, pool: Sequence[str], rng: np.random.Generato
 
 
 def _altered(value: Any) -> Any:
-    """Return another value of the same type."""
+    """Return another value of an argument, of the same type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""The dialogue of a BFCL sample while it is played: messages become calls, results come back, turns are judged.
+"""`Dialogue` plays the dialogue of a BFCL sample: messages become calls, results come back, turns are judged.
 
 Logged trajectories (reference answers, corrupted or not) and a policy's own episodes are played alike.
 """
@@ -19,7 +19,7 @@ Arguments = Literal["said", "reference"]
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules by which episodes are played and rewarded.
+    """Rules say how episodes of BFCL are played and rewarded.
 
     Attributes:
         rewards: independent (1 for every right turn), or official_prefix (1 for right turns until a counted one is
@@ -38,7 +38,7 @@ class Rules:
 
 
 class Dialogue:
-    """A dialogue of a sample; the policy may `say` a message while the dialogue is not `done`.
+    """A dialogue plays a BFCL sample; the policy may `say` a message while the dialogue is not `done`.
 
     Attributes:
         messages: the dialogue so far.
@@ -63,12 +63,12 @@ class Dialogue:
 
     @property
     def done(self) -> bool:
-        """Whether the dialogue is over."""
+        """Return whether the dialogue is over."""
         return bool(self.ended) or len(self.verdicts) == len(self.sample.questions)
 
     @property
     def turn_begun(self) -> bool:
-        """Whether the policy has sent a message in the turn that has not ended."""
+        """Return whether the policy has sent a message in the turn that has not ended."""
         return bool(self._turn_of) and self._turn_of[-1] == len(self.verdicts)
 
     def say(self, text: str) -> None:
@@ -120,12 +120,12 @@ class Dialogue:
             self.verdicts.append(Verdict(counted, False, why))
 
     @property
-    def stopped(self) -> int:
-        """Number of calls that a limit ended."""
+    def stopped_calls(self) -> int:
+        """Return the number of calls that a limit of time or memory ended."""
         return self._session.stopped
 
     def close(self) -> None:
-        """Forget the backends."""
+        """Release the episode's backends."""
         self._session.close()
 
     def rewards(self) -> list[float]:
@@ -137,8 +137,8 @@ class Dialogue:
             paid.append(float(right))
         return paid
 
-    def counted(self) -> list[bool]:
-        """Return which turns count, that is have a reference answer."""
+    def counted_turns(self) -> list[bool]:
+        """Return which turns count for the reward: those with a reference answer."""
         return [verdict.counted for verdict in self.verdicts]
 
     def message_rewards(self) -> list[float]:
@@ -149,7 +149,7 @@ class Dialogue:
 
     @property
     def right(self) -> bool:
-        """Whether every turn was begun and every counted one is right: what the official checker calls valid."""
+        """Return whether every turn was begun and every counted one is right: what the official checker calls valid."""
         begun = len(self._calls) == len(self.sample.questions)
         return begun and all(v.right for v in self.verdicts if v.counted)
 

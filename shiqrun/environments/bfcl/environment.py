@@ -1,4 +1,4 @@
-"""BFCL multi-turn as an environment: functions of the benchmark run in a confined process and judge every turn."""
+"""`BfclEnvironment` plays BFCL multi-turn: the benchmark's functions run in a confined process, which judges turns."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +15,7 @@ GROUND_TRUTH = "ground_truth"
 
 
 class BfclEnvironment(environment.Environment):
-    """An environment that plays the samples of BFCL multi-turn against its real backends.
+    """A BFCL environment plays the samples of BFCL multi-turn against its real backends.
 
     Args:
         samples: those that may be played; the `prompt_id` of a task is the id of its sample.
@@ -34,12 +34,12 @@ class BfclEnvironment(environment.Environment):
         return BfclEpisode(Dialogue(self.samples[task.prompt_id], self.harness, self.rules), by_side=self.by_side)
 
     def close(self) -> None:
-        """End the process of the backends."""
+        """End the confined process of the backends."""
         self.harness.close()
 
 
 class BfclEpisode(environment.Episode):
-    """An episode of BFCL; a turn's reward falls on the policy's last message in it.
+    """A BFCL episode is one played sample; a turn's reward falls on the policy's last message in the turn.
 
     Args:
         dialogue: the dialogue with its backends.
@@ -52,7 +52,7 @@ class BfclEpisode(environment.Episode):
         self._remarks: list[tuple[int, str]] = []
 
     def step(self, text: str) -> Step:
-        """Run the calls of a message and return their results; a message without a call ends the turn."""
+        """Run the function calls of a message and return their results; a message without a call ends the turn."""
         dialogue = self.dialogue
         before, turn = len(dialogue.messages) + 1, len(dialogue.verdicts)
         dialogue.say(text)
@@ -61,7 +61,7 @@ class BfclEpisode(environment.Episode):
         return Step(dialogue.messages[before:], reward, terminated=terminated, truncated=dialogue.ended)
 
     def truncate(self, why: str) -> float:
-        """End the episode; the turn that it ends in is judged by its calls so far, later turns are wrong."""
+        """End the episode early; the turn that it ends in is judged by its calls so far, later turns are wrong."""
         turn, begun = len(self.dialogue.verdicts), self.dialogue.turn_begun
         self.dialogue.give_up(why)
         reward = self._remark(turn)
@@ -85,7 +85,7 @@ class BfclEpisode(environment.Episode):
     def info(self) -> EpisodeInfo:
         """Report the verdicts of our checker and of the official one, by class of backend where asked."""
         dialogue, sample = self.dialogue, self.dialogue.sample
-        rewards, counted = dialogue.rewards(), dialogue.counted()
+        rewards, counted = dialogue.rewards(), dialogue.counted_turns()
         why = [verdict.why for verdict in dialogue.verdicts]
         paid = [reward for reward, counts in zip(rewards, counted, strict=True) if counts]
         per_turn, official = sum(paid) / len(paid), dialogue.official()
@@ -100,12 +100,12 @@ class BfclEpisode(environment.Episode):
         return EpisodeInfo(
             metrics=metrics,
             shares={"turns/empty": (why.count("no call"), len(why))},
-            totals={"calls/refused": len(dialogue.refused), "calls/stopped": dialogue.stopped},
+            totals={"calls/refused": len(dialogue.refused), "calls/stopped": dialogue.stopped_calls},
             record=record,
             label=", ".join(sample.classes),
             remarks=self._remarks,
         )
 
     def close(self) -> None:
-        """Forget the episode's backends."""
+        """Release the episode's backends."""
         self.dialogue.close()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class Filler:
-    """The arguments of one episode's calls, taken from the reference answer.
+    """A filler gives the calls of one episode their arguments, taken from the reference answer.
 
     Args:
         truth: calls of the reference answer, by turn.
@@ -20,7 +20,7 @@ class Filler:
         self._turn, self._used = 0, set[int]()
 
     def fill(self, name: str, turn: int) -> str:
-        """Return the reference answer's next call of a function in a turn, else of another turn, else a bare call."""
+        """Return the reference's next call of a function in a turn, else in another, else a call without arguments."""
         if turn != self._turn:
             self._turn, self._used = turn, set()
         for n, call in enumerate(self.truth[turn]):
@@ -32,13 +32,13 @@ class Filler:
 
 
 def function_of(call: str) -> str:
-    """Return the name of the function that a call calls."""
+    """Return the name of the function in a call."""
     node = ast.parse(call, mode="eval").body
     assert isinstance(node, ast.Call)
     assert isinstance(node.func, ast.Name)
     return node.func.id
 
 
-def bare(call: str) -> str:
-    """Return a call without its arguments."""
+def without_arguments(call: str) -> str:
+    """Return a function call without its arguments."""
     return f"{function_of(call)}()"

@@ -25,7 +25,7 @@ STOPPED = "Error during execution: the call was stopped: it took too much time o
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a turn: whether it counts (has a reference answer), whether it is right, and why not."""
+    """A verdict says of a turn whether it counts (has a reference answer), whether it is right, and why not."""
 
     counted: bool
     right: bool
@@ -33,7 +33,7 @@ class Verdict:
 
 
 class Harness(ConfinedProcess):
-    """The confined process of the backends, in which it opens sessions; a context manager, which ends the process.
+    """The harness opens sessions in the confined process of BFCL's backends; as a context manager it ends the process.
 
     Args:
         cpu_seconds: most processor time of a request.
@@ -46,7 +46,7 @@ class Harness(ConfinedProcess):
         return self
 
     def open(self, sample: BfclSample) -> "RemoteSession":
-        """Open a session with new backends of a sample.
+        """Open a session with new backends of a BFCL sample.
 
         Raises:
             InputError: the initial state of the sample does not load.
@@ -76,7 +76,7 @@ class Harness(ConfinedProcess):
 
 @dataclass
 class RemoteSession:
-    """The backends of one episode, wherever the process that holds them is.
+    """A remote session calls the backends of one episode, which the confined process holds.
 
     Attributes:
         stopped: number of calls that a limit ended.
@@ -95,11 +95,11 @@ class RemoteSession:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the episode has used up its time and memory."""
+        """Return whether the episode has used up its time and memory."""
         return self._broken or self.stopped >= MOST_STOPPED or self.seconds > MOST_SECONDS
 
     def run(self, call: str) -> str:
-        """Run a call that has passed `bfcl.calls` and return its result, or an error if a limit ended it."""
+        """Run a function call that has passed `bfcl.calls` and return its result, or an error if a limit ended it."""
         if not self._broken:
             try:
                 answer = self.ask({"do": "run", "call": call})
@@ -111,7 +111,7 @@ class RemoteSession:
         return STOPPED
 
     def end_turn(self) -> Verdict:
-        """End the turn and return the verdict on it."""
+        """End the policy's turn and return the verdict on it."""
         counted = bool(self.sample.truth[self._turn])
         self._turn += 1
         if not self._broken:
@@ -123,14 +123,14 @@ class RemoteSession:
         return Verdict(counted, False, "stopped")
 
     def close(self) -> None:
-        """Forget the backends."""
+        """Release the episode's backends."""
         if self._asked and self._lives_in == self.harness.ended:
             with contextlib.suppress(LimitReached, ProcessKilled):
                 self.harness.request({"do": "close", "session": self._name})
         self._asked.clear()
 
     def ask(self, what: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a request in the state that the former requests have made.
+        """Return the backends' answer to a request, in the state that the former requests have made.
 
         Raises:
             LimitReached: this request or the replay of the former ones reached a limit.

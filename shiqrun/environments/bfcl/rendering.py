@@ -1,4 +1,4 @@
-"""The dialogue as the policy sees it: the system message with the functions, calls, and results."""
+"""These functions write a BFCL dialogue as the policy sees it: the message with the functions, calls, results."""
 
 import json
 from collections.abc import Sequence
@@ -46,12 +46,12 @@ def signature(document: dict[str, Any]) -> str:
 
 
 def shorten(result: str, characters: int | None) -> str:
-    """Return a result, cut off after so many characters with a mark that says how many are missing."""
+    """Return a call's result, cut off after so many characters with a mark that says how many are missing."""
     if characters is None or len(result) <= characters:
         return result
     return f"{result[:characters]}... ({len(result) - characters} more characters)"
 
 
 def message_of(calls: Sequence[str]) -> str:
-    """Return the message that makes these calls; without any, the message that ends a turn."""
+    """Return the policy's message that makes these calls; without any, the message that ends a turn."""
     return f"[{', '.join(calls)}]" if calls else DONE

@@ -1,4 +1,4 @@
-"""The 200 samples of BFCL multi-turn with their reference answers and function documents.
+"""`load_samples` reads the 200 samples of BFCL multi-turn with their reference answers and function documents.
 
 They are read from the installed `bfcl-eval` (which also brings the backends), or from a directory with the same files,
 compressed by gzip or not.
@@ -37,7 +37,7 @@ TEST_EVERY, TEST_REST = 5, 4
 
 @dataclass(frozen=True)
 class BfclSample:
-    """A sample of BFCL multi-turn: a dialogue that a policy is to play.
+    """A `BfclSample` is a sample of BFCL multi-turn: a dialogue that a policy is to play.
 
     Attributes:
         id: as in the file, `multi_turn_base_17`.
@@ -57,22 +57,22 @@ class BfclSample:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the backends that take part."""
+        """Return the names of the backends that take part."""
         return list(self.row["involved_classes"])
 
     @property
     def truth(self) -> list[list[str]]:
-        """Calls of the reference answer, by turn."""
+        """Return the calls of the reference answer, by turn."""
         return list(self.row["ground_truth"])
 
     @property
     def documented(self) -> frozenset[str]:
-        """Names of the functions that may be called."""
+        """Return the names of the functions that may be called."""
         return frozenset(d["name"] for d in self.documents)
 
     @property
     def is_test(self) -> bool:
-        """Whether this is one of the 40 test samples."""
+        """Return whether this is one of the 40 test samples."""
         return self.index % TEST_EVERY == TEST_REST
 
 
@@ -97,7 +97,7 @@ def release() -> str | None:
 
 
 def load_samples(folder: Path) -> list[BfclSample]:
-    """Load all samples of a directory, in file order.
+    """Load all BFCL samples of a directory, in file order.
 
     Raises:
         InputError: a file is missing, a row is no sample, or a sample has no reference answer.
@@ -131,7 +131,7 @@ def _entry(row: dict[str, Any], key: str, place: str) -> Any:
 
 
 def _file(folder: Path, pattern: str) -> Path:
-    """Return the newest file that matches a name, in the directory or in `possible_answer/`."""
+    """Return the newest data file that matches a name, in the directory or in `possible_answer/`."""
     found = [*folder.glob(pattern), *folder.glob(f"{pattern}.gz"), *folder.glob(pattern.replace("*", "/", 1))]
     if not found:
         raise InputError(f"{folder}: no {pattern}; give a directory with the files of bfcl-eval's data")

@@ -1,4 +1,4 @@
-"""The confined process of BFCL's backends: `python -m shiqrun.environments.bfcl.worker`, started by `bfcl.harness`."""
+"""This module runs BFCL's backends in a confined process, which `bfcl.harness` starts and sends requests."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def load() -> None:
 
 
 def answer_request(request: dict[str, Any], sessions: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer to a request; its `error` says that a sample's backends could not be made."""
+    """Return the backends' answer to a request; its `error` says that a sample's backends could not be made."""
     from shiqrun.environments.bfcl.backends import Session, official
 
     session = request.get("session", "")

@@ -88,7 +88,7 @@ def test_a_turn_without_reference_answer_is_neither_paid_nor_counted(harness, re
     turns = [["pwd()", DONE], ["mkdir(dir_name='a')", "rm(file_name='a')", DONE], ["ls()", DONE]]
     episode = under(harness, sample, turns, rewards=rewards)
     assert episode.rewards() == [1, 0, 1]
-    assert episode.counted() == [True, False, True]
+    assert episode.counted_turns() == [True, False, True]
     assert episode.right
     assert episode.official()
     silent = under(harness, sample, [["pwd()", DONE], [DONE], ["ls()", DONE]], rewards=rewards)
@@ -109,7 +109,7 @@ def test_one_step_more_ends_the_episode(harness):
     assert episode.ended == "too many steps"
     assert episode.done
     assert episode.rewards() == [1, 1, 0, 0]  # the turn in which it ends is judged by its calls
-    assert episode.counted() == [True, True, False, True]
+    assert episode.counted_turns() == [True, True, False, True]
     assert episode.message_rewards() == [0, 1, 0, 0, 0, 1]
     assert episode.messages[-1]["role"] == "tool"  # the last step has run
     assert not episode.right
@@ -124,7 +124,7 @@ def test_an_episode_that_is_given_up_keeps_what_it_has_earned(harness):
     assert not episode.done
     episode.give_up("no room")
     assert episode.done
-    assert (episode.ended, episode.rewards(), episode.counted()) == ("no room", [1, 1, 0], [True, True, False])
+    assert (episode.ended, episode.rewards(), episode.counted_turns()) == ("no room", [1, 1, 0], [True, True, False])
     assert [v.why for v in episode.verdicts] == ["", "", "no room"]
     assert episode.message_rewards() == [0, 1, 1]
     assert not episode.right
@@ -174,7 +174,7 @@ def test_a_call_that_a_limit_ends_is_counted_and_the_verdicts_agree():
         sample = calculator(["add(a=1, b=2)"], ["add(a=3, b=4)"])
         turns = [["[power(base=9, exponent=100000000), add(a=1, b=2)]", DONE], ["add(a=3, b=4)", DONE]]
         episode = under(harness, sample, turns)
-        assert episode.stopped == 1
+        assert episode.stopped_calls == 1
         assert episode.rewards() == [1, 1]
         assert episode.right
         assert episode.official()

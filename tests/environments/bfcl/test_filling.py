@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from shiqrun.environments.bfcl.corruptions import turn_messages
-from shiqrun.environments.bfcl.filling import Filler, bare
+from shiqrun.environments.bfcl.filling import Filler, without_arguments
 from shiqrun.environments.bfcl.harness import Harness
 from shiqrun.environments.bfcl.rendering import DONE
 from tests.environments.bfcl.dialogues import RULES, played, real, with_truth
@@ -22,14 +22,14 @@ def test_a_name_stands_for_the_next_such_call_of_the_turn_then_for_the_first_of_
 
 
 def test_a_bare_call_has_no_arguments():
-    assert [bare(call) for call in TRUTH[0]] == ["f()", "g()", "f()"]
+    assert [without_arguments(call) for call in TRUTH[0]] == ["f()", "g()", "f()"]
 
 
 def test_bare_reference_answers_are_right_and_a_wrong_order_is_not():
     pytest.importorskip("bfcl_eval", reason="the functions of BFCL come with bfcl-eval")
     with Harness() as harness:
         for sample in real():
-            turns = [turn_messages([bare(call) for call in calls], "one") for calls in sample.truth]
+            turns = [turn_messages([without_arguments(call) for call in calls], "one") for calls in sample.truth]
             episode = played(sample, turns, harness, FILLED)
             assert episode.rewards() == [float(bool(calls)) for calls in sample.truth], sample.id
             assert episode.official()
