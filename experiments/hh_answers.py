@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from shiqrun.batching.encode import EncodedTrajectory, encode, with_template
-from shiqrun.batching.logged_data import held_out
+from shiqrun.batching.logged_data import is_held_out
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.types import Example
 
@@ -47,7 +47,7 @@ def print_answers(examples: list[Example]) -> None:
     print(f"{len(answers)} answers; correlation of score and characters {correlation:.2f}")
     sides: dict[bool, list[str]] = {True: [], False: []}
     for example in examples:
-        sides[held_out(example.prompt_id, HELD_OUT)].append(example.messages[0]["content"])
+        sides[is_held_out(example.prompt_id, HELD_OUT)].append(example.messages[0]["content"])
     shared = sum(turn in set(sides[False]) for turn in sides[True])
     print(f"{shared} of {len(sides[True])} held-out prompts share their first turn with a training prompt")
 

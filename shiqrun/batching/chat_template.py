@@ -29,7 +29,7 @@ class Conversation:
         """Return the indices of the messages that are the policy's turns."""
         return [i for i in range(self.prompt, len(self.messages)) if self.messages[i]["role"] == "assistant"]
 
-    def upto(self, message: int) -> "Conversation":
+    def before(self, message: int) -> "Conversation":
         """Return the conversation as it was before the message of that index."""
         return replace(self, messages=self.messages[:message])
 
@@ -68,14 +68,14 @@ def prefixes_of(
     talks: list[Conversation], wholes: list[list[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[list[tuple[list[int], list[int]]]]:
     """Yield for each conversation and turn the tokens that sampling sees before it, and those up to the turn's end."""
-    heads = _ids([t.upto(i) for t in talks for i in t.turns()], tokenizer, head=True)
-    inner = [t.upto(i + 1) for t in talks for i in t.turns() if i + 1 < len(t.messages)]
+    heads = _ids([t.before(i) for t in talks for i in t.turns()], tokenizer, head=True)
+    inner = [t.before(i + 1) for t in talks for i in t.turns() if i + 1 < len(t.messages)]
     bodies = _ids(inner, tokenizer, head=False)
     for talk, whole in zip(talks, wholes, strict=True):
         yield [(next(heads), next(bodies) if i + 1 < len(talk.messages) else whole) for i in talk.turns()]
 
 
-def begins(tokenizer: PreTrainedTokenizerBase, source: str, part: list[int], whole: list[int]) -> bool:
+def is_stable_prefix(tokenizer: PreTrainedTokenizerBase, source: str, part: list[int], whole: list[int]) -> bool:
     """Return whether `part` is a prefix of `whole`; False where only tokens merge across the end of `part`.
 
     Raises:
@@ -85,10 +85,12 @@ def begins(tokenizer: PreTrainedTokenizerBase, source: str, part: list[int], who
         return True
     if str(tokenizer.decode(whole)).startswith(str(tokenizer.decode(part))):
         return False
-    raise unstable(tokenizer, source, part, whole)
+    raise unstable_template_error(tokenizer, source, part, whole)
 
 
-def unstable(tokenizer: PreTrainedTokenizerBase, source: str, part: list[int], whole: list[int]) -> InputError:
+def unstable_template_error(
+    tokenizer: PreTrainedTokenizerBase, source: str, part: list[int], whole: list[int]
+) -> InputError:
     """Return the error that says where the template rewrites the conversation's text when it continues."""
     at = next((i for i, (a, b) in enumerate(zip(part, whole, strict=False)) if a != b), min(len(part), len(whole)))
     lost, kept = tokenizer.decode(part[at : at + 8]), tokenizer.decode(whole[at : at + 8])

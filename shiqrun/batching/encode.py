@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.chat_template import Conversation, begins, prefixes_of, render, unstable
+from shiqrun.batching.chat_template import Conversation, is_stable_prefix, prefixes_of, render, unstable_template_error
 from shiqrun.data.chats import drop_reason, expect_calls, wording
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -106,7 +106,7 @@ def encode(
     """
     flat = ((n, k, e) for n, e in enumerate(examples) for k in range(len(e.completions)))
     trusted = _template(tokenizer) == stable
-    specials = [] if trusted else special_words(tokenizer)
+    specials = [] if trusted else special_token_texts(tokenizer)
     spans_of = _spans_by(_template(tokenizer), trusted)
     while chunk := list(islice(flat, CHUNK)):
         reasons = [drop_reason(e.completions[k]) or _special_text(e, k, specials) for _, k, e in chunk]
@@ -132,7 +132,7 @@ def encode(
                 yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source, group)
 
 
-def special_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def special_token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the texts that the tokenizer turns into a special token; the unknown token is none."""
     named = {tokenizer.eos_token, tokenizer.bos_token}
     return [t for t in tokenizer.all_special_tokens if t.strip() and (t != tokenizer.unk_token or t in named)]
@@ -188,13 +188,13 @@ def _marked_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase)
     spans = [*_trusted_spans(talks, tokenizer)]
     prefixes = prefixes_of(talks, [ids for ids, _ in spans], tokenizer)
     for talk, (ids, turns), states in zip(talks, spans, prefixes, strict=True):
-        both = [(head, upto[:end]) for (_, end), (head, upto) in zip(turns, states, strict=True)]
-        if not all(begins(tokenizer, talk.source, part, ids) for parts in both for part in parts):
+        both = [(head, through[:end]) for (_, end), (head, through) in zip(turns, states, strict=True)]
+        if not all(is_stable_prefix(tokenizer, talk.source, part, ids) for parts in both for part in parts):
             yield None
             continue
         for (start, _), (head, _) in zip(turns, both, strict=True):
             if len(head) != start:  # the marks begin before or behind what the generation prompt opens
-                raise unstable(tokenizer, talk.source, head, ids[:start])
+                raise unstable_template_error(tokenizer, talk.source, head, ids[:start])
         yield ids, turns
 
 
@@ -220,7 +220,7 @@ def _with_eos(ids: list[int], span: tuple[int, int], eos: int | None) -> tuple[i
     return (start, end + 1) if end < len(ids) and ids[end] == eos and ids[end - 1] != eos else span
 
 
-def upto_last_action(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def tokens_through_last_action(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the tokens of conversations that end with an assistant turn, up to and including its last action.
 
     The same as `encode`'s, but nothing is left out: an empty turn ends where the template closes it.
@@ -250,11 +250,11 @@ def _prefix_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase)
     wholes = render(talks, tokenizer)["input_ids"]
     for talk, ids, states in zip(talks, wholes, prefixes_of(talks, wholes, tokenizer), strict=True):
         whole, turns, closed = list(ids), [], True
-        if not all(begins(tokenizer, talk.source, part, whole) for state in states for part in state):
+        if not all(is_stable_prefix(tokenizer, talk.source, part, whole) for state in states for part in state):
             yield None
             continue
-        for head, upto in states:
-            end, closed = _turn_end(whole, len(head), len(upto), special, tokenizer)
+        for head, through in states:
+            end, closed = _turn_end(whole, len(head), len(through), special, tokenizer)
             turns.append((len(head), end))
         if turns and not closed and tokenizer.eos_token_id is not None and turns[-1][1] == len(whole):
             whole.append(tokenizer.eos_token_id)

@@ -14,9 +14,9 @@ from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.encode import TrainOn, encode
-from shiqrun.batching.prefetch import Ahead
+from shiqrun.batching.prefetch import Prefetcher
 from shiqrun.batching.rows import Rows
-from shiqrun.batching.selection import compared, distinct
+from shiqrun.batching.selection import drop_repeated, drop_uncompared
 from shiqrun.batching.steps import Batches, Steps
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.source import Source
@@ -70,7 +70,7 @@ class Encoded:
     prompts: frozenset[str] = frozenset()
 
 
-def held_out(prompt_id: str, fraction: float) -> bool:
+def is_held_out(prompt_id: str, fraction: float) -> bool:
     """Return whether a prompt is held out for validation, by a hash of its id alone: it never changes sides."""
     digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
@@ -83,7 +83,7 @@ def examples_of(source: Source, split: Split, settings: DataSettings) -> Iterato
     left = settings.limit
     for example in given:
         hashed = "val" not in source.splits
-        if hashed and held_out(example.prompt_id, settings.val_fraction) != (split == "val"):
+        if hashed and is_held_out(example.prompt_id, settings.val_fraction) != (split == "val"):
             continue
         if left is not None:
             if left == 0:
@@ -123,14 +123,14 @@ def both_splits(source: Source, settings: DataSettings, dropped: Counter[str]) -
     for example in source.load("train"):
         if settings.limit is not None and all(taken[side] == settings.limit for side in sides):
             break
-        split: Split = "val" if held_out(example.prompt_id, settings.val_fraction) else "train"
+        split: Split = "val" if is_held_out(example.prompt_id, settings.val_fraction) else "train"
         if settings.limit is None or taken[split] < settings.limit:
             taken[split] += 1
             yield split, example if settings.completions == "all" else _best(example)
     dropped.update(source.dropped)
 
 
-def unseen(examples: Iterable[Example], trained: Set[str], dropped: Counter[str]) -> Iterator[Example]:
+def drop_trained_prompts(examples: Iterable[Example], trained: Set[str], dropped: Counter[str]) -> Iterator[Example]:
     """Yield the validation examples whose prompt is not trained on; count the completions of the others as dropped."""
     for example in examples:
         if prompt_name(example.messages) in trained:
@@ -183,9 +183,9 @@ def load(
     splits, names, prompts = [], list[str](), frozenset[str]()
     for split in SPLITS:
         examples = progress(examples_of(source, split, settings), f"encoding {split}")
-        new = _record_names(examples, names) if split == "train" else unseen(examples, prompts, dropped)
+        new = _record_names(examples, names) if split == "train" else drop_trained_prompts(examples, prompts, dropped)
         encoded = list(encoder(new, tokenizer, dropped))
-        kept = compared(distinct(encoded, dropped) if settings.distinct else encoded, dropped, compared_by)
+        kept = drop_uncompared(drop_repeated(encoded, dropped) if settings.distinct else encoded, dropped, compared_by)
         splits.append(grouping(kept, source="val" if split == "val" else source_name))
         prompts = frozenset(names)  # of the training split; the validation split records none
         if split in source.splits:  # a held-out split reads the same rows again
@@ -234,12 +234,12 @@ class LoggedData(LightningDataModule):
     def __init__(self, encoded: Encoded, *, batch_size: int, micro_batch_tokens: int, seed: int) -> None:
         super().__init__()
         self.encoded, self.batch_size, self.tokens, self.seed = encoded, batch_size, micro_batch_tokens, seed
-        self._ahead: Ahead | None = None
+        self._ahead: Prefetcher | None = None
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def train_dataloader(self) -> Ahead:
+    def train_dataloader(self) -> Prefetcher:
         """Return the batches of all optimiser steps from the trainer's global step on, collated ahead in a thread."""
         self._close()
         rank, world = self._ranks()
@@ -252,7 +252,7 @@ class LoggedData(LightningDataModule):
             rank=rank,
             world=world,
         )
-        self._ahead = Ahead(self.steps, self.trainer.strategy.root_device if self.trainer else torch.device("cpu"))
+        self._ahead = Prefetcher(self.steps, self.trainer.strategy.root_device if self.trainer else torch.device("cpu"))
         return self._ahead
 
     def transfer_batch_to_device(

@@ -1,4 +1,4 @@
-"""`Ahead` collates the batches of the next optimiser steps in a thread while the current step runs.
+"""`Prefetcher` collates the batches of the next optimiser steps in a thread while the current step runs.
 
 For a GPU the thread also pins their memory, so that the copy to the device overlaps with computation.
 """
@@ -35,8 +35,8 @@ def _replace_fields(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return replace(x, **{f.name: each_tensor(getattr(x, f.name), change) for f in fields(x) if f.init})
 
 
-class Ahead:
-    """An `Ahead` iterates over optimiser steps, whose batches it collates ahead of their use in one thread.
+class Prefetcher:
+    """A `Prefetcher` iterates over optimiser steps, whose batches it collates ahead of their use in one thread.
 
     An error is raised where its step is asked for. The thread starts with the first step and ends when the steps do,
     at an error, and at `close`.

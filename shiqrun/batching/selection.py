@@ -6,7 +6,7 @@ from collections import Counter
 from shiqrun.batching.encode import EncodedTrajectory
 
 
-def distinct(rows: list[EncodedTrajectory], dropped: Counter[str]) -> list[EncodedTrajectory]:
+def drop_repeated(rows: list[EncodedTrajectory], dropped: Counter[str]) -> list[EncodedTrajectory]:
     """Return the first of every set of trajectories with equal tokens; those of other groups do not count as equal."""
     first: dict[tuple[str, bytes], EncodedTrajectory] = {}
     for t in rows:
@@ -17,7 +17,9 @@ def distinct(rows: list[EncodedTrajectory], dropped: Counter[str]) -> list[Encod
     return list(first.values())
 
 
-def compared(rows: list[EncodedTrajectory], dropped: Counter[str], method: str | None) -> list[EncodedTrajectory]:
+def drop_uncompared(
+    rows: list[EncodedTrajectory], dropped: Counter[str], method: str | None
+) -> list[EncodedTrajectory]:
     """Return the trajectories whose group has another one to compare with, or all where no method compares them."""
     if method is None:
         return rows

@@ -37,7 +37,7 @@ class Bisection:
         """The positions whose chances of success the search needs next; none when it is over."""
         return sorted({at for interval in self._open for at in interval} - self.rates.keys())
 
-    def tell(self, rates: Mapping[int, float]) -> None:
+    def record(self, rates: Mapping[int, float]) -> None:
         """Record the chances of success at some positions, and divide the intervals that they decide."""
         self.rates |= rates
         self._open = [part for interval in self._open for part in self._next(*interval)]

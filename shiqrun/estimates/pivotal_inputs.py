@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.batching.encode import EncodedTrajectory, encode
 from shiqrun.batching.logged_data import DataSettings, examples_of
 from shiqrun.batching.rows import Rows
-from shiqrun.batching.selection import distinct
+from shiqrun.batching.selection import drop_repeated
 from shiqrun.batching.steps import Batches
 from shiqrun.console import track
 from shiqrun.data.source import Source
@@ -65,7 +65,7 @@ def choose_trajectories(
     own = source.chat_template
     encoded = list(encode(examples, tokenizer, dropped, max_length=limit, train_on=data.train_on, stable=own))
     fitting = []
-    for trajectory in distinct(encoded, dropped):
+    for trajectory in drop_repeated(encoded, dropped):
         example = examples[trajectory.example]
         why = _misfit(trajectory, example, settings, context)
         if why is None:

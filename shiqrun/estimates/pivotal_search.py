@@ -57,13 +57,15 @@ def _search_portion(estimates: PrefixSampler, trajectories: Sequence[SearchedTra
     visited: list[dict[int, dict[str, Any]]] = [{} for _ in trajectories]
     for trajectory, one, seen in zip(trajectories, searches, visited, strict=True):
         end = len(trajectory.tokens)
-        one.tell({end: float(trajectory.reward == right)})
+        one.record({end: float(trajectory.reward == right)})
         seen[end] = {"at": end, "rewards": [trajectory.reward]}
     while wanted := [(n, at) for n, one in enumerate(searches) for at in one.wanted]:
-        found = estimates.of([(trajectories[n], at) for n, at in wanted], stream=SEARCH, number=settings.rollouts)
+        found = estimates.rollouts_behind(
+            [(trajectories[n], at) for n, at in wanted], stream=SEARCH, number=settings.rollouts
+        )
         for (n, at), rollouts in zip(wanted, found, strict=True):
             visited[n][at] = {"at": at, "rewards": rollouts.rewards, "texts": rollouts.texts}
-            searches[n].tell({at: rollouts.rate(right)})
+            searches[n].record({at: rollouts.rate(right)})
             if at == 0 and not _inside(searches[n], settings):
                 searches[n].stop()
     again = _sample_again(estimates, trajectories, searches)
@@ -83,7 +85,7 @@ def _sample_again(
         return again
     sides = [sorted({t + side for t in one.pivots() for side in (0, 1)}) for one in searches]
     wanted = [(n, at) for n, trajectory in enumerate(trajectories) for at in sides[n] if at < len(trajectory.tokens)]
-    found = estimates.of([(trajectories[n], at) for n, at in wanted], stream=AGAIN, number=number)
+    found = estimates.rollouts_behind([(trajectories[n], at) for n, at in wanted], stream=AGAIN, number=number)
     for (n, at), rollouts in zip(wanted, found, strict=True):
         again[n][at] = {"at": at, "rewards": rollouts.rewards, "texts": rollouts.texts}
     return again

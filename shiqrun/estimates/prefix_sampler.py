@@ -78,7 +78,9 @@ class PrefixSampler:
         self._known: dict[tuple[int, str, str], PrefixRollouts] = {}
         self.rollouts, self.tokens, self.positions = 0, 0, 0
 
-    def of(self, places: Sequence[tuple[SearchedTrajectory, int]], *, stream: int, number: int) -> list[PrefixRollouts]:
+    def rollouts_behind(
+        self, places: Sequence[tuple[SearchedTrajectory, int]], *, stream: int, number: int
+    ) -> list[PrefixRollouts]:
         """Return `number` rollouts behind each (trajectory, position), sampled now where they are not known yet."""
         names = [
             (stream, prompt_key(trajectory.prompt), tokens_key(trajectory.tokens[:at])) for trajectory, at in places

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.encode import special_words
+from shiqrun.batching.encode import special_token_texts
 from shiqrun.batching.logged_data import DataSettings, Split, both_splits
 from shiqrun.console import track
 from shiqrun.data.source import Source
@@ -57,7 +57,7 @@ def read_prompts(
     first: dict[str, tuple[Split, Example]] = {}
     for split, example in track(both_splits(source, data, Counter()), "reading prompts"):
         first.setdefault(example.prompt_id, (split, example))
-    specials, left_out = special_words(tokenizer), Counter[str]()
+    specials, left_out = special_token_texts(tokenizer), Counter[str]()
     prompts: dict[Split, list[Prompt]] = {"train": [], "val": []}
     for split, example in first.values():
         prompt = prompt_of(example, tokenizer)

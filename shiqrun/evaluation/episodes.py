@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.encode import encode
-from shiqrun.batching.logged_data import DataSettings, Split, held_out
+from shiqrun.batching.logged_data import DataSettings, Split, is_held_out
 from shiqrun.batching.rows import Rows
 from shiqrun.data.source import Source
 from shiqrun.environments.environment import Environment, EpisodeInfo
@@ -196,7 +196,7 @@ def tasks_of(source: Source, split: Split, settings: DataSettings) -> list[Examp
     first: dict[str, Example] = {}
     own_validation = "val" in source.splits
     for task in source.tasks(split if split in source.splits else "train"):
-        if own_validation or held_out(task.prompt_id, settings.val_fraction) == (split == "val"):
+        if own_validation or is_held_out(task.prompt_id, settings.val_fraction) == (split == "val"):
             first.setdefault(task.prompt_id, task)
     return [*first.values()]
 

@@ -19,7 +19,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from shiqrun.batching.chat_template import Conversation, render
-from shiqrun.batching.encode import special_words, upto_last_action
+from shiqrun.batching.encode import special_token_texts, tokens_through_last_action
 from shiqrun.batching.micro_batches import padded_micro_batches
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
@@ -155,7 +155,7 @@ class RewardModel(Reward):
         own = self.classifier
         talks = [self._conversation(item) for item in items]
         if own.provenance is not None:
-            return upto_last_action(talks, own.tokenizer)
+            return tokens_through_last_action(talks, own.tokenizer)
         if own.adds_specials:
             texts = [own.tokenizer.apply_chat_template(talk.messages, tokenize=False) for talk in talks]
             return [list(ids) for ids in own.tokenizer(texts, verbose=False)["input_ids"]]
@@ -172,7 +172,7 @@ class RewardModel(Reward):
 
     @cached_property
     def _specials(self) -> list[str]:
-        return special_words(self.classifier.tokenizer)
+        return special_token_texts(self.classifier.tokenizer)
 
     def _expect_room(self, items: Sequence[Answered], tokens: Sequence[Sequence[int]]) -> None:
         context = self.classifier.context

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.chat_template import Conversation, render
-from shiqrun.batching.encode import special_words
+from shiqrun.batching.encode import special_token_texts
 from shiqrun.console import track
 from shiqrun.environments.environment import NO_ROOM, SPECIAL_TOKEN, TOO_MANY_STEPS, Environment, Episode
 from shiqrun.models.policy import Policy
@@ -133,7 +133,7 @@ class PolicyActor:
     ) -> None:
         self.policy, self.tokenizer, self.tokens = policy, tokenizer, tokens
         self.settings = replace(settings, samples_per_prompt=1)
-        self.specials = special_words(tokenizer)
+        self.specials = special_token_texts(tokenizer)
         self.room = None if context is None else context - settings.max_new_tokens
 
     def act(self, running: Sequence[RunningEpisode]) -> None:

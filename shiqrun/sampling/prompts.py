@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shiqrun.batching.chat_template import Conversation, render
-from shiqrun.batching.encode import encode, special_words
+from shiqrun.batching.encode import encode, special_token_texts
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered, Bounded
@@ -89,7 +89,7 @@ def choose_prompts(
             left_out["also a training prompt"] += 1
         else:
             first.setdefault(name, example)
-    specials, chosen = special_words(tokenizer), list[Prompt]()
+    specials, chosen = special_token_texts(tokenizer), list[Prompt]()
     for name in sorted(first, key=lambda n: hashlib.blake2b(n.encode(), digest_size=8).digest()):
         if len(chosen) == number:
             break

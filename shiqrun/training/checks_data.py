@@ -93,7 +93,7 @@ def warning_of_levels(plan: Plan, rows: Rows) -> str | None:
 
 
 # ------------------------------------------------------------------ rules of prompt values and value targets
-def unvalued_prompts(rows: Rows, known: Mapping[str, PromptRewards]) -> str | None:
+def prompts_have_values(rows: Rows, known: Mapping[str, PromptRewards]) -> str | None:
     """Every row's prompt needs a value, estimated for the same prompt tokens."""
     lacking = [t for t in rows.trajectories if t.prompt_id not in known]
     if lacking:
@@ -111,7 +111,7 @@ def unvalued_prompts(rows: Rows, known: Mapping[str, PromptRewards]) -> str | No
     return None
 
 
-def unvalued_questions(prompts: Sequence[Prompt], values: Mapping[str, float] | None) -> str | None:
+def answered_prompts_have_values(prompts: Sequence[Prompt], values: Mapping[str, float] | None) -> str | None:
     """Every prompt that the policy will answer needs a value, where the method reads values."""
     lacking = [p for p in prompts if values is not None and p.prompt_id not in values]
     if lacking:
@@ -122,7 +122,9 @@ def unvalued_questions(prompts: Sequence[Prompt], values: Mapping[str, float] | 
     return None
 
 
-def other_unit(plan: Plan, tables: Sequence[Rows], known: Mapping[str, PromptRewards]) -> str | None:
+def returns_have_the_unit_of_values(
+    plan: Plan, tables: Sequence[Rows], known: Mapping[str, PromptRewards]
+) -> str | None:
     """Logged returns need the unit of the rewards behind prompt values, and must not exceed `algo.top`."""
     logged = {float(r) for rows in tables for r in np.unique(rows.returns)}
     sampled = {float(r) for found in known.values() for r in np.unique(found.rewards)}
@@ -151,7 +153,7 @@ def _listed(rewards: set[float]) -> str:
     return " and ".join(shown) if len(shown) < 4 else f"{shown[0]} to {shown[-1]}"
 
 
-def no_targets(plan: Plan, number: int) -> str | None:
+def some_action_has_a_target(plan: Plan, number: int) -> str | None:
     """At least one action of the training data needs a value target; `number` of them have one."""
     if not number:
         return (
@@ -161,7 +163,7 @@ def no_targets(plan: Plan, number: int) -> str | None:
     return None
 
 
-def reward_above_top(plan: Plan, rows: Rows) -> str | None:
+def rewards_stay_within_top(plan: Plan, rows: Rows) -> str | None:
     """No sampled trajectory may earn more than `algo.top`, which the cross-entropy takes to be the largest reward."""
     largest = float(rows.returns.max())
     if plan.link == "cross_entropy" and largest > plan.top:

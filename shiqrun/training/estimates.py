@@ -10,7 +10,12 @@ from shiqrun.estimates.prompt_values import soft_values
 from shiqrun.estimates.value_cache import cached_prompt_rewards, read_prompt_rewards, read_prompts
 from shiqrun.estimates.value_file import PromptRewards
 from shiqrun.estimates.value_targets import number_of_targets, read_targets
-from shiqrun.training.checks_data import no_targets, other_unit, raise_if_wrong, unvalued_prompts
+from shiqrun.training.checks_data import (
+    prompts_have_values,
+    raise_if_wrong,
+    returns_have_the_unit_of_values,
+    some_action_has_a_target,
+)
 from shiqrun.training.plan import Run
 
 log = logging.getLogger("shiqrun")
@@ -30,8 +35,8 @@ def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
     began = time.perf_counter()
     known, sampled_now = _known_values(run)
     for rows in run.all_rows():
-        raise_if_wrong(unvalued_prompts(rows, known))
-    raise_if_wrong(other_unit(plan, run.all_rows(), known))
+        raise_if_wrong(prompts_have_values(rows, known))
+    raise_if_wrong(returns_have_the_unit_of_values(plan, run.all_rows(), known))
     cost = {
         "seconds/values": time.perf_counter() - began,
         "values/prompts": len(known),
@@ -43,7 +48,7 @@ def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
     run = run.with_facts(replace(run.facts, beta=plan.beta, prompt_values=values, targets=targets))
     if plan.algo.targets is not None:
         number = number_of_targets(run.encoded.train.columns["value_target"])
-        raise_if_wrong(no_targets(plan, number))
+        raise_if_wrong(some_action_has_a_target(plan, number))
         log.info("%s: targets at %d of %d actions", plan.algo.targets, number, run.encoded.train.actions.sum())
         cost["targets/actions"] = number
     return run, cost

@@ -12,7 +12,7 @@ from shiqrun.training.artifacts import provenance, save_policy, save_reward_mode
 from shiqrun.training.callbacks import Validation
 from shiqrun.training.plan import Run
 from shiqrun.training.step.method import Method
-from shiqrun.training.summary_tables import draw_episodes, end_of_run
+from shiqrun.training.summary_tables import draw_episodes, print_metrics_table
 
 SHOWN_TRAJECTORIES = 8
 """Trajectories of each kind in the token view."""
@@ -36,7 +36,7 @@ def finish(
         draw_episodes(run, exact)
     _write_credit(run, method, validation)
     write_json(run.plan.run_dir / "summary.json", _summary(run, method, validation, metrics, cost, saved))
-    end_of_run(run.plan.run_dir, validation.first if validation else {}, metrics, cost["seconds"])
+    print_metrics_table(run.plan.run_dir, validation.first if validation else {}, metrics, cost["seconds"])
 
 
 def _save_model(run: Run, metrics: dict[str, float]) -> str:

@@ -24,7 +24,7 @@ from shiqrun.rollout.store.queue import Buffer
 from shiqrun.rollout.worker import RolloutWorker
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.training.annotate import RunFacts, annotate
-from shiqrun.training.checks_data import raise_if_wrong, reward_above_top, unvalued_questions
+from shiqrun.training.checks_data import answered_prompts_have_values, raise_if_wrong, rewards_stay_within_top
 from shiqrun.training.plan import Plan, Run
 from shiqrun.training.step.method import Method
 
@@ -34,7 +34,9 @@ EXPERIENCE = "experience"
 
 
 @contextmanager
-def sampling(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tuple[LoggedData, "Rollouts | None"]]:
+def batches_of_run(
+    run: Run, prompts: Sequence[Prompt], *, after: int
+) -> Iterator[tuple[LoggedData, "Rollouts | None"]]:
     """Yield a run's batches and, where it samples, the callback that publishes weights; close the engine afterwards.
 
     Args:
@@ -47,7 +49,7 @@ def sampling(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tup
     if settings is None:
         yield LoggedData(run.encoded, batch_size=trainer.batch_size, **shape), None
         return
-    raise_if_wrong(unvalued_questions(prompts, run.facts.prompt_values))
+    raise_if_wrong(answered_prompts_have_values(prompts, run.facts.prompt_values))
     engine = build_engine(run, settings, prompts, after)
     try:
         data = online_data(run, settings, engine)
@@ -68,7 +70,7 @@ def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt],
     plan = run.plan
     assert plan.reward is not None
     directory, device = plan.run_dir / EXPERIENCE, plan.hardware.device()
-    policy = acting_copy(run.policy)
+    policy = copy_for_sampling(run.policy)
     if isinstance(settings, RayRollouts):
         from shiqrun.rollout.ray.engine import RayEngine
         from shiqrun.rollout.ray.sampler import SamplerSetup
@@ -90,7 +92,7 @@ def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt],
     )
 
 
-def acting_copy(policy: Policy) -> Policy:
+def copy_for_sampling(policy: Policy) -> Policy:
     """Return a frozen copy of the policy for sampling, without its value head."""
     return Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
 
@@ -137,7 +139,7 @@ def annotate_sampled(rows: Rows, *, plan: Plan, facts: RunFacts) -> Rows:
     Raises:
         TrainingError: a reward is above the largest that the loss takes to be possible.
     """
-    if wrong := reward_above_top(plan, rows):
+    if wrong := rewards_stay_within_top(plan, rows):
         raise TrainingError(wrong)
     return annotate(rows, facts)
 

@@ -23,12 +23,12 @@ from shiqrun.training.estimates import with_estimates
 from shiqrun.training.finish import finish
 from shiqrun.training.live_view import LiveView
 from shiqrun.training.metrics_csv import MetricsFile
-from shiqrun.training.online import prompts_to_answer, sampling
+from shiqrun.training.online import batches_of_run, prompts_to_answer
 from shiqrun.training.plan import Run
 from shiqrun.training.run_reference import with_reference
 from shiqrun.training.source_losses import source_losses
 from shiqrun.training.step.method import Method
-from shiqrun.training.summary_tables import plan_table
+from shiqrun.training.summary_tables import print_plan_table
 
 log = logging.getLogger("shiqrun")
 SAMPLES = "samples.jsonl"
@@ -46,7 +46,7 @@ def _exact(run: Run) -> ExactEvaluation | None:
 
 def describe(run: Run) -> None:
     """Print rows, actions, steps, parameters and estimated memory of a run, with which a dry run ends."""
-    plan_table(run)
+    print_plan_table(run)
 
 
 def execute(run: Run, resume: bool) -> None:
@@ -80,7 +80,7 @@ def execute(run: Run, resume: bool) -> None:
     if is_main_process():
         drop_samples_after(plan.run_dir / SAMPLES, step)
     cost = {**cost_of_reference, **cost_of_estimates}
-    with sampling(run, prompts, after=max(step, 0)) as (data, rollouts):
+    with batches_of_run(run, prompts, after=max(step, 0)) as (data, rollouts):
         # Rollouts first: what validation saves is then of weights that were published
         watching = [*([rollouts] if rollouts else []), *([validation] if validation else [])]
         trainer = _fit(run, method, data, [*watching, LiveView(_title(run)), checkpoints], metrics, checkpoint)

@@ -20,7 +20,7 @@ EPISODES = 6
 FIRST = [f"val/{name}" for name in ("regularised_return", "regret", "reward", "kl", "illegal", "loss")]
 
 
-def plan_table(run: Run) -> None:
+def print_plan_table(run: Run) -> None:
     """Print a table of a run's rows, steps, parameters, estimated memory, and of the rows that were dropped."""
     train, val = run.encoded.train, run.encoded.val
     table = Table(
@@ -85,7 +85,7 @@ def estimated_bytes(run: Run) -> float:
     return copies * everything + 12 * trained + activations + scoring + TILE_BYTES.get(device, TILE_BYTES["cuda"])
 
 
-def end_of_run(run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
+def print_metrics_table(run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
     """Print the metrics before and after training, with 95 % intervals where they are known, and the run's files."""
     names = [name for name in after if name.startswith("val/")] or [n for n in after if n.startswith("train/")]
     table = Table(title=f"after {seconds:.0f} s", title_justify="left")

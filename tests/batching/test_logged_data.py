@@ -11,7 +11,7 @@ from shiqrun.batching.logged_data import (
     both_splits,
     examples_of,
     fingerprint,
-    held_out,
+    is_held_out,
     load,
 )
 from shiqrun.batching.reward_offsets import offset_center, reward_offsets
@@ -62,10 +62,10 @@ def ids(rows):
 
 def test_held_out_share_is_near_the_fraction_and_grows_with_it():
     names = [f"prompt {n}" for n in range(4000)]
-    tenth = {n for n in names if held_out(n, 0.1)}
+    tenth = {n for n in names if is_held_out(n, 0.1)}
     assert 320 < len(tenth) < 480  # four standard deviations around 400
-    assert tenth < {n for n in names if held_out(n, 0.3)}
-    assert not any(held_out(n, 0.0) for n in names)
+    assert tenth < {n for n in names if is_held_out(n, 0.3)}
+    assert not any(is_held_out(n, 0.0) for n in names)
 
 
 def test_a_prompt_keeps_its_side_whatever_else_is_in_the_file():
@@ -99,7 +99,7 @@ def test_prompts_are_told_apart_by_their_messages_not_by_their_ids():
     same = [example("fine", prompt=("always",), prompt_id=name) for name in names]
     encoded = read(Listed(same), val_fraction=0.3)
     assert len(encoded.val) == 0
-    assert encoded.dropped == {SEEN: sum(held_out(name, 0.3) for name in names)}
+    assert encoded.dropped == {SEEN: sum(is_held_out(name, 0.3) for name in names)}
     assert encoded.prompts == {prompt_name(same[0].messages)}
 
 
@@ -172,7 +172,7 @@ def test_a_data_set_of_which_nothing_is_left_is_an_error_with_counts():
     with pytest.raises(InputError, match="the data set is empty"):
         read(Listed([]))
     with pytest.raises(InputError, match="all 2 are held out for validation"):
-        read(Listed([e for e in prompts(60) if held_out(e.prompt_id, 0.1)][:1]))
+        read(Listed([e for e in prompts(60) if is_held_out(e.prompt_id, 0.1)][:1]))
 
 
 def test_the_models_context_is_the_default_of_max_length():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shiqrun.batching.columns import AnchorTokens
-from shiqrun.batching.prefetch import DEPTH, THREAD, Ahead, each_tensor
+from shiqrun.batching.prefetch import DEPTH, THREAD, Prefetcher, each_tensor
 from shiqrun.batching.steps import Steps
 from tests.support.helpers import rows
 
@@ -36,7 +36,7 @@ def threads():
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_steps_are_those_of_the_iterable_in_its_order(packed):
-    ahead = Ahead(steps(packed=packed), CPU)
+    ahead = Prefetcher(steps(packed=packed), CPU)
     for made, expected in zip(islice(ahead, 9), islice(steps(packed=packed), 9), strict=True):
         assert len(made) == len(expected)
         found, wanted = tensors(made), tensors(expected)
@@ -55,7 +55,7 @@ def test_a_step_is_made_before_it_is_asked_for():
                 third.set()
             yield [n]
 
-    ahead = Ahead(slow(), CPU)
+    ahead = Prefetcher(slow(), CPU)
     running = iter(ahead)
     assert not made, "nothing before the first is wanted: Lightning asks for iterators that it throws away"
     assert next(running) == [0]
@@ -71,7 +71,7 @@ def test_an_error_comes_where_its_step_is_asked_for_with_its_message(threads):
         yield [2]
         raise ValueError("row 7 of file:3 is odd")
 
-    running = iter(Ahead(breaks(), CPU))
+    running = iter(Prefetcher(breaks(), CPU))
     assert [next(running), next(running)] == [[1], [2]]
     with pytest.raises(ValueError, match="row 7 of file:3 is odd"):
         next(running)
@@ -79,9 +79,9 @@ def test_an_error_comes_where_its_step_is_asked_for_with_its_message(threads):
 
 
 def test_the_thread_ends_with_the_steps_and_when_closed_and_when_begun_anew(threads):
-    assert list(Ahead([[1], [2], [3]], CPU)) == [[1], [2], [3]]
+    assert list(Prefetcher([[1], [2], [3]], CPU)) == [[1], [2], [3]]
     assert not threads()
-    ahead = Ahead(steps(), CPU)
+    ahead = Prefetcher(steps(), CPU)
     next(iter(ahead))
     assert len(threads()) == 1
     again = next(iter(ahead))
@@ -108,6 +108,6 @@ def test_what_is_done_to_a_batch_reaches_every_tensor_of_it(packed):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_for_a_gpu_every_tensor_is_pinned():
-    ahead = Ahead(steps(packed=True), torch.device("cuda"))
+    ahead = Prefetcher(steps(packed=True), torch.device("cuda"))
     assert all(t.is_pinned() for t in tensors(next(iter(ahead))) if t.numel())
     ahead.close()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
-from shiqrun.batching.logged_data import DataSettings, both_splits, examples_of, held_out, load
+from shiqrun.batching.logged_data import DataSettings, both_splits, examples_of, is_held_out, load
 from shiqrun.cli import main
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.errors import InputError
@@ -115,7 +115,7 @@ def test_scoring_pairs_reports_the_accuracy_of_training_and_of_held_out_pairs(ch
     assert score(f"data.path={chain}/pairs.jsonl", model, "data.val_fraction=0.3", "run_dir=out") == 0
     told, rows = summary(Path("out")), read("out/scored.jsonl")
     for split in ("train", "val"):
-        mine = [r for r in rows if held_out(r["prompt_id"], 0.3) == (split == "val")]
+        mine = [r for r in rows if is_held_out(r["prompt_id"], 0.3) == (split == "val")]
         wins = [r["score_chosen"] > r["score_rejected"] for r in mine]
         assert told[f"{split}/accuracy"] == pytest.approx(sum(wins) / len(wins))
         assert told[f"{split}/completions"] == 2 * len(mine) == 2 * told[f"{split}/pairs"]
@@ -144,7 +144,7 @@ def test_the_command_that_it_prints_trains_on_the_scores(chain, capfd):
     small = ("model.hidden_size=32", "logger=none", "trainer.max_steps=1", "eval.every=0", "run_dir=used")
     assert main([*words, *small]) == 0
     told = summary(Path("used"))
-    trained = [r for r in read("out/scored.jsonl") if not held_out(r["prompt_id"], 0.3)]
+    trained = [r for r in read("out/scored.jsonl") if not is_held_out(r["prompt_id"], 0.3)]
     assert told["trajectories/train"] == 2 * len(trained)
 
 

@@ -16,7 +16,7 @@ def searched(chance, logp, *, gap=0.2, split="logp"):
     """The search with chances that are known exactly."""
     one = Bisection(np.asarray(logp), gap=gap, split=split)
     while one.wanted:
-        one.tell({at: chance(at) for at in one.wanted})
+        one.record({at: chance(at) for at in one.wanted})
     return one
 
 
@@ -62,13 +62,13 @@ def test_nothing_is_asked_inside_an_interval_whose_ends_agree():
 def test_the_middle_halves_the_log_probability_not_the_number_of_tokens():
     logp = [-0.1, -0.1, -0.1, -6.0, -0.1, -0.1]
     first = Bisection(np.array(logp), gap=0.2, split="logp")
-    first.tell({0: 0.0, 6: 1.0})
+    first.record({0: 0.0, 6: 1.0})
     assert first.wanted == [3]  # behind three tokens .3 nats are spent, behind four 6.3, and half is 3.25
     by_number = Bisection(np.array([-6.0, *[-0.1] * 5]), gap=0.2, split="logp")
-    by_number.tell({0: 0.0, 6: 1.0})
+    by_number.record({0: 0.0, 6: 1.0})
     assert by_number.wanted == [1]
     other = Bisection(np.array([-6.0, *[-0.1] * 5]), gap=0.2, split="index")
-    other.tell({0: 0.0, 6: 1.0})
+    other.record({0: 0.0, 6: 1.0})
     assert other.wanted == [3]
 
 
@@ -86,7 +86,7 @@ def test_a_trajectory_of_one_action_needs_its_two_ends_alone():
 
 def test_a_search_that_is_stopped_wants_nothing_more():
     one = Bisection(EVEN, gap=0.2, split="index")
-    one.tell({0: 0.0, 16: 1.0})
+    one.record({0: 0.0, 16: 1.0})
     one.stop()
     assert one.wanted == []
 
@@ -99,7 +99,7 @@ def test_with_ten_rollouts_half_of_all_unchanged_positions_look_pivotal():
     found = 0
     for _ in range(2000):
         one = Bisection(np.array([-1.0]), gap=0.2, split="logp")
-        one.tell({at: rng.binomial(10, 0.5) / 10 for at in (0, 1)})
+        one.record({at: rng.binomial(10, 0.5) / 10 for at in (0, 1)})
         found += len(one.pivots())
     assert float(exact) == pytest.approx(0.5034, abs=1e-4)
     assert found / 2000 == pytest.approx(float(exact), abs=4 * math.sqrt(0.25 / 2000))

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from shiqrun.batching.chat_template import Conversation
-from shiqrun.batching.encode import upto_last_action
+from shiqrun.batching.encode import tokens_through_last_action
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.rewards.provenance import provenance_of
@@ -64,14 +64,14 @@ def test_the_last_action_is_the_one_that_training_has(template):
     for completion in ([helpers.assistant("fine, thank you")], turns):
         (trained,), dropped = helpers.encoded(made, helpers.example(completion))
         assert not dropped
-        (read,) = upto_last_action([Conversation([helpers.user("hello"), *completion], 1, "x")], made)
+        (read,) = tokens_through_last_action([Conversation([helpers.user("hello"), *completion], 1, "x")], made)
         assert read == trained.input_ids[: trained.action_index[-1] + 1].tolist()
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_an_empty_answer_ends_where_the_template_closes_it(template):
     made = helpers.tokenizer(template)
-    (read,) = upto_last_action([Conversation([helpers.user("hello"), helpers.assistant("")], 1, "x")], made)
+    (read,) = tokens_through_last_action([Conversation([helpers.user("hello"), helpers.assistant("")], 1, "x")], made)
     closing = "<|im_end|>" if template == helpers.CHATML else "</s>"
     assert made.decode(read).endswith(closing)
 

@@ -94,27 +94,27 @@ def test_negative_rewards_alone_are_warned_of(offset, rewards, told):
 
 
 def test_a_prompt_without_value_is_named():
-    told = checks_data.unvalued_prompts(rows(1.0, 0.0, prompt_id="zz"), KNOWN)
+    told = checks_data.prompts_have_values(rows(1.0, 0.0, prompt_id="zz"), KNOWN)
     assert "2 of 2 trajectories have a prompt without value, first f.jsonl:0 (prompt zz)" in told
 
 
 def test_a_value_of_another_prompt_with_the_same_id_is_named():
-    told = checks_data.unvalued_prompts(rows(1.0), {"p": KNOWN["p"]._replace(tokens="other")})
+    told = checks_data.prompts_have_values(rows(1.0), {"p": KNOWN["p"]._replace(tokens="other")})
     assert "1 of 1 trajectories have another prompt than the one that was valued" in told
     assert "f.jsonl:0 (prompt p)" in told
 
 
 def test_valued_prompts_pass():
-    assert checks_data.unvalued_prompts(rows(1.0), KNOWN) is None
+    assert checks_data.prompts_have_values(rows(1.0), KNOWN) is None
 
 
 def test_a_prompt_to_answer_without_value_is_named():
     prompts = [SimpleNamespace(prompt_id=name, source=f"f:{name}") for name in "pq"]
-    assert "1 of 2 prompts that would be answered have no value, first f:q" in checks_data.unvalued_questions(
+    assert "1 of 2 prompts that would be answered have no value, first f:q" in checks_data.answered_prompts_have_values(
         prompts, {"p": 0.0}
     )
-    assert checks_data.unvalued_questions(prompts, {"p": 0.0, "q": 0.0}) is None
-    assert checks_data.unvalued_questions(prompts, None) is None
+    assert checks_data.answered_prompts_have_values(prompts, {"p": 0.0, "q": 0.0}) is None
+    assert checks_data.answered_prompts_have_values(prompts, None) is None
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_a_prompt_to_answer_without_value_is_named():
     ],
 )
 def test_returns_have_the_unit_of_the_values(made, logged, told):
-    found = checks_data.other_unit(made, [rows(*logged)], KNOWN)
+    found = checks_data.returns_have_the_unit_of_values(made, [rows(*logged)], KNOWN)
     assert found is None if told is None else told in found
 
 
 def test_no_target_at_all_is_found():
-    assert "algo.targets=x.jsonl: none of its trajectories" in checks_data.no_targets(plan(), 0)
-    assert checks_data.no_targets(plan(), 1) is None
+    assert "algo.targets=x.jsonl: none of its trajectories" in checks_data.some_action_has_a_target(plan(), 0)
+    assert checks_data.some_action_has_a_target(plan(), 1) is None

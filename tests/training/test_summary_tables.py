@@ -1,6 +1,6 @@
 """What is printed at the end of a run."""
 
-from shiqrun.training.summary_tables import end_of_run
+from shiqrun.training.summary_tables import print_metrics_table
 
 
 def test_the_end_of_a_run_shows_each_figure_once_with_its_interval(tmp_path, capfd):
@@ -8,7 +8,7 @@ def test_the_end_of_a_run_shows_each_figure_once_with_its_interval(tmp_path, cap
     after = {"val/reward": 2.0, "val/reward_ci95": 0.25}
     for k, value in ((10, 0.5), (2, 0.25)):
         after |= {f"val/pass@{k}": value, f"val/pass@{k}_ci95_low": 0.125, f"val/pass@{k}_ci95_high": 0.75}
-    end_of_run(tmp_path, before, after, 1.0)
+    print_metrics_table(tmp_path, before, after, 1.0)
     lines = [line for line in capfd.readouterr().out.splitlines() if "│" in line]
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
     assert rows == [
