@@ -121,44 +121,44 @@ class Rows:
     # ------------------------------------------------------------------ what the trajectories are
     @cached_property
     def lengths(self) -> np.ndarray:
-        """The number of tokens of each row, `[rows]` int64."""
+        """Return the number of tokens of each row, `[rows]` int64."""
         return np.array([len(t.input_ids) for t in self.trajectories], np.int64)
 
     @cached_property
     def actions(self) -> np.ndarray:
-        """The number of actions of each row, `[rows]` int64."""
+        """Return the number of actions of each row, `[rows]` int64."""
         return np.array([len(t.action_index) for t in self.trajectories], np.int64)
 
     @cached_property
     def group(self) -> np.ndarray:
-        """The group number of each row, `[rows]` int64; rows of one group may be compared with each other."""
+        """Return the group number of each row, `[rows]` int64; rows of one group may be compared with each other."""
         return _numbered(t.group for t in self.trajectories)
 
     @cached_property
     def prompts(self) -> int:
-        """The number of different prompts, by `prompt_id`."""
+        """Return the number of different prompts, by `prompt_id`."""
         return len({t.prompt_id for t in self.trajectories})
 
     @cached_property
     def prompt_number(self) -> np.ndarray:
-        """A number per row, `[rows]` int64, equal for rows with the same tokens before their first action."""
+        """Return a number per row, `[rows]` int64, equal for rows with the same tokens before their first action."""
         prompts = (t.input_ids[: t.action_index[0]] for t in self.trajectories)
         return _numbered(hashlib.blake2b(np.ascontiguousarray(p).data, digest_size=16).digest() for p in prompts)
 
     @cached_property
     def prompt_lengths(self) -> np.ndarray:
-        """The number of tokens before the first action of each row, `[rows]` int64."""
+        """Return the number of tokens before the first action of each row, `[rows]` int64."""
         return np.array([t.action_index[0] for t in self.trajectories], np.int64)
 
     @property
     def returns(self) -> np.ndarray:
-        """The sum of each trajectory's rewards, `[rows]` float32, without the offset; NaN where the data has none."""
+        """Return the sum of each row's rewards, `[rows]` float32, without the offset; NaN where the data has none."""
         return np.array([np.nan if t.rewards is None else t.rewards.sum() for t in self.trajectories], np.float32)
 
     # ------------------------------------------------------------------ how they are dealt to steps and batches
     @cached_property
     def units(self) -> list[list[int]]:
-        """The lists of rows that stay together: single rows, or all rows of a prompt."""
+        """Return the lists of rows that stay together: single rows, or all rows of a prompt."""
         if not self.together:
             return [[i] for i in range(len(self))]
         names = self.group if self.compared else _numbered(t.prompt_id for t in self.trajectories)

@@ -71,7 +71,7 @@ class Source(ABC):
 
     @cached_property
     def dropped(self) -> Counter[str]:
-        """The number of rows that `load` left out, by reason."""
+        """Return the number of rows that `load` left out, by reason."""
         return Counter()
 
     @abstractmethod

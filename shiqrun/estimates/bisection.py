@@ -34,7 +34,7 @@ class Bisection:
 
     @property
     def wanted(self) -> list[int]:
-        """The positions whose chances of success the search needs next; none when it is over."""
+        """Return the positions whose chances of success the search needs next; none when it is over."""
         return sorted({at for interval in self._open for at in interval} - self.rates.keys())
 
     def record(self, rates: Mapping[int, float]) -> None:

@@ -37,12 +37,12 @@ class CacheKind:
 
     @property
     def mark(self) -> str:
-        """The key of the header that holds the format's number."""
+        """Return the key of the header that holds the format's number."""
         return f"shiqrun_{self.name}"
 
     @property
     def advice(self) -> str:
-        """The command that makes such a file, for messages."""
+        """Return the command that makes such a file, for messages."""
         return f"`shiqrun {self.name}` makes one, {self.name}.jsonl"
 
 
@@ -71,7 +71,7 @@ class JsonlCache:
 
     @property
     def header(self) -> dict[str, Any]:
-        """The JSON object in the first line of the file."""
+        """Return the JSON object in the first line of the file."""
         return {self.kind.mark: FORMAT, **self.made_with}
 
     def _open(self) -> None:

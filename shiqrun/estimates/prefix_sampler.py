@@ -39,7 +39,7 @@ class SearchedTrajectory:
 
     @property
     def name(self) -> str:
-        """A key, equal for equal actions after a prompt of equal tokens and answer, whatever the prompt ids are."""
+        """Return a key that is equal for equal actions after a prompt of equal tokens and answer, not by prompt id."""
         return f"{prompt_key(self.prompt)} {tokens_key(self.tokens)}"
 
 

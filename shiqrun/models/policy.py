@@ -64,7 +64,7 @@ class Policy(nn.Module):
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The `transformers` model of the policy, without the PEFT wrapper."""
+        """Return the `transformers` model of the policy, without the PEFT wrapper."""
         model: PreTrainedModel = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return model
 

@@ -40,7 +40,7 @@ class ExpectedScores(NamedTuple):
 
     @property
     def widths(self) -> list[int]:
-        """The count of numbers that each column has at an action."""
+        """Return the count of numbers that each column has at an action."""
         return [1, 1, self.further] if self.further else [1, 1]
 
     def size(self) -> int:

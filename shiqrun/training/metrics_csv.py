@@ -40,12 +40,12 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """The name of the logger, which Lightning asks for."""
+        """Return the name of the logger, which Lightning asks for."""
         return "metrics"
 
     @property
     def version(self) -> str:
-        """The version of the logger, which Lightning asks for."""
+        """Return the version of the logger, which Lightning asks for."""
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -85,22 +85,22 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The name of the method, as `algo=` has it."""
+        """Return the name of the method, as `algo=` has it."""
         return self.names["algo"]
 
     @property
     def beta(self) -> float | None:
-        """The KL temperature, reward units per nat; None for methods without one."""
+        """Return the KL temperature, reward units per nat; None for methods without one."""
         return self.loss.keywords.get("beta")
 
     @property
     def link(self) -> str | None:
-        """How the loss links Q to its target, "square" or "cross_entropy"; None for methods without that choice."""
+        """Return how the loss compares Q with its target, "square" or "cross_entropy"; None without that choice."""
         return self.loss.keywords.get("link")
 
     @property
     def top(self) -> float:
-        """The largest reward that a cross-entropy takes to be possible, reward units."""
+        """Return the largest reward that a cross-entropy takes to be possible, reward units."""
         return float(self.loss.keywords.get("top", 0.0))
 
     @cached_property
@@ -110,17 +110,17 @@ class Plan:
 
     @property
     def compares(self) -> bool:
-        """True where the loss compares completions of one prompt."""
+        """Return whether the loss compares completions of one prompt."""
         return compares_completions(self.loss)
 
     @property
     def compared_by(self) -> str | None:
-        """The name of the method where its loss compares completions of one prompt, else None."""
+        """Return the name of the method where its loss compares completions of one prompt, else None."""
         return self.name if self.compares else None
 
     @cached_property
     def shares(self) -> dict[str, int]:
-        """The number of trajectories of an optimiser step from each source."""
+        """Return the number of trajectories of an optimiser step from each source."""
         size = self.trainer.batch_size
         return {"logged": size} if self.rollout is None else self.rollout.shares(size)
 
@@ -155,7 +155,7 @@ class Run:
 
     @property
     def offset(self) -> float:
-        """The mean reward offset of the training rows, reward units."""
+        """Return the mean reward offset of the training rows, reward units."""
         return float(self.encoded.train.columns["offset"].mean())  # type: ignore[union-attr]
 
     def all_rows(self) -> list[Rows]:

@@ -87,7 +87,7 @@ class FiniteCheck:
 
     @property
     def found_inf(self) -> Tensor | None:
-        """The flag that makes a fused optimiser skip its step, `[]`: 1 if a pending step was not finite, else 0."""
+        """Return the flag that makes a fused optimiser skip its step, `[]`: 1 or 0; None without a pending step."""
         return self._failed[-1].float() if self._failed else None
 
     def read(self) -> tuple[int, PendingStep | None]:
