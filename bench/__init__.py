@@ -1,1 +1,1 @@
-"""Timings and peak memory of shiqrun and its peers; `make bench` runs them, and the tests train with none of them."""
+"""The benchmarks measure time and peak memory of shiqrun and its peers; `make bench` runs them, the tests do not."""

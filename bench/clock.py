@@ -1,4 +1,4 @@
-"""Clocks of a training run: time between optimiser steps, peak memory and tokens, measured in the run's own process.
+"""`StepClock` measures a training run in its own process: time between optimiser steps, peak memory and tokens.
 
 shiqrun and its peers are watched from outside, through hooks that torch calls for any optimiser and any embedding. The
 clock runs from the end of the warm-up steps to the end of the last step: collating, logging and all else that a trainer
@@ -20,13 +20,13 @@ MIB = 1 << 20
 
 
 def resident(line: str = "VmRSS") -> float:
-    """Return this process's resident memory in MiB, now or (VmHWM) its maximum since `forget_peak`."""
+    """Return this process's resident memory in MiB, now or with VmHWM its maximum since `forget_peak`."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{line}:")[1].split()[0]) / 1024
 
 
 def forget_peak() -> float:
-    """Reset the high-water mark of resident memory to the present value, and return that, MiB."""
+    """Reset the high-water mark of resident memory to the present value, and return that value, MiB."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would count as there
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
@@ -49,11 +49,11 @@ class StepClock:
         self._hook = register_optimizer_step_post_hook(self._stepped)
 
     def watch(self, embedding: nn.Module) -> None:
-        """Count the tokens that pass an embedding, which are those that pass the body of the model."""
+        """Start to count the tokens that pass an embedding, which are those that pass the body of the model."""
         embedding.register_forward_pre_hook(self._passed)
 
     def begin(self) -> None:
-        """Start before the first step; memory that is resident now does not count as memory of training."""
+        """Start the clock before the first step; memory that is resident now does not count as memory of training."""
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.base = torch.cuda.memory_allocated() / MIB
@@ -107,7 +107,7 @@ def gemm_peak(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 
 
 
 def tuned_allocator() -> dict[str, str]:
-    """Return the environment in which glibc keeps large tensors instead of returning them to the system.
+    """Return the environment variables with which glibc keeps large tensors instead of returning them to the system.
 
     Without it every step pays for page faults.
     """
@@ -115,7 +115,7 @@ def tuned_allocator() -> dict[str, str]:
 
 
 def environment(threads: int, *, tuned: bool) -> dict[str, str]:
-    """Return the versions, the processor and the number of threads that a measuring process runs with."""
+    """Return the environment variables of a measuring process: threads and allocator set, network and bars off."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
     quiet |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}

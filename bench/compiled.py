@@ -1,4 +1,4 @@
-"""Benchmark of `torch.compile` on a CPU training step whose length always changes: `python -m bench.compiled`.
+"""This benchmark measures `torch.compile` on CPU training steps of changing length: `python -m bench.compiled`.
 
 Model B takes nine steps of forward, backward and AdamW on one thread, in a process for each way; lengths come from a
 seed. The ways are the eager model, and the model with every decoder layer compiled for any length. The first four
@@ -56,7 +56,7 @@ def measure(way: str, precision: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure both ways, a process each, and print a table."""
+    """Measure the eager and the compiled model, a process each, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--way", choices=["eager", "compiled"], help="measure this one in this process")

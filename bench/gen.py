@@ -1,4 +1,4 @@
-"""Benchmark of generation against `generate` of transformers: `python -m bench.gen [--json]`.
+"""This benchmark compares our generation with `generate` of transformers: `python -m bench.gen [--json]`.
 
 128 prompts whose lengths are distributed like those of HH dialogues get 64 new tokens each, without a stop token. The
 greedy tokens of all ways are compared first. Then every measurement has a process of its own, the ways in turn,
@@ -51,13 +51,13 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 class Former(LogitsProcessor):
-    """Logits processor that draws as shiqrun did formerly: by the running sum of the whole vocabulary in float64."""
+    """This logits processor draws tokens by a running sum of the whole vocabulary in float64, as shiqrun once did."""
 
     def __init__(self, rows: int, steps: int) -> None:
         self.uniforms, self.step = torch.from_numpy(np.random.default_rng(0).random((rows, steps))), 0
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Return 0 for the drawn token and -inf for every other, `[rows, V]`."""
+        """Return logits that are 0 for the drawn token and -inf for every other, `[rows, V]`."""
         below = scores.double().softmax(-1).cumsum_(-1)
         point = self.uniforms[:, self.step, None].to(scores.device) * below[:, -1:]
         self.step += 1
@@ -84,7 +84,7 @@ def build(args: argparse.Namespace) -> tuple[Any, list[np.ndarray]]:
 
 
 def by_generate(model: Any, prompts: list[np.ndarray], new: int, batch: int, **options: Any) -> list[list[int]]:
-    """Complete prompts by `generate`, in batches sorted by length.
+    """Complete prompts by `generate` of transformers, in batches sorted by length.
 
     With `former` the tokens are drawn by `Former`; other options go into the generation config.
     """
@@ -115,7 +115,7 @@ def static_cache_options() -> dict[str, Any]:
 
 
 def complete_continuously(model: Any, prompts: list[np.ndarray], new: int, **options: Any) -> list[list[int]]:
-    """Complete all prompts at once by `generate_batch`.
+    """Complete all prompts at once by `generate_batch`, the continuous batching of transformers.
 
     The size of the cache is given: by default it takes most of the memory, and takes long to fill.
     """
@@ -130,7 +130,7 @@ def complete_continuously(model: Any, prompts: list[np.ndarray], new: int, **opt
 
 
 def ours(model: Any, prompts: list[np.ndarray], new: int, temperature: Any, **options: Any) -> list[list[int]]:
-    """Complete all prompts in one batch by `sample_completions`."""
+    """Complete all prompts in one batch by our `sample_completions`."""
     keys = [[n] for n in range(len(prompts))]
     plain: dict[str, Any] = {"stop": [], "pad": 0, "max_new_tokens": new, "top_p": 1.0, "batch_size": len(prompts)}
     found = sample_completions(Policy(model).eval(), prompts, keys, temperature=temperature, **plain, **options)
@@ -143,7 +143,7 @@ def as_rollouts(model: Any, prompts: list[np.ndarray], new: int) -> list[list[in
 
 
 class Way(NamedTuple):
-    """A Way makes completions; the benchmark compares ways.
+    """A `Way` is one way to make completions; the benchmark compares ways.
 
     Attributes:
         warm: a whole unmeasured run comes before the measured one, for what is prepared once for each shape.
@@ -195,7 +195,7 @@ PEERS = ("generate-greedy", "generate-sampled")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Return seconds, MiB above the model and greedy tokens of a way in this process, after a short warm-up."""
+    """Return seconds, MiB above the model and greedy tokens of one way, in this process, after a short warm-up."""
     torch.set_num_threads(args.threads)
     model, prompts = build(args)
     way, cuda = WAYS[args.way], args.device == "cuda"
@@ -212,7 +212,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_a_process(args: argparse.Namespace, way: str, tuned: bool) -> dict[str, Any]:
-    """Return the measurement of a way from a process of its own; `error` alone if that fails."""
+    """Return the measurement of one way from a process of its own; `error` alone if that fails."""
     words = [f"--{name}={getattr(args, name)}" for name in ("model", "threads", "device", "prompts", "new", "spread")]
     command = [sys.executable, "-m", "bench.gen", f"--way={way}", *words]
     out = subprocess.run(
@@ -288,7 +288,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure all ways and print a table, or JSON."""
+    """Measure all ways of generation and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=SHAPES, default="A")
     for name, value in (("threads", 1), ("repeats", 3), ("prompts", 128), ("new", 64)):

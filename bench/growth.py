@@ -1,4 +1,4 @@
-"""Benchmark of scaling: how time and memory of a step grow with sizes: `python -m bench.growth [STUDY...] [--quick]`.
+"""This benchmark measures how a step's time and memory grow with sizes: `python -m bench.growth [STUDY...] [--quick]`.
 
 The studies tokens, vocabulary and completions are shiqrun's own training on made texts, a process for each point; a
 step has the same number of trajectories everywhere (with more completions, of fewer prompts). The study rows runs the
@@ -56,25 +56,25 @@ def measure_training(shape: Shape, prompt: int, answers: int, words: int, algo: 
 
 
 def over_tokens(quick: bool) -> list[Point]:
-    """Measure trajectories of 64 to 2048 words, half of which are the answer."""
+    """Measure training on trajectories of 64 to 2048 words, half of which are the answer."""
     lengths = (64, 256) if quick else (64, 128, 256, 512, 1024, 2048)
     return [{"words": n, **measure_training(SMALL, n // 2, 2, n // 2)} for n in lengths]
 
 
 def over_vocabulary(quick: bool) -> list[Point]:
-    """Measure vocabularies of 4k to 128k tokens."""
+    """Measure training with vocabularies of 4k to 128k tokens."""
     sizes = (4_096, 32_768) if quick else (4_096, 16_384, 32_768, 65_536, 131_072)
     return [{"vocabulary": v, **measure_training(replace(SMALL, vocabulary=v), 64, 2, 32)} for v in sizes]
 
 
 def over_completions(quick: bool) -> list[Point]:
-    """Measure 1 to 16 completions of a prompt of 128 words, with 16 trajectories a step."""
+    """Measure training on 1 to 16 completions of a prompt of 128 words, with 16 trajectories a step."""
     numbers = (2, 16) if quick else (2, 4, 8, 16)
     return [{"completions": g, **measure_training(SMALL, 128, g, 32, "copg")} for g in numbers]
 
 
-class Lying(Sequence[EncodedTrajectory]):
-    """Lying trajectories are views of flat arrays: 24 tokens, 8 of them actions; no object is kept for any of them."""
+class FlatTrajectories(Sequence[EncodedTrajectory]):
+    """Flat trajectories are views of flat arrays: 24 tokens, 8 of them actions; no object is kept for any of them."""
 
     def __init__(self, rows: int) -> None:
         draw = np.random.default_rng(0)
@@ -99,7 +99,7 @@ class Lying(Sequence[EncodedTrajectory]):
 
 
 def over_rows(quick: bool) -> list[Point]:
-    """Measure 1k to 1M trajectories, a process for each number."""
+    """Measure the training loop over 1k to 1M trajectories, a process for each number."""
     numbers = (1_000, 100_000) if quick else (1_000, 10_000, 100_000, 1_000_000)
     command = [sys.executable, "-m", "bench.growth", "--loop"]
     return [
@@ -111,9 +111,9 @@ def over_rows(quick: bool) -> list[Point]:
 def measure_loop(number: int, steps: int = 300) -> Point:
     """Return memory and time of the training loop over some trajectories: batches of 64 rows, without a model."""
     torch.set_num_threads(1)
-    lying = Lying(number)
+    flat = FlatTrajectories(number)
     before, began = forget_peak(), time.process_time()
-    rows = Rows(lying, pad=0, packed=True)
+    rows = Rows(flat, pad=0, packed=True)
     assert len(rows.group) == len(rows.units) == number  # the index is computed when it is first asked for
     made = time.process_time() - began
     loop = Steps(rows, batch_size=64, micro_batch_tokens=8192, seed=0, start=0, rank=0, world=1)
@@ -124,7 +124,7 @@ def measure_loop(number: int, steps: int = 300) -> Point:
         next(batches)
     return {
         "rows": number,
-        "arrays_mib": lying.nbytes() / 2**20,
+        "arrays_mib": flat.nbytes() / 2**20,
         "kept_beside_mib": kept - before,
         "grown_in_loop_mib": resident("VmHWM") - kept,
         "seconds_to_index": made,
@@ -133,7 +133,7 @@ def measure_loop(number: int, steps: int = 300) -> Point:
 
 
 def over_sweep(quick: bool) -> list[Point]:
-    """Measure grids of 1 and 8 betas: CPU seconds in all, jobs, and the number of jobs that scored the reference."""
+    """Measure sweeps over 1 and 8 betas: CPU seconds in all, jobs, and the number of jobs that scored the reference."""
     points, shape = [], replace(SHAPES["B"], vocabulary=4096, layers=2)
     with tempfile.TemporaryDirectory() as work:
         draw, folder = random.Random(0), Path(work)
@@ -177,7 +177,7 @@ STUDIES: dict[str, Callable[[bool], list[Point]]] = {
 
 
 def main() -> None:
-    """Run the studies, print a table for each and write JSON."""
+    """Run the chosen studies of growth, print a table for each and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", default=list(STUDIES), help=", ".join(STUDIES))
     parser.add_argument("--quick", action="store_true", help="fewer points")

@@ -1,4 +1,4 @@
-"""Benchmark of scoring actions in chunks against all logits at once, forward and backward: `python -m bench.kernel`.
+"""This benchmark compares scoring actions in chunks with scoring from all logits at once: `python -m bench.kernel`.
 
 Losses and gradients of every way are first compared with float64, with unrelated upstream gradients for both scores
 (for the log-probability alone with TRL, whose kernel returns no log-partition). Then every measurement has a process of
@@ -76,7 +76,7 @@ def ours(p: Problem, **options: Any) -> Scores:
 
 
 def trl(p: Problem) -> Scores:
-    """Return the log-probability by TRL's kernel.
+    """Return the log-probability of the actions by TRL's kernel.
 
     As in TRL's trainers, it is computed at every position on a CPU and at the actions on a GPU.
     """
@@ -88,7 +88,7 @@ def trl(p: Problem) -> Scores:
 
 
 class Way(NamedTuple):
-    """A Way scores the actions, with a head that takes a gradient or a frozen one."""
+    """A `Way` is one way to score the actions, with a head that takes a gradient or a frozen one."""
 
     label: str
     score: Callable[[Problem], Scores]
@@ -157,7 +157,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_in_turn(args: argparse.Namespace, ways: list[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure the ways in turn, each in a process of its own; return {way: {quantity: median, min, max}}."""
+    """Measure the ways of scoring in turn, each in a process of its own; return {way: {quantity: median, min, max}}."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     words = [f"--{k}={getattr(args, k)}" for k in ("actions", "positions", "vocabulary", "width", "dtype", "device")]
     for _ in range(args.repeats):
@@ -176,7 +176,7 @@ def measure_in_turn(args: argparse.Namespace, ways: list[str]) -> dict[str, dict
 
 
 def show(args: argparse.Namespace, errors: dict[str, Any], found: dict[str, Any]) -> None:
-    """Print a table with a row for each way, compared with the first."""
+    """Print a table with a row for each way of scoring, compared with the first."""
     rows = chunk_rows(args.vocabulary, args.device)
     table = Table(
         title=f"{args.actions} actions of {args.positions} positions, V {args.vocabulary}, D {args.width}, "
@@ -205,7 +205,7 @@ def show(args: argparse.Namespace, errors: dict[str, Any], found: dict[str, Any]
 
 
 def main() -> None:
-    """Check, measure and print a table, or JSON."""
+    """Check and measure all ways of scoring, and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"actions": 1024, "positions": 2048, "vocabulary": 32_000, "width": 256, "threads": 1, "repeats": 5}
     for name, value in sizes.items():

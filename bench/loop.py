@@ -1,4 +1,4 @@
-"""Benchmark of the training loop's cost beside forward, loss, backward and optimiser: `python -m bench.loop`.
+"""This benchmark measures the training loop's cost beside the model, loss and optimiser: `python -m bench.loop`.
 
 `Method` under Lightning's Trainer is compared with a bare loop over the same batches. Every measurement has a process
 of its own, in turn; printed are medians over the repeats, for a step, with one computing thread: CPU time of all
@@ -56,7 +56,7 @@ BATCH, LOG_EVERY, RATE, CLIP, BETA = 16, 10, 1e-4, 1.0, 0.5
 
 
 def model_of(name: str) -> Policy:
-    """Return the policy that a seed initialises."""
+    """Return the policy of the benchmark, initialised from a seed."""
     shape = dict(SHAPES[name])
     heads = shape.pop("heads")
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def model_of(name: str) -> Policy:
 
 
 def rows_of(name: str, policy: Policy) -> Rows:
-    """Return 256 random rows, half of whose tokens are actions, with the policy's own scores as the reference's."""
+    """Return 256 random trajectories, half of their tokens actions, with the policy's own scores as the reference's."""
     rng, (low, high) = np.random.default_rng(0), TOKENS[name]
     made = []
     for n in range(256):
@@ -85,12 +85,12 @@ def rows_of(name: str, policy: Policy) -> Rows:
 
 
 def clocks() -> np.ndarray:
-    """Return the seconds on every clock."""
+    """Return the seconds on every clock: CPU time of all threads and of the main thread, wall time."""
     return np.array([time.process_time(), time.thread_time(), time.perf_counter()])
 
 
 def bare(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
-    """Train in the bare loop; return the seconds of the steps after `start` on every clock, and the policy."""
+    """Train in a loop without Lightning; return the seconds after step `start` on every clock, and the policy."""
     policy = model_of(name)
     rows = rows_of(name, policy)
     cut = Steps(rows, batch_size=BATCH, micro_batch_tokens=2**20, seed=0, start=0, rank=0, world=1)
@@ -126,7 +126,7 @@ class Clock(Callback):
 
 
 def method(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
-    """Train by `Method` with the callbacks, logger and data loading of a run; return what `bare` returns."""
+    """Train by `Method` under Lightning with callbacks, logger and data loading; return what `bare` returns."""
     policy = model_of(name)
     rows = rows_of(name, policy)
     settings = TrainerSettings(
@@ -167,7 +167,7 @@ def method(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
 
 
 def child(way: str, name: str, steps: int, profile: bool) -> dict[str, float]:
-    """Return one measurement: seconds per step, and a sum of the weights that tells whether both ways are equal."""
+    """Return a measurement of one way of training: seconds per step, and a sum of weights that tells the ways apart."""
     torch.set_num_threads(1)
     start = int(steps * WARM_UP)
     profiler = cProfile.Profile()
@@ -182,7 +182,7 @@ def child(way: str, name: str, steps: int, profile: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure both ways in turn and print a table, or JSON."""
+    """Measure `Method` and the bare loop in turn and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=SHAPES, default="tiny")
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,4 +1,4 @@
-"""One measurement of `bench.step` in its own process: `python -m bench.one SPEC` prints it as a last line of JSON."""
+"""`python -m bench.one SPEC` makes one measurement of `bench.step` and prints it as a last line of JSON."""
 
 import json
 import sys
@@ -56,7 +56,7 @@ SIDES = {"ours": _ours, "trl": _trl, "peak": _peak, "tokens": _tokens}
 
 
 def main() -> None:
-    """Measure what the argument, a JSON object, specifies."""
+    """Make the measurement that the argument, a JSON object, specifies."""
     warnings.filterwarnings("ignore")
     spec = json.loads(sys.argv[1])
     torch.set_num_threads(spec.pop("threads"))

@@ -1,4 +1,4 @@
-"""The order of preference pairs in which shiqrun trains, so that a peer can be given the same batches."""
+"""`pairs_in_order` returns preference pairs in shiqrun's training order, so that a peer gets the same batches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from shiqrun.batching.steps import step_units
 
 @dataclass(frozen=True)
 class Pair:
-    """A Pair is two answers to a prompt, as chats and in tokens: (prompt, chosen, rejected)."""
+    """A `Pair` is two answers to a prompt, as chats and in tokens: (prompt, chosen, rejected)."""
 
     prompt: list[dict[str, Any]]
     chosen: list[dict[str, Any]]
@@ -25,7 +25,7 @@ class Pair:
 
 
 def pairs_in_order(folder: Path, encoded: Encoded, *, seed: int, pairs: int, steps: int) -> list[Pair]:
-    """Return the pairs of the first steps of a run, in the order of its steps.
+    """Return the preference pairs of the first steps of a run, in the order of its steps.
 
     Args:
         folder: of `bench.work.prepare`.
@@ -52,7 +52,7 @@ def _pair(rows: Any, unit: Any, talks: list[Talk]) -> Pair:
 
 
 def sort_by_length(pairs: list[Pair], per_step: int, warmup: int) -> list[Pair]:
-    """Return the pairs of the warm-up as they come, and the others shortest first.
+    """Return the pairs sorted by length, shortest first, but those of the warm-up as they come.
 
     With batches of a fixed number of pairs this order has the least padding.
     """
@@ -61,7 +61,7 @@ def sort_by_length(pairs: list[Pair], per_step: int, warmup: int) -> list[Pair]:
 
 
 def counts(pairs: list[Pair], per_step: int) -> dict[str, int]:
-    """Return the numbers of tokens of pairs: as such, and when they are padded batch by batch."""
+    """Return the number of tokens of all pairs, without padding and when padded batch by batch."""
     steps = [pairs[i : i + per_step] for i in range(0, len(pairs), per_step)]
     return {
         "pairs": len(pairs),

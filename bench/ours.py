@@ -1,4 +1,4 @@
-"""One training run of shiqrun, measured in this process: the objects that `shiqrun train` makes, and its own loop."""
+"""`measure` measures a training run of shiqrun in this process, with the objects and loop of `shiqrun train`."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ from shiqrun.training.prepare import prepare_run
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of one measured run of shiqrun.
+    """`Settings` describe one measured run of shiqrun.
 
     Attributes:
         folder: of `bench.work.prepare`.
@@ -49,7 +49,7 @@ class Settings:
 
 
 def overrides(settings: Settings, run_dir: Path, completions: int) -> list[str]:
-    """Return the settings as the words of the command line."""
+    """Return the settings as overrides on the command line of `shiqrun train`."""
     folder = Path(settings.folder)
     return [
         f"algo={settings.algo}",
@@ -97,7 +97,7 @@ def encode_rows(settings: Settings) -> Encoded:
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Return times, memory and tokens of a run, and `losses` and `grad_norms` of the logged steps.
+    """Train as the settings say; return times, memory and tokens, and `losses` and `grad_norms` of the logged steps.
 
     `once` is the time before the first step that is spent once: scoring the rows by the reference.
     """

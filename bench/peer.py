@@ -1,4 +1,4 @@
-"""One training run of TRL's DPOTrainer, measured in this process on the same rows, weights and order as shiqrun's."""
+"""`measure` measures a run of TRL's DPOTrainer in this process, on shiqrun's rows, weights and order."""
 
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from bench.order import Pair
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of one measured run of TRL's trainer.
+    """`Settings` describe one measured run of TRL's trainer.
 
     Attributes:
         model: directory of the model.
@@ -62,7 +62,7 @@ class Begin(TrainerCallback):
 
 
 def measure(settings: Settings, pairs: list[Pair], tokenizer: Any, out: str) -> dict[str, Any]:
-    """Return times, memory and tokens of a run, and `losses` and `grad_norms` of the logged steps.
+    """Train by TRL; return times, memory and tokens, and `losses` and `grad_norms` of the logged steps.
 
     Args:
         settings: see there.
@@ -97,7 +97,7 @@ def measure(settings: Settings, pairs: list[Pair], tokenizer: Any, out: str) -> 
 
 
 def _arguments(settings: Settings, out: str) -> DPOConfig:
-    """What the work fixes on every side, and what tells TRL's default from its best; else TRL's own values."""
+    """Return TRL's arguments: what every side shares, what tells its default from its best; else TRL's defaults."""
     best = {} if settings.default else {"gradient_checkpointing": False, "precompute_ref_log_probs": True}
     return DPOConfig(
         output_dir=out,

@@ -1,4 +1,4 @@
-"""Benchmark of the sandboxes that work here, in programs per second: `python -m bench.sandbox`.
+"""This benchmark measures the sandboxes that work here, in programs per second: `python -m bench.sandbox`.
 
 The program reads a line and prints a sum of 1000 squares. The rounds of the backends alternate, after one that starts
 the workers. A fresh interpreter for each program, without any limit, is measured beside them. Time is wall time: every
@@ -68,7 +68,7 @@ def measure(workers: int, programs: int, repeats: int, tests: int) -> dict[str, 
 
 
 def main() -> None:
-    """Measure the backends and print a table, or JSON."""
+    """Measure the sandbox backends and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--programs", type=int, default=500, help="runs in one round")

@@ -1,4 +1,4 @@
-"""Tables and a picture of the measurements of `bench.step`."""
+"""These functions show the measurements of `bench.step` in tables and a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ OURS, PEER, TUNED = "#1b6ca8", "#c9c9c9", "#8f8f8f"
 
 
 def _spread(value: dict[str, float] | None, digits: int = 1) -> str:
-    """`median (least-most)`."""
+    """Return `median (least-most)` of a measurement as text."""
     if value is None:
         return "-"
     text = f"{value['median']:.{digits}f}"
@@ -18,7 +18,7 @@ def _spread(value: dict[str, float] | None, digits: int = 1) -> str:
 
 
 def print_tables(console: Console, result: dict[str, Any]) -> None:
-    """Print a table for each model."""
+    """Print a table of the measurements for each model."""
     for name, model in result["models"].items():
         tokens = model["tokens"]
         table = Table(
@@ -51,7 +51,7 @@ def _cells(row: dict[str, Any], tokens: dict[str, int]) -> list[str]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each side of TRL: its time and memory relative to our dpo in the same precision."""
+    """Return a line for each configuration of TRL: its time and memory relative to our dpo in the same precision."""
     lines, own = (
         [],
         {r["precision"]: r for r in rows if r["trainer"] == "ours" and r["algo"] == "dpo" and not r["tuned"]},

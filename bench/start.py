@@ -1,4 +1,4 @@
-"""Benchmark of start-up: the time `shiqrun` takes to answer, against the bare interpreter: `python -m bench.start`.
+"""This benchmark measures start-up, the time `shiqrun` takes to answer: `python -m bench.start`.
 
 The commands run in turn, after a round that warms the file cache. Printed are the median wall time with minimum and
 maximum, the CPU time (user and system), and the large packages that were imported on the way. start.json is written
@@ -51,7 +51,7 @@ def heavy_imports(words: Sequence[str]) -> list[str]:
 
 
 def measure(repeats: int) -> dict[str, dict[str, Any]]:
-    """Return times and imports of every command."""
+    """Return the start-up times and large imports of every command."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     for _ in range(repeats + 1):
         for name, (words, _) in COMMANDS.items():
@@ -65,7 +65,7 @@ def measure(repeats: int) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Time every command and print a table, or JSON."""
+    """Time the start-up of every command and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,4 +1,4 @@
-"""Benchmark of a DPO training step against TRL's DPOTrainer on the same pairs: `python -m bench.step [--quick]`.
+"""This benchmark compares a DPO step with that of TRL's DPOTrainer on the same pairs: `python -m bench.step [--quick]`.
 
 Losses are compared first: both sides train in float32 on the same batches in the same order, and the loss and gradient
 norm of every step must agree. Then every measurement has a process of its own, the sides in turn, `--repeats` times;
@@ -40,7 +40,7 @@ LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 5e-5
 
 @dataclass(frozen=True)
 class Side:
-    """A Side is a trainer and its settings, measured against the other sides.
+    """A `Side` is a trainer (shiqrun or TRL) with its settings, measured against the other sides.
 
     Attributes:
         trainer: ours or trl.
@@ -84,7 +84,7 @@ SIDES = [
 
 
 def ask(spec: dict[str, Any], *, threads: int, tuned: bool = False) -> dict[str, Any]:
-    """Return a measurement from a process of its own.
+    """Return a measurement of a training run, made in a process of its own.
 
     Raises:
         SystemExit: it failed; its last words are shown.
@@ -134,7 +134,7 @@ def measure_sides(folder: Path, args: argparse.Namespace, sides: Sequence[Side],
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Return median, minimum and maximum of values."""
+    """Return median, minimum and maximum of repeated measurements."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
@@ -159,7 +159,7 @@ def summary_rows(
 
 
 def bench(shape: str, args: argparse.Namespace, sides: Sequence[Side], folder: Path) -> dict[str, Any]:
-    """Measure and compare all sides on one model."""
+    """Measure all sides on one model and return their comparison."""
     pairs = args.pairs_number or SHAPES[shape].pairs
     steps = WARMUP + pairs // PAIRS
     needed = steps * PAIRS
@@ -182,7 +182,7 @@ def bench(shape: str, args: argparse.Namespace, sides: Sequence[Side], folder: P
 
 
 def main() -> None:
-    """Measure, print tables, and write JSON and a picture."""
+    """Measure all sides on every model, print tables, and write JSON and a picture."""
     args = arguments()
     sides = [side for side in SIDES if not args.sides or any(part in side.label for part in args.sides)]
     result: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Models, tokenizers and preference pairs that every side of a benchmark works on, prepared in one directory.
+"""`prepare` writes the model, tokenizer and preference pairs that every side of a benchmark works on.
 
 Models are Llamas from a config with random weights; tokenizers are byte-level BPE trained on the pairs' own text, so
 that nothing is downloaded. Pairs come from a file of hh-rlhf, or are made from a seed with similar lengths: the numbers
@@ -31,7 +31,7 @@ SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Shape is the size of a Llama with tied embeddings, and the number of pairs that it is measured on."""
+    """A `Shape` is the size of a Llama with tied embeddings, and the number of pairs that it is measured on."""
 
     hidden: int
     layers: int
@@ -41,11 +41,11 @@ class Shape:
     pairs: int
 
     def body(self) -> int:
-        """Return the parameters that every token passes: per layer 4 D^2 of attention and 3 D I of the MLP."""
+        """Return how many parameters every token passes: per layer 4 D^2 of attention and 3 D I of the MLP."""
         return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
 
     def minimal_flops(self, tokens: int, actions: int) -> float:
-        """Return the least flops of a step, 6 for each weight and token, forward and backward.
+        """Return the least flops of a training step, 6 for each weight and token, forward and backward.
 
         The body counts at `tokens`, the head at `actions` only.
         """
@@ -63,13 +63,13 @@ Talk = dict[str, Any]
 
 
 def hh_file() -> Path | None:
-    """Return the file of pairs in $SHIQRUN_TEST_DATA or ../shared/data, or None if there is none."""
+    """Return the file of preference pairs in $SHIQRUN_TEST_DATA or ../shared/data, or None if there is none."""
     folders = [os.environ.get("SHIQRUN_TEST_DATA"), "../shared/data"]
     return next((Path(f) / HH_FILE for f in folders if f and (Path(f) / HH_FILE).is_file()), None)
 
 
 def hh_pairs(path: Path) -> list[Talk]:
-    """Return every pair of the file that has two answers."""
+    """Return every preference pair of the hh-rlhf file that has two answers."""
     source = HH(path=str(path), subset="both", split="train", pair_rewards=[1, -1], on_embedded_marker="drop")
     return [
         {"prompt": list(e.messages), "completions": [list(c) for c in e.completions], "rewards": [1.0, -1.0]}
@@ -78,7 +78,7 @@ def hh_pairs(path: Path) -> list[Talk]:
 
 
 def make_pairs(number: int, seed: int = 0) -> Iterator[Talk]:
-    """Yield pairs of random words, with the frequencies of natural words (Zipf) and the lengths of hh-rlhf."""
+    """Yield preference pairs of random words, with frequencies of natural words (Zipf) and the lengths of hh-rlhf."""
     draw = random.Random(seed)
     for _ in range(number):
         words = [min(600, max(3, round(draw.lognormvariate(*PROMPT_WORDS))))]
@@ -158,7 +158,7 @@ def _tokenizer(rows: Sequence[Talk], vocabulary: int, longest: int) -> PreTraine
 
 
 def _longest(row: Talk, tokenizer: Any) -> int:
-    """Tokens of the longest of the row's whole chats."""
+    """Return the number of tokens of the longest of a row's whole chats."""
     chats = [row["prompt"] + completion for completion in row["completions"]]
     return max(len(ids) for ids in tokenizer.apply_chat_template(chats, tokenize=True)["input_ids"])
 
@@ -169,5 +169,5 @@ def read_pairs(folder: Path) -> list[Talk]:
 
 
 def tokenizer_of(folder: Path) -> Any:
-    """Return the tokenizer in `model/`."""
+    """Return the tokenizer in the folder's `model/`."""
     return AutoTokenizer.from_pretrained(folder / "model")

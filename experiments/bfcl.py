@@ -1,6 +1,6 @@
-"""Study of function calling over several turns (docs/bfcl.md): reference, methods, ablations, two reports.
+"""This study trains function calling over several turns (docs/bfcl.md): reference, methods, ablations, two reports.
 
-Runs on a shortened BFCL with a tiny model; takes an hour on two CPU cores.
+It runs on a shortened BFCL with a tiny model and takes an hour on two CPU cores.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ ABLATIONS_BETA = 0.3
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the study."""
+    """Run the study of function calling."""
     options = study_parser(__doc__, out="outputs/bfcl", betas="0.1,0.3,1").parse_args(words)
     steps, out, jobs = Steps(dry_run=options.dry_run, threads=1), options.out, options.jobs
     logger = f"logger={options.logger}"

@@ -1,6 +1,6 @@
-"""Study of methods on text (docs/text.md): reference, reward model, scores, methods over betas and seeds, report.
+"""This study compares methods on text (docs/text.md): reference, reward model, scores, methods over betas and seeds.
 
-Takes 48 minutes on two CPU cores. `--data` is a file of preference pairs, `--model` a small pretrained model.
+It takes 48 minutes on two CPU cores. `--data` is a file of preference pairs, `--model` a small pretrained model.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the study."""
+    """Run the study of methods on text."""
     options = arguments(words)
     steps, out = Steps(dry_run=options.dry_run), options.out
     start, logger = f"model.path={out}/sft/policy", f"logger={options.logger}"

@@ -1,4 +1,4 @@
-"""Figures of docs/text.md on logged answers: `python -m experiments.hh_answers scored.jsonl POLICY...`.
+"""`python -m experiments.hh_answers scored.jsonl POLICY...` prints the figures of docs/text.md on logged answers.
 
 Printed are the correlation of score and length, the number of held-out prompts that share their first turn with a
 training prompt, and the probability that each policy gives to tokens which no logged answer contains: whether a policy
@@ -26,7 +26,7 @@ HELD_OUT = 0.2
 
 
 def main(data: str, *policies: str) -> None:
-    """Print a line for each figure."""
+    """Print a line for each figure on logged answers and policies."""
     disable_progress_bar()
     examples = [*Jsonl(path=data, val_path=None, pair_rewards=None).load("train")]
     print_answers(examples)
@@ -41,7 +41,7 @@ def main(data: str, *policies: str) -> None:
 
 
 def print_answers(examples: list[Example]) -> None:
-    """Print the correlation of score and length, and the number of shared first turns."""
+    """Print the correlation of answers' score and length, and the number of prompts with a shared first turn."""
     answers = [(c[-1]["content"], r) for e in examples for c, r in zip(e.completions, e.rewards or (), strict=True)]
     correlation = np.corrcoef([len(text) for text, _ in answers], [reward for _, reward in answers])[0, 1]
     print(f"{len(answers)} answers; correlation of score and characters {correlation:.2f}")

@@ -1,4 +1,4 @@
-"""Runs of the SPO studies on programs, read and compared: further evaluations, means over seeds, a picture of arms."""
+"""These functions read and compare runs of the SPO studies on programs: evaluations, means over seeds, a picture."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ REFERENCE_COLOUR = "#24292f"
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that are compared as one: all seeds of a loss at a level.
+    """An `Arm` is runs that are compared as one: all seeds of a loss at a level.
 
     Attributes:
         loss: name of the loss and its link.
@@ -89,7 +89,7 @@ def evaluate_reference(out: Path) -> dict[str, float]:
 
 
 def order(arms: Iterable[Arm], levels: Iterable[str]) -> list[Arm]:
-    """Return the arms in the order of their levels, then of their losses' names."""
+    """Return the arms of a study in the order of their levels, then of their losses' names."""
     places = [*levels]
     return sorted(arms, key=lambda arm: (places.index(arm.level), arm.loss))
 

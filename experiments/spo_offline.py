@@ -1,6 +1,6 @@
-"""Study of SPO on logged programs (docs/spo.md): reference, prompt values, pivotal tokens, ablations, a picture.
+"""This study trains SPO on logged programs (docs/spo.md): reference, prompt values, pivotal tokens, ablations.
 
-Takes an hour on two CPU cores.
+It takes an hour on two CPU cores.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ BATCH = 2560
 
 
 def arms(out: Path) -> dict[str, tuple[str, ...]]:
-    """Return the settings of every sweep, by the name of its directory."""
+    """Return the settings of every sweep of the study, by the name of its directory."""
     targets = (f"algo.targets={out}/pivotal/pivotal.jsonl",)
     rollouts = (
         "data=jsonl",
@@ -48,7 +48,7 @@ def prepare(steps: Steps, out: Path, logger: str) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the study."""
+    """Run the study of SPO on logged programs."""
     options = study_parser(__doc__, out="outputs/spo-offline").parse_args(words)
     steps, out = Steps(dry_run=options.dry_run, threads=1), options.out
     prepare(steps, out, options.logger)

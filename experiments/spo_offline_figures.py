@@ -1,4 +1,4 @@
-"""Table and picture of SPO's losses and targets on logged programs: `python -m experiments.spo_offline_figures OUT`.
+"""`python -m experiments.spo_offline_figures OUT` shows SPO's losses and targets on logged programs.
 
 OUT is the directory of the study `experiments.spo_offline`. Every run is evaluated twice more: at the SPO paper's
 temperature .4 and top-p .95, and on problems of the logged functions. The table of means with 95 % intervals over seeds
@@ -39,7 +39,7 @@ def arm_of(config: dict[str, Any]) -> Arm:
 
 
 def table_of(arms: dict[Arm, list[dict[str, float]]], reference: dict[str, float]) -> Table:
-    """Return the table of means and intervals over seeds, the reference first.
+    """Return the table of every arm's means and intervals over seeds, the reference first.
 
     All arms have one reference and one search, and answer the same prompts with the same random numbers.
     """

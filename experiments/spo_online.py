@@ -1,6 +1,6 @@
-"""Study of learning while sampling (docs/online.md): SPO, PPO, CoPG and ShiQ from one reference, and parts of SPO.
+"""This study trains while sampling (docs/online.md): SPO, PPO, CoPG and ShiQ from one reference, and parts of SPO.
 
-Takes two hours on two CPU cores.
+It takes two hours on two CPU cores.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ prompt that are drawn cold are often the same."""
 
 
 def arms(out: Path) -> dict[str, tuple[str, ...]]:
-    """Return the settings of every sweep, by the name of its directory."""
+    """Return the settings of every sweep of the study, by the name of its directory."""
     spo = (f"algo.values={out}/values/values.jsonl",)
     entropy = (*spo, "algo.link=cross_entropy", "algo.anchor=0")
     replayed = (*WARM, "algo.reference=frozen", "rollout.sources.logged=0", "rollout.sources.replay=1")
@@ -42,7 +42,7 @@ def arms(out: Path) -> dict[str, tuple[str, ...]]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the study."""
+    """Run the study of learning while sampling."""
     options = study_parser(__doc__, out="outputs/spo").parse_args(words)
     steps, out = Steps(dry_run=options.dry_run, threads=1), options.out
     prepare(steps, out, options.logger)

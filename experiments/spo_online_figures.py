@@ -1,4 +1,4 @@
-"""Tables and pictures of learning while sampling on programs: `python -m experiments.spo_online_figures OUT`.
+"""`python -m experiments.spo_online_figures OUT` shows learning while sampling on programs in tables and pictures.
 
 OUT is the directory of the study `experiments.spo_online`. The runs of whole methods are evaluated twice more, as
 `experiments.spo_arms` says. Two tables of means with 95 % intervals over seeds are printed, of the methods and of SPO's
@@ -111,7 +111,7 @@ def figures_of(run: Path, goal: float, *, further: bool) -> dict[str, float]:
 
 
 def table_of(title: str, arms: dict[str, list[dict[str, float]]], reference: dict[str, float]) -> Table:
-    """Return a table of means and intervals over seeds; the column of the goal also counts the runs that reached it."""
+    """Return a table of means and intervals over seeds of every arm; the goal's column counts the runs that reached it."""
     table = Table(title=f"{title}; means over the seeds of training alone, 95 % intervals", title_justify="left")
     columns = [name for name in COLUMNS if any(name in run for runs in arms.values() for run in runs)]
     for column in ("arm", "seeds", *(COLUMNS[name] for name in columns)):

@@ -1,4 +1,4 @@
-"""Steps of a study: `shiqrun` commands, each in its own process, skipped where an earlier start has finished them."""
+"""`Steps` runs a study's `shiqrun` commands, each in its own process, and skips those that are finished."""
 
 import argparse
 import os
@@ -15,14 +15,14 @@ SOME_JOBS_FAILED = 1
 
 
 class Steps:
-    """The commands of a study run one after the other, and a failing one ends the study with its exit code.
+    """`Steps` runs a study's commands one after the other; a failing one ends the study with its exit code.
 
     Attributes:
         dry_run: print the commands that would run now instead of running them.
     """
 
     def __init__(self, *, dry_run: bool = False, threads: int | None = None):
-        """Prepare the environment of the commands.
+        """Prepare the environment variables of the commands.
 
         Args:
             dry_run: print the commands instead of running them.
@@ -75,7 +75,7 @@ class Steps:
             self.shiqrun("sweep", *words, parallel, f"run_dir={run_dir}", also=[SOME_JOBS_FAILED])
 
     def _run(self, program: str, command: Sequence[str], words: Sequence[str], also: Sequence[int]) -> None:
-        """Print a command, and run it unless this is a dry run."""
+        """Print a command of the study, and run it unless this is a dry run."""
         print(f"{program} {shlex.join(words)}", flush=True)
         if self.dry_run:
             return

@@ -1,4 +1,4 @@
-"""Study of exact regret on treasure (docs/treasure.md): `python -m experiments.treasure methods|anchor|rewards`.
+"""`python -m experiments.treasure methods|anchor|rewards` measures exact regret on treasure (docs/treasure.md).
 
 Each job is a `shiqrun train` in this process; a job whose summary.json is there is not run again, so that a study can
 be stopped and gone on with. Seeds change the reference's initial weights and data order, and the method's data order.
@@ -87,7 +87,7 @@ Found = dict[tuple[str, str], dict[int, dict[str, float]]]
 
 @dataclass(frozen=True)
 class Study:
-    """The arms of a study and the length of their runs.
+    """A `Study` holds the arms of a study and the length of their runs.
 
     Attributes:
         steps: optimiser steps of a run; 128 are an epoch.
@@ -101,12 +101,12 @@ class Study:
 
 
 def methods(seed: int) -> Iterable[Arm]:
-    """Return every method with its usual settings."""
+    """Return an arm for every method with its usual settings."""
     return [(name, USUAL, [f"algo={name.split()[0]}", *extra]) for name, extra in METHODS.items()]
 
 
 def anchors(seed: int) -> Iterable[Arm]:
-    """Yield three methods with every anchor, in two vocabularies, on data without illegal tokens."""
+    """Yield arms of three methods with every anchor, in two vocabularies, on data without illegal tokens."""
     for fillers in (0, 4000):
         for method in ("shiq", "copg", "dro"):
             for name, extra in ANCHORS.items():
@@ -114,7 +114,7 @@ def anchors(seed: int) -> Iterable[Arm]:
 
 
 def rewards(seed: int) -> Iterable[Arm]:
-    """Yield methods with rewards at their turns or at the last; with some seeds also other rates and richer maps."""
+    """Yield arms of methods with rewards at their turns or the last; with some seeds also other rates and richer maps."""
     chosen = REWARDS | (RATES if seed < RATED_SEEDS else {})
     for name, extra in chosen.items():
         yield name, USUAL, [f"algo={name.split(',')[0]}", *extra]
@@ -222,7 +222,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run a study and print its tables."""
+    """Run a study of regret on treasure and print its tables."""
     options = arguments(words)
     out, study = options.out / options.study, STUDIES[options.study]
     if options.steps:

@@ -1,4 +1,4 @@
-"""Settings that the YAML of a run may hold besides those of its loss, data set and model: one frozen class a node."""
+"""These classes hold the settings of a run besides those of its loss, data set and model: one class a YAML node."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ STAMP = "shiqrun"
 
 @dataclass(frozen=True, kw_only=True)
 class AlgoSettings:
-    """Settings of a method besides the hyperparameters of its loss (`algo:` in `conf/train.yaml`, `conf/algo/*.yaml`).
+    """`AlgoSettings` are those of a method besides its loss's hyperparameters (`algo:` in YAML, `conf/algo/*.yaml`).
 
     Attributes:
         reference: source of the reference's scores: cached (both numbers of every action are computed once and kept in
@@ -55,7 +55,7 @@ class AlgoSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """Settings of the training loop and its optimiser, AdamW (`trainer:` in `conf/train.yaml`).
+    """`TrainerSettings` configure the training loop and its optimiser, AdamW (`trainer:` in `conf/train.yaml`).
 
     Attributes:
         max_steps: optimiser steps; None counts by epochs.
@@ -90,7 +90,7 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """Settings for sampling a policy's completions of validation prompts (`conf/_evaluation.yaml`).
+    """`SamplingSettings` configure how a policy samples completions of validation prompts (`conf/_evaluation.yaml`).
 
     Attributes:
         max_prompts: prompts that are answered, always the same ones; 0 for none.
@@ -115,7 +115,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings(SamplingSettings):
-    """Settings of the evaluations during training (`eval:` in `conf/train.yaml`).
+    """`EvalSettings` configure the evaluations during training (`eval:` in `conf/train.yaml`).
 
     Attributes:
         every: optimiser steps between evaluations; 0 for none.
@@ -128,7 +128,7 @@ class EvalSettings(SamplingSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings(SamplingSettings):
-    """Settings of `shiqrun eval` (`eval:` in `conf/eval.yaml`).
+    """`AnswerSettings` configure `shiqrun eval` (`eval:` in `conf/eval.yaml`).
 
     Attributes:
         policy: model, or the name of a scripted policy of the data set's environment (data=bfcl has ground_truth),
@@ -149,7 +149,7 @@ PRECISIONS = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Settings of the machine (`hardware:` in `conf/_command.yaml`, `conf/hardware/*.yaml`).
+    """`Hardware` holds the settings of the machine (`hardware:` in `conf/_command.yaml`, `conf/hardware/*.yaml`).
 
     Attributes:
         accelerator: cpu, gpu, or auto (a GPU where there is one), as Lightning names them.

@@ -1,1 +1,1 @@
-"""Commands of `shiqrun`, one module each; together with `config` the only readers of configs."""
+"""Each module here runs one command of `shiqrun`; commands and `config` are the only readers of configs."""

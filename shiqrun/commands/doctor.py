@@ -1,4 +1,4 @@
-"""`shiqrun doctor`: what this machine offers: Python, torch, accelerators, and a sandbox, which it proves."""
+"""`shiqrun doctor` prints what this machine offers: Python, torch, accelerators, and a sandbox, which it proves."""
 
 import argparse
 import platform
@@ -20,7 +20,7 @@ WIDTH = 12
 
 
 def main(words: Sequence[str]) -> int:
-    """Exit code: 0, 1 without a sandbox that holds, 2 for words that mean nothing."""
+    """Run `shiqrun doctor`; return its exit code: 0, 1 without a sandbox that holds, 2 for unknown words."""
     parser = argparse.ArgumentParser(
         "shiqrun doctor", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def accelerators() -> list[str]:
-    """What the drivers say, without torch."""
+    """Return the accelerators that drivers report, found without torch."""
     names = []
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         lines = (line.partition(":") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -58,7 +58,7 @@ def _version(package: str) -> str | None:
 
 
 def _sandbox() -> bool:
-    """Tries every backend; True if the one that reward.sandbox=auto takes holds."""
+    """Try every sandbox backend; return whether the one that reward.sandbox=auto takes holds."""
     reasons, held_by = [], dict[str, bool]()
     for name in AUTOMATIC:
         why = why_unusable(name)
@@ -77,7 +77,7 @@ def _sandbox() -> bool:
 
 
 def _holds(name: Name) -> bool:
-    """Whether no probe could do harm."""
+    """Return whether a sandbox backend holds: no probe could do harm."""
     every = True
     for probe, outcome, good in run_probes(Backend(name)):
         words = "refused" if good else f"NOT REFUSED ({outcome.verdict})"

@@ -35,7 +35,7 @@ MODEL = "model"
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """Keys of `conf/eval.yaml` that are no groups."""
+    """`Root` holds the keys of `conf/eval.yaml` that are no groups."""
 
     run: Annotated[str, MinLen(1)] | None
     checkpoint: Literal["policy", "last", "best"]
@@ -48,7 +48,7 @@ class Root:
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
-    """Evaluate into `run_dir`, or only say what would be evaluated."""
+    """Evaluate a policy into `run_dir`, or only print what would be evaluated."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from shiqrun.settings import AnswerSettings
@@ -103,7 +103,7 @@ def _evaluate_model(config: DictConfig, run_dir: Path, asked: "AnswerSettings") 
 def _sample_and_measure(
     evaluator: "PolicyEvaluator", subject: "Subject", config: DictConfig, run_dir: Path
 ) -> dict[str, float]:
-    """Run the evaluator, write the completions or episodes, and return the metrics."""
+    """Run the evaluator on a policy, write its completions or episodes, and return the metrics."""
     from shiqrun.evaluation.result_files import write_results
 
     device = target(config.hardware).device()
@@ -116,7 +116,7 @@ def _sample_and_measure(
 def _exact(
     subject: "Subject", asked: "AnswerSettings", reward: "Reward | None", beta: float | None
 ) -> "ExactEvaluation | None":
-    """Return the exact optimum under the subject's reference.
+    """Return the exact evaluation of a problem with a known optimum, under the subject's reference.
 
     Raises:
         InputError: a reward is given, or there is no reference or no beta.
@@ -186,7 +186,7 @@ def _write_metrics(
     seconds: float,
     title: str,
 ) -> None:
-    """Write `eval.json` and print its table."""
+    """Write the metrics to `eval.json` and print their table."""
     from shiqrun.console import console
     from shiqrun.evaluation.result_files import result_table
     from shiqrun.training.artifacts import provenance, write_json

@@ -1,4 +1,4 @@
-"""`shiqrun inspect`: trajectories with their actions and rewards, or what a run's policy learned at each action."""
+"""`shiqrun inspect` prints trajectories with actions and rewards, or what a run's policy learned at each action."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ SCHEMA = Schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """Keys of `conf/inspect.yaml` that are no groups."""
+    """`Root` holds the keys of `conf/inspect.yaml` that are no groups."""
 
     limit: Annotated[int, Ge(0)]
     split: Literal["train", "val"]
@@ -56,7 +56,7 @@ class Root:
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
-    """Prints what the config's data set is for the config's tokenizer, or what a run learned on it."""
+    """Print the trajectories of the config's data set in the tokenizer's tokens, or what a run learned on them."""
     if config.run is not None:
         _look_into(config)
         return
@@ -89,7 +89,7 @@ def _print_data(rows: "Rows", tokenizer: "PreTrainedTokenizerBase", limit: int) 
 
 
 def _look_into(config: DictConfig) -> None:
-    """Prints the token view of a run."""
+    """Print the token view of a run: trajectories coloured by what the policy learned."""
     from shiqrun.console import console
     from shiqrun.evaluation.credit import credit, write_credit
 
@@ -122,7 +122,7 @@ def _look_into(config: DictConfig) -> None:
 
 
 def _trained(config: DictConfig, former: DictConfig) -> "Trained":
-    """The run's policy and reference, where `hardware` says."""
+    """Return the run's policy and reference, on the device that `hardware` names."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from shiqrun.batching.logged_data import examples_of
@@ -150,7 +150,7 @@ def _trained(config: DictConfig, former: DictConfig) -> "Trained":
 
 
 def _context(trained: "Trained") -> int | None:
-    """Tokens that the policy can read, where its config says so."""
+    """Return the number of tokens that the policy can read, where its config says so."""
     found: Any = getattr(trained.policy.causal_lm.config.get_text_config(), "max_position_embeddings", None)
     return found
 
@@ -214,7 +214,7 @@ def _print_tables(encoded: "Encoded") -> None:
 
 
 def tables(encoded: "Encoded") -> Iterator[Table | Text]:
-    """Rows and prompts with their lengths and returns, a line each; then what was dropped, by reason."""
+    """Yield tables of trajectories and prompts with their lengths and returns; then what was dropped, by reason."""
     lengths = Table(title="lengths and returns", title_justify="left")
     for column in ("split", "rows", "prompts", "of a row", "min", "p50", "p90", "max"):
         lengths.add_column(column, justify="left" if column in ("split", "of a row") else "right")
@@ -240,7 +240,7 @@ def _add_split(table: Table, split: str, rows: "Rows") -> None:
 
 
 def _quantiles(values: Any) -> list[str]:
-    """Minimum, median, 90th percentile (values that occur, no interpolation) and maximum."""
+    """Return minimum, median, 90th percentile (values that occur, no interpolation) and maximum, as text."""
     import numpy as np
 
     known = values[~np.isnan(values)]

@@ -1,4 +1,4 @@
-"""`shiqrun pivotal`: at which tokens of logged trajectories the reference's chance of success jumps."""
+"""`shiqrun pivotal` finds the tokens of logged trajectories at which the reference's chance of success jumps."""
 
 import heapq
 import json
@@ -38,7 +38,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """Keys of `conf/pivotal.yaml` that are no nodes."""
+    """`Root` holds the keys of `conf/pivotal.yaml` that are no nodes."""
 
     seed: Annotated[int, Ge(0)]
     run_dir: Annotated[str, MinLen(1)]
@@ -49,7 +49,7 @@ class Root:
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
-    """Searches the trajectories into `run_dir`, or only says how many there are."""
+    """Search trajectories for pivotal tokens, into `run_dir`, or only print how many there are."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from shiqrun.batching.logged_data import examples_of
@@ -101,7 +101,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
 def _write(
     run_dir: Path, kept: "JsonlCache", trajectories: Sequence["SearchedTrajectory"], asked: "PivotalSettings"
 ) -> dict[str, Any]:
-    """The searches, and their rollouts as a data set of logged trajectories; the figures over all of them."""
+    """Write the rollouts of all searches as a data set of trajectories; return the figures over all searches."""
     count = Counter[str]()
     with atomic_writer(run_dir / FILE) as searches, atomic_writer(run_dir / ROLLOUTS) as rollouts:
         searches.write(json.dumps(kept.header) + "\n")
@@ -124,7 +124,7 @@ def _write(
 
 
 def _rollouts(row: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    """The rollouts of a search that no search before it has given, taken out of it."""
+    """Return a search's rollouts as a data row, without those that an earlier search has given."""
     import numpy as np
 
     from shiqrun.sampling.prompts import tokens_key
@@ -177,7 +177,7 @@ def _tell(
 
 
 def _picture(row: dict[str, Any]) -> Text:
-    """A trajectory's tokens, each with the chance of success behind it; pivotal tokens are underlined."""
+    """Return a trajectory's tokens, each with the chance of success behind it; pivotal ones are underlined."""
     from shiqrun.report.pivotal_view import chance_along_tokens
 
     chances, pivots = chance_along_tokens(row), {p["at"]: p for p in row["pivots"]}

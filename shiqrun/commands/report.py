@@ -1,4 +1,4 @@
-"""`shiqrun report DIR...`: one HTML page of runs and sweeps, which opens from disk."""
+"""`shiqrun report DIR...` writes one HTML page of runs and sweeps, which opens from disk."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ examples:
 
 
 def main(words: Sequence[str]) -> int:
-    """Exit code: 0, or 2 for input that cannot work."""
+    """Write the report; return the exit code: 0, or 2 for input that cannot work."""
     parser = argparse.ArgumentParser(
         "shiqrun report", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

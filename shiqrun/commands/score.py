@@ -1,4 +1,4 @@
-"""`shiqrun score`: labels the completions of a data set with a reward, in the columns that data=jsonl reads."""
+"""`shiqrun score` labels the completions of a data set with a reward, in the columns that data=jsonl reads."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ COLUMNS = ("examples", "completions", "score_mean", "score_std", "score_min", "s
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """Keys of `conf/score.yaml` that are no nodes."""
+    """`Root` holds the keys of `conf/score.yaml` that are no nodes."""
 
     seed: Annotated[int, Ge(0)]
     run_dir: Annotated[str, MinLen(1)]
@@ -50,7 +50,7 @@ class Root:
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
-    """Scores into `run_dir`, or only says what it would score."""
+    """Score the completions of a data set into `run_dir`, or only print what would be scored."""
     from shiqrun.batching.logged_data import both_splits
     from shiqrun.console import console, track
     from shiqrun.rewards.labels import SCORED_BY, ScoreCache, label, statistics
@@ -90,7 +90,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
 
 
 def _reward(config: DictConfig) -> "Reward":
-    """The reward, loaded and where it is to compute."""
+    """Return the reward, loaded and on the device where it is to compute."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     if not config.get("reward"):
@@ -104,7 +104,7 @@ def _reward(config: DictConfig) -> "Reward":
 
 
 def _without_pair_rewards(data: DictConfig) -> DictConfig:
-    """The data set's node; no pair needs a reward of its own here, and none is announced, unless it is to choose by."""
+    """Return the data set's node without rewards of pairs, which scoring does not need unless it chooses by them."""
     bare = data.copy()
     if "pair_rewards" in bare and bare.completions == "all":
         bare.pair_rewards = None
@@ -118,7 +118,7 @@ def _expect(examples: Sequence[Any], dropped: Counter[str], name: str) -> None:
 
 
 def _warn_of_seen(reward: "Reward", labelled: Sequence["Labelled"]) -> bool:
-    """Whether the reward saw prompts of the validation split, so that its numbers there say little."""
+    """Warn if the reward model was trained on validation prompts, where its scores say little; return whether."""
     try:
         reward.refuse_seen([x.example.messages for x in labelled if x.split == "val"])
     except InputError as error:
@@ -128,7 +128,7 @@ def _warn_of_seen(reward: "Reward", labelled: Sequence["Labelled"]) -> bool:
 
 
 def _write(run_dir: Path, labelled: Sequence["Labelled"], *, own_val: bool) -> dict["Split", Path]:
-    """The files, each all or nothing; one for both splits where the reader cuts them by the same rule."""
+    """Write the files of scored examples, each whole or not at all; one for both splits if the reader splits alike."""
     from shiqrun.data.jsonl_rows import form_of
 
     form = form_of(x.example for x in labelled)
@@ -149,7 +149,7 @@ def _written(path: Path, labelled: Sequence["Labelled"], form: "Form") -> Path:
 
 
 def _verdicts(words: Sequence[str] | None, form: "Form") -> dict[str, Any]:
-    """The columns that say how each completion fared, where the reward says it."""
+    """Return the columns with the verdict on each completion, where the reward gives verdicts."""
     if words is None:
         return {}
     if form == "pair":
@@ -160,7 +160,7 @@ def _verdicts(words: Sequence[str] | None, form: "Form") -> dict[str, Any]:
 def _tell(
     config: DictConfig, found: dict[str, Any], dropped: Counter[str], files: dict["Split", Path], where: str
 ) -> None:
-    """What was found, and how to use it."""
+    """Print the statistics of the scores, and how to train on them."""
     from shiqrun.console import console, number
 
     table = Table(

@@ -1,4 +1,4 @@
-"""`shiqrun sweep`: a grid of training runs. Its work is in `grid.py`; a job of it is `shiqrun train`."""
+"""`shiqrun sweep` runs a grid of training runs; `config.sweep_grid` does the work, and every job is `shiqrun train`."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -10,7 +10,7 @@ from shiqrun.commands import train
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """Keys of `sweep:` in `conf/sweep.yaml`.
+    """Sweep settings are the keys of `sweep:` in `conf/sweep.yaml`.
 
     Attributes:
         parallel: jobs that run at a time.

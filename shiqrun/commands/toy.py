@@ -1,4 +1,4 @@
-"""`shiqrun toy STUDY`: runs a tabular study, prints its tables and writes CSV, PNG and SVG."""
+"""`shiqrun toy STUDY` runs a tabular study, prints its tables and writes CSV, PNG and SVG."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ SCHEMA = Schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """Keys of `conf/toy.yaml` that are no groups."""
+    """`Root` holds the keys of `conf/toy.yaml` that are no groups."""
 
     seed: Annotated[int, Ge(0)]
     out: str | None
@@ -31,7 +31,7 @@ class Root:
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
-    """Runs the study into `out`, or into the run directory."""
+    """Run the toy study, and write its files into `out` or the run directory."""
     from shiqrun.console import console
     from shiqrun.training.artifacts import provenance, write_json
 
@@ -55,7 +55,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Inside, torch computes on one thread: the tensors are small, and threads would wait for each other."""
+    """Have torch compute on one thread inside the context: on small tensors, threads would wait for each other."""
     import torch
 
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""`shiqrun train`: turns a checked config into a plan and runs it."""
+"""`shiqrun train` turns a checked config into a plan of objects and runs the training."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,7 @@ SCHEMA = Schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """Keys of `conf/train.yaml` that are no groups."""
+    """`Root` holds the keys of `conf/train.yaml` that are no groups."""
 
     seed: Annotated[int, Ge(0)]
     run_dir: Annotated[str, MinLen(1)]
@@ -45,7 +45,7 @@ class Root:
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
-    """Trains in `run_dir`, or only says what it would do."""
+    """Train the policy in `run_dir`, or only print what would be done."""
     from shiqrun.console import console
     from shiqrun.tracking import close
     from shiqrun.training import run as training
@@ -68,7 +68,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
 
 
 def plan(config: DictConfig, run_dir: Path) -> "Plan":
-    """The objects that the config names."""
+    """Return the plan of a training run: the objects that the config names."""
     from shiqrun.estimates.prompt_values import ValueSettings
     from shiqrun.models.policy import ModelSettings
     from shiqrun.settings import AlgoSettings, EvalSettings, TrainerSettings

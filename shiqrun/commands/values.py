@@ -1,4 +1,4 @@
-"""`shiqrun values`: what the reference earns on every prompt of a data set, from its own completions."""
+"""`shiqrun values` estimates what the reference earns on every prompt of a data set, from its own completions."""
 
 import time
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SCHEMA = Schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """Keys of `conf/values.yaml` that are no nodes."""
+    """`Root` holds the keys of `conf/values.yaml` that are no nodes."""
 
     seed: Annotated[int, Ge(0)]
     run_dir: Annotated[str, MinLen(1)]
@@ -34,7 +34,7 @@ class Root:
 
 
 def run(config: DictConfig, run_dir: Path) -> None:
-    """Values the prompts into `run_dir`, or only says how many there are."""
+    """Estimate the values of prompts into `run_dir`, or only print how many prompts there are."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from shiqrun.batching.logged_data import examples_of

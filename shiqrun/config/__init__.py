@@ -1,1 +1,1 @@
-"""Configuration: composing YAML with Hydra, checking it, run directories, launching jobs and sweeps."""
+"""The package `config` composes YAML with Hydra, checks it, makes run directories, and launches jobs and sweeps."""

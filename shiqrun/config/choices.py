@@ -1,4 +1,4 @@
-"""A data set or a reward is built from its node; a user's own class needs only the method that is its own."""
+"""A data set or a reward is built here from its config node; a user's own class needs only its essential method."""
 
 from typing import TYPE_CHECKING
 

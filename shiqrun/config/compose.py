@@ -1,4 +1,4 @@
-"""Composing a command's config from YAML and overrides with Hydra, for one job or for every job of a sweep."""
+"""`compose` composes a command's config from YAML and overrides with Hydra, for one job or the jobs of a sweep."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ def _hydra(command: str) -> Iterator[Hydra]:
 
 
 def as_hydra_overrides(overrides: Sequence[str]) -> list[str]:
-    """Rewrite what a user may type into what Hydra reads.
+    """Rewrite the overrides that a user may type into those that Hydra reads.
 
     `reward=DIR` becomes the choice reward=model with its path, and a value that contains `=` is quoted.
     """
@@ -72,7 +72,7 @@ def quote_value(override: str) -> str:
 
 
 def _expand_reward(override: str) -> list[str]:
-    """`reward=NAME` or `reward=DIR_OR_HUB_ID`, of any node, as the choice of a group and the path of the model."""
+    """Return `reward=NAME` or `reward=DIR_OR_HUB_ID`, of any node, as the choice of a group and a model's path."""
     key, _, value = override.partition("=")
     plain = value.strip("'\"")
     if key not in ("reward", "eval.reward") or plain in ("", "null"):

@@ -1,4 +1,4 @@
-"""Error messages for configs that Hydra cannot compose: the wrong key or choice, and the nearest that exists."""
+"""`explain` words errors for configs that Hydra cannot compose: the wrong key or choice, and the nearest one."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,7 +15,7 @@ EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "s
 
 
 def explain(error: Exception, command: str, overrides: Sequence[str]) -> str:
-    """Say what was wrong with the overrides; Hydra must be initialised.
+    """Return a message that says what was wrong with the overrides; Hydra must be initialised.
 
     Args:
         error: what Hydra raised.
@@ -35,14 +35,14 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> str:
 
 
 def _first_lines(error: Exception) -> str:
-    """What Hydra says, without its search path and its links, with the reason beneath it."""
+    """Return Hydra's message, without its search path and its links, with the reason beneath it."""
     text = str(error).split("\nConfig search path:")[0].split("\nSee https:")[0].strip()
     reason = str(error.__cause__ or "").partition("\n")[0]
     return "\n".join(part for part in (text, reason) if part) or type(error).__name__
 
 
 def _null_groups(overrides: Sequence[str]) -> Iterator[str]:
-    """One line for every group that was set to null, which Hydra does not allow."""
+    """Yield one line for every config group that was set to null, which Hydra does not allow."""
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     for group in hydra.config_loader.list_groups(""):
@@ -52,7 +52,7 @@ def _null_groups(overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _unknown_keys(command: str, overrides: Sequence[str]) -> Iterator[str]:
-    """One line for every override without `+` whose key is not in the config that the chosen groups make."""
+    """Yield one line for every override without `+` whose key is not in the config of the chosen groups."""
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     groups = hydra.config_loader.list_groups("")

@@ -1,4 +1,4 @@
-"""From the words behind `shiqrun COMMAND` to finished jobs: Hydra around a command's `run(config, run_dir)`.
+"""`launch` turns the words behind `shiqrun COMMAND` into finished jobs: Hydra around a command's `run`.
 
 Hydra parses the words, composes the config, makes the run directory and sets up logging. Before it does, the config is
 composed and checked once, so that a mistake leaves no run directory behind. This module also resumes runs, starts
@@ -67,7 +67,7 @@ def launch(
 
 @dataclass
 class _CommandLine:
-    """One command line: it runs the jobs and remembers how they ended.
+    """A command line runs the jobs that its words ask for and remembers how they ended.
 
     Attributes:
         name: the command.
@@ -109,7 +109,7 @@ class _CommandLine:
         return self.run_job(config, folder)
 
     def run_composed(self, config: DictConfig) -> None:
-        """Run one job. Hydra calls this with the job's config, once it has made the run directory and the log."""
+        """Run one job; Hydra calls this with the job's config, once it has made the run directory and the log."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         if self.keeps_files:
             config = rundir.with_run_dir(config, folder, resume=False)
@@ -154,7 +154,7 @@ class _CommandLine:
 
 
 def _dispatch(argv: Sequence[str], command: _CommandLine) -> int:
-    """Show something, resume, sweep or run one job, whichever the words ask for."""
+    """Show a config or help, resume, sweep or run one job, whichever the words ask for."""
     args = get_args_parser().parse_intermixed_args(list(argv))
     args.overrides = with_data_of_run(as_hydra_overrides(args.overrides))
     shows = args.help or args.hydra_help or args.shell_completion
@@ -244,7 +244,7 @@ def _output_directory(config: DictConfig, kind: str, command: _CommandLine, stac
 
 
 def _call_hydra(args: Namespace, command: _CommandLine) -> int:
-    """Call what Hydra calls after parsing `sys.argv`, which stays whole: Lightning repeats it for its ranks."""
+    """Call what Hydra calls after parsing `sys.argv`, which stays as it is: Lightning repeats it for its ranks."""
     version.setbase("1.3")
     try:
         _run_hydra(args, get_args_parser(), command.run_composed, f"pkg://{CONFIG_MODULE}", command.name)

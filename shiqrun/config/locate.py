@@ -1,4 +1,4 @@
-"""The function or class that a dotted name in a config, such as a `_target_`, refers to."""
+"""`locate` imports the function or class to which a dotted name in a config, such as a `_target_`, refers."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from shiqrun.errors import InputError
 
 
 def locate(key: str, name: Any) -> Any:
-    """Import the function or class with a dotted name.
+    """Import and return the function or class with a dotted name.
 
     Args:
         key: where the name stands in the config, for the message.

@@ -1,4 +1,4 @@
-"""Settings beside `run=RUN_DIR`: the run brings its model, data and evaluation settings; some may be changed."""
+"""Beside `run=RUN_DIR` the run brings its model, data and evaluation settings, of which some may be changed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def with_evaluation_of_run(config: DictConfig, former: DictConfig) -> DictConfig
 
 
 def _given_overrides() -> list[tuple[str, str]]:
-    """Every override of the command line with its key."""
+    """Return every override of the command line with its key."""
     words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     return [(word, word.lstrip("+~").partition("=")[0]) for word in words]
 
@@ -56,7 +56,7 @@ def with_data_of_run(overrides: Sequence[str]) -> list[str]:
 
 
 def _as_override(value: Any) -> str:
-    """A YAML value as an override that Hydra reads as the same value."""
+    """Return a YAML value as text that Hydra reads as the same value in an override."""
     if isinstance(value, list):
         return f"[{','.join(map(_as_override, value))}]"
     return as_override(value) if isinstance(value, str) else "null" if value is None else str(value).lower()

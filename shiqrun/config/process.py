@@ -1,4 +1,4 @@
-"""The state of the process around a job: environment variables, process group and log files, set up and cleaned up."""
+"""These functions set up and clean up a job's process: environment variables, process group and log files."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""OmegaConf resolvers that `conf/*.yaml` uses: `${slug:...}`, `${inside:...}` and `${suggested:...}`."""
+"""`conf/*.yaml` uses these OmegaConf resolvers: `${slug:...}`, `${inside:...}` and `${suggested:...}`."""
 
 import re
 from pathlib import Path

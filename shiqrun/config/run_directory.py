@@ -1,4 +1,4 @@
-"""Run directories: making one that no other run uses, the config saved in it, and what an earlier run left there."""
+"""These functions make run directories that no other run uses, and save and load the configs in them."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ FORMER_STUBS = {"trainer": ["learning_rate"], "eval": ["max_prompts"], "values":
 
 
 def make_directory(folder: Path, *, numbered: bool) -> Path:
-    """Make the folder and check that it can be written; return it.
+    """Make a run directory and check that it can be written; return it.
 
     With `numbered` the folder is a new one: `_2`, `_3` ... is added to its name while the name is taken.
 
@@ -48,7 +48,7 @@ def make_directory(folder: Path, *, numbered: bool) -> Path:
 
 
 def holds_unfinished(folder: Path, config: DictConfig) -> bool:
-    """Whether the folder holds a run of this config that has not ended; False if it holds no run.
+    """Return whether the folder holds an unfinished run of this config; False if it holds no run.
 
     Raises:
         InputError: it holds a finished run, a sweep, or a run with another config; the message names the differences.
@@ -125,7 +125,7 @@ def with_run_dir(config: DictConfig, folder: Path, *, resume: bool) -> DictConfi
 
 
 def is_named_by_time(config: DictConfig, kind: str) -> bool:
-    """Whether the directory of a run or a sweep is named by the time, so that two of one second must not share it.
+    """Return whether the directory of a run or sweep is named by the time, so that two of one second may clash.
 
     Args:
         config: composed, with its `hydra` node.
@@ -147,7 +147,7 @@ def discard_unused(folder: Path) -> None:
 
 
 def discard_empty(folders: Sequence[Path]) -> None:
-    """Remove the folders that are empty, from the innermost outwards, up to the first that is not."""
+    """Remove those of the folders that are empty, from the innermost outwards, up to the first that is not."""
     for folder in folders:
         if not folder.is_dir() or any(folder.iterdir()):
             return
@@ -183,7 +183,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
 
 
 def _nearby(folder: Path) -> str:
-    """The latest three run directories under the nearest directory that exists, for an error message."""
+    """Return the latest three run directories under the nearest existing directory, for an error message."""
     root = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
     found = [file.parent.parent for depth in ("", "*/", "*/*/") for file in root.glob(f"{depth}{CONFIG}")]
     latest = sorted(found, key=lambda run: run.stat().st_mtime)[-3:]

@@ -1,4 +1,4 @@
-"""Sources of YAML for Hydra: the project's own `conf/`, and before it the user's `--config-dir` and `./conf`.
+"""Hydra reads YAML from these sources: the project's own `conf/`, and before it the user's `--config-dir` and `./conf`.
 
 Both sources add two rules to Hydra's: a choice that says no `name` of its own is named like its file, and a file whose
 name starts with an underscore is a base for other files (by `defaults`), which nobody can choose.
@@ -26,7 +26,7 @@ CONFIG_MODULE = "shiqrun.conf"
 
 
 class ProjectYaml(ImportlibResourcesConfigSource):
-    """The YAML of the package `shiqrun.conf`."""
+    """This source reads the YAML of the package `shiqrun.conf`."""
 
     @staticmethod
     def scheme() -> str:
@@ -34,16 +34,16 @@ class ProjectYaml(ImportlibResourcesConfigSource):
         return "shiqrun"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Load a YAML file; a choice gets a name."""
+        """Load a YAML file of the config; a choice without a `name` is named like its file."""
         return _with_name(super().load_config(config_path), config_path)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """List the choices of a group, or the groups."""
+        """List the choices of a config group, or the groups."""
         return _without_bases(super().list(config_path, results_filter))
 
 
 class UserYaml(FileConfigSource):
-    """The YAML in a folder of the user's."""
+    """This source reads the YAML in a folder of the user's."""
 
     @staticmethod
     def scheme() -> str:
@@ -51,11 +51,11 @@ class UserYaml(FileConfigSource):
         return "user"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Load a YAML file; a choice gets a name."""
+        """Load a YAML file of the config; a choice without a `name` is named like its file."""
         return _with_name(super().load_config(config_path), config_path)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """List the choices of a group, or the groups."""
+        """List the choices of a config group, or the groups."""
         return _without_bases(super().list(config_path, results_filter))
 
 
@@ -74,12 +74,12 @@ def _without_bases(names: Sequence[str]) -> list[str]:
 
 
 class SearchPath(SearchPathPlugin):
-    """Puts the user's folders before the project's YAML. Hydra instantiates the class, hence the class variable."""
+    """A search path puts the user's folders before the project's YAML; Hydra makes it, hence the class variable."""
 
     folders: ClassVar[Sequence[Path]] = ()
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Replaces the project's entry by one that `ProjectYaml` reads, and adds the folders before it."""
+        """Replace the project's entry by one that `ProjectYaml` reads, and add the user's folders before it."""
         for element in search_path.get_path():
             if element.path == f"pkg://{CONFIG_MODULE}":
                 element.path = f"{ProjectYaml.scheme()}://{CONFIG_MODULE}"
@@ -94,7 +94,7 @@ for _plugin in (ProjectYaml, UserYaml, SearchPath):
 
 @contextmanager
 def user_folders(command: str, config_dir: str | None) -> Iterator[None]:
-    """Inside the context, Hydra finds YAML in `config_dir`, then in `./conf`, then in the project.
+    """Have Hydra find YAML, inside the context, in `config_dir`, then in `./conf`, then in the project.
 
     Raises:
         InputError: `config_dir` is no directory, or a folder holds a config of the command's own name.

@@ -1,4 +1,4 @@
-"""Suggestions in error messages: the known name that is nearest to what the user typed."""
+"""These functions suggest in error messages the known name that is nearest to what the user typed."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""The grid of a sweep: from overrides with several values to jobs in processes of their own, and what they leave."""
+"""A sweep's grid is planned from overrides with several values; its jobs then run in processes of their own."""
 
 import logging
 import shlex
@@ -44,7 +44,7 @@ Composed = Sequence[tuple[Sequence[str], DictConfig]]
 
 
 def uses_own_launcher(config: DictConfig) -> bool:
-    """Whether the sweep runs its jobs itself: no other launcher or sweeper of Hydra's was chosen."""
+    """Return whether the sweep runs its jobs itself, because no other launcher or sweeper of Hydra's was chosen."""
     return all(config.hydra[node].get("_target_") == name for node, name in OWN_PLUGINS.items())
 
 
@@ -68,7 +68,7 @@ def swept_keys(config: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 
 def plan_sweep(name: str, each: Composed, keys: Sequence[str], typed: Sequence[str]) -> Sweep:
-    """Return the sweep that a command line asks for. It has no directory yet, and nothing is written.
+    """Return the sweep that a command line asks for; it has no directory yet, and nothing is written.
 
     Args:
         name: the command.
@@ -118,7 +118,7 @@ def words_for_launcher(words: Sequence[str]) -> list[str]:
 
 
 def place(sweep: Sweep, folder: Path, each: Composed, config_dir: str | None) -> Sweep:
-    """Put the sweep into its directory: its jobs get W&B's group and tags, and the folder of further YAML."""
+    """Return the sweep with its directory: its jobs get W&B's group and tags, and the folder of further YAML."""
     sweep.folder = folder
     for job, (_, config) in zip(sweep.jobs, each, strict=True):
         of_logger = labels(config, job.swept, folder)
@@ -191,7 +191,7 @@ def collect_results(sweep: Sweep, folder: Path) -> int:
 
 
 def print_jobs(sweep: Sweep) -> None:
-    """Print the grid of jobs, which is what a dry run does."""
+    """Print the sweep's jobs, which is what a dry run does."""
     console.print(jobs_table(sweep))
 
 
@@ -202,7 +202,7 @@ def _run(sweep: Sweep, program: Sequence[str] | None, parallel: int) -> int:
 
 
 def _conclude(sweep: Sweep, parallel: int = 1) -> None:
-    """Write the tables and the report, and print how to continue."""
+    """Write the sweep's tables and report, and print how to continue."""
     from shiqrun.sweeping.outcome import conclude
 
     conclude(sweep)
@@ -233,19 +233,19 @@ def _key(word: str) -> str:
 
 
 def _is_under(word: str, names: Sequence[str]) -> bool:
-    """Whether an override sets one of the keys, or a key inside one of them."""
+    """Return whether an override sets one of the keys, or a key inside one of them."""
     key = _key(word).lstrip("+~")
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _text(override: Override) -> str:
-    """The value of an override as a person wrote it, without quotes."""
+    """Return the value of an override as a person wrote it, without quotes."""
     value = override.value()
     return value if isinstance(value, str) else str(override.get_value_element_as_str())
 
 
 def _folder(number: int, words: Sequence[str], job: DictConfig, keys: Sequence[str]) -> str:
-    """The folder of a job, as `hydra.sweep.subdir` names it: swept keys first, shared ones only where there is room."""
+    """Return a job's folder, as `hydra.sweep.subdir` names it: swept keys first, shared ones where there is room."""
     hidden = {*job.hydra.job.config.override_dirname.exclude_keys}
     ordered = sorted(_parsed(words), key=lambda override: override.get_key_element() not in keys)
     shown = [o for o in ordered if o.get_key_element() not in hidden and not o.is_hydra_override()]

@@ -1,4 +1,4 @@
-"""Checking a composed config: every key and value against the signature of the function or class that will receive it.
+"""`check` checks a config: every key and value against the signature of the function or class that will receive it.
 
 There is no second schema. The valid keys and types of a node are the keyword-only parameters of its `_target_`, and
 those of the settings class that the command names for the node. All problems are reported together, before anything
@@ -51,7 +51,7 @@ COMMON_NODES = {
 
 
 def check(config: DictConfig, schema: Schema) -> None:
-    """Check a config, its `hydra` node aside.
+    """Check every key and value of a config, its `hydra` node aside.
 
     Raises:
         InputError: keys are unknown, absent or still `???`, or values have a wrong type or are out of bounds; the
@@ -104,12 +104,12 @@ def parameters(called: Callable[..., Any]) -> Parameters:
 
 
 def _named(node: Any) -> bool:
-    """Whether a choice filled the node; only what all choices share has no name."""
+    """Return whether a choice filled the node, which then has a name."""
     return not isinstance(node, dict) or "name" in node
 
 
 def _unset_keys(prefix: str, node: Mapping[Any, Any]) -> Iterator[str]:
-    """The dotted keys whose value is still `???`."""
+    """Yield the dotted keys whose value is still `???`."""
     for key, value in node.items():
         if value == "???":
             yield f"{prefix}{key}"
@@ -148,7 +148,7 @@ def _node_problems(path: str, node: Mapping[str, Any], shared: Parameters) -> It
 
 
 def _keys(**types: type) -> dict[str, inspect.Parameter]:
-    """Parameters that may be left out, with these types."""
+    """Return parameters that may be left out, with these types."""
     kind = inspect.Parameter.KEYWORD_ONLY
     return {key: inspect.Parameter(key, kind, default=None, annotation=wanted) for key, wanted in types.items()}
 
@@ -156,7 +156,7 @@ def _keys(**types: type) -> dict[str, inspect.Parameter]:
 def _mismatches(
     prefix: str, values: Mapping[str, Any], valid: Parameters, also: Mapping[str, Any] | None = None
 ) -> Iterator[str]:
-    """One line for every unknown key, every value that does not fit its key, and every required key left out."""
+    """Yield one line for every unknown key, every value that does not fit, and every required key left out."""
     for key, value in values.items():
         if key not in valid:
             names = (*(name for name in valid if name not in RESERVED), *(also or ()))
@@ -171,7 +171,7 @@ def _mismatches(
 
 
 def _expected(value: Any, annotation: Any) -> str:
-    """What the annotation expects instead of the value, in words; empty if the value fits."""
+    """Return in words what the annotation expects instead of the value; empty if the value fits."""
     try:
         _adapter(annotation).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
@@ -204,7 +204,7 @@ def _hint(value: Any, annotation: Any) -> str:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The types and literals inside an annotation, at any depth of unions and lists."""
+    """Yield the types and literals inside an annotation, at any depth of unions and lists."""
     if get_origin(annotation) is Literal:
         yield from get_args(annotation)
     elif get_args(annotation):
