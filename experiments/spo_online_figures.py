@@ -111,7 +111,7 @@ def figures_of(run: Path, goal: float, *, further: bool) -> dict[str, float]:
 
 
 def table_of(title: str, arms: dict[str, list[dict[str, float]]], reference: dict[str, float]) -> Table:
-    """Return a table of means and intervals over seeds of every arm; the goal's column counts the runs that reached it."""
+    """Return a table of every arm's means over seeds with intervals; the goal's column counts runs that reached it."""
     table = Table(title=f"{title}; means over the seeds of training alone, 95 % intervals", title_justify="left")
     columns = [name for name in COLUMNS if any(name in run for runs in arms.values() for run in runs)]
     for column in ("arm", "seeds", *(COLUMNS[name] for name in columns)):

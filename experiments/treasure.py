@@ -114,7 +114,7 @@ def anchors(seed: int) -> Iterable[Arm]:
 
 
 def rewards(seed: int) -> Iterable[Arm]:
-    """Yield arms of methods with rewards at their turns or the last; with some seeds also other rates and richer maps."""
+    """Yield arms of methods with rewards at their turns or the last; some seeds add other rates and richer maps."""
     chosen = REWARDS | (RATES if seed < RATED_SEEDS else {})
     for name, extra in chosen.items():
         yield name, USUAL, [f"algo={name.split(',')[0]}", *extra]
