@@ -29,7 +29,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from shiqrun.batching.encode import EncodedTrajectory
-from shiqrun.batching.logged_data import Encoded, LoggedData
+from shiqrun.batching.logged_data import EncodedData, LoggedData
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import Steps
 from shiqrun.losses import shiq
@@ -37,7 +37,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.reference import scores_in_batch
 from shiqrun.settings import AlgoSettings, TrainerSettings
 from shiqrun.training.callbacks import Checkpoints, Signals
-from shiqrun.training.live_view import View
+from shiqrun.training.live_view import LiveView
 from shiqrun.training.metrics_csv import MetricsFile
 from shiqrun.training.step.method import Method
 
@@ -146,7 +146,7 @@ def method(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
     algo = AlgoSettings(reference="cached", reward_offset="none")
     loss = partial(shiq, beta=BETA)
     made = Method(policy, scores_in_batch, loss, settings, max_steps=steps, seed=0, algo=algo, beta=BETA)
-    data = LoggedData(Encoded(rows, rows, {}, "x"), batch_size=BATCH, micro_batch_tokens=2**20, seed=0)  # type: ignore[arg-type]
+    data = LoggedData(EncodedData(rows, rows, {}, "x"), batch_size=BATCH, micro_batch_tokens=2**20, seed=0)  # type: ignore[arg-type]
     clock = Clock(start)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), 10 * steps)
@@ -155,7 +155,7 @@ def method(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
             max_steps=steps,
             max_epochs=-1,
             logger=[MetricsFile(Path(folder) / "metrics.csv")],
-            callbacks=[clock, View("bench"), checkpoints, Signals(checkpoints)],
+            callbacks=[clock, LiveView("bench"), checkpoints, Signals(checkpoints)],
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,

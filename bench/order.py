@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.work import Talk, read_pairs
-from shiqrun.batching.logged_data import Encoded
+from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.steps import step_units
 
 
@@ -24,7 +24,7 @@ class Pair:
         return len(self.ids[0]) + max(len(self.ids[1]), len(self.ids[2]))
 
 
-def pairs_in_order(folder: Path, encoded: Encoded, *, seed: int, pairs: int, steps: int) -> list[Pair]:
+def pairs_in_order(folder: Path, encoded: EncodedData, *, seed: int, pairs: int, steps: int) -> list[Pair]:
     """Return the preference pairs of the first steps of a run, in the order of its steps.
 
     Args:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from bench.clock import StepClock
 from bench.work import read_pairs
-from shiqrun.batching.logged_data import Encoded, load
+from shiqrun.batching.logged_data import EncodedData, load
 from shiqrun.commands.train import plan
 from shiqrun.config.compose import compose
 from shiqrun.training import run as training
@@ -88,7 +88,7 @@ def _plan(settings: Settings, run_dir: Path, completions: int) -> Plan:
     return plan(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), run_dir)
 
 
-def encode_rows(settings: Settings) -> Encoded:
+def encode_rows(settings: Settings) -> EncodedData:
     """Return the encoded rows of the run, without its model."""
     with tempfile.TemporaryDirectory() as directory:
         made = _plan(settings, Path(directory), 2)

@@ -51,8 +51,8 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """An `Encoded` holds both splits of a data set as token ids, and how many rows were dropped, by reason.
+class EncodedData:
+    """An `EncodedData` holds both splits of a data set as token ids, and how many rows were dropped, by reason.
 
     Attributes:
         train: rows of the training split.
@@ -156,7 +156,7 @@ def load(
     together: bool = False,
     source_name: str = "logged",
     progress: Callable[[Iterable[Example], str], Iterable[Example]] = lambda x, _: x,
-) -> Encoded:
+) -> EncodedData:
     """Return both splits of a data set, read and encoded; no prompt of the validation split is trained on.
 
     Args:
@@ -192,7 +192,7 @@ def load(
             dropped.update(source.dropped)
     train, val = splits
     _expect_training_rows(train, val, dropped)
-    return Encoded(train, val, dropped, fingerprint(train, val), prompts)
+    return EncodedData(train, val, dropped, fingerprint(train, val), prompts)
 
 
 def _expect_training_rows(train: Rows, val: Rows, dropped: Counter[str]) -> None:
@@ -231,7 +231,7 @@ class LoggedData(LightningDataModule):
         seed: of the order of rows.
     """
 
-    def __init__(self, encoded: Encoded, *, batch_size: int, micro_batch_tokens: int, seed: int) -> None:
+    def __init__(self, encoded: EncodedData, *, batch_size: int, micro_batch_tokens: int, seed: int) -> None:
         super().__init__()
         self.encoded, self.batch_size, self.tokens, self.seed = encoded, batch_size, micro_batch_tokens, seed
         self._ahead: Prefetcher | None = None

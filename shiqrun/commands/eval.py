@@ -244,7 +244,7 @@ def _of_path(config: DictConfig) -> "Subject":
     from shiqrun.evaluation.subject import Subject
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.pretrained import Pretrained
-    from shiqrun.models.reference import Frozen
+    from shiqrun.models.reference import FrozenReference
 
     source, data = build_data(config.data)
     choice, _ = build(config.model, ModelSettings)
@@ -258,7 +258,7 @@ def _of_path(config: DictConfig) -> "Subject":
             raise InputError(str(error).replace("model.path", "reference")) from error
         if vocabulary != tokenizer.get_vocab():
             raise InputError(f"reference={config.reference}: another vocabulary than the policy's; no KL between them")
-        reference = Frozen(Policy(started, autocast=autocast))
+        reference = FrozenReference(Policy(started, autocast=autocast))
     return Subject(
         title=f"{config.model.get('path') or 'random weights'} on {config.data.name}",
         name=config.data.name,

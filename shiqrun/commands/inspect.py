@@ -28,7 +28,7 @@ from shiqrun.report.terminal_tokens import trajectory_lines
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from shiqrun.batching.logged_data import Encoded
+    from shiqrun.batching.logged_data import EncodedData
     from shiqrun.batching.rows import Rows
     from shiqrun.evaluation.credit import Credit
     from shiqrun.evaluation.subject import Trained
@@ -155,7 +155,7 @@ def _context(trained: "Trained") -> int | None:
     return found
 
 
-def _with_offset(rows: "Rows", encoded: "Encoded", former: DictConfig, config: DictConfig) -> "Rows":
+def _with_offset(rows: "Rows", encoded: "EncodedData", former: DictConfig, config: DictConfig) -> "Rows":
     """Return the rows with the reward offset of the run's training: a mean is the one that the run wrote down."""
     import json
 
@@ -189,14 +189,14 @@ def _print_learned(made: "list[Credit]", config: DictConfig, former: DictConfig)
     console.print()
 
 
-def _encoded(source: Any, tokenizer: "PreTrainedTokenizerBase", data: Any, context: int | None) -> "Encoded":
+def _encoded(source: Any, tokenizer: "PreTrainedTokenizerBase", data: Any, context: int | None) -> "EncodedData":
     from shiqrun.batching.logged_data import load
     from shiqrun.console import track
 
     return load(source, tokenizer, data, context=context, progress=lambda items, what: track(items, what))
 
 
-def _split(encoded: "Encoded", config: DictConfig) -> "Rows":
+def _split(encoded: "EncodedData", config: DictConfig) -> "Rows":
     return encoded.train if config.split == "train" else encoded.val
 
 
@@ -206,14 +206,14 @@ def _print_config(config: DictConfig) -> None:
     console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False)
 
 
-def _print_tables(encoded: "Encoded") -> None:
+def _print_tables(encoded: "EncodedData") -> None:
     from shiqrun.console import console
 
     for table in tables(encoded):
         console.print(table)
 
 
-def tables(encoded: "Encoded") -> Iterator[Table | Text]:
+def tables(encoded: "EncodedData") -> Iterator[Table | Text]:
     """Yield tables of trajectories and prompts with their lengths and returns; then what was dropped, by reason."""
     lengths = Table(title="lengths and returns", title_justify="left")
     for column in ("split", "rows", "prompts", "of a row", "min", "p50", "p90", "max"):

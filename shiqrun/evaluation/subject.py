@@ -17,7 +17,7 @@ from shiqrun.errors import InputError
 from shiqrun.models.adapter import merge_adapter
 from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.pretrained import Pretrained
-from shiqrun.models.reference import Frozen, Live, weights_fingerprint
+from shiqrun.models.reference import FrozenReference, Live, weights_fingerprint
 from shiqrun.settings import STAMP
 from shiqrun.types import Example
 
@@ -71,7 +71,7 @@ class Trained:
 
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
-    reference: Frozen
+    reference: FrozenReference
 
 
 def trained_policy(
@@ -106,7 +106,7 @@ def trained_policy(
     start = choice.build(tokenizer, seed)
     now = weights_fingerprint(start)
     _expect_same_start(folder, _fingerprint(folder / "summary.json"), now)
-    reference = Frozen(Policy(start, autocast=autocast))
+    reference = FrozenReference(Policy(start, autocast=autocast))
     if checkpoint == "policy":
         if not finished:
             what = "the run is not finished; checkpoint=last takes what there is"

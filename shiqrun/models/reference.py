@@ -29,8 +29,8 @@ def scores_in_batch(batch: Trajectories) -> ActionScores:
     return batch.reference
 
 
-class Frozen:
-    """A `Frozen` reference is a frozen copy of the policy, and no module: no checkpoint or optimiser contains it."""
+class FrozenReference:
+    """A `FrozenReference` is a frozen copy of the policy, and no module: no checkpoint or optimiser contains it."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
@@ -74,7 +74,7 @@ class AdapterOff:
             yield self._policy[0]
 
 
-Live = Frozen | AdapterOff
+Live = FrozenReference | AdapterOff
 """References that can score any tokens, and sample completions."""
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from shiqrun.batching.encode import EncodedTrajectory
-from shiqrun.batching.logged_data import Encoded, LoggedData
+from shiqrun.batching.logged_data import EncodedData, LoggedData
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import Steps
 from shiqrun.rollout.engine import Engine
@@ -138,7 +138,7 @@ class OnlineData(LoggedData):
 
     def __init__(
         self,
-        encoded: Encoded,
+        encoded: EncodedData,
         *,
         engine: Engine,
         settings: RolloutSettings,

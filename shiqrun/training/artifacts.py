@@ -108,7 +108,7 @@ def save_reward_model(
 ) -> None:
     """Save a reward model as a directory that `AutoModelForSequenceClassification` loads, with one label: the score.
 
-    `shiqrun.json` in it names the prompts that the model was trained on (`Encoded.prompts`).
+    `shiqrun.json` in it names the prompts that the model was trained on (`EncodedData.prompts`).
 
     The classifier reads the last token that is not padding; training reads the last action. So give it the tokens up
     to and with the end of the assistant's turn. The padding token saved in its config is never EOS, even where the

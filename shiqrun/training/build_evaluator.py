@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.logged_data import Encoded
+from shiqrun.batching.logged_data import EncodedData
 from shiqrun.errors import InputError
 from shiqrun.evaluation.build import build_evaluator
 from shiqrun.evaluation.evaluator import PolicyEvaluator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("shiqrun")
 
 
-def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> PolicyEvaluator | None:
+def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: EncodedData) -> PolicyEvaluator | None:
     """Return what evaluates a run's policy by sampling; None where that is not asked for or would say nothing.
 
     Nothing is sampled where the optimum is known exactly, nor for reward models; for a method without a reference

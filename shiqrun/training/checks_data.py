@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from shiqrun.batching.logged_data import Encoded
+from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.estimates.value_file import PromptRewards
@@ -25,7 +25,7 @@ def raise_if_wrong(wrong: str | None) -> None:
         raise InputError(wrong)
 
 
-def check_data(plan: Plan, encoded: Encoded) -> None:
+def check_data(plan: Plan, encoded: EncodedData) -> None:
     """Check the training split against every rule.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.credit import credit, write_credit
-from shiqrun.models.reference import Frozen, scores_in_batch, weights_fingerprint
+from shiqrun.models.reference import FrozenReference, scores_in_batch, weights_fingerprint
 from shiqrun.training.artifacts import provenance, save_policy, save_reward_model, write_json
 from shiqrun.training.callbacks import Validation
 from shiqrun.training.plan import Run
@@ -91,7 +91,7 @@ def _write_credit(run: Run, method: Method, validation: Validation | None) -> No
         return
     device = run.plan.hardware.device()  # Lightning has taken the policy back to the CPU, but not its reference
     run.policy.to(device)
-    if isinstance(reference, Frozen):
+    if isinstance(reference, FrozenReference):
         reference.to(device)
     view = partial(credit, run.policy, tokenizer=run.tokenizer, beta=method.beta)
     rows = run.encoded.val if len(run.encoded.val) else run.encoded.train

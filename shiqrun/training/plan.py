@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shiqrun.batching.logged_data import DataSettings, Encoded, fingerprint
+from shiqrun.batching.logged_data import DataSettings, EncodedData, fingerprint
 from shiqrun.batching.rows import Rows
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -144,7 +144,7 @@ class Run:
 
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
-    encoded: Encoded
+    encoded: EncodedData
     policy: Policy
     weights: str
     facts: RunFacts

@@ -11,7 +11,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from shiqrun.batching.columns import AnchorTokens
-from shiqrun.batching.logged_data import Encoded, examples_of, load
+from shiqrun.batching.logged_data import EncodedData, examples_of, load
 from shiqrun.batching.reward_offsets import offset_center
 from shiqrun.batching.rows import Rows
 from shiqrun.console import quiet_other_ranks, track
@@ -65,7 +65,7 @@ def prepare_run(plan: Plan) -> Run:
     return run.with_facts(facts)
 
 
-def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> EncodedData:
     """Read and encode the data set, and check that the method can learn from it.
 
     Raises:

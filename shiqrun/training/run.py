@@ -14,7 +14,7 @@ from shiqrun.batching.logged_data import LoggedData
 from shiqrun.console import is_main_process
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted
-from shiqrun.models.reference import AdapterOff, Frozen, Live, Reference
+from shiqrun.models.reference import AdapterOff, FrozenReference, Live, Reference
 from shiqrun.settings import STAMP
 from shiqrun.tracking import log_samples
 from shiqrun.training.artifacts import append_samples, drop_samples_after
@@ -149,8 +149,8 @@ def _validation(
 
     live: Live | None = None
     if run.evaluator is not None:  # a cache knows the data's tokens only: answers need the adapter off or a second copy
-        copied = AdapterOff if run.plan.model.lora_r else Frozen
-        live = reference if isinstance(reference, Frozen | AdapterOff) else copied(run.policy)
+        copied = AdapterOff if run.plan.model.lora_r else FrozenReference
+        live = reference if isinstance(reference, FrozenReference | AdapterOff) else copied(run.policy)
     evaluate = exact.evaluate if exact else None
     return Validation(run.plan.eval.every, checkpoints, evaluate, answers=run.evaluator, live=live, keep=keep)
 

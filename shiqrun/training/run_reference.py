@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from shiqrun.console import track
-from shiqrun.models.reference import AdapterOff, Frozen, Reference, scores_in_batch
+from shiqrun.models.reference import AdapterOff, FrozenReference, Reference, scores_in_batch
 from shiqrun.models.reference_cache import cache_key, cached_scores
 from shiqrun.training.plan import Run
 
@@ -24,7 +24,7 @@ def with_reference(run: Run) -> tuple[Run, Reference | None, dict[str, Any]]:
     if kind == "none":
         return run, None, {}
     if kind == "frozen":
-        return run, Frozen(run.policy), {}
+        return run, FrozenReference(run.policy), {}
     if kind == "adapter":
         return run, AdapterOff(run.policy), {}
     run, cost = _with_cached_scores(run)

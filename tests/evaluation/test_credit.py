@@ -9,7 +9,7 @@ from shiqrun.batching.columns import AnchorTokens
 from shiqrun.batching.rows import Rows
 from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.policy import Policy
-from shiqrun.models.reference import Frozen, scores_in_batch, weights_fingerprint
+from shiqrun.models.reference import FrozenReference, scores_in_batch, weights_fingerprint
 from shiqrun.models.reference_cache import cache_key, cached_scores
 from tests.support.helpers import llama, rows, tokenizer, trajectory
 
@@ -25,7 +25,7 @@ def policy(seed):
 
 
 def two():
-    return policy(0), Frozen(policy(1))
+    return policy(0), FrozenReference(policy(1))
 
 
 def looped(t, offset=0.0):
@@ -82,7 +82,9 @@ def test_every_list_has_an_entry_a_token_and_numbers_on_actions_alone():
 
 def test_a_policy_that_is_its_reference_has_learned_nothing():
     data = rows(vocabulary=VOCABULARY)
-    for c, t in zip(credit(policy(0), Frozen(policy(0)), data, TOKENIZER, beta=BETA), data.trajectories, strict=True):
+    for c, t in zip(
+        credit(policy(0), FrozenReference(policy(0)), data, TOKENIZER, beta=BETA), data.trajectories, strict=True
+    ):
         assert set(of_actions(c.advantage)) == {0.0}
         assert set(of_actions(c.shifted_value)) == {0.0}
         assert of_actions(c.residual) == pytest.approx(np.cumsum(t.rewards[::-1])[::-1].tolist(), abs=1e-6)
@@ -102,7 +104,7 @@ def test_neither_order_nor_batching_nor_padding_changes_a_number():
 def test_cached_scores_serve_as_the_reference(tmp_path):
     data, reference = rows(vocabulary=VOCABULARY), policy(1)
     key = cache_key(reference, data, weights_fingerprint(reference.model))
-    live = credit(policy(0), Frozen(reference), data, TOKENIZER, beta=BETA)
+    live = credit(policy(0), FrozenReference(reference), data, TOKENIZER, beta=BETA)
     data = data.with_anchor(AnchorTokens(3, VOCABULARY, 0))
     found = cached_scores(reference, data, tmp_path, key=key, tokens=64, device=torch.device("cpu"))
     data = data.with_column("reference", found[0])
@@ -113,7 +115,7 @@ def test_cached_scores_serve_as_the_reference(tmp_path):
 def test_the_policy_is_left_as_it_was():
     trained = policy(0).train()
     before = weights_fingerprint(trained)
-    credit(trained, Frozen(policy(1)), rows(vocabulary=VOCABULARY), TOKENIZER, beta=BETA)
+    credit(trained, FrozenReference(policy(1)), rows(vocabulary=VOCABULARY), TOKENIZER, beta=BETA)
     assert trained.training
     assert weights_fingerprint(trained) == before
     assert all(p.grad is None for p in trained.parameters())

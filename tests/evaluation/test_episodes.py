@@ -14,7 +14,7 @@ pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the RE
 from shiqrun.errors import InputError
 from shiqrun.evaluation.episodes import choose_tasks
 from shiqrun.evaluation.result_files import write_results
-from shiqrun.models.reference import Frozen
+from shiqrun.models.reference import FrozenReference
 from tests.support.bfcl_episodes import (
     Lines,
     agreed,
@@ -49,7 +49,7 @@ def log_ratio(of, reference, samples):
 @pytest.mark.parametrize("budget", [100_000, 1])
 def test_the_kl_is_the_mean_over_samples_of_the_log_ratio_of_all_that_the_policy_said(budget):
     of, reference, beta = policy(), policy(seed=1), 0.25
-    made = evaluator(short(), reference=Frozen(reference), beta=beta, samples_per_prompt=2)
+    made = evaluator(short(), reference=FrozenReference(reference), beta=beta, samples_per_prompt=2)
     made.tokens = budget
     found = made.run(of)
     ratios = [log_ratio(of, reference, p.completions) for p in agreed(found.played)]
@@ -63,7 +63,7 @@ def test_the_kl_is_the_mean_over_samples_of_the_log_ratio_of_all_that_the_policy
 
 @pytest.mark.parametrize("other", [{"temperature": 0.0}, {"temperature": 0.5}, {"top_p": 0.9}])
 def test_off_the_policys_distribution_there_is_a_log_ratio_and_no_kl(other):
-    found = evaluator(short(2), reference=Frozen(policy(seed=1)), beta=0.25, **other).run(policy())
+    found = evaluator(short(2), reference=FrozenReference(policy(seed=1)), beta=0.25, **other).run(policy())
     assert {"logratio_sum", "logratio_sum_ci95"} <= set(found.metrics)
     assert not {"kl", "kl_ci95", "regularised_return"} & set(found.metrics)
     assert {row["kl"] for row in found.rows(0)} == {None}
@@ -72,7 +72,7 @@ def test_off_the_policys_distribution_there_is_a_log_ratio_and_no_kl(other):
 
 def test_a_policy_is_no_nat_from_itself_and_without_a_reference_nothing_is_said():
     of = policy()
-    assert evaluator(short(2), reference=Frozen(of)).run(of).metrics["kl"] == 0
+    assert evaluator(short(2), reference=FrozenReference(of)).run(of).metrics["kl"] == 0
     alone = evaluator(short(2), beta=0.25).run(of)
     assert not {"kl", "logratio_sum", "regularised_return"} & set(alone.metrics)
     assert {p.log_ratio for p in alone.played} == {None}
@@ -83,7 +83,7 @@ def test_a_sample_without_room_for_any_message_does_not_hide_the_kl_of_the_other
         max(dialogues(), key=lambda d: len(d.questions[0])),
         min(dialogues(), key=lambda d: len(d.questions[0])),
     )
-    found = evaluator([long, brief], reference=Frozen(policy(seed=1)), beta=0.25, context=300).run(policy())
+    found = evaluator([long, brief], reference=FrozenReference(policy(seed=1)), beta=0.25, context=300).run(policy())
     mute, other = agreed(found.played)
     assert (mute.completions, mute.log_ratio, sum(mute.rewards)) == ([], None, 0)
     assert found.metrics["kl"] == pytest.approx(other.log_ratio / 2), "who says nothing is no nat away"
@@ -91,7 +91,7 @@ def test_a_sample_without_room_for_any_message_does_not_hide_the_kl_of_the_other
 
 def test_two_ranks_find_what_one_finds(monkeypatch):
     """Each rank plays its share; the exchange, which pickles, is made by hand."""
-    asked, options = short(5), {"reference": Frozen(policy(seed=1)), "beta": 0.25, "samples_per_prompt": 2}
+    asked, options = short(5), {"reference": FrozenReference(policy(seed=1)), "beta": 0.25, "samples_per_prompt": 2}
     one, shares = evaluator(asked, **options).run(policy()), {}
 
     def exchange(rank):
@@ -120,7 +120,7 @@ def test_a_rank_that_cannot_play_ends_all(monkeypatch):
         lambda found, mine: found.__setitem__(slice(None), [share, ([], broken)]),
     )
     with pytest.raises(InputError, match="does not load"):
-        evaluator(short(2), rank=0, world_size=2, reference=Frozen(policy(seed=1))).run(policy())
+        evaluator(short(2), rank=0, world_size=2, reference=FrozenReference(policy(seed=1))).run(policy())
 
 
 def test_the_same_few_samples_are_played_whatever_order_they_come_in_and_it_is_said(caplog):

@@ -15,7 +15,7 @@ from shiqrun.errors import InputError
 from shiqrun.models.adapter import merge_adapter, merge_into_saved_base, save_adapter, with_lora
 from shiqrun.models.policy import Policy, prepare
 from shiqrun.models.pretrained import Pretrained, four_bit_config
-from shiqrun.models.reference import AdapterOff, Frozen, weights_fingerprint
+from shiqrun.models.reference import AdapterOff, FrozenReference, weights_fingerprint
 from tests.support.helpers import llama, model, rows, settings
 
 WIDE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -156,7 +156,7 @@ def test_the_adapter_reference_holds_no_second_copy_of_the_weights():
         acting(batch)
     off(batch)
     assert matrices_of_the_vocabulary() - before == 2
-    second = Frozen(policy)
+    second = FrozenReference(policy)
     assert matrices_of_the_vocabulary() - before == 4
     assert second.policy is not policy
 

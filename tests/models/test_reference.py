@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from shiqrun.losses import shiq
 from shiqrun.models.policy import Policy, prepare
-from shiqrun.models.reference import AdapterOff, Frozen, scores_in_batch, weights_fingerprint
+from shiqrun.models.reference import AdapterOff, FrozenReference, scores_in_batch, weights_fingerprint
 from shiqrun.models.reference_cache import cache_key, cached_scores
 from shiqrun.training.step.method import AlgoSettings, Method, TrainerSettings
 from tests.support.helpers import llama, rows, settings
@@ -29,7 +29,7 @@ def perturb(policy):
 
 def test_cached_frozen_and_adapter_give_the_scores_of_the_policy_at_step_0(tmp_path):
     policy, given = policy_of(lora_r=2), rows()
-    frozen, adapter = Frozen(policy), AdapterOff(policy)
+    frozen, adapter = FrozenReference(policy), AdapterOff(policy)
     given = given.with_column("reference", scores_of(policy, given, tmp_path))
     batch = given.collate([3, 1, 7, 5])
     at_start = policy(batch)
@@ -58,7 +58,7 @@ def test_fingerprint_takes_scalars_and_half_precision():
 
 def test_a_frozen_reference_is_in_no_state_dict_and_no_optimiser():
     policy = policy_of()
-    frozen = Frozen(policy)
+    frozen = FrozenReference(policy)
     options = {
         "max_steps": 2,
         "max_epochs": None,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from shiqrun.batching.logged_data import Encoded
+from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.reward_offsets import offset_center
 from shiqrun.batching.rows import Rows
 from shiqrun.rollout.local import LocalEngine
@@ -75,7 +75,7 @@ class Training:
         others = {"further": annotate(logged(1000, together=together, letter="b", source="further"), self.facts)}
         if self.settings.sources.get("annotated"):
             others["annotated"] = annotated_rows(train)
-        self.train, both = train, Encoded(train, logged(together=together, source="val"), Counter(), "x")
+        self.train, both = train, EncodedData(train, logged(together=together, source="val"), Counter(), "x")
         plan = SimpleNamespace(link=None, top=0.0)
         self.data = OnlineData(
             both,

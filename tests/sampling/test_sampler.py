@@ -13,7 +13,7 @@ import torch
 from shiqrun.evaluation.evaluator import CompletionEvaluator
 from shiqrun.evaluation.result_files import write_completions
 from shiqrun.models.policy import Policy
-from shiqrun.models.reference import Frozen
+from shiqrun.models.reference import FrozenReference
 from shiqrun.rewards.exact_match import ExactMatch
 from shiqrun.sampling.prompts import choose_prompts, stop_tokens
 from shiqrun.sampling.sampler import CompletionSampler, score_completions
@@ -57,7 +57,7 @@ def test_log_ratio_and_entropy_are_those_of_dense_log_probabilities(budget):
     policy, reference = Policy(model()), Policy(model(seed=1))
     sampler = CompletionSampler(prompts(), TOKENIZER, sampling(samples_per_prompt=2), budget)
     cut = [replace(s, tokens=s.tokens[: 1 + n % 6]) for n, s in enumerate(sampler.sample(policy))]
-    found = sampler.measure(cut, policy, Frozen(reference))
+    found = sampler.measure(cut, policy, FrozenReference(reference))
     assert [len(s.tokens) for s in found] == [1 + n % 6 for n in range(14)]
     for s in found:
         ours, theirs = logp_of(policy.model, s.prompt, s.tokens), logp_of(reference.model, s.prompt, s.tokens)
@@ -76,7 +76,7 @@ def test_without_a_reference_there_is_no_log_ratio():
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_switches_dropout_off_puts_the_mode_back_and_keeps_no_gradient(training):
     sampler, policy = CompletionSampler(prompts(2), TOKENIZER, sampling(), 10_000), Policy(model(attention_dropout=0.5))
-    found = sampler.measure(sampler.sample(policy), policy.train(training), Frozen(policy))
+    found = sampler.measure(sampler.sample(policy), policy.train(training), FrozenReference(policy))
     assert {s.log_ratio for s in found} == {0.0}
     assert policy.training is training
     assert all(p.grad is None for p in policy.parameters())
@@ -84,7 +84,7 @@ def test_measuring_switches_dropout_off_puts_the_mode_back_and_keeps_no_gradient
 
 def test_a_policy_is_no_nat_away_from_itself():
     sampler, policy = CompletionSampler(prompts(), TOKENIZER, sampling(), 60), Policy(model())
-    assert {s.log_ratio for s in sampler.measure(sampler.sample(policy), policy, Frozen(policy))} == {0.0}
+    assert {s.log_ratio for s in sampler.measure(sampler.sample(policy), policy, FrozenReference(policy))} == {0.0}
 
 
 def test_answers_come_by_prompt_and_number():
@@ -169,19 +169,19 @@ def test_the_sampled_kl_is_the_exact_one_within_its_interval_and_one_from_the_wr
     deviation = math.sqrt(variance / each)
     asking = sampling(samples_per_prompt=each, max_new_tokens=2, batch_size=1200)
     evaluator = CompletionEvaluator(asked, TOKENIZER, asking, tokens=9000, reward=None, beta=None)
-    evaluator.begin(Frozen(Policy(other)), torch.device("cpu"))
+    evaluator.begin(FrozenReference(Policy(other)), torch.device("cpu"))
     found = evaluator.run(Policy(causal_lm)).metrics
     assert found["kl"] == pytest.approx(kl, abs=3 * deviation)
     assert found["kl"] == pytest.approx(kl, abs=found["kl_ci95"])
 
     sampler = evaluator.sampler
-    theirs = sampler.measure(sampler.sample(Policy(other)), Policy(causal_lm), Frozen(Policy(other)))
+    theirs = sampler.measure(sampler.sample(Policy(other)), Policy(causal_lm), FrozenReference(Policy(other)))
     assert abs(np.mean([s.log_ratio for s in theirs]) - kl) > 10 * deviation
 
 
 def evaluated(asked, policy, reference, reward=None, **options):
     made = CompletionEvaluator(asked, TOKENIZER, sampling(**options), tokens=9000, reward=reward, beta=0.5)
-    made.begin(None if reference is None else Frozen(reference), torch.device("cpu"))
+    made.begin(None if reference is None else FrozenReference(reference), torch.device("cpu"))
     return made.run(policy)
 
 

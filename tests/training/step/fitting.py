@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import shiqrun
 from shiqrun import losses
-from shiqrun.batching.logged_data import Encoded, LoggedData
+from shiqrun.batching.logged_data import EncodedData, LoggedData
 from shiqrun.batching.rows import Rows
 from shiqrun.models.attention import use_packed_attention
 from shiqrun.models.policy import Policy, ValueHead, enable_packing
-from shiqrun.models.reference import Frozen
+from shiqrun.models.reference import FrozenReference
 from shiqrun.settings import AlgoSettings, TrainerSettings
 from shiqrun.training.step.method import Method
 from tests.support import helpers
@@ -45,7 +45,7 @@ def method(loss="shiq", *, steps=7, log_every=4, reads_late=None, wrapped=lambda
     policy = Policy(helpers.llama(), value=ValueHead(16, "state") if loss == "ppo" else None)
     return Method(
         policy,
-        Frozen(policy),
+        FrozenReference(policy),
         wrapped(functools.partial(getattr(losses, loss), beta=0.5)),
         settings,
         max_steps=steps,
@@ -65,13 +65,13 @@ def given(*, together=False, nonsense=None):
     made = Rows(trajectories, pad=0, together=together)
     logp = [np.random.default_rng(n).normal(-4, 0.5, k).astype(np.float32) for n, k in enumerate(made.actions)]
     made = made.with_column("behaviour_logp", logp)
-    return Encoded(made, made, Counter(), "x")
+    return EncodedData(made, made, Counter(), "x")
 
 
 def packed(made, encoded):
     """The same, with batches that are read without padding."""
     use_packed_attention(made.policy.causal_lm)
-    made.reference = Frozen(made.policy)
+    made.reference = FrozenReference(made.policy)
     assert enable_packing(made.policy, encoded.train) is None
     rows = encoded.train.with_layout(packed=True)
     return made, replace(encoded, train=rows, val=rows)

@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, Trainer
 
 from shiqrun import losses
 from shiqrun.batching.columns import AnchorTokens
-from shiqrun.batching.logged_data import Encoded, LoggedData
+from shiqrun.batching.logged_data import EncodedData, LoggedData
 from shiqrun.errors import TrainingError
 from shiqrun.losses.anchor import anchor
 from shiqrun.losses.soft_policy import monte_carlo
 from shiqrun.models.policy import Policy
-from shiqrun.models.reference import Frozen
+from shiqrun.models.reference import FrozenReference
 from shiqrun.settings import AlgoSettings, TrainerSettings
 from shiqrun.training.step.method import Method
 from tests.support import helpers
@@ -56,7 +56,7 @@ class Given(LoggedData):
 
     def __init__(self, steps):
         super().__init__(
-            Encoded(GIVEN["logged"], GIVEN["logged"], Counter(), "x"), batch_size=12, micro_batch_tokens=9, seed=0
+            EncodedData(GIVEN["logged"], GIVEN["logged"], Counter(), "x"), batch_size=12, micro_batch_tokens=9, seed=0
         )
         self.given = steps
 
@@ -100,7 +100,7 @@ def method(loss, by_source, *, acting=None, **algo):
     acting = acting or policy()
     return Method(
         acting,
-        Frozen(acting),
+        FrozenReference(acting),
         loss,
         settings,
         max_steps=1,
@@ -133,7 +133,7 @@ def moved():
 def gradient(loss, by_source, cut, **algo):
     """What the optimiser gets in a first step, of a policy that is not its reference."""
     made, seen = method(loss, by_source, acting=moved(), **algo), Gradients()
-    made.reference = Frozen(policy())
+    made.reference = FrozenReference(policy())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shiqrun.training.step.method.check_step_zero", lambda *_: None)
         kept = fit(made, [batches(cut)], seen)
@@ -142,7 +142,7 @@ def gradient(loss, by_source, cut, **algo):
 
 def by_hand(loss, by_source, carlo=0.0, kappa=0.0):
     """The gradient of sum_g N_g / N mean_g and of the additions, each over the whole step."""
-    acting, reference = moved(), Frozen(policy())
+    acting, reference = moved(), FrozenReference(policy())
     parts, more = {}, {"anchor": [], "carlo": []}
     for source, given in GIVEN.items():
         batch = given.collate(range(len(given)))
@@ -195,7 +195,7 @@ def test_how_a_step_is_cut_changes_nothing_but_the_order_of_sums():
 
 def test_the_logged_loss_is_what_is_minimised():
     _, kept = gradient(SPO, OTHERS, "parts")
-    acting, reference, expected = moved(), Frozen(policy()), 0.0
+    acting, reference, expected = moved(), FrozenReference(policy()), 0.0
     for source, given in GIVEN.items():
         batch = given.collate(range(len(given)))
         terms = OTHERS.get(source, SPO)(batch, acting(batch), reference(batch))
