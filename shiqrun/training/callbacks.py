@@ -26,7 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to the file `path`, as a whole or not at all."""
         target = Path(path)
-        remove_partials(target.parent, target.name)  # a run has one writer, and what a killed one left may be large
+        remove_partials(target.parent, target.name)  # a run has one writer; partial files of a killed one may be large
         with atomic_path(target) as partial:
             super().save_checkpoint(checkpoint, partial, storage_options)
 

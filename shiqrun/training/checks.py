@@ -31,7 +31,7 @@ def training_has_an_end(plan: Plan) -> str | None:
     return None
 
 
-def samples_are_sampled(plan: Plan) -> str | None:
+def loss_on_samples_has_a_rollout(plan: Plan) -> str | None:
     """A loss that reads the log-probabilities of sampling needs a run that samples."""
     if "behaviour" in plan.needs and plan.rollout is None:
         return (
@@ -41,7 +41,7 @@ def samples_are_sampled(plan: Plan) -> str | None:
     return None
 
 
-def adapter_is_there(plan: Plan) -> str | None:
+def adapter_reference_has_an_adapter(plan: Plan) -> str | None:
     """The reference `adapter` is the policy without its LoRA adapter, so the policy needs one."""
     if plan.algo.reference == "adapter" and not plan.model.lora_r:
         return "algo.reference=adapter needs a LoRA adapter to switch off; set model.lora_r=16, or reference=cached"
@@ -86,7 +86,7 @@ def monte_carlo_has_weight_and_targets(plan: Plan) -> str | None:
     return None
 
 
-def prompt_values_are_read(plan: Plan) -> str | None:
+def prompt_value_settings_have_a_reader(plan: Plan) -> str | None:
     """Settings of prompt values and value targets are for methods that read prompt values."""
     algo = plan.algo
     if "prompt_value" not in plan.needs and (algo.monte_carlo or algo.targets or algo.values):
@@ -101,7 +101,7 @@ def loss_has_its_reference(plan: Plan) -> str | None:
     return None
 
 
-def value_function_is_read(plan: Plan) -> str | None:
+def value_settings_have_a_reader(plan: Plan) -> str | None:
     """Settings of a value function are for methods that have one."""
     if "value" not in plan.needs and (plan.algo.value or plan.algo.value_lr_ratio):
         return f"algo.value and algo.value_lr_ratio are for methods with a value function; {plan.name} has none"
@@ -133,15 +133,15 @@ def anchor_tokens_are_cached(plan: Plan) -> str | None:
 
 
 RULES = (
-    samples_are_sampled,
-    adapter_is_there,
+    loss_on_samples_has_a_rollout,
+    adapter_reference_has_an_adapter,
     quantization_has_a_gpu,
     rewards_of_prompt_values_are_unshifted,
     prompt_values_have_an_origin,
     monte_carlo_has_weight_and_targets,
-    prompt_values_are_read,
+    prompt_value_settings_have_a_reader,
     loss_has_its_reference,
-    value_function_is_read,
+    value_settings_have_a_reader,
     updates_have_a_proximal_policy,
     anchor_has_a_reference,
     anchor_tokens_are_cached,

@@ -36,7 +36,7 @@ def check_data(plan: Plan, encoded: EncodedData) -> None:
 
 
 # ------------------------------------------------------------------ rules of the training split
-def rewards_are_there(plan: Plan, rows: Rows) -> str | None:
+def every_trajectory_has_a_reward(plan: Plan, rows: Rows) -> str | None:
     """A loss that reads rewards needs one for every trajectory."""
     bare = [t.source for t in rows.trajectories if t.rewards is None]
     if "rewards" in plan.needs and bare:
@@ -74,7 +74,7 @@ def some_pair_is_decided(plan: Plan, rows: Rows) -> str | None:
     return None
 
 
-RULES = (rewards_are_there, actions_are_the_policys, group_means_leave_rewards, some_pair_is_decided)
+RULES = (every_trajectory_has_a_reward, actions_are_the_policys, group_means_leave_rewards, some_pair_is_decided)
 """The rules of every training split, in the order in which they are checked."""
 
 

@@ -81,7 +81,7 @@ def reference_scores_samples(plan: Plan, rollout: RolloutSettings) -> str | None
     return None
 
 
-def steps_are_counted(plan: Plan, rollout: RolloutSettings) -> str | None:
+def number_of_steps_is_set(plan: Plan, rollout: RolloutSettings) -> str | None:
     """A run that samples has no epochs, so it needs a number of optimiser steps."""
     return None if plan.trainer.max_steps is not None else "rollout: sampling has no epochs; set trainer.max_steps"
 
@@ -174,7 +174,7 @@ def replay_pool_holds_a_step(plan: Plan, rollout: RolloutSettings) -> str | None
     return None
 
 
-def replayed_may_be_old(plan: Plan, rollout: RolloutSettings) -> str | None:
+def staleness_allows_replay(plan: Plan, rollout: RolloutSettings) -> str | None:
     """Replayed trajectories are at least a step old."""
     if "replay" in plan.shares and rollout.max_staleness == 0:
         return "rollout.max_staleness=0 lets nothing be replayed; allow some, or set rollout.sources.replay=0"
@@ -188,7 +188,7 @@ def ray_is_installed(plan: Plan, rollout: RolloutSettings) -> str | None:
     return None
 
 
-def a_step_may_wait(plan: Plan, rollout: RolloutSettings) -> str | None:
+def queue_holds_a_step(plan: Plan, rollout: RolloutSettings) -> str | None:
     """The queue of sampled trajectories must hold those of one optimiser step, or no step would ever get them."""
     if isinstance(rollout, RayRollouts) and rollout.waiting < plan.shares[ONLINE]:
         return f"rollout.waiting={rollout.waiting}: a step takes {plan.shares[ONLINE]}; let as many wait"
@@ -262,7 +262,7 @@ RULES = (
     data_asks_for_one_completion,
     samples_have_a_reward,
     reference_scores_samples,
-    steps_are_counted,
+    number_of_steps_is_set,
     one_process_trains,
     step_samples_something,
     every_source_gives_something,
@@ -272,9 +272,9 @@ RULES = (
     group_mean_leaves_rewards,
     every_source_has_a_share,
     replay_pool_holds_a_step,
-    replayed_may_be_old,
+    staleness_allows_replay,
     ray_is_installed,
-    a_step_may_wait,
+    queue_holds_a_step,
     annotated_rows_have_targets,
     source_loss_exists,
     source_with_a_loss_has_a_share,

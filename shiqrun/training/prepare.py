@@ -22,7 +22,7 @@ from shiqrun.rollout.other_sources import load_further_rows
 from shiqrun.training.annotate import RunFacts
 from shiqrun.training.build_evaluator import evaluator_of
 from shiqrun.training.checks import check_settings
-from shiqrun.training.checks_data import check_data, raise_if_wrong, rewards_are_there, warning_of_levels
+from shiqrun.training.checks_data import check_data, every_trajectory_has_a_reward, raise_if_wrong, warning_of_levels
 from shiqrun.training.plan import Plan, Run
 
 log = logging.getLogger("shiqrun")
@@ -84,7 +84,7 @@ def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> EncodedData:
     if warning := warning_of_levels(plan, encoded.train):
         log.warning(warning)
     if not len(encoded.val) and plan.eval.every:
-        log.warning("no prompt fell to the validation split: nothing is evaluated; raise data.val_fraction")
+        log.warning("the validation split has no prompt, so nothing is evaluated; raise data.val_fraction")
     return encoded
 
 
@@ -105,7 +105,7 @@ def _load_further(plan: Plan, tokenizer: PreTrainedTokenizerBase, logged: Rows) 
         compared_by=plan.compared_by,
         together=logged.together,
     )
-    raise_if_wrong(rewards_are_there(plan, rows))
+    raise_if_wrong(every_trajectory_has_a_reward(plan, rows))
     return rows
 
 
@@ -123,7 +123,7 @@ def _facts(plan: Plan, policy: Policy, logged: Rows) -> RunFacts:
         anchor = AnchorTokens(plan.algo.anchor_tokens, vocabulary, plan.seed)
     why_padded = enable_packing(policy, logged)
     if why_padded:
-        log.info("batches are padded, longest together, and prompts repeated: %s reads no packed ones", why_padded)
+        log.info("batches are padded and repeat shared prompts, because packed ones cannot be read: %s", why_padded)
     return RunFacts(
         packed=why_padded is None,
         device=plan.hardware.device().type,

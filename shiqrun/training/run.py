@@ -70,7 +70,7 @@ def execute(run: Run, resume: bool) -> None:
     step = _step_of(checkpoint, run) if checkpoint else -1
     describe(run)
     prompts = prompts_to_answer(run)
-    run, cost_of_estimates = with_estimates(run)  # first: a file that does not fit is found before anything is scored
+    run, cost_of_estimates = with_estimates(run)  # first, so that a wrong file is found before any scoring
     run, reference, cost_of_reference = with_reference(run)
     exact = _exact(run)
     method = _method(run, reference)
@@ -81,7 +81,7 @@ def execute(run: Run, resume: bool) -> None:
         drop_samples_after(plan.run_dir / SAMPLES, step)
     cost = {**cost_of_reference, **cost_of_estimates}
     with batches_of_run(run, prompts, after=max(step, 0)) as (data, rollouts):
-        # Rollouts first: what validation saves is then of weights that were published
+        # Rollouts come first, so that a checkpoint saved by validation holds published weights
         watching = [*([rollouts] if rollouts else []), *([validation] if validation else [])]
         trainer = _fit(run, method, data, [*watching, LiveView(_title(run)), checkpoints], metrics, checkpoint)
         cost |= rollouts.summary() if rollouts else {}
@@ -148,7 +148,7 @@ def _validation(
             log_samples(logger, trainer.global_step, rows)
 
     live: Live | None = None
-    if run.evaluator is not None:  # a cache knows the data's tokens only: answers need the adapter off or a second copy
+    if run.evaluator is not None:  # cached scores cover logged tokens only; completions need a live reference
         copied = AdapterOff if run.plan.model.lora_r else FrozenReference
         live = reference if isinstance(reference, FrozenReference | AdapterOff) else copied(run.policy)
     evaluate = exact.evaluate if exact else None
@@ -196,5 +196,5 @@ def _step_of(checkpoint: Path, run: Run) -> int:
                 f"{checkpoint} was made with another {name} (fingerprint {before}, now {now}); "
                 f"put the former {name} back, or start a new run"
             )
-    log.info("going on after step %d of %d", saved["global_step"], run.max_steps)
+    log.info("resuming after step %d of %d", saved["global_step"], run.max_steps)
     return int(saved["global_step"])

@@ -78,7 +78,7 @@ def estimated_bytes(run: Run) -> float:
     tokens = max(tokens, max(train.tokens_read(unit) for unit in train.units) if train.compared else 0)
     kept = 4 if run.plan.model.gradient_checkpointing else 16
     activations = tokens * config.hidden_size * config.num_hidden_layers * kept * 4
-    answers = run.evaluator is not None and not run.plan.model.lora_r  # held against a copy of the starting model
+    answers = run.evaluator is not None and not run.plan.model.lora_r  # compared with a copy of the starting model
     copies = 2 if run.plan.algo.reference == "frozen" or answers else 1
     scoring = min(4 * tokens * config.vocab_size, KEPT_BYTES.get(device, KEPT_BYTES["cuda"]))
     copies += getattr(run.plan.rollout, "engine", None) == "local"  # the copy that samples

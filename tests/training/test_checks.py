@@ -15,8 +15,16 @@ LIVE = ("algo.reference=frozen", *ONLINE)
 REPLAY = ("rollout.sources.replay=1",)
 RAY = ("rollout=ray", "rollout.waiting=8")
 BROKEN = {
-    "samples_are_sampled": ("ppo", ["algo.reference=frozen"], "set rollout=local (or ray) and eval.reward=NAME"),
-    "adapter_is_there": ("shiq", ["algo.reference=adapter"], "set model.lora_r=16, or reference=cached"),
+    "loss_on_samples_has_a_rollout": (
+        "ppo",
+        ["algo.reference=frozen"],
+        "set rollout=local (or ray) and eval.reward",
+    ),
+    "adapter_reference_has_an_adapter": (
+        "shiq",
+        ["algo.reference=adapter"],
+        "set model.lora_r=16, or reference=",
+    ),
     "quantization_has_a_gpu": (
         "shiq",
         ["model=hf", "model.path=x", "model.quantize=nf4", "model.lora_r=4"],
@@ -33,13 +41,17 @@ BROKEN = {
         ["algo.values=x", "algo.monte_carlo=1"],
         "algo.monte_carlo=1, algo.targets=None: the Monte-Carlo term needs both a weight and a file of estimates",
     ),
-    "prompt_values_are_read": ("shiq", ["+algo.values=x"], "are for methods with prompt values, not shiq"),
+    "prompt_value_settings_have_a_reader": ("shiq", ["+algo.values=x"], "are for methods with prompt values, not shiq"),
     "loss_has_its_reference": (
         "shiq",
         ["algo.reference=none"],
         "algo.reference=none is for algo=sft; shiq needs cached, frozen or adapter",
     ),
-    "value_function_is_read": ("shiq", ["+algo.value=head"], "are for methods with a value function; shiq has none"),
+    "value_settings_have_a_reader": (
+        "shiq",
+        ["+algo.value=head"],
+        "are for methods with a value function; shiq has",
+    ),
     "updates_have_a_proximal_policy": ("shiq", ["+algo.epochs=3"], "algo.epochs=3: several updates on a batch are for"),
     "anchor_has_a_reference": ("sft", ["+algo.anchor=1"], "algo.anchor holds logits at a reference's, and sft has"),
     "anchor_tokens_are_cached": (
@@ -80,7 +92,11 @@ BROKEN = {
     ),
     "samples_have_a_reward": ("shiq", [*LIVE, "eval.reward=null"], "what is sampled needs a reward; set eval.reward"),
     "reference_scores_samples": ("shiq", ONLINE, "algo.reference=cached: no cache has the tokens that are sampled"),
-    "steps_are_counted": ("shiq", [*LIVE, "trainer.max_steps=null"], "rollout: sampling has no epochs; set trainer."),
+    "number_of_steps_is_set": (
+        "shiq",
+        [*LIVE, "trainer.max_steps=null"],
+        "rollout: sampling has no epochs; set",
+    ),
     "one_process_trains": ("shiq", [*LIVE, "hardware.devices=2"], "with rollouts one process trains; set hardware."),
     "step_samples_something": (
         "shiq",
@@ -114,13 +130,13 @@ BROKEN = {
         [*LIVE, *REPLAY, "rollout.sources.logged=0", "rollout.replay_size=7"],
         "rollout.replay_size=7: a step replays 8; keep at least as many",
     ),
-    "replayed_may_be_old": (
+    "staleness_allows_replay": (
         "shiq",
         [*LIVE, *REPLAY, "rollout.max_staleness=0", "rollout.model_update_interval=1"],
         "rollout.max_staleness=0 lets nothing be replayed",
     ),
     "ray_is_installed": ("shiq", [*LIVE, *RAY], "Ray is missing; pip install 'shiqrun[ray]', or set rollout=local"),
-    "a_step_may_wait": ("shiq", [*LIVE, "rollout=ray", "rollout.waiting=7"], "rollout.waiting=7: a step takes 8"),
+    "queue_holds_a_step": ("shiq", [*LIVE, "rollout=ray", "rollout.waiting=7"], "rollout.waiting=7: a step takes 8"),
     "annotated_rows_have_targets": (
         "spo",
         [*LIVE, "rollout.sources.annotated=1"],
@@ -198,7 +214,7 @@ def test_a_rule_finds_what_it_is_for(name, request):
     algo, words, told = BROKEN[name]
     made = planned(algo, tuple(words))
     assert told in verdict(name, made)
-    if name != "a_step_may_wait":  # where Ray is not there, that is said first
+    if name != "queue_holds_a_step":  # where Ray is not there, that is said first
         with pytest.raises(InputError) as error:
             checks.check_settings(made)
         assert told in str(error.value)

@@ -49,7 +49,11 @@ def right_or_wrong(right, wrong):
 
 KNOWN = {"p": PromptRewards(np.array([0.0, 1.0]), tokens_key(np.array(PROMPT)))}
 BROKEN = {
-    "rewards_are_there": (plan(), rows(1.0, None), "needs rewards, but 1 of 2 trajectories have none, first f.jsonl:1"),
+    "every_trajectory_has_a_reward": (
+        plan(),
+        rows(1.0, None),
+        "1 of 2 trajectories have none, first f.jsonl:1",
+    ),
     "actions_are_the_policys": (plan(train_on="response"), rows(1.0), "data.train_on=response is for algo=sft"),
     "group_means_leave_rewards": (
         plan(algo={"reward_offset": "group_mean"}),
@@ -59,7 +63,7 @@ BROKEN = {
     "some_pair_is_decided": (plan(("order",)), rows(1.0, 1.0, together=True), "every pair of the data is a tie"),
 }
 FINE = {
-    "rewards_are_there": [(plan(), rows(1.0, 0.0)), (plan(()), rows(None))],
+    "every_trajectory_has_a_reward": [(plan(), rows(1.0, 0.0)), (plan(()), rows(None))],
     "actions_are_the_policys": [(plan(), rows(1.0)), (plan((), train_on="response"), rows(1.0))],
     "group_means_leave_rewards": [(plan(algo={"reward_offset": "group_mean"}), rows(1.0, 2.0)), (plan(), rows(1.0))],
     "some_pair_is_decided": [(plan(("order",)), rows(1.0, 2.0, together=True)), (plan(), rows(1.0, 1.0))],
