@@ -28,7 +28,7 @@ def resident(line: str = "VmRSS") -> float:
 def forget_peak() -> float:
     """Reset the high-water mark of resident memory to the present value, and return that value, MiB."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before would count as there
+    ctypes.CDLL(None).malloc_trim(0)  # gives freed memory back to the system, so that it does not count as resident
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return resident()
 

@@ -90,8 +90,8 @@ def ask(spec: dict[str, Any], *, threads: int, tuned: bool = False) -> dict[str,
         SystemExit: it failed; its last words are shown.
     """
     command = [sys.executable, "-m", "bench.one", json.dumps({**spec, "threads": threads})]
-    ours = ENVIRONMENT if spec["side"] == "ours" else {}  # what the command line sets
-    env = {**ours, **environment(threads, tuned=tuned)}  # where the environment does not say otherwise
+    ours = ENVIRONMENT if spec["side"] == "ours" else {}  # variables that the command line of shiqrun sets
+    env = {**ours, **environment(threads, tuned=tuned)}  # those that the user set come last and win
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{spec}\n{done.stdout[-500:]}\n{done.stderr[-3000:]}")

@@ -55,7 +55,9 @@ class Shape:
 SHAPES = {
     "A": Shape(hidden=256, layers=4, heads=4, intermediate=688, vocabulary=32_000, pairs=96),
     "B": Shape(hidden=512, layers=8, heads=8, intermediate=1376, vocabulary=8_192, pairs=48),
-    "gpu": Shape(hidden=896, layers=24, heads=14, intermediate=4864, vocabulary=151_936, pairs=512),  # a 0.5B's sizes
+    "gpu": Shape(
+        hidden=896, layers=24, heads=14, intermediate=4864, vocabulary=151_936, pairs=512
+    ),  # sizes of a 0.5B model
 }
 
 Talk = dict[str, Any]

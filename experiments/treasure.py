@@ -231,7 +231,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print_commands(out, study, options.seeds)
         return
     found: Found = {}
-    for seed in range(options.seeds):  # one seed of everything before the next
+    for seed in range(options.seeds):  # all arms with one seed come before the next seed
         for arm in study.arms(seed):
             label, problem, _ = arm
             found.setdefault((label, problem), {})[seed] = run(out, study, arm, seed)

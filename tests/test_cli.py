@@ -102,8 +102,8 @@ def test_a_word_that_is_no_command_ends_with_2(capsys, word, message):
         ("algo._target_=shiqrun.losses.shqi", "algo._target_: cannot import 'shiqrun.losses.shqi'"),
         ("run_dir=${nothing}", "nothing"),
         ("--config-dir=nowhere", "nowhere: no such directory"),
-        ("--config-path=x", "--config-path: not here"),
-        ("--config-name=x", "--config-name: not here"),
+        ("--config-path=x", "--config-path: not allowed here"),
+        ("--config-name=x", "--config-name: not allowed here"),
         ("--resolve", "only with --cfg"),
     ],
 )

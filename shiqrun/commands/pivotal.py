@@ -94,7 +94,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     found = _write(run_dir, kept, trajectories, asked) | _cost(estimates, time.perf_counter() - before, new)
     about = {**made_with, **{f"dropped/{why}": n for why, n in dropped.items()}}
     about |= {"seconds": time.perf_counter() - began}
-    write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # the last: the run is finished
+    write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # written last: marks the end
     _tell(run_dir, found, kept, trajectories, write_report([run_dir]))
 
 

@@ -85,7 +85,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         **{f"dropped/{why}": number for why, number in dropped.items()},
         **{"seconds": time.perf_counter() - began, "seed": config.seed},
     }
-    write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # the last: the run is finished
+    write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # written last: marks the end
     _tell(config, found, dropped, files, f"{kept.computed:,} scores computed, {kept.found:,} read from {kept.folder}")
 
 

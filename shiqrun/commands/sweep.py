@@ -23,4 +23,4 @@ class SweepSettings:
 
 SCHEMA = replace(train.SCHEMA, nodes={**train.SCHEMA.nodes, "sweep": "shiqrun.commands.sweep.SweepSettings"})
 run = train.run
-"""What Hydra calls for each job where another launcher than its own was chosen."""
+"""Hydra calls `run` for each job of a sweep for which one of its other launchers was chosen."""

@@ -74,7 +74,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     about = {**found.file.made_with, **{f"reward/{k}": v for k, v in reward.about().items()}}
     about |= {SCORED_BY: reward.fingerprint(), "beta": config.beta}
     told = {"prompts": len(prompts), "prompts_computed": found.new, "seconds": time.perf_counter() - began}
-    write_json(run_dir / "summary.json", {**said, **told, **about, **provenance()})  # the last: the run is finished
+    write_json(run_dir / "summary.json", {**said, **told, **about, **provenance()})  # written last: marks the end
     words = f"{len(prompts):,} prompts, {asked.samples:,} completions each; {found.new:,} prompts computed now"
     console.print(words, highlight=False, soft_wrap=True)
     console.print(value_table(said, config.beta))

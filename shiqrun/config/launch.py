@@ -134,7 +134,7 @@ class _CommandLine:
             self._report(f"failed: {error}", folder)
         except (KeyboardInterrupt, Interrupted) as interrupt:
             self._report(": ".join(part for part in ("interrupted", str(interrupt)) if part), folder)
-            raise KeyboardInterrupt from interrupt  # the one that Hydra lets through, whatever a launcher catches
+            raise KeyboardInterrupt from interrupt  # the only exception that no launcher of Hydra's catches
         except Exception:
             code = FAILED
             self._report(f"failed\n{traceback.format_exc()}", folder)
@@ -167,7 +167,7 @@ def _dispatch(argv: Sequence[str], command: _CommandLine) -> int:
     if runs and command.keeps_files and (folder := _folder_to_resume(args)):
         return command.resume(folder)
     with ExitStack() as stack:
-        config_dir, args.config_dir = args.config_dir, None  # ours is searched before the project; Hydra's after it
+        config_dir, args.config_dir = args.config_dir, None  # we search it before the project, Hydra after it
         stack.enter_context(user_folders(command.name, config_dir))
         if runs and args.multirun:
             return _sweep(args, command, stack, typed=argv, config_dir=config_dir)
@@ -263,7 +263,9 @@ def _refuse_flags(args: Namespace) -> None:
     """
     for flag in ("config_path", "config_name", "experimental_rerun"):
         if getattr(args, flag) is not None:
-            raise InputError(f"--{flag.replace('_', '-')}: not here; --config-dir DIR adds a folder of your own YAML")
+            raise InputError(
+                f"--{flag.replace('_', '-')}: not allowed here; --config-dir DIR adds a folder of your own YAML"
+            )
     if sum(map(bool, (args.run, args.cfg, args.multirun, args.info, args.shell_completion))) > 1:
         raise InputError("only one of --run, --multirun, --cfg, --info and --shell-completion can be given")
     if args.resolve and not (args.cfg or args.help):
@@ -291,6 +293,6 @@ def _folder_to_resume(args: Namespace) -> Path | None:
 
 def _print_error(text: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        return  # the main process says it once for all ranks
+        return  # the main process prints the error once for all ranks
     lines = text.rstrip().replace("\n", "\n  ")
     print(f"shiqrun: {lines}", file=sys.stderr)

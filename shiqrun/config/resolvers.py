@@ -42,5 +42,5 @@ def suggested(group: str, key: str, otherwise: Any, *, _root_: DictConfig) -> An
     return getattr(chosen, "suggested", {}).get(key, otherwise)
 
 
-for _resolver in (slug, inside, suggested):  # at import, which is all that the workers of Hydra's launchers do
+for _resolver in (slug, inside, suggested):  # registered at import: workers of Hydra's launchers only import this
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)

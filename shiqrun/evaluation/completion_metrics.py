@@ -147,5 +147,5 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
         ValueError: fewer than k samples.
     """
     if n < k:
-        raise ValueError(f"pass@{k} of {n} samples")
+        raise ValueError(f"pass@{k} needs at least {k} samples, met {n}")
     return 1 - math.comb(n - correct, k) / math.comb(n, k)

@@ -49,7 +49,7 @@ def pivotal_section(directory: Path) -> Section | None:
     header, counts, largest = next(lines, {}), Counter[str](), list[Row]()
     for number, row in enumerate(lines, 2):
         if not row.keys() >= COLUMNS:
-            raise InputError(f"{path} line {number}: no search for pivotal tokens; {AGAIN}")
+            raise InputError(f"{path} line {number}: not a search for pivotal tokens; {AGAIN}")
         counts["rows"] += 1
         if row["searched"]:
             counts["searched"] += 1

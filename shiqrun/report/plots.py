@@ -101,7 +101,7 @@ def draw_svg(plot: Plot, size: tuple[float, float], stem: Path) -> str:
         svg = io.StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
         stem.with_name(f"{stem.name}.svg").write_text(svg.getvalue(), encoding="utf-8")
-        figure.set_layout_engine("none")  # it has been laid out
+        figure.set_layout_engine("none")  # saving the SVG has laid the figure out already
         figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=150)
     return svg.getvalue()
 
@@ -258,7 +258,7 @@ def common_limits(metric: str, groups: Sequence[SeedGroup]) -> tuple[float, floa
 def _label_ends(axes: Any, ends: list[tuple[Any, ...]]) -> None:
     """Write each curve's name right of the axes at the height of its end, moved apart where names would overlap."""
     ends = sorted(ends)
-    axes.autoscale_view()  # else the limits are not those of the data yet
+    axes.autoscale_view()  # before this call, the limits are not those of the data
     pixels = [axes.transData.transform((step, value)) for value, step, *_ in ends]
     anchors = [axes.transAxes.inverted().transform(pixel)[1] for pixel in pixels]
     tall = [1 + name.count("\n") for _, _, name, _ in ends]

@@ -142,7 +142,7 @@ class ReportSections:
         for method in self.best:
             if ranked := ranking_metric([group for group in finished if group.method == method]):
                 criteria.setdefault((DIRECTIONS[ranked[1]], ranked[0]), []).append(method)
-        black = "#000000"  # which a dark page would hide
+        black = "#000000"  # a dark page would hide black markers
         colours = {n: "currentColor" if s["color"] == black else s["color"] for n, s in self.styles.items()}
         best = [group for group in self.best.values() if group.finished]
         several = len(finished) > len({group.method for group in finished})

@@ -59,4 +59,4 @@ def _examples(item: Answered) -> tuple[int, list[tuple[Digits, Digits]]]:
     try:
         return base, [(tuple(test["input"]), tuple(test["output"])) for test in tests]
     except (TypeError, KeyError):
-        raise InputError(f"{item.source}: a hidden example is none, in {tests!r:.60}; {NEEDED}") from None
+        raise InputError(f"{item.source}: a hidden example lacks input or output, in {tests!r:.60}; {NEEDED}") from None

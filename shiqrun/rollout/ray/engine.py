@@ -62,7 +62,7 @@ class RayEngine:
         size = portion_size(settings, n)
         self._ray, self._started = connect(settings)
         try:
-            if self._started and settings.address is None and not self._has_room():  # and it will not grow
+            if self._started and settings.address is None and not self._has_room():  # our own cluster does not grow
                 raise InputError(f"{self._lacking()}; lower rollout.actors, rollout.actor_cpus or rollout.actor_gpus")
             self._begin(setup, directory, size, after)
         except BaseException:
@@ -90,7 +90,7 @@ class RayEngine:
             [ray.put(setup)],
             -1,
             [],
-        )  # kept here, because Board keeps no object alive
+        )  # kept here, because references in Board keep no object alive
         shape = {"num_cpus": settings.actor_cpus, "num_gpus": settings.actor_gpus}
         samplers = [
             actor(
@@ -157,8 +157,8 @@ class RayEngine:
             raise TrainingError(f"{self._lacking()}, and none has started in {waited:.0f} seconds")
         if self.restarts - self._before > MOST_RESTARTS:
             raise TrainingError(
-                f"rollout: actors were started again {self.restarts - self._before} times since the last step and came "
-                "to nothing; out of memory? Ray's logs are in /tmp/ray/session_latest/logs"
+                f"rollout: actors were started again {self.restarts - self._before} times since the last step and made "
+                "no batch; out of memory? Ray's logs are in /tmp/ray/session_latest/logs"
             )
         self._tell_board()  # it may have been started again
 
