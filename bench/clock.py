@@ -46,11 +46,11 @@ class StepClock:
         self.warmup, self.total, self.device = warmup, steps, device
         self.steps, self.read, self.base = 0, 0, 0.0
         self.found: dict[str, float] = {}
-        self._hook = register_optimizer_step_post_hook(self._stepped)
+        self._hook = register_optimizer_step_post_hook(self._count_step)
 
     def watch(self, embedding: nn.Module) -> None:
         """Start to count the tokens that pass an embedding, which are those that pass the body of the model."""
-        embedding.register_forward_pre_hook(self._passed)
+        embedding.register_forward_pre_hook(self._count_tokens)
 
     def begin(self) -> None:
         """Start the clock before the first step; memory that is resident now does not count as memory of training."""
@@ -60,7 +60,7 @@ class StepClock:
         else:
             self.base = forget_peak()
 
-    def _passed(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _count_tokens(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.read += inputs[0].numel()
 
     def _now(self) -> tuple[float, float, int]:
@@ -68,7 +68,7 @@ class StepClock:
             torch.cuda.synchronize()
         return time.perf_counter(), time.process_time(), self.read
 
-    def _stepped(self, *_: Any) -> None:
+    def _count_step(self, *_: Any) -> None:
         self.steps += 1
         if self.steps == self.warmup:
             self._began = self._now()

@@ -68,7 +68,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     source, data = build_data(config.data)
     choice, _ = build(config.model, ModelSettings)
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
-    encoded = _encoded(source, tokenizer, data, choice.context())
+    encoded = _encode(source, tokenizer, data, choice.context())
     if config.dry_run:
         _print_config(config)
     else:
@@ -95,8 +95,8 @@ def _look_into(config: DictConfig) -> None:
 
     former = rundir.load(Path(config.run))
     source, data = build_data(data_node(config, former, SCHEMA))
-    trained = _trained(config, former)
-    encoded = _encoded(source, trained.tokenizer, data, _context(trained))
+    trained = _load_run(config, former)
+    encoded = _encode(source, trained.tokenizer, data, _context(trained))
     if config.dry_run:
         _print_config(config)
         _print_tables(encoded)
@@ -121,7 +121,7 @@ def _look_into(config: DictConfig) -> None:
             raise InputError(f"out={config.out}: cannot be written ({error.strerror}); give another file") from error
 
 
-def _trained(config: DictConfig, former: DictConfig) -> "Trained":
+def _load_run(config: DictConfig, former: DictConfig) -> "Trained":
     """Return the run's policy and reference, on the device that `hardware` names."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -189,7 +189,7 @@ def _print_learned(made: "list[Credit]", config: DictConfig, former: DictConfig)
     console.print()
 
 
-def _encoded(source: Any, tokenizer: "PreTrainedTokenizerBase", data: Any, context: int | None) -> "EncodedData":
+def _encode(source: Any, tokenizer: "PreTrainedTokenizerBase", data: Any, context: int | None) -> "EncodedData":
     from shiqrun.batching.logged_data import load
     from shiqrun.console import track
 

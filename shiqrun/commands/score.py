@@ -135,10 +135,10 @@ def _write(run_dir: Path, labelled: Sequence["Labelled"], *, own_val: bool) -> d
     parts: dict[Split, list[Labelled]] = {"train": [*labelled]}
     if own_val:
         parts = {split: [x for x in labelled if x.split == split] for split in ("train", "val")}
-    return {split: _written(run_dir / FILES[split], part, form) for split, part in parts.items() if part}
+    return {split: _write_file(run_dir / FILES[split], part, form) for split, part in parts.items() if part}
 
 
-def _written(path: Path, labelled: Sequence["Labelled"], form: "Form") -> Path:
+def _write_file(path: Path, labelled: Sequence["Labelled"], form: "Form") -> Path:
     from shiqrun.data.jsonl_rows import row_of
 
     with atomic_writer(path) as file:

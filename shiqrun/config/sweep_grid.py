@@ -55,7 +55,7 @@ def swept_keys(config: DictConfig, overrides: Sequence[str]) -> list[str]:
         InputError: a key that all jobs share has several values.
     """
     asked = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    final = {override.get_key_element(): override for override in _parsed([*asked, *overrides])}
+    final = {override.get_key_element(): override for override in _parse([*asked, *overrides])}
     keys = [key for key, override in final.items() if override.is_sweep_override()]
     for key in keys:
         if _is_under(key, KEYS_OF_ALL_JOBS):
@@ -104,7 +104,7 @@ def plan_sweep(name: str, each: Composed, keys: Sequence[str], typed: Sequence[s
 
 def swept_values(words: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
     """Return the values that a job's overrides give to the swept keys, by key."""
-    return {override.get_key_element().lstrip("+"): _text(override) for override in _parsed(words, keys)}
+    return {override.get_key_element().lstrip("+"): _text(override) for override in _parse(words, keys)}
 
 
 def words_for_jobs(words: Sequence[str]) -> list[str]:
@@ -206,7 +206,7 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
     from shiqrun.sweeping.outcome import conclude
 
     conclude(sweep)
-    if sweep.command == JOBS_OF_IT and sweep.finished():
+    if sweep.command == JOBS_OF_IT and sweep.finished_jobs():
         try:
             from shiqrun.report.run_report import write_report
 
@@ -223,7 +223,7 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
         console.print(how, highlight=False, markup=False, soft_wrap=True)
 
 
-def _parsed(words: Sequence[str], keys: Sequence[str] | None = None) -> list[Override]:
+def _parse(words: Sequence[str], keys: Sequence[str] | None = None) -> list[Override]:
     parsed = OverridesParser.create().parse_overrides(list(words))
     return [override for override in parsed if keys is None or override.get_key_element() in keys]
 
@@ -247,7 +247,7 @@ def _text(override: Override) -> str:
 def _folder(number: int, words: Sequence[str], job: DictConfig, keys: Sequence[str]) -> str:
     """Return a job's folder, as `hydra.sweep.subdir` names it: swept keys first, shared ones where there is room."""
     hidden = {*job.hydra.job.config.override_dirname.exclude_keys}
-    ordered = sorted(_parsed(words), key=lambda override: override.get_key_element() not in keys)
+    ordered = sorted(_parse(words), key=lambda override: override.get_key_element() not in keys)
     shown = [o for o in ordered if o.get_key_element() not in hidden and not o.is_hydra_override()]
     shown = [o for o in shown if not _is_under(o.get_key_element(), KEYS_OF_SWEEP)]
     dirname = _dirname(shown)

@@ -61,17 +61,19 @@ def check(config: DictConfig, schema: Schema) -> None:
     raw = OmegaConf.to_container(given, resolve=False)
     assert isinstance(raw, dict)
     problems = [f"{key}: not set (???); give {key}=VALUE" for key in _unset_keys("", raw)]
-    chosen = {node for node, value in raw.items() if value is not None and (node not in schema.groups or _named(value))}
+    chosen = {
+        node for node, value in raw.items() if value is not None and (node not in schema.groups or _has_name(value))
+    }
     problems += [f"{node}: missing; choose one with {node}=NAME" for node in schema.nodes if node not in chosen]
     if not problems:
-        problems = list(_problems(_resolved(given), schema))
+        problems = list(_problems(_resolve(given), schema))
     if problems:
         raise InputError("\n".join(problems))
 
 
 def settings(node: DictConfig, kind: type[Settings]) -> Settings:
     """Return an instance of a settings class, built from the keys of a checked node that are its parameters."""
-    values = _resolved(node)
+    values = _resolve(node)
     return kind(**{key: values[key] for key in parameters(kind) if key in values})
 
 
@@ -86,7 +88,7 @@ def build(node: DictConfig, kind: type[Settings]) -> tuple[Any, Settings]:
 
 def target(node: DictConfig) -> Any:
     """Call the `_target_` of a node with the keys of the node that are its parameters, and return the result."""
-    values = _resolved(node)
+    values = _resolve(node)
     own = parameters(locate("_target_", values["_target_"]))
     chosen = {key: value for key, value in values.items() if key in own or key in RESERVED}
     try:
@@ -103,7 +105,7 @@ def parameters(called: Callable[..., Any]) -> Parameters:
     return {name: p for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
-def _named(node: Any) -> bool:
+def _has_name(node: Any) -> bool:
     """Return whether a choice filled the node, which then has a name."""
     return not isinstance(node, dict) or "name" in node
 
@@ -117,7 +119,7 @@ def _unset_keys(prefix: str, node: Mapping[Any, Any]) -> Iterator[str]:
             yield from _unset_keys(f"{prefix}{key}.", value)
 
 
-def _resolved(node: DictConfig) -> dict[str, Any]:
+def _resolve(node: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
@@ -163,14 +165,14 @@ def _mismatches(
             yield unknown_key(prefix + key, [prefix + name for name in names])
         elif isinstance(value, dict) and "_target_" in value:
             yield from _node_problems(prefix + key, value, {})
-        elif expected := _expected(value, valid[key].annotation):
+        elif expected := _expectation(value, valid[key].annotation):
             yield f"{prefix}{key}: met {value!r}, expected {expected}"
     for key, parameter in valid.items():
         if parameter.default is parameter.empty and key not in values:
             yield f"{prefix}{key}: missing; give {prefix}{key}=VALUE"
 
 
-def _expected(value: Any, annotation: Any) -> str:
+def _expectation(value: Any, annotation: Any) -> str:
     """Return in words what the annotation expects instead of the value; empty if the value fits."""
     try:
         _adapter(annotation).validate_json(json.dumps(value, default=str), strict=True)

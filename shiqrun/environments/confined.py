@@ -77,7 +77,7 @@ class ConfinedProcess:
             process.stdin.write(json.dumps(what) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
-            raise self._ended(process) from None
+            raise self._reason_of_end(process) from None
         return self._answer(process, WALL_SECONDS * what.get("times", 1))
 
     def _start(self) -> "subprocess.Popen[str]":
@@ -107,10 +107,10 @@ class ConfinedProcess:
                 raise LimitReached
             line = process.stdout.readline()
         if not line:
-            raise self._ended(process)
+            raise self._reason_of_end(process)
         return dict(json.loads(line))
 
-    def _ended(self, process: "subprocess.Popen[str]") -> LimitReached | ProcessKilled:
+    def _reason_of_end(self, process: "subprocess.Popen[str]") -> LimitReached | ProcessKilled:
         """Return the error that says why a child has ended by itself."""
         code = process.wait()
         self.close()

@@ -41,24 +41,24 @@ def completion_metrics(
     if all(s.entropy is not None for s in samples):
         tokens = sum(len(s.tokens) for s in samples)
         found["entropy"] = math.fsum((s.entropy or 0.0) * len(s.tokens) for s in samples) / tokens
-    found |= _averaged("reward", samples, lambda s: s.reward)
+    found |= _average("reward", samples, lambda s: s.reward)
     if "reward" in found:
         rewards = [s.reward for s in samples if s.reward is not None]
         found["reward_std"] = _deviation(rewards)
         found |= {"reward_min": min(rewards), "reward_max": max(rewards)}
         found["completions/cut_for_reward"] = sum(s.cut for s in samples) / len(samples)
-    found |= _averaged("kl" if on_policy else "logratio_sum", samples, lambda s: s.log_ratio)
+    found |= _average("kl" if on_policy else "logratio_sum", samples, lambda s: s.log_ratio)
     if on_policy and beta is not None:
-        found |= _averaged("regularised_return", samples, lambda s: _regularised(s, beta))
+        found |= _average("regularised_return", samples, lambda s: _regularised_return(s, beta))
     if reference is not None and "reward" in found:
         wins = [_win(a, b) for a, b in zip(samples, reference, strict=True)]
         by_prompt = _by_prompt(samples, wins)
-        found |= _averaged("reference_reward", reference, lambda s: s.reward)
+        found |= _average("reference_reward", reference, lambda s: s.reward)
         found["win_rate"], found["win_rate_ci95"] = interval([sum(w) / len(w) for w in by_prompt])
     return found if right is None else found | _pass_at(samples, right) | _solutions(samples, right)
 
 
-def _averaged(
+def _average(
     name: str, samples: Sequence[SampledCompletion], value: Callable[[SampledCompletion], float | None]
 ) -> dict[str, float]:
     values = [value(s) for s in samples]
@@ -76,7 +76,7 @@ def _by_prompt(samples: Sequence[SampledCompletion], values: Iterable[float]) ->
     return list(groups.values())
 
 
-def _regularised(sample: SampledCompletion, beta: float) -> float | None:
+def _regularised_return(sample: SampledCompletion, beta: float) -> float | None:
     return None if sample.reward is None or sample.log_ratio is None else sample.reward - beta * sample.log_ratio
 
 

@@ -101,7 +101,7 @@ def credit(
         for cut in rows.micro_batches([[i] for i in dict.fromkeys(numbers)], tokens):
             batch = rows.collate(cut)
             batch = replace(batch, anchor_tokens=None).with_layout(batch.layout).to(device)
-            learned = _learned(batch, policy, reference, beta)
+            learned = _compute_numbers(batch, policy, reference, beta)
             for place, row in enumerate(cut):
                 of_row = {name: x[place, : rows.actions[row]].tolist() for name, x in learned.items()}
                 found[row] = _credit(rows.trajectories[row], of_row, tokenizer, kind, beta)
@@ -110,7 +110,7 @@ def credit(
     return [found[i] for i in numbers]
 
 
-def _learned(batch: Trajectories, policy: Policy, reference: Reference, beta: float) -> dict[str, torch.Tensor]:
+def _compute_numbers(batch: Trajectories, policy: Policy, reference: Reference, beta: float) -> dict[str, torch.Tensor]:
     """Return advantage, shifted value and residual of every action, `[B, A]`, reward units."""
     ours, theirs = policy(batch), reference(batch)
     shift = beta * partition_shifts(batch, ours, theirs)
@@ -132,24 +132,24 @@ def _credit(
         kind=kind,
         source=t.source,
         prompt_id=t.prompt_id,
-        earned=None if t.rewards is None else _brief(float(t.rewards.sum())),
+        earned=None if t.rewards is None else _round_to_float32(float(t.rewards.sum())),
         beta=beta,
         tokens=list(pieces(ids, tokenizer)),
         action=[i in actions for i in range(len(ids))],
-        reward=_placed(rewards, at, len(ids)),
-        **{name: _placed(values, at, len(ids)) for name, values in learned.items()},
+        reward=_place_at_tokens(rewards, at, len(ids)),
+        **{name: _place_at_tokens(values, at, len(ids)) for name, values in learned.items()},
     )
 
 
-def _placed(values: Sequence[float], at: Sequence[int], length: int) -> Numbers:
+def _place_at_tokens(values: Sequence[float], at: Sequence[int], length: int) -> Numbers:
     """Return a list with one entry a token that holds the actions' numbers in their places."""
     out: Numbers = [None] * length
     for place, value in zip(at, values, strict=True):
-        out[place] = _brief(value)
+        out[place] = _round_to_float32(value)
     return out
 
 
-def _brief(value: float) -> float | None:
+def _round_to_float32(value: float) -> float | None:
     """Round a number to float32's digits; return None if it is not finite, which JSON cannot say."""
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 

@@ -56,17 +56,17 @@ def episode_metrics(played: Sequence[Finished], *, beta: float | None, on_policy
     for p in played:
         groups.setdefault(p.task, []).append(p)
     by_task = [*groups.values()]
-    found = {"episodes": float(len(played))} | _averaged("reward", by_task, lambda p: sum(p.rewards))
+    found = {"episodes": float(len(played))} | _average("reward", by_task, lambda p: sum(p.rewards))
     for name in _names(p.info.metrics for p in played):
-        found |= _averaged(name, by_task, lambda p: p.info.metrics.get(name))  # noqa: B023 - called at once
+        found |= _average(name, by_task, lambda p: p.info.metrics.get(name))  # noqa: B023 - called at once
     if all(p.log_ratio is not None for p in played if p.completions) and any(p.completions for p in played):
-        found |= _averaged("kl" if on_policy else "logratio_sum", by_task, lambda p: p.log_ratio or 0.0)
+        found |= _average("kl" if on_policy else "logratio_sum", by_task, lambda p: p.log_ratio or 0.0)
         if on_policy and beta is not None:
-            found |= _averaged("regularised_return", by_task, lambda p: sum(p.rewards) - beta * (p.log_ratio or 0.0))
+            found |= _average("regularised_return", by_task, lambda p: sum(p.rewards) - beta * (p.log_ratio or 0.0))
     return found | _counts(played) | _messages([c for p in played for c in p.completions])
 
 
-def _averaged(
+def _average(
     name: str, by_task: Sequence[Sequence[Finished]], value: Callable[[Finished], float | None]
 ) -> dict[str, float]:
     """Return the mean of a value over the tasks whose episodes have it, and its interval's half width."""

@@ -133,13 +133,13 @@ class CompletionEvaluator:
                 answers = self.sampler.sample(
                     policy, stream=REFERENCE_STREAM, description="completions of the reference"
                 )
-            self._answers = self._scored(answers)
+            self._answers = self._score(answers)
 
     def run(self, policy: Policy) -> CompletionEvaluation:
         """Sample, measure and score completions; all ranks together, with the same result on each."""
         samples = self.sampler.measure(self.sampler.sample(policy), policy, self.reference)
-        samples = self._gathered(self._scored(samples))
-        reference = None if self._answers is None else self._gathered(self._answers)
+        samples = self._gather(self._score(samples))
+        reference = None if self._answers is None else self._gather(self._answers)
         on_policy = self.settings.temperature == 1 and self.settings.top_p == 1
         right = None if self.reward is None else self.reward.right
         metrics = completion_metrics(samples, reference, beta=self.beta, on_policy=on_policy, right=right)
@@ -149,10 +149,10 @@ class CompletionEvaluator:
         """Return the first few completions as trajectories, in the tokens that were sampled."""
         return self.sampler.as_trajectories(answers.samples[:most])
 
-    def _scored(self, samples: list[SampledCompletion]) -> list[SampledCompletion]:
+    def _score(self, samples: list[SampledCompletion]) -> list[SampledCompletion]:
         return samples if self.reward is None or not samples else score_completions(samples, self.reward)
 
-    def _gathered(self, mine: list[SampledCompletion]) -> list[SampledCompletion]:
+    def _gather(self, mine: list[SampledCompletion]) -> list[SampledCompletion]:
         """Return the completions of all ranks, in the order of the prompts."""
         if self.world == 1:
             return mine

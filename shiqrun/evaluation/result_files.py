@@ -101,23 +101,23 @@ def _readable(row: dict[str, Any]) -> str:
     head = f"## prompt {row['prompt_id']}, sample {row['sample'] + 1}"
     parts = [
         head,
-        _quoted(row["prompt"]),
-        f"**policy**{_said(row['reward'], row['log_ratio'])}",
-        _quoted(row["completion"]),
+        _quote(row["prompt"]),
+        f"**policy**{_score_text(row['reward'], row['log_ratio'])}",
+        _quote(row["completion"]),
     ]
     if row["ref_completion"] is not None:
-        parts += [f"**reference**{_said(row['ref_reward'], None)}", _quoted(row["ref_completion"])]
+        parts += [f"**reference**{_score_text(row['ref_reward'], None)}", _quote(row["ref_completion"])]
     return "\n\n".join(parts) + "\n"
 
 
-def _said(reward: float | None, log_ratio: float | None) -> str:
+def _score_text(reward: float | None, log_ratio: float | None) -> str:
     said = [f"reward {number(reward)}"] * (reward is not None) + [f"log-ratio {number(log_ratio)} nats"] * (
         log_ratio is not None
     )
     return f" ({', '.join(said)})" if said else ""
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return "\n".join(f"> {line}" for line in text.splitlines()) or "> (empty)"
 
 

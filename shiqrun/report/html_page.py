@@ -46,7 +46,7 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section], script_d
         sections: in their order on the page.
         script_data: element id to the JSON value that the page's scripts read there.
     """
-    scripts = [_packaged(name) for name in SCRIPTS]
+    scripts = [_read_packaged(name) for name in SCRIPTS]
     templates = _environment()
     rendered = [(s, Markup(templates.get_template(f"{s.anchor}.html.j2").render(s.values))) for s in sections]
     return templates.get_template("page.html.j2").render(
@@ -55,7 +55,7 @@ def render_page(title: str, subtitle: str, sections: Sequence[Section], script_d
         sections=rendered,
         script_hashes=[base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts],
         scripts=map(Markup, scripts),
-        styles=Markup(_packaged("page.css")),
+        styles=Markup(_read_packaged("page.css")),
         script_data={name: Markup(json_for_script(value)) for name, value in script_data.items()},
         version=__version__,
     )
@@ -87,5 +87,5 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([_=,/]|\.(?=[a-z]))", r"\1<wbr>", str(escape(name))))
 
 
-def _packaged(name: str) -> str:
+def _read_packaged(name: str) -> str:
     return (files("shiqrun.report") / name).read_text(encoding="utf-8")

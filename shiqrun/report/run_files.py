@@ -93,13 +93,13 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no YAML ({' '.join(str(error).split())}); {AGAIN}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: a {type(value).__name__}, expected a mapping; {AGAIN}")
-    return dict(_dotted(value, ""))
+    return dict(_dotted_items(value, ""))
 
 
-def _dotted(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _dotted_items(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+            yield from _dotted_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", json.dumps(value, default=str) if isinstance(value, list) else value
 

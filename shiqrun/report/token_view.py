@@ -46,14 +46,14 @@ def _read_row(row: dict[str, Any], where: str) -> dict[str, Any]:
     if None in lengths.values() or len(set(lengths.values())) > 1:
         raise InputError(f"{where}: expected lists of one length, met {lengths}; {AGAIN}")
     return {
-        **{name: [_rounded(value) for value in row[name]] for name in (*QUANTITIES, "reward")},
+        **{name: [_round(value) for value in row[name]] for name in (*QUANTITIES, "reward")},
         **{name: str(row.get(name) or "") for name in ("kind", "source", "prompt_id")},
-        **{name: _rounded(row.get(name)) for name in ("return", "beta")},
+        **{name: _round(row.get(name)) for name in ("return", "beta")},
         "tokens": [str(token) for token in row["tokens"]],
         "action": [bool(is_action) for is_action in row["action"]],
     }
 
 
-def _rounded(value: Any) -> float | None:
+def _round(value: Any) -> float | None:
     number = as_number(value)
     return None if number is None else float(f"{number:.4g}")

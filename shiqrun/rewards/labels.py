@@ -73,7 +73,7 @@ class ScoreCache:
             keys = [_key(item) for item in chunk]
             wanted = {key: item for key, item in zip(keys, chunk, strict=True) if not self._has(key)}
             if wanted:
-                self._keep(self._scored(wanted))
+                self._keep(self._score(wanted))
             new = [k._replace(score=None) if self._too_long(k) else k for k in (self._known[key] for key in keys)]
             everything += new
             old = [key in self._old and key not in wanted for key in keys]
@@ -88,7 +88,7 @@ class ScoreCache:
     def _too_long(self, known: CachedScore) -> bool:
         return self.limit is not None and known.tokens > self.limit
 
-    def _scored(self, items: dict[str, Answered]) -> dict[str, CachedScore]:
+    def _score(self, items: dict[str, Answered]) -> dict[str, CachedScore]:
         given = [*items.values()]
         lengths = self.reward.lengths(given) if isinstance(self.reward, Bounded) else [0] * len(given)
         known = {key: CachedScore(length, None) for key, length in zip(items, lengths, strict=True)}

@@ -59,9 +59,9 @@ class RolloutSettings:
         """
         group = self.samples_per_prompt
         online = min(round((1 - self.offline) * batch_size / group), batch_size // group) * group
-        return {ONLINE: online, **self._divided(batch_size - online)}
+        return {ONLINE: online, **self._divide(batch_size - online)}
 
-    def _divided(self, left: int) -> dict[str, int]:
+    def _divide(self, left: int) -> dict[str, int]:
         """Divide so many trajectories among the sources by their weights: first `replay`, in whole groups."""
         weights = {str(name): w for name, w in self.sources.items() if w} if self.offline else {}
         exact = {name: left * w / sum(weights.values()) for name, w in weights.items()}

@@ -50,8 +50,8 @@ def draw(
     best = logits.argmax(-1) if (bool(greedy.any()) if isinstance(greedy, Tensor) else greedy) else None
     if best is not None and not several:
         drawn = DrawnTokens(best, torch.zeros(len(logits), device=logits.device))
-        return _with_policy_logp(drawn, _centred(logits)) if describe else drawn
-    centred, itself = _centred(logits), not several and temperature == 1 and top_p == 1
+        return _with_policy_logp(drawn, _subtract_largest(logits)) if describe else drawn
+    centred, itself = _subtract_largest(logits), not several and temperature == 1 and top_p == 1
     weights = _weights(centred, temperature, in_place=itself or not describe)
     drawn = _by_weight(weights, uniforms) if top_p == 1 else _in_nucleus(weights, uniforms, top_p)
     if best is not None and isinstance(greedy, Tensor):
@@ -61,7 +61,7 @@ def draw(
     return drawn._replace(policy_logp=drawn.logp) if itself else _with_policy_logp(drawn, centred)
 
 
-def _centred(logits: Tensor) -> Tensor:
+def _subtract_largest(logits: Tensor) -> Tensor:
     """Subtract each row's largest logit, in place; return the logits `[R, V]`."""
     return logits.sub_(logits.amax(-1, keepdim=True))
 
@@ -88,14 +88,14 @@ def _by_weight(weights: Tensor, uniforms: Tensor) -> DrawnTokens:
     running = sums.cumsum(-1)
     total = running[:, -1:]
     point = _below(uniforms[:, None] * total, total)
-    block = _passed(running, point)
+    block = _first_above(running, point)
     rest = point - (running - sums).gather(1, block)
     ids = block * BLOCK + torch.arange(BLOCK, device=weights.device)  # [R, BLOCK]
     last = weights.shape[1] - 1
     inside = weights.gather(1, ids.clamp(max=last)).masked_fill(ids > last, 0).double()
     running = inside.cumsum(-1)
-    at = _passed(running, _below(rest, running[:, -1:]))
-    return _drawn(ids.gather(1, at), inside.gather(1, at), total)
+    at = _first_above(running, _below(rest, running[:, -1:]))
+    return _drawn_tokens(ids.gather(1, at), inside.gather(1, at), total)
 
 
 def _block_sums(weights: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ def _in_nucleus(weights: Tensor, uniforms: Tensor, top_p: float) -> DrawnTokens:
     kept = kept.gather(1, order)
     running = kept.cumsum(-1)
     total = running[:, -1:]
-    at = _passed(running, _below(uniforms[:, None] * total, total))
-    return _drawn(ids.gather(1, at), kept.gather(1, at), total)
+    at = _first_above(running, _below(uniforms[:, None] * total, total))
+    return _drawn_tokens(ids.gather(1, at), kept.gather(1, at), total)
 
 
 def _below(point: Tensor, total: Tensor) -> Tensor:
@@ -129,11 +129,11 @@ def _below(point: Tensor, total: Tensor) -> Tensor:
     return torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
 
 
-def _passed(running: Tensor, point: Tensor) -> Tensor:
+def _first_above(running: Tensor, point: Tensor) -> Tensor:
     """Return the first token whose running sum of weights exceeds the point, `[R, 1]`; its weight is never 0."""
     found = torch.searchsorted(running, point, right=True)
     return found.clamp_(max=running.shape[1] - 1)  # out of range only where weights are NaN
 
 
-def _drawn(token: Tensor, weight: Tensor, total: Tensor) -> DrawnTokens:
+def _drawn_tokens(token: Tensor, weight: Tensor, total: Tensor) -> DrawnTokens:
     return DrawnTokens(token.squeeze(1), (weight.log() - total.log()).squeeze(1).float())

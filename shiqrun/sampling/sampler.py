@@ -152,12 +152,12 @@ def score_completions(samples: Sequence[SampledCompletion], reward: Reward) -> l
     if isinstance(reward, Bounded) and context is not None:
         long = {i for i, length in enumerate(reward.lengths(items)) if length > context}
         for i in long:
-            items[i] = _shortened(samples[i], reward, context)
+            items[i] = _shorten(samples[i], reward, context)
     values = reward.score(items)
     return [_with(s, reward=v, cut=i in long) for i, (s, v) in enumerate(zip(samples, values, strict=True))]
 
 
-def _shortened(sample: SampledCompletion, reward: Bounded, context: int) -> Answered:
+def _shorten(sample: SampledCompletion, reward: Bounded, context: int) -> Answered:
     """Return the completion with as many characters as a reward model can read, found by bisection."""
     fits, more = 0, len(sample.text)
     while more - fits > 1:

@@ -90,7 +90,7 @@ def _times(count: int) -> str:
 
 def conclude(sweep: Sweep) -> None:
     """Print the summary of a sweep and write `best.csv`; without a metric to choose by, only the reference's line."""
-    finished = [values for _, values in sweep.finished()]
+    finished = [values for _, values in sweep.finished_jobs()]
     line = reference_line(finished)
     if line:
         console.print(line, highlight=False, soft_wrap=True)

@@ -63,7 +63,7 @@ class Runner:
         Raises:
             InputError: another process is running jobs of this sweep.
         """
-        with self._locked(), self._listening():
+        with self._hold_lock(), self._listening():
             waiting = [job for job in self.sweep.jobs if job.status != "finished"]
             for job in waiting:
                 job.status, job.exit_code, job.error = "waiting", None, []
@@ -76,7 +76,7 @@ class Runner:
         return FAILED if any(job.status != "finished" for job in self.sweep.jobs) else 0
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _hold_lock(self) -> Iterator[None]:
         """Hold the sweep's lock inside the block.
 
         Raises:

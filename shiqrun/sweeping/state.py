@@ -90,7 +90,7 @@ class Sweep:
         """Return the number of the sweep's jobs with this status."""
         return sum(job.status == status for job in self.jobs)
 
-    def finished(self) -> list[tuple[Job, dict[str, Any]]]:
+    def finished_jobs(self) -> list[tuple[Job, dict[str, Any]]]:
         """Return every finished job that left a `summary.json`, and the content of that."""
         done = [(job, summary(self.directory_of(job))) for job in self.jobs if job.status == "finished"]
         return [(job, values) for job, values in done if values]
@@ -113,7 +113,7 @@ class Sweep:
         }
 
     def _table(self) -> str:
-        found = {job.number: metrics_of(values) for job, values in self.finished()}
+        found = {job.number: metrics_of(values) for job, values in self.finished_jobs()}
         metrics = sorted({name for values in found.values() for name in values})
         rows = []
         for job in self.jobs:

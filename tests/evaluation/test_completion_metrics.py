@@ -135,7 +135,7 @@ def test_pass_at_k_is_the_chance_that_one_of_k_without_replacement_is_right(n, c
 
 
 def test_pass_at_more_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="pass@11 of 10"):
+    with pytest.raises(ValueError, match="pass@11 needs at least 11 samples, met 10"):
         pass_at_k(10, 3, 11)
 
 

@@ -36,7 +36,7 @@ class Session:
 
     def run(self, call: str) -> str:
         """Run one of the policy's calls and return its result."""
-        result = _executed(self.model, call)
+        result = _execute(self.model, call)
         self.results.append(result)
         self.called += 1
         return result
@@ -49,7 +49,7 @@ class Session:
         from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import response_checker, state_checker
 
         calls = self.truth[self.turn]
-        expected = [_executed(self.reference, call) for call in calls]
+        expected = [_execute(self.reference, call) for call in calls]
         self.turn, called, self.called = self.turn + 1, self.called, 0
         if not calls:
             return {"counted": False, "right": False, "why": NO_GROUND_TRUTH}
@@ -75,7 +75,7 @@ def _instances(sample: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _executed(instances: dict[str, Any], call: str) -> str:
+def _execute(instances: dict[str, Any], call: str) -> str:
     """Run a function call and return its result as the official executor writes it."""
     node = ast.parse(call, mode="eval").body
     assert isinstance(node, ast.Call)
@@ -85,14 +85,14 @@ def _executed(instances: dict[str, Any], call: str) -> str:
     # If two classes have a function of one name, the later class answers, as in the official executor.
     owner = next(instance for instance in reversed([*instances.values()]) if callable(getattr(instance, name, None)))
     try:
-        return _written(getattr(owner, name)(*positional, **keywords))[:LONGEST_RESULT]
+        return _write_result(getattr(owner, name)(*positional, **keywords))[:LONGEST_RESULT]
     except MemoryError:
         raise
     except Exception as error:  # any other error of a backend is its answer
         return f"Error during execution: {error}"
 
 
-def _written(result: Any) -> str:
+def _write_result(result: Any) -> str:
     if isinstance(result, dict):
         with contextlib.suppress(TypeError, ValueError):
             return json.dumps(result)
@@ -108,13 +108,13 @@ def official(sample: dict[str, Any], turns: Sequence[Sequence[Sequence[str]]]) -
 
     if len(turns) != len(sample["ground_truth"]):
         return False  # the official runner calls such an episode force-terminated
-    with _own_name() as name:
+    with _reserve_name() as name:
         found = multi_turn_checker([*turns], sample["ground_truth"], sample, "multi_turn_base", name)
     return bool(found["valid"])
 
 
 @contextlib.contextmanager
-def _own_name() -> Iterator[str]:
+def _reserve_name() -> Iterator[str]:
     """Yield a unique model name for the module globals of `bfcl-eval`, and clear them of it afterwards."""
     from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_utils
 

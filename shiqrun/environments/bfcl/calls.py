@@ -52,10 +52,10 @@ def calls_in(text: str, documented: Set[str]) -> list[Call | Refusal] | None:
         return None
     if len(nodes) > MOST_CALLS:
         return [Refusal(text[:40] + "...", f"{len(nodes)} calls in a message, the limit is {MOST_CALLS}")]
-    return [_admitted(node, documented) for node in nodes if isinstance(node, ast.Call)]
+    return [_check_call(node, documented) for node in nodes if isinstance(node, ast.Call)]
 
 
-def _admitted(node: ast.Call, documented: Set[str]) -> Call | Refusal:
+def _check_call(node: ast.Call, documented: Set[str]) -> Call | Refusal:
     try:
         text = ast.unparse(node)
     except (RecursionError, ValueError):  # Python writes no integer of more than 4300 digits

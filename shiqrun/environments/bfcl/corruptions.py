@@ -90,11 +90,11 @@ def _with_wrong_argument(call: str, pool: Sequence[str], rng: np.random.Generato
     node = plain[int(rng.integers(len(plain)))]
     values = [a.value for other in pool for a in _arguments(other) if isinstance(a, ast.Constant)]
     same = [v for v in values if type(v) is type(node.value) and v != node.value]
-    node.value = same[int(rng.integers(len(same)))] if same else _altered(node.value)
+    node.value = same[int(rng.integers(len(same)))] if same else _alter(node.value)
     return ast.unparse(tree)
 
 
-def _altered(value: Any) -> Any:
+def _alter(value: Any) -> Any:
     """Return another value of an argument, of the same type."""
     if isinstance(value, bool):
         return not value

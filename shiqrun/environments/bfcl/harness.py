@@ -55,7 +55,7 @@ class Harness(ConfinedProcess):
         try:
             session.ask({"do": "open", "sample": sample.row})
         except LimitReached:
-            raise session.unloaded("it takes too much time or memory") from None
+            raise session.load_error("it takes too much time or memory") from None
         return session
 
     def official(self, sample: BfclSample, turns: list[list[list[str]]]) -> bool:
@@ -161,10 +161,10 @@ class RemoteSession:
         answer = self.harness.request({**what, "session": self._name})
         self._lives_in = self.harness.ended
         if "error" in answer:
-            raise self.unloaded(answer["error"])
+            raise self.load_error(answer["error"])
         return answer
 
-    def unloaded(self, why: str) -> InputError:
+    def load_error(self, why: str) -> InputError:
         """Return the error for a sample whose backends cannot be made."""
         return InputError(
             f"{self.sample.source}: the initial state of {self.sample.id} does not load into "
