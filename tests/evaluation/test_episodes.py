@@ -136,7 +136,7 @@ def test_the_same_few_samples_are_played_whatever_order_they_come_in_and_it_is_s
     caplog.clear()
     assert choose_tasks(test, 40, 40) == test
     assert not caplog.messages
-    for asked, number, key in ((test, 0, r"eval\.max_prompts=0"), ([], 200, "no task in this split")):
+    for asked, number, key in ((test, 0, r"eval\.max_prompts=0"), ([], 200, "no task falls to this split")):
         with pytest.raises(InputError, match=key):
             choose_tasks(asked, number, None)
 

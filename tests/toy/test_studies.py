@@ -23,7 +23,7 @@ from shiqrun.toy import (
 from shiqrun.toy.grid_study import sample_good_and_bad
 from shiqrun.toy.learner import Learner
 from shiqrun.toy.tabular_problems import grid
-from shiqrun.util.intervals import interval, student
+from shiqrun.util.intervals import interval, student_quantile
 
 SMALL = {
     "bandit": ["study.steps=6", "study.points=3", "study.batch=8"],
@@ -243,7 +243,7 @@ def test_the_ends_of_lambda_are_shiq_ms_and_shiq():
 
 @pytest.mark.parametrize(("degrees", "quantile"), [(8, 2.3060), (19, 2.0930), (29, 2.0452), (99, 1.9842)])
 def test_intervals_use_students_quantiles(degrees, quantile):
-    assert student(degrees) == pytest.approx(quantile, abs=1e-3)
+    assert student_quantile(degrees) == pytest.approx(quantile, abs=1e-3)
 
 
 def test_an_interval_of_twenty_numbers_is_that_of_the_textbook():
