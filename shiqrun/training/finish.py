@@ -13,6 +13,7 @@ from shiqrun.training.callbacks import Validation
 from shiqrun.training.plan import Run
 from shiqrun.training.step.method import Method
 from shiqrun.training.summary_tables import draw_episodes, print_metrics_table
+from shiqrun.util.atomic import remove_partials
 
 SHOWN_TRAJECTORIES = 8
 """Trajectories of each kind in the token view."""
@@ -44,10 +45,12 @@ def _save_model(run: Run, metrics: dict[str, float]) -> str:
     plan = run.plan
     shown = {k: f"{v:.4g}" for k, v in sorted(metrics.items())}
     card: dict[str, Any] = {**plan.names, "steps": run.max_steps, "settings": plan.shown, "metrics": shown}
+    directory = plan.run_dir / ("reward_model" if "score" in plan.needs else "policy")
+    remove_partials(directory.parent, directory.name)  # a run has one writer; what a killed one left may be large
     if "score" in plan.needs:
-        save_reward_model(run.policy, run.tokenizer, plan.run_dir / "reward_model", card, prompts=run.encoded.prompts)
+        save_reward_model(run.policy, run.tokenizer, directory, card, prompts=run.encoded.prompts)
         return weights_fingerprint(run.policy.causal_lm)
-    return save_policy(run.policy, run.tokenizer, plan.run_dir / "policy", card)
+    return save_policy(run.policy, run.tokenizer, directory, card)
 
 
 def _summary(

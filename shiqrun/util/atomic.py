@@ -53,6 +53,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     that moment leaves no directory under the name, but never half of one.
     """
     partial, former = _hidden(path), _hidden(path, ".old")
+    for stale in (partial, former):  # of a killed writer: in a container, processes have the same few numbers
+        _remove(stale)
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -68,12 +70,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_partials(directory: Path, name: str = "*") -> None:
-    """Delete the hidden files that killed writers of files called `name` (a glob pattern) left in a directory.
+    """Delete the hidden files and directories that killed writers of `name` (a glob pattern) left in a directory.
 
     Only for a caller that knows that nobody else is writing there, for instance because it holds the lock.
     """
     for partial in directory.glob(f".{name}.*{SUFFIX}"):
-        partial.unlink()
+        _remove(partial)
 
 
 def sync(path: Path) -> None:
@@ -83,6 +85,14 @@ def sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, or a directory and all that it holds; do nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _hidden(path: Path, mark: str = "") -> Path:

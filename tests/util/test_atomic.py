@@ -84,6 +84,27 @@ def test_only_what_killed_writers_of_these_files_left_is_removed(tmp_path):
     assert names(tmp_path) == [".a.csv", "a.csv", "a.csv.tmp"]
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_replaced(tmp_path):
+    for mark in ("", ".old"):
+        stale = tmp_path / f".policy.{os.getpid()}{mark}.tmp"
+        stale.mkdir()
+        (stale / "half").touch()
+    with atomic_directory(tmp_path / "policy") as folder:
+        (folder / "model").write_text("new")
+    assert names(tmp_path) == ["policy"]
+    assert names(tmp_path / "policy") == ["model"]
+
+
+@pytest.mark.parametrize("mark", ["", ".old"])
+def test_directories_that_killed_writers_left_are_removed(tmp_path, mark):
+    (tmp_path / "policy").mkdir()
+    stale = tmp_path / f".policy.999999{mark}.tmp"
+    stale.mkdir()
+    (stale / "half").touch()
+    remove_partials(tmp_path, "policy")
+    assert names(tmp_path) == ["policy"]
+
+
 WRITER = """
 import itertools, sys, time
 from pathlib import Path
