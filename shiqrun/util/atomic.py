@@ -5,6 +5,7 @@ target's name (`os.replace`), and then the directory that holds the name is forc
 writer leaves is such a hidden path, which no reader looks at and which `remove_partials` deletes.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -79,10 +80,16 @@ def remove_partials(directory: Path, name: str = "*") -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or the names in a directory, to the disk."""
+    """Force a file's content, or the names in a directory, to the disk.
+
+    Some file systems cannot do that for a directory; its names are then as safe as they let them be.
+    """
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(number)
 

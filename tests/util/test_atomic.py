@@ -1,6 +1,9 @@
+import errno
 import os
 import random
+import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -51,6 +54,24 @@ def test_content_and_name_are_forced_to_the_disk_in_that_order(tmp_path, monkeyp
     monkeypatch.setattr(os, "fsync", watched)
     write_atomic(path, "whole")
     assert synced == [(False, False), (True, True)]  # the file under its hidden name, then the directory
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+@pytest.mark.parametrize("refused", [stat.S_ISDIR, stat.S_ISREG])
+def test_a_file_system_may_refuse_to_force_a_directory_and_nothing_else(tmp_path, monkeypatch, code, refused):
+    def fsync(number):
+        if refused(os.fstat(number).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if refused is stat.S_ISDIR and code != errno.EIO:
+        write_atomic(tmp_path / "a", "whole")
+        with atomic_directory(tmp_path / "b") as folder:
+            (folder / "c").touch()
+        assert names(tmp_path) == ["a", "b"]
+    else:
+        with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+            write_atomic(tmp_path / "a", "whole")
 
 
 def test_a_directory_takes_the_place_of_a_former_one(tmp_path):
