@@ -42,10 +42,13 @@ def read_lines(path: Path, advice: str, fits: Callable[[Row], bool] = lambda row
     with path.open("rb") as file:
         start = 0
         for number, text in enumerate(file, 1):
-            row = _parsed(text)
-            if row is None and not file.readline():
-                return
-            if row is None or not fits(row):
+            try:
+                row = _parsed(text)
+            except ValueError:
+                if not file.readline():
+                    return
+                row = None
+            if not isinstance(row, dict) or not fits(row):
                 raise InputError(f"{path}:{number}: a broken line; {advice}")
             yield Line(number, row, start, start := start + len(text))
 
@@ -101,10 +104,12 @@ def encode_line(row: Mapping[str, Any], default: Callable[[Any], Any] | None = N
     return json.dumps(row, ensure_ascii=False, default=default).encode() + b"\n"
 
 
-def _parsed(text: bytes) -> Row | None:
-    """Return the JSON object of a line, or None where the line is torn or broken."""
-    try:
-        row = json.loads(text) if text.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+def _parsed(text: bytes) -> Any:
+    """Return the JSON value of a line.
+
+    Raises:
+        ValueError: it has no line feed at its end, or holds no JSON: it is torn or broken.
+    """
+    if not text.endswith(b"\n"):
+        raise ValueError("no line feed")
+    return json.loads(text)

@@ -46,9 +46,10 @@ def test_a_line_that_is_broken_before_the_last_is_named(tmp_path, line):
         list(read_lines(path, "mend it", lambda row: "a" in row))
 
 
-def test_a_last_line_that_is_whole_and_does_not_fit_is_not_dropped(tmp_path):
+@pytest.mark.parametrize("line", [b'{"b": 2}\n', b"[1]\n", b"null\n", b'"a"\n'])
+def test_a_last_line_that_is_whole_and_does_not_fit_is_not_dropped(tmp_path, line):
     path = tmp_path / "x.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"b": 2}\n')
+    path.write_bytes(b'{"a": 1}\n' + line)
     with pytest.raises(InputError, match="jsonl:2: a broken line"):
         list(read_lines(path, "", lambda row: "a" in row))
 
