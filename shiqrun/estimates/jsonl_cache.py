@@ -6,7 +6,7 @@ hundreds of completions of each of thousands of prompts are more than a machine'
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,10 +111,18 @@ class JsonlCache:
 
 @contextmanager
 def lock_cache(path: Path, doing: str) -> Iterator[None]:
-    """Hold the lock of a cache file inside the block; log what another process is `doing` with it for long."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Hold the lock of a cache file inside the block; log what another process is `doing` with it for long.
+
+    Raises:
+        InputError: the cache's directory cannot be written, or its file system has no locks.
+    """
     reason = f"another process {doing} with this reference and reward; waiting for it"
-    with wait_for_lock(path.with_name(f"{path.name}.lock"), reason):
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(wait_for_lock(path.with_name(f"{path.name}.lock"), reason))
+        except OSError as error:
+            raise InputError(f"{path.parent}: cannot be locked ({error.strerror}); name another cache_dir") from error
         yield
 
 

@@ -61,7 +61,7 @@ class Runner:
             The exit code: 0, 1 if a job did not finish, 130 if a signal stopped the sweep before every job had ended.
 
         Raises:
-            InputError: another process is running jobs of this sweep.
+            InputError: another process is running jobs of this sweep, or its directory cannot be locked.
         """
         with self._hold_lock(), self._listening():
             waiting = [job for job in self.sweep.jobs if job.status != "finished"]
@@ -80,7 +80,7 @@ class Runner:
         """Hold the sweep's lock inside the block.
 
         Raises:
-            InputError: another process is running jobs of this sweep.
+            InputError: another process is running jobs of this sweep, or its directory cannot be locked.
         """
         try:
             self._lock.acquire()
@@ -88,6 +88,10 @@ class Runner:
             raise InputError(
                 f"{self.sweep.folder}: jobs of this sweep are running ({held}); wait for them, or end them first"
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"{self.sweep.folder}: cannot be locked ({error.strerror}); start the sweep on a file system with locks"
+            ) from error
         try:
             yield
         finally:

@@ -1,5 +1,6 @@
 """Processes for real, of small programs: how they are started, told to stop, and taken down."""
 
+import errno
 import fcntl
 import json
 import os
@@ -110,6 +111,16 @@ def test_a_sweep_whose_jobs_are_running_is_refused(tmp_path, capsys):
         with pytest.raises(InputError, match="are running"):
             run(sweep, "pass")
     assert capsys.readouterr().out == ""
+    assert not (tmp_path / "0").exists()
+
+
+def test_a_sweep_is_refused_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
+    def refuse(*words):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(InputError, match=r"cannot be locked \(No locks available"):
+        run(sweep_of(tmp_path, 1), "pass")
     assert not (tmp_path / "0").exists()
 
 

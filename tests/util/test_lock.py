@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -84,6 +85,17 @@ def test_who_waits_says_for_whom_and_then_goes_on(tmp_path, monkeypatch, caplog)
         waiter.join(30)
     assert entered.is_set()
     assert f"another job computes (process {os.getpid()} on " in caplog.text
+
+
+def test_a_full_disk_takes_the_holders_name_and_not_the_lock(tmp_path, monkeypatch):
+    def refuse(*words):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with Lock(tmp_path / "lock"), pytest.raises(LockHeld, match="another process holds"):
+        Lock(tmp_path / "lock").acquire()
+    with Lock(tmp_path / "lock"):
+        pass
 
 
 def test_a_holder_that_has_not_written_its_name_is_another_process(tmp_path):
