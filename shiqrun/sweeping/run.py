@@ -13,8 +13,9 @@ from typing import Any
 from shiqrun.console import count_of
 from shiqrun.errors import InputError
 from shiqrun.sweeping.machine import Machine
-from shiqrun.sweeping.state import CONFIG, CONSOLE, Job, Sweep
+from shiqrun.sweeping.state import CONFIG, CONSOLE, STATE, TABLE, Job, Sweep
 from shiqrun.sweeping.view import SweepView
+from shiqrun.util.atomic import remove_partials
 from shiqrun.util.lock import Lock, LockHeld
 from shiqrun.util.quoting import as_override
 
@@ -93,6 +94,8 @@ class Runner:
                 f"{self.sweep.folder}: cannot be locked ({error.strerror}); start the sweep on a file system with locks"
             ) from error
         try:
+            for name in (STATE, TABLE):
+                remove_partials(self.sweep.folder, name)
             yield
         finally:
             self._lock.release()

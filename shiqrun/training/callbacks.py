@@ -27,6 +27,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to the file `path`, as a whole or not at all."""
         target = Path(path)
         remove_partials(target.parent, target.name)  # a run has one writer; partial files of a killed one may be large
+        for partial in target.parent.glob(f"{target.name}.*.tmp"):  # as earlier versions called them
+            partial.unlink()
         with atomic_path(target) as partial:
             super().save_checkpoint(checkpoint, partial, storage_options)
 

@@ -114,6 +114,13 @@ def test_a_sweep_whose_jobs_are_running_is_refused(tmp_path, capsys):
     assert not (tmp_path / "0").exists()
 
 
+def test_what_a_killed_sweep_left_is_removed(tmp_path):
+    for name in (".sweep.json.999999.tmp", ".sweep.csv.999999.tmp"):
+        (tmp_path / name).touch()
+    assert run(sweep_of(tmp_path, 1), "pass") == 0
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
 def test_a_sweep_is_refused_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
     def refuse(*words):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -91,8 +91,10 @@ class Shards:
         return sum(shard.rows for shard in self.shards)
 
     def _check(self) -> None:
-        """Set aside the shard that a kill has left, and check the bytes of every other shard."""
-        remove_partials(self.directory, f"{PREFIX}*")
+        """Clear away what a killed writer has left, and check the bytes of every shard."""
+        remove_partials(self.directory)
+        for partial in self.directory.glob(".*.partial"):  # as earlier versions called them
+            partial.unlink()
         for number, shard in enumerate(self.shards, 1):
             path = self.directory / shard.name
             fault = shard.fault(path)

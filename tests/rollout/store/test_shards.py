@@ -110,6 +110,16 @@ def test_a_run_takes_it_by_its_path(directory, capsys, workplace):
     assert "16 trajectories" in capsys.readouterr().out
 
 
+def test_what_killed_writers_left_is_removed(directory):
+    whole = uids(filled(directory, 2))
+    before = sorted(path.name for path in directory.iterdir())
+    for name in ("experience-000001.parquet", "INDEX", "LEASES"):
+        (directory / f".{name}.partial").write_bytes(b"torn")
+        (directory / f".{name}.999999.tmp").write_bytes(b"torn")
+    assert opened(directory) == whole
+    assert sorted(path.name for path in directory.iterdir()) == before
+
+
 def test_a_torn_line_of_the_index_is_as_if_its_shard_was_never_written(directory, tmp_path, caplog):
     whole = uids(filled(directory, 2, 2))
     text = (directory / "INDEX").read_bytes()
