@@ -7,7 +7,7 @@ and counts units before it scores a batch, because a step that mixes several los
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, zeros_like
@@ -92,11 +92,20 @@ def unit_count(loss: Callable[..., LossTerms], batch: Trajectories) -> Tensor:
     return requirements.units(batch, **{name: value for name, value in bound.items() if name in read})
 
 
+def hyperparameters(loss: Callable[..., LossTerms]) -> dict[str, Any]:
+    """Return a loss's hyperparameters by name: the defaults of its signature, under what partials around it bind."""
+    return _unwrap(loss)[1]
+
+
 def _unwrap(loss: Callable[..., LossTerms]) -> tuple[Requirements, dict[str, Any]]:
-    """Return the requirements of the innermost loss, and the hyperparameters that all partials around it bind."""
+    """Return the requirements and the hyperparameters of the innermost loss in a chain of partials."""
     bound: dict[str, Any] = {}
     while isinstance(loss, partial):
         bound = loss.keywords | bound
         loss = loss.func
     found = getattr(loss, "requirements", None)
-    return found if isinstance(found, Requirements) else Requirements(), bound
+    parameters = signature(loss).parameters.values()
+    defaults = {
+        parameter.name: parameter.default for parameter in parameters if parameter.default is not Parameter.empty
+    }
+    return found if isinstance(found, Requirements) else Requirements(), defaults | bound

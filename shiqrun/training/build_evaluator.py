@@ -67,7 +67,7 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
 
 def _beta_in_reward_units(plan: "Plan") -> float | None:
     """Return the method's beta, or None where the evaluation's rewards may have another unit than the data's."""
-    beta: float | None = plan.loss.keywords.get("beta")
+    beta = plan.beta
     if plan.reward is None or plan.source.environment() is not None:
         return beta
     log.info("the reward of completions: %s", ", ".join(f"{k} {v}" for k, v in plan.reward.about().items()))

@@ -63,6 +63,13 @@ def rewards_of_prompt_values_are_unshifted(plan: Plan) -> str | None:
     return None
 
 
+def prompt_values_have_a_beta(plan: Plan) -> str | None:
+    """A prompt's soft value depends on the KL temperature beta."""
+    if "prompt_value" in plan.needs and plan.beta is None:
+        return f"algo={plan.name} needs the value of every prompt, a value at a beta; give its loss a keyword beta"
+    return None
+
+
 def prompt_values_have_an_origin(plan: Plan) -> str | None:
     """Prompt values are read from a file, or estimated with a reward."""
     if "prompt_value" in plan.needs and plan.algo.values is None and plan.reward is None:
@@ -137,6 +144,7 @@ RULES = (
     adapter_reference_has_an_adapter,
     quantization_has_a_gpu,
     rewards_of_prompt_values_are_unshifted,
+    prompt_values_have_a_beta,
     prompt_values_have_an_origin,
     monte_carlo_has_weight_and_targets,
     prompt_value_settings_have_a_reader,

@@ -16,7 +16,7 @@ from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.prompt_values import ValueSettings
 from shiqrun.evaluation.evaluator import PolicyEvaluator
-from shiqrun.losses.requirements import compares_completions, needs_of
+from shiqrun.losses.requirements import compares_completions, hyperparameters, needs_of
 from shiqrun.models.policy import ModelSettings, Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.settings import RolloutSettings
@@ -91,17 +91,17 @@ class Plan:
     @property
     def beta(self) -> float | None:
         """Return the KL temperature, reward units per nat; None for methods without one."""
-        return self.loss.keywords.get("beta")
+        return hyperparameters(self.loss).get("beta")
 
     @property
     def link(self) -> str | None:
         """Return how the loss compares Q with its target, "square" or "cross_entropy"; None without that choice."""
-        return self.loss.keywords.get("link")
+        return hyperparameters(self.loss).get("link")
 
     @property
     def top(self) -> float:
         """Return the largest reward that a cross-entropy takes to be possible, reward units."""
-        return float(self.loss.keywords.get("top", 0.0))
+        return float(hyperparameters(self.loss).get("top", 0.0))
 
     @cached_property
     def needs(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from shiqrun import losses
+from shiqrun.losses.requirements import hyperparameters
 from shiqrun.losses.soft_policy import monte_carlo
 from shiqrun.rollout.settings import RolloutSettings
 
@@ -28,5 +29,5 @@ def source_losses(rollout: RolloutSettings | None, loss: partial[Any]) -> dict[s
     for source, name in (rollout.losses if rollout else {}).items():
         if name is not None:
             own = inspect.signature(LOSSES[name]).parameters
-            found[str(source)] = partial(LOSSES[name], **{k: v for k, v in loss.keywords.items() if k in own})
+            found[str(source)] = partial(LOSSES[name], **{k: v for k, v in hyperparameters(loss).items() if k in own})
     return found

@@ -8,7 +8,7 @@ import torch
 
 from shiqrun import losses
 from shiqrun.losses.anchor import anchor
-from shiqrun.losses.requirements import compares_completions, needs_of, unit_count
+from shiqrun.losses.requirements import compares_completions, hyperparameters, needs, needs_of, unit_count
 from shiqrun.losses.soft_policy import monte_carlo
 from shiqrun.types import LossTerms
 from tests.losses.naive import LOSSES, ragged
@@ -127,3 +127,16 @@ def test_units_of_a_loss_that_declares_no_count_are_those_it_returns():
 
     batch, _, _ = ragged()
     assert unit_count(partial(own, weight=3.0), batch) == 3.0
+
+
+def test_hyperparameters_are_a_losss_own_defaults_under_what_partials_bind():
+    @needs("rewards", group_if={"baseline": "group_mean"}, units=lambda batch, weight: torch.full((), weight))
+    def own(batch, policy, reference, *, beta=0.1, weight=2.0, baseline="group_mean", lam):
+        raise NotImplementedError
+
+    bound = partial(partial(own, lam=0.5, beta=3.0), beta=4.0)
+    assert hyperparameters(own) == {"beta": 0.1, "weight": 2.0, "baseline": "group_mean"}
+    assert hyperparameters(bound) == {"beta": 4.0, "weight": 2.0, "baseline": "group_mean", "lam": 0.5}
+    assert needs_of(own) == {"rewards", "group"}
+    assert needs_of(partial(own, baseline="none")) == {"rewards"}
+    assert unit_count(bound, ragged()[0]) == 2.0

@@ -14,6 +14,7 @@ from tests.support.online_words import ONLINE, PROBLEMS, STEPS, TINY
 LIVE = ("algo.reference=frozen", *ONLINE)
 REPLAY = ("rollout.sources.replay=1",)
 RAY = ("rollout=ray", "rollout.waiting=8")
+NO_HYPERPARAMETERS = ("~algo.beta", "~algo.link", "~algo.top", "~algo.eps")
 BROKEN = {
     "loss_on_samples_has_a_rollout": (
         "ppo",
@@ -34,6 +35,11 @@ BROKEN = {
         "spo",
         ["algo.reward_offset=mean", "eval.reward=programs"],
         "algo.reward_offset=mean: prompt values are of rewards as they are; set it to none",
+    ),
+    "prompt_values_have_a_beta": (
+        "spo",
+        [*NO_HYPERPARAMETERS, "algo._target_=tests.support.own_losses.without_beta", "algo.values=x"],
+        "algo=spo needs the value of every prompt, a value at a beta; give its loss a keyword beta",
     ),
     "prompt_values_have_an_origin": ("spo", [], "algo=spo needs the value of every prompt: give algo.values=FILE"),
     "monte_carlo_has_weight_and_targets": (
@@ -250,3 +256,12 @@ def test_settings_that_can_be_break_no_rule(algo, words, monkeypatch):
     made = planned(algo, tuple(words))
     assert {name: told for name in RULES if (told := verdict(name, made))} == {}
     checks.check_settings(made)
+
+
+def test_a_plan_has_the_hyperparameters_that_its_loss_has_by_default():
+    own = "algo._target_=tests.support.own_losses.defaulted"
+    made = planned("spo", (*NO_HYPERPARAMETERS, own, "algo.values=x", "algo.anchor=1"))
+    assert made.loss.keywords == {}
+    assert (made.beta, made.link, made.top) == (0.3, "cross_entropy", 2.0)
+    checks.check_settings(made)
+    assert planned("spo", (own, "algo.beta=0.7", "algo.values=x")).beta == 0.7

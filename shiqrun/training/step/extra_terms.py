@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from shiqrun.losses.anchor import anchor
+from shiqrun.losses.requirements import hyperparameters
 from shiqrun.losses.residual import action_count
 from shiqrun.losses.soft_policy import annotated_action_count, monte_carlo
 from shiqrun.settings import AlgoSettings
@@ -75,8 +76,8 @@ class ExtraTerms:
             terms = _plus(terms, extra, weights.per_action)
             metrics |= extra.metrics
         if self.algo.monte_carlo:
-            bound = getattr(self.loss, "keywords", {})
-            shared = {name: bound[name] for name in ("top", "eps") if name in bound}
+            own = hyperparameters(self.loss)
+            shared = {name: own[name] for name in ("top", "eps") if name in own}
             extra = monte_carlo(batch, policy, reference, beta=self.beta, **shared)
             terms = _plus(terms, extra, self.algo.monte_carlo * weights.per_annotated)
             metrics |= extra.metrics
