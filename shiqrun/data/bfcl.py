@@ -88,7 +88,7 @@ class Bfcl(Source):
 
     def environment(self) -> BfclEnvironment:
         """Return the environment that plays the samples of `split`."""
-        return BfclEnvironment(self.samples, self.rules, by_side=self.split == "all")
+        return BfclEnvironment(self.samples, self.rules)
 
     def tasks(self, split: str) -> Iterator[Example]:
         """Yield the samples that `data.split` names, without trajectories.

@@ -49,6 +49,8 @@ class EpisodeInfo:
     Attributes:
         metrics: numbers by name (an official score, say); an evaluation shows the mean over tasks with its 95 %
             interval. A name that only some episodes have is averaged over those.
+        part_metrics: metrics of one part of the tasks, by names that the other parts' episodes do not have. They are
+            left out where every episode has them, since they would repeat the metrics of all.
         shares: (amount, whole) by name; an evaluation shows the sum of amounts over the sum of wholes.
         totals: numbers by name that an evaluation adds up.
         record: further columns of the episode's row in `episodes.jsonl`; JSON values.
@@ -58,6 +60,7 @@ class EpisodeInfo:
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
+    part_metrics: Mapping[str, float] = field(default_factory=dict)
     shares: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)

@@ -59,6 +59,9 @@ def episode_metrics(played: Sequence[Finished], *, beta: float | None, on_policy
     found = {"episodes": float(len(played))} | _average("reward", by_task, lambda p: sum(p.rewards))
     for name in _names(p.info.metrics for p in played):
         found |= _average(name, by_task, lambda p: p.info.metrics.get(name))  # noqa: B023 - called at once
+    for name in _names(p.info.part_metrics for p in played):
+        if not all(name in p.info.part_metrics for p in played):
+            found |= _average(name, by_task, lambda p: p.info.part_metrics.get(name))  # noqa: B023 - called at once
     if all(p.log_ratio is not None for p in played if p.completions) and any(p.completions for p in played):
         found |= _average("kl" if on_policy else "logratio_sum", by_task, lambda p: p.log_ratio or 0.0)
         if on_policy and beta is not None:

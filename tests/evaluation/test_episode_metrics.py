@@ -24,9 +24,10 @@ def played(name, rewards, *, classes=("A",), test=True, official=None, ratio=Non
     official, per_turn = right if official is None else official, sum(rewards) / len(rewards)
     side, refused = "test" if test else "train", more.get("refused", [])
     metrics = {"reward_per_turn": per_turn, "official_score": official, "official_agreement": official == right}
-    metrics |= {f"reward_per_turn/{part}": per_turn for part in (*classes, side)} | {f"official_score/{side}": official}
+    metrics |= {f"reward_per_turn/{part}": per_turn for part in classes}
     info = EpisodeInfo(
         metrics=metrics,
+        part_metrics={f"reward_per_turn/{side}": per_turn, f"official_score/{side}": official},
         shares={"turns/empty": (why.count("no call"), len(why))},
         totals={"calls/refused": len(refused), "calls/stopped": more.get("stopped", 0)},
     )
@@ -71,7 +72,7 @@ def test_a_class_has_the_samples_in_which_it_takes_part_and_a_side_its_own():
     assert by_class["B_ci95"] == pytest.approx(T1 * 0.25, rel=1e-6)
     assert math.isnan(by_class["A_ci95"])
     assert (found["official_score/test"], found["official_score/train"]) == (1.0, 0.0)
-    assert not any("/train" in k for k in of([played("a", [1.0]), played("b", [1.0])]))
+    assert not any("/train" in k or "/test" in k for k in of([played("a", [1.0]), played("b", [1.0])]))
 
 
 def test_disagreement_would_show():

@@ -52,7 +52,7 @@ def tasks(asked):
 
 def world(play_by=None):
     """The environment of all samples."""
-    return BfclEnvironment(dialogues(), play_by or rules(), by_side=True)
+    return BfclEnvironment(dialogues(), play_by or rules())
 
 
 def evaluator(asked, *, reference=None, context=4096, beta=None, rank=0, world_size=1, play_by=None, **options):

@@ -20,18 +20,17 @@ class BfclEnvironment(environment.Environment):
     Args:
         samples: those that may be played; the `prompt_id` of a task is the id of its sample.
         rules: how episodes are played and paid.
-        by_side: report test and training samples apart, too.
     """
 
     scripted_policies = (GROUND_TRUTH,)
 
-    def __init__(self, samples: Iterable[BfclSample], rules: Rules, *, by_side: bool) -> None:
-        self.samples, self.rules, self.by_side = {s.id: s for s in samples}, rules, by_side
+    def __init__(self, samples: Iterable[BfclSample], rules: Rules) -> None:
+        self.samples, self.rules = {s.id: s for s in samples}, rules
         self.harness = Harness()
 
     def begin(self, task: Example) -> "BfclEpisode":
         """Open new backends for the sample of a task."""
-        return BfclEpisode(Dialogue(self.samples[task.prompt_id], self.harness, self.rules), by_side=self.by_side)
+        return BfclEpisode(Dialogue(self.samples[task.prompt_id], self.harness, self.rules))
 
     def close(self) -> None:
         """End the confined process of the backends."""
@@ -43,11 +42,10 @@ class BfclEpisode(environment.Episode):
 
     Args:
         dialogue: the dialogue with its backends.
-        by_side: see `BfclEnvironment`.
     """
 
-    def __init__(self, dialogue: Dialogue, *, by_side: bool) -> None:
-        self.dialogue, self.opening, self.by_side = dialogue, list(dialogue.messages), by_side
+    def __init__(self, dialogue: Dialogue) -> None:
+        self.dialogue, self.opening = dialogue, list(dialogue.messages)
         self._truth = [text for calls in dialogue.sample.truth for text in turn_messages(calls, "one")]
         self._remarks: list[tuple[int, str]] = []
 
@@ -83,7 +81,7 @@ class BfclEpisode(environment.Episode):
         return self._truth.pop(0)
 
     def info(self) -> EpisodeInfo:
-        """Report the verdicts of our checker and of the official one, by class of backend where asked."""
+        """Report the verdicts of our checker and of the official one, by class of backend and by side of the split."""
         dialogue, sample = self.dialogue, self.dialogue.sample
         rewards, counted = dialogue.rewards(), dialogue.counted_turns()
         why = [verdict.why for verdict in dialogue.verdicts]
@@ -92,13 +90,12 @@ class BfclEpisode(environment.Episode):
         metrics = {"reward_per_turn": per_turn, "official_score": float(official)}
         metrics["official_agreement"] = float(official == dialogue.right)
         metrics |= {f"reward_per_turn/{name}": per_turn for name in sample.classes}
-        if self.by_side:
-            side = "test" if sample.is_test else "train"
-            metrics |= {f"reward_per_turn/{side}": per_turn, f"official_score/{side}": float(official)}
+        side = "test" if sample.is_test else "train"
         record: dict[str, Any] = {"turn_rewards": rewards, "counted": counted, "why": why}
         record |= {"refused": dialogue.refused, "official": official, "classes": sample.classes}
         return EpisodeInfo(
             metrics=metrics,
+            part_metrics={f"reward_per_turn/{side}": per_turn, f"official_score/{side}": float(official)},
             shares={"turns/empty": (why.count("no call"), len(why))},
             totals={"calls/refused": len(dialogue.refused), "calls/stopped": dialogue.stopped_calls},
             record=record,

@@ -36,6 +36,15 @@ def reference_messages(sample, together="one"):
     return [turn_messages(calls, together) for calls in sample.truth]
 
 
+def wrong_read():
+    """Sample 0 with one mistake in its second turn that changes no state."""
+    sample = real()[0]
+    turns = reference_messages(sample)
+    assert turns[1][1] == "[grep(file_name='final_report.pdf',pattern='budget analysis')]"
+    turns[1][1] = "[grep(file_name='final_report.pdf',pattern='nothing')]"
+    return sample, turns
+
+
 def mistaken_messages(sample, together, rng):
     """By turn: every second one with a mistake in it, on average."""
     turns = []

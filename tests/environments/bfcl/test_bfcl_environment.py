@@ -9,14 +9,15 @@ pytest.importorskip("bfcl_eval", reason="the functions of BFCL come with bfcl-ev
 from shiqrun.environments.bfcl.environment import GROUND_TRUTH, BfclEnvironment
 from shiqrun.environments.bfcl.rendering import DONE
 from shiqrun.types import Example
-from tests.environments.bfcl.dialogues import RULES, calculator
+from tests.environments.bfcl.dialogues import RULES, calculator, wrong_read
+from tests.support.bfcl_episodes import Lines, spoken
 
 SAMPLE = calculator(["add(a=1, b=2)"], [], ["add(a=3, b=4)"])
 
 
 @pytest.fixture
 def episode():
-    with BfclEnvironment([SAMPLE], RULES, by_side=True) as world:
+    with BfclEnvironment([SAMPLE], RULES) as world:
         yield world.begin(Example([], [], None, prompt_id=SAMPLE.id))
 
 
@@ -39,7 +40,7 @@ def test_a_turns_reward_falls_on_its_last_message_and_results_come_back(episode)
     assert info.record["counted"] == [True, False, True]
     assert info.metrics["reward_per_turn"] == info.metrics["reward_per_turn/MathAPI"] == 0.5
     assert (info.metrics["official_score"], info.metrics["official_agreement"]) == (0, 1)
-    assert info.metrics["reward_per_turn/train"] == 0.5, "sample 900 is no test sample"
+    assert info.part_metrics["reward_per_turn/train"] == 0.5, "sample 900 is no test sample"
     assert info.label == "MathAPI"
     assert [text for _, text in info.remarks] == ["reward 1", "not counted: no reference answer", "reward 0: no call"]
 
@@ -62,3 +63,15 @@ def test_the_reference_answer_earns_all(episode):
     assert [step.reward for step in steps] == [0, 1, 0, 0, 1]
     assert steps[-1].terminated
     assert episode.info().metrics["official_score"] == 1
+
+
+def test_the_row_of_an_episode_is_plain_and_complete():
+    sample, turns = wrong_read()
+    (played,) = spoken(Lines(lambda _: [text for turn in turns for text in turn]), [sample])
+    row = played.row()
+    assert json.loads(json.dumps(row)) == row
+    assert row["id"] == sample.id
+    assert len(row["rewards"]) == sum(m["role"] == "assistant" for m in row["messages"])
+    assert row["turn_rewards"] == [1, 0, 1, 1]
+    assert row["why"] == ["", "execution response mismatch", "", ""]
+    assert (row["counted"], row["refused"], row["ended"]) == ([True] * 4, [], "")

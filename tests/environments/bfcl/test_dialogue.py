@@ -6,7 +6,15 @@ from shiqrun.environments.bfcl.calls import LONGEST_MESSAGE
 from shiqrun.environments.bfcl.dialogue import Dialogue
 from shiqrun.environments.bfcl.harness import Harness
 from shiqrun.environments.bfcl.rendering import DONE
-from tests.environments.bfcl.dialogues import RULES, calculator, played, real, reference_messages, with_truth
+from tests.environments.bfcl.dialogues import (
+    RULES,
+    calculator,
+    played,
+    real,
+    reference_messages,
+    with_truth,
+    wrong_read,
+)
 
 pytest.importorskip("bfcl_eval", reason="the functions of BFCL come with bfcl-eval")
 
@@ -43,15 +51,6 @@ def test_a_dialogue_is_question_call_result_until_no_call(harness):
     assert episode.message_rewards() == [0, 1, 0, 1]  # a turn is paid at its last message
     assert episode.right
     assert episode.official()
-
-
-def wrong_read():
-    """Sample 0 with one mistake in its second turn that changes no state."""
-    sample = real()[0]
-    turns = reference_messages(sample)
-    assert turns[1][1] == "[grep(file_name='final_report.pdf',pattern='budget analysis')]"
-    turns[1][1] = "[grep(file_name='final_report.pdf',pattern='nothing')]"
-    return sample, turns
 
 
 def wrong_write():
