@@ -13,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.of_run import data_node, with_evaluation_of_run
+from shiqrun.config.suggest import did_you_mean
 from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
 
 if TYPE_CHECKING:
-    from shiqrun.data.source import ExactEvaluation
+    from shiqrun.data.source import ExactEvaluation, Source
     from shiqrun.evaluation.evaluator import PolicyEvaluator
     from shiqrun.evaluation.subject import Subject
     from shiqrun.rewards.reward import Reward
@@ -145,20 +146,15 @@ def _evaluate_script(config: DictConfig, run_dir: Path, asked: "AnswerSettings")
     from shiqrun.evaluation.result_files import write_results
 
     began, name = time.perf_counter(), asked.policy
+    node = data_node(config, rundir.load(Path(config.run)), SCHEMA) if config.run else config.data
+    source, data = build_data(node)
+    _expect_script(name, source, f"data={node.name}")
     for key in ("run", "reference", "reward"):
         if config.get(key):
             value = config[key] if key != "reward" else config.reward.get("name")
             raise InputError(
                 f"eval.policy={name} plays no model and earns the environment's rewards; leave out {key}={value}"
             )
-    source, data = build_data(config.data)
-    environment = source.environment()
-    known = () if environment is None else environment.scripted_policies
-    if name not in known:
-        there = f"it has {', '.join(known)}" if known else "it has no scripted policy"
-        raise InputError(
-            f"eval.policy={name}: data={config.data.name} does not know it, {there}; or set eval.policy=model"
-        )
     tasks = choose_tasks(tasks_of(source, asked.split, data), asked.max_prompts, data.limit)
     if config.dry_run:
         _print_dry_run(config, f"{len(tasks)} tasks, played by the scripted policy {name}")
@@ -168,6 +164,20 @@ def _evaluate_script(config: DictConfig, run_dir: Path, asked: "AnswerSettings")
     about = {"exact": False, "beta": None, "policy": name, "data": config.data.name, **source.about()}
     title = f"scripted policy {name} on {config.data.name}"
     _write_metrics(run_dir, result.metrics, about, asked, seconds=time.perf_counter() - began, title=title)
+
+
+def _expect_script(name: str, source: "Source", data: str) -> None:
+    """Check that the data set's environment has a scripted policy of this name.
+
+    Raises:
+        InputError: it has none; the message suggests the nearest name.
+    """
+    environment = source.environment()
+    known = () if environment is None else environment.scripted_policies
+    if name not in known:
+        there = f"it has {', '.join(known)}" if known else "it has no scripted policy"
+        hint = did_you_mean(name, [MODEL, *known]) or f", {there}; or set eval.policy={MODEL}"
+        raise InputError(f"eval.policy={name}: {data} does not know it{hint}")
 
 
 def _print_dry_run(config: DictConfig, what: str) -> None:

@@ -87,6 +87,8 @@ def test_an_episode_of_too_many_messages_is_truncated(home):
     ("words", "message"),
     [
         (("eval.policy=gold",), "it has perfect, once"),
+        (("eval.policy=modle", "reward=exact_match"), "data=counting does not know it; did you mean model?"),
+        (("eval.policy=perfekt", "reference=base"), "data=counting does not know it; did you mean perfect?"),
         (("eval.policy=perfect", "reward=exact_match"), "leave out reward=exact_match"),
         (("reward=exact_match",), "the environment of data=counting pays its own rewards"),
     ],
@@ -95,3 +97,10 @@ def test_what_cannot_be_played_is_refused_by_name(home, capsys, words, message):
     code, folder = shiqrun(home, "eval", "refused", "data=counting", *SIZE, *words)
     assert (code, folder.exists()) == (2, False)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_misspelt_policy_beside_a_run_is_looked_up_in_the_runs_data_set(home, trained, capsys):
+    for typed, meant in (("modle", "model"), ("onec", "once")):
+        assert shiqrun(home, "eval", "misspelt", f"run={trained}", f"eval.policy={typed}")[0] == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"data=counting does not know it; did you mean {meant}?" in told
