@@ -52,3 +52,8 @@ def test_whatever_the_weights_the_counts_add_up_and_groups_are_whole():
             assert batch - 2 * group < sum(shares.values()) <= batch
         tried += 1
     assert tried > 8000
+
+
+def test_as_many_steps_of_staleness_as_the_interval_brings_are_accepted():
+    assert settings(max_staleness=9).max_staleness == 9
+    assert settings(max_staleness=0, model_update_interval=1).max_staleness == 0
