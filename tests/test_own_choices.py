@@ -18,6 +18,11 @@ def squared_log_ratio(batch, policy, reference):
     return LossTerms((log_ratio**2).sum(), batch.action_mask.sum())
 
 
+def towards_best(batch, policy, reference, *, beta=0.5):
+    """Has a hyperparameter that its YAML leaves at its default."""
+    return squared_log_ratio(batch, policy, reference)
+
+
 class Echo:
     def load(self, split):
         for i in range(24):
@@ -58,6 +63,16 @@ def test_a_loss_needs_a_yaml_with_its_target_alone(folder, flags):
     assert json.loads((run / "summary.json").read_text())["algo"] == "mine"
     assert main(["eval", f"run={run}", "eval.beta=1", "run_dir=answers"]) == 0
     assert main(["report", str(run)]) == 0
+
+
+def test_a_losss_default_beta_is_the_beta_of_training_and_evaluation():
+    choose("conf", "algo", "towards_best")
+    small = ("data.maps=20", "data.val_maps=3", "model.hidden_size=16", "model.num_layers=1", "eval.every=1")
+    words = (*small, "trainer.max_steps=1", "logger=none", "algo.reference=frozen", "+algo.anchor=1", "run_dir=run")
+    assert main(["train", "algo=mine", *words]) == 0
+    assert "val/regularised_return" in json.loads(Path("run/summary.json").read_text())
+    assert main(["eval", "run=run", "run_dir=answers"]) == 0
+    assert json.loads(Path("answers/eval.json").read_text())["beta"] == 0.5
 
 
 def test_a_data_set_and_a_reward_need_a_yaml_with_their_target_alone():

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.choices import build_data, build_reward
-from shiqrun.config.of_run import data_node, with_evaluation_of_run
+from shiqrun.config.of_run import beta_of_run, data_node, with_evaluation_of_run
 from shiqrun.config.suggest import did_you_mean
 from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
@@ -243,7 +243,7 @@ def _of_run(config: DictConfig) -> "Subject":
         policy=trained.policy,
         reference=trained.reference,
         context=choice.context(),
-        beta=former.algo.get("beta"),
+        beta=beta_of_run(former),
         where={"run": str(folder), "checkpoint": config.checkpoint, "algo": former.algo.name, "data": node.name},
     )
 

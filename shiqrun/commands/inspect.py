@@ -12,7 +12,7 @@ from rich.text import Text
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.choices import build_data
-from shiqrun.config.of_run import data_node
+from shiqrun.config.of_run import beta_of_run, data_node
 from shiqrun.config.validate import COMMON_NODES, Schema, build, target
 from shiqrun.errors import InputError
 from shiqrun.report.terminal_credit import (
@@ -101,7 +101,7 @@ def _look_into(config: DictConfig) -> None:
         _print_config(config)
         _print_tables(encoded)
         return
-    rows, beta = _split(encoded, config), former.algo.get("beta")
+    rows, beta = _split(encoded, config), beta_of_run(former)
     rows = _with_offset(rows, encoded, former, config)
     made = credit(
         trained.policy,
@@ -174,7 +174,7 @@ def _print_learned(made: "list[Credit]", config: DictConfig, former: DictConfig)
     known: dict[str, Colours] = {"256": "256", "truecolor": "truecolor"}
     colours = known.get(console.color_system or "", "") if not console.no_color else ""
     scale, quantity = colour_scale(made, config.show), config.show
-    beta = former.algo.get("beta")
+    beta = beta_of_run(former)
     unit = "nats (the method has no beta)" if beta is None else f"reward units, beta {beta:g}"
     console.print(Text(f"{former.algo.name} on {former.data.name}, {config.run}", style="bold"), soft_wrap=True)
     for credit in made:

@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.config import run_directory as rundir
+from shiqrun.config.locate import locate
 from shiqrun.config.validate import Schema, check
 from shiqrun.errors import InputError
 from shiqrun.util.quoting import as_override, unquote
@@ -60,6 +61,19 @@ def _as_override(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_as_override, value))}]"
     return as_override(value) if isinstance(value, str) else "null" if value is None else str(value).lower()
+
+
+def beta_of_run(former: DictConfig) -> float | None:
+    """Return the KL temperature of a run's method, reward units per nat: as configured, or as its loss has by default.
+
+    Raises:
+        InputError: the run's config has no beta, and its loss cannot be imported.
+    """
+    if "beta" in former.algo:
+        return former.algo.beta
+    from shiqrun.losses.requirements import hyperparameters
+
+    return hyperparameters(locate("algo._target_", former.algo._target_)).get("beta")
 
 
 def data_node(config: DictConfig, former: DictConfig, schema: Schema) -> DictConfig:
