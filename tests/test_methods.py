@@ -185,7 +185,7 @@ def test_the_anchors_sum_is_weighed_so_that_the_step_divides_it_by_actions(loss,
     method.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     actions = int(given.actions.sum())
     units = {"shiq": actions, "shiq_tk": 12, "copg": 6, "dpo": 6}[loss]  # twelve rows, two of each prompt, no tie
-    assert method._weights(batches, method.loss).per_action == pytest.approx(units / actions)
+    assert method._term_weights(batches, method._step_loss(batches)).per_action == pytest.approx(units / actions)
 
 
 @pytest.mark.slow
