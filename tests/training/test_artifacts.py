@@ -11,7 +11,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import shiqrun.training.run
+import shiqrun.training.finish
 from shiqrun.cli import main
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.training.artifacts import append_samples, drop_samples_after
@@ -111,9 +111,9 @@ def adapted_run(words, run_dir):
             kept["start"] = logits(policy.model)
         return save(policy, *rest)
 
-    save = shiqrun.training.run.save_policy
+    save = shiqrun.training.finish.save_policy
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shiqrun.training.run, "save_policy", watched)
+        patch.setattr(shiqrun.training.finish, "save_policy", watched)
         assert main(["train", *PROBLEM, *words, f"run_dir={run_dir}", "trainer.max_steps=8"]) == 0
     return kept["trained"], kept["start"], kept["copies"]
 

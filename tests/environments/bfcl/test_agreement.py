@@ -206,4 +206,4 @@ def test_the_configured_rules_are_those_of_the_official_runner():
     from bfcl_eval.constants.default_prompts import MAXIMUM_STEP_LIMIT
 
     configured = yaml.safe_load((files("shiqrun.conf") / "data/bfcl.yaml").read_text())
-    assert configured["data"]["max_steps"] == RULES.max_steps == MAXIMUM_STEP_LIMIT
+    assert configured["max_steps"] == RULES.max_steps == MAXIMUM_STEP_LIMIT
