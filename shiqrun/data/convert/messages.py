@@ -1,0 +1,150 @@
+"""These pure functions bring chat messages and tool schemas of other tools into one form, that of OpenAI's chats.
+
+A message is `{"role", "content"}` with a text as content; an assistant message may have `tool_calls` (a list of
+`{"id", "type": "function", "function": {"name", "arguments"}}`, with arguments as an object) and `reasoning_content`,
+a tool message a `tool_call_id` and a `name`, and any message `"train": false`.
+"""
+
+import json
+from typing import Any
+
+from shiqrun.errors import InputError
+from shiqrun.types import Message
+
+ROLE_OF = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "ai": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
+}
+"""The role in a chat of every name that formats have for it."""
+
+KEPT = ("reasoning_content", "tool_call_id", "name", "train")
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def normal_messages(value: Any, place: str) -> list[Message]:
+    """Return a list of messages in OpenAI's form.
+
+    Args:
+        value: a list of messages of any known form.
+        place: file, row and column, for error messages.
+
+    Raises:
+        InputError: no list of messages, an unknown role, a content that is no text, or a broken tool call.
+    """
+    if not isinstance(value, list):
+        raise InputError(f"{place}: expected a list of messages, found {brief(value)}; name the column that holds them")
+    return [normal_message(message, f"{place}, message {i}") for i, message in enumerate(value)]
+
+
+def normal_message(message: Any, place: str) -> Message:
+    """Return one message in OpenAI's form; see `normal_messages`."""
+    if not isinstance(message, dict):
+        raise InputError(f"{place}: expected an object with role and content, found {brief(message)}")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLE_OF:
+        raise InputError(f"{place}: role {brief(role)}; expected one of {', '.join(ROLE_OF)}")
+    made: Message = {"role": ROLE_OF[role], "content": text_of(message.get("content"), place)}
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise InputError(f"{place}: tool_calls must be a list, found {brief(calls)}")
+    if message.get("function_call"):
+        calls = [*calls, message["function_call"]]
+    if calls:
+        made["tool_calls"] = [normal_call(call, f"{place}, tool call {i}") for i, call in enumerate(calls)]
+    made.update({key: message[key] for key in KEPT if message.get(key) is not None})
+    return made
+
+
+def text_of(content: Any, place: str) -> str:
+    """Return a message's content as text: null is empty, and text parts are joined.
+
+    Raises:
+        InputError: a part is no text, such as an image.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InputError(f"{place}: content must be a text or a list of text parts, found {brief(content)}")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        text = part if isinstance(part, str) else part.get("text") if kind in TEXT_PARTS else None
+        if not isinstance(text, str):
+            raise InputError(f"{place}: a content part of type {kind!r} is no text; remove it, or drop the row")
+        texts.append(text)
+    return "".join(texts)
+
+
+def normal_call(call: Any, place: str) -> dict[str, Any]:
+    """Return a tool call in OpenAI's form; accepted are also `{"name", "arguments"}` and LangChain's `{"name", "args"}`.
+
+    Raises:
+        InputError: the call names no function, or its arguments are no JSON object.
+    """
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InputError(f"{place}: expected an object with the name of a function, found {brief(call)}")
+    arguments = function.get("arguments", function.get("args"))
+    named = {"name": function["name"], "arguments": normal_arguments(arguments, f"{place} of {function['name']}")}
+    made = {"type": "function", "function": named}
+    return {"id": call["id"], **made} if call.get("id") is not None else made
+
+
+def normal_arguments(value: Any, place: str) -> dict[str, Any]:
+    """Return the arguments of a tool call as an object; a text is read as JSON, null and an empty text are `{}`.
+
+    Raises:
+        InputError: no JSON object.
+    """
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise InputError(f"{place}: arguments are no JSON: {brief(value)}; mend them or drop the row") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: arguments must be a JSON object, found {brief(value)}; mend them or drop the row")
+    return value
+
+
+def normal_tools(value: Any, place: str) -> list[dict[str, Any]]:
+    """Return tool schemas as a list of `{"type": "function", "function": {"name", ...}}`; a text is read as JSON.
+
+    Raises:
+        InputError: no JSON, no list, or a schema without the name of a function.
+    """
+    if value is None or value == "":
+        return []
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise InputError(f"{place}: tools are no JSON: {brief(value)}; give a list of function schemas") from None
+    if not isinstance(value, list):
+        raise InputError(f"{place}: tools must be a list of function schemas, found {brief(value)}")
+    made = []
+    for tool in value:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InputError(f"{place}: a tool is {brief(tool)}; expected a function schema with a name")
+        made.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
+    return made
+
+
+def brief(value: Any) -> str:
+    """Return a value's type and the beginning of its text, for error messages."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
