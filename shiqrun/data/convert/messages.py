@@ -88,7 +88,7 @@ def text_of(content: Any, place: str) -> str:
 
 
 def normal_call(call: Any, place: str) -> dict[str, Any]:
-    """Return a tool call in OpenAI's form; accepted are also `{"name", "arguments"}` and LangChain's `{"name", "args"}`.
+    """Return a tool call in OpenAI's form; bare `{"name", "arguments"}` (or "args") are accepted.
 
     Raises:
         InputError: the call names no function, or its arguments are no JSON object.
