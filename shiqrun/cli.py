@@ -36,6 +36,7 @@ COMMANDS = {
     "pivotal": Command("shiqrun.commands.pivotal", "find tokens at which the chance of success jumps", writes=True),
     "sweep": Command("shiqrun.commands.sweep", "train a grid of settings, one process each", writes=True),
     "report": Command("shiqrun.commands.report", "write one HTML page about runs and sweeps", writes=False, plain=True),
+    "convert": Command("shiqrun.commands.convert", "turn logs of other tools into rows", writes=False, plain=True),
     "inspect": Command("shiqrun.commands.inspect", "print trajectories as the losses see them", writes=False),
     "doctor": Command(
         "shiqrun.commands.doctor", "check what this machine offers, and its sandbox", writes=False, plain=True

@@ -67,10 +67,10 @@ def row_of(dialogue: Dialogue, score: str | None) -> tuple[str, Row]:
     if dialogue.tools:
         row["tools"] = dialogue.tools
     kind = ""
-    if score in dialogue.scores:
+    if score is not None and score in dialogue.scores:
         kind = "reward"
         row[kind] = dialogue.scores[score]
-    elif score in dialogue.turn_scores:
+    elif score is not None and score in dialogue.turn_scores:
         kind = "rewards"
         row[kind] = [dialogue.turn_scores[score].get(turn, 0.0) for turn in range(dialogue.turns)]
     return kind, {**row, "trace": dialogue.name}

@@ -29,7 +29,7 @@ def by_trace(rows: PlacedRows, name: Callable[[Row, str], str]) -> Iterator[tupl
         store = sqlite3.connect(f"{folder}/rows.db")
         try:
             store.execute("create table r (number integer primary key, trace text, place text, row text)")
-            made = ((name(row, place), place, json.dumps(row)) for place, row in rows)
+            made = ((name(row, place), place, json.dumps(row, default=str)) for place, row in rows)
             store.executemany("insert into r (trace, place, row) values (?, ?, ?)", made)
             store.execute("create index t on r (trace)")
             for (trace,) in store.execute("select trace from r group by trace order by min(number)"):
