@@ -14,6 +14,7 @@ from shiqrun.console import track
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
+from shiqrun.evaluation.checkpoint_files import read_checkpoint
 from shiqrun.models.adapter import merge_adapter
 from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.pretrained import Pretrained
@@ -116,7 +117,7 @@ def trained_policy(
         policy = Policy(saved.build(tokenizer, seed), autocast=autocast)
     else:
         policy = Policy(prepare(start, model), autocast=autocast)
-        saved_state = _checkpoint(folder / "checkpoints" / f"{checkpoint}.ckpt")
+        saved_state = read_checkpoint(folder / "checkpoints" / f"{checkpoint}.ckpt")
         _expect_same_start(folder, saved_state[STAMP]["model"], now)
         policy.load_state_dict(_weights(saved_state))
     return Trained(tokenizer, policy.eval(), reference)
@@ -132,12 +133,6 @@ def _expect_same_start(folder: Path, before: str | None, now: str) -> None:
             f"run={folder}: the model that it started from (its reference) has changed since: fingerprint {before} "
             f"then, {now} now; put the former weights back at its model.path"
         )
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    return dict(torch.load(path, map_location="cpu", weights_only=False))
 
 
 def _weights(checkpoint: dict[str, Any]) -> dict[str, Any]:

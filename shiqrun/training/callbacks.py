@@ -11,26 +11,25 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from shiqrun.errors import InputError, TrainingError
+from shiqrun.evaluation.checkpoint_files import load_plain, save_checkpoint
 from shiqrun.evaluation.evaluator import EvaluationResult, PolicyEvaluator
 from shiqrun.models.reference import Live
 from shiqrun.training.step.method import Method
-from shiqrun.util.atomic import atomic_path, remove_partials
 
 MONITORED = (("val/regularised_return", 1), ("val/reward", 1), ("val/loss", -1))
 """The metrics that choose the best checkpoint, the first known one counts; 1 if more is better, else -1."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """An `AtomicCheckpointIO` writes each checkpoint as a whole, so that a kill leaves the former checkpoint."""
+    """An `AtomicCheckpointIO` streams each checkpoint to its own directory as a whole, and loads no code from one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to the file `path`, as a whole or not at all."""
-        target = Path(path)
-        remove_partials(target.parent, target.name)  # a run has one writer; partial files of a killed one may be large
-        for partial in target.parent.glob(f"{target.name}.*.tmp"):  # as earlier versions called them
-            partial.unlink()
-        with atomic_path(target) as partial:
-            super().save_checkpoint(checkpoint, partial, storage_options)
+        """Write `checkpoint` and its checksum to the file `path`, as a whole or not at all."""
+        save_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Return the tensors and plain values of a checkpoint, whose checksum `execute` has compared."""
+        return load_plain(Path(path))
 
 
 class Checkpoints(Callback):
@@ -65,12 +64,12 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(self.last)
 
     def save_if_best(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """Save `best.ckpt` if these validation metrics are better than the best so far."""
+        """Save the weights alone as `best.ckpt` if these validation metrics are better than the best so far."""
         for name, sign in MONITORED:
             if name in metrics:
                 if self.best is None or sign * metrics[name] > self.best:
                     self.best = sign * metrics[name]
-                    trainer.save_checkpoint(self.best_path)
+                    trainer.save_checkpoint(self.best_path, weights_only=True)
                 return
 
 

@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
@@ -14,6 +13,7 @@ from shiqrun.batching.logged_data import LoggedData
 from shiqrun.console import is_main_process
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted
+from shiqrun.evaluation.checkpoint_files import read_checkpoint, remove_leftovers
 from shiqrun.models.reference import AdapterOff, FrozenReference, Live, Reference
 from shiqrun.settings import STAMP
 from shiqrun.tracking import log_samples
@@ -66,6 +66,8 @@ def execute(run: Run, resume: bool) -> None:
     """
     plan, began = run.plan, time.perf_counter()
     checkpoints = Checkpoints(plan.run_dir / "checkpoints", plan.trainer.checkpoint_every)
+    if is_main_process():
+        remove_leftovers(plan.run_dir / "checkpoints")
     checkpoint = checkpoints.last if resume and checkpoints.last.is_file() else None
     step = _step_of(checkpoint, run) if checkpoint else -1
     describe(run)
@@ -129,7 +131,7 @@ def _fit(
     trainer = _trainer(run, [*callbacks, signals], [metrics, *run.plan.trackers()])
     signals.install()
     try:
-        trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+        trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Stopped as stopped:
         raise Interrupted(str(stopped)) from None
     finally:
@@ -186,9 +188,10 @@ def _step_of(checkpoint: Path, run: Run) -> int:
     """Return the number of optimiser steps after which a checkpoint was saved, if it fits the run.
 
     Raises:
-        InputError: it was made with other data, starting model or reward of answers than the run's config makes now.
+        InputError: it is damaged, holds code, or was made with other data, starting model or reward of answers than
+            the run's config makes now.
     """
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+    saved = read_checkpoint(checkpoint)
     for name, now in run.fingerprints().items():
         before = saved[STAMP].get(name, now)
         if before != now:
