@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
-from shiqrun.data.convert.messages import brief, normal_call, normal_message, normal_messages, normal_tools
+from shiqrun.data.convert.messages import Message, brief, normal_call, normal_message, normal_messages, normal_tools
 from shiqrun.errors import InputError
-from shiqrun.types import Message
 
 SCORES = ("reward", "score", "label", "resolved", "target")
 """The columns of a chat that are read as scores."""

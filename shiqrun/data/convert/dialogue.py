@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from shiqrun.data.convert.messages import Message
 from shiqrun.errors import InputError
-from shiqrun.types import Message
 
 Row = dict[str, Any]
 PlacedRows = Iterable[tuple[str, Row]]

@@ -9,7 +9,9 @@ import json
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.types import Message
+
+Message = dict[str, Any]
+"""As `shiqrun.types.Message`, which lies beside tensors: converting starts without torch."""
 
 ROLE_OF = {
     "system": "system",

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
-from shiqrun.data.convert.messages import normal_message, normal_messages, normal_tools
+from shiqrun.data.convert.messages import Message, normal_message, normal_messages, normal_tools
 from shiqrun.data.convert.traces import Call, by_trace, dialogues_of
-from shiqrun.types import Message
 
 LANGCHAIN = {"HumanMessage": "user", "AIMessage": "assistant", "SystemMessage": "system", "ToolMessage": "tool"}
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
-from shiqrun.data.convert.messages import brief, normal_message, normal_tools
+from shiqrun.data.convert.messages import Message, brief, normal_message, normal_tools
 from shiqrun.data.convert.traces import Call, by_trace, dialogues_of
 from shiqrun.errors import InputError
-from shiqrun.types import Message
 
 INDEXED = re.compile(r"gen_ai\.(prompt|completion)\.(\d+)\.(.+)")
 EVALUATION = "gen_ai.evaluation."

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row
-from shiqrun.types import Message
+from shiqrun.data.convert.messages import Message
 
 
 @dataclass(frozen=True)
