@@ -4,7 +4,6 @@ The header holds the fingerprints of the reference and the reward and the sampli
 hundreds of completions of each of thousands of prompts are more than a machine's memory.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from typing import Any
 
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import write_atomic
-from shiqrun.util.jsonl import Line, append_lines, encode_line, read_lines, truncate
+from shiqrun.util.jsonl import Line, append_lines, encode_line, parse_line, read_lines, truncate
 from shiqrun.util.lock import wait_for_lock
 
 FORMAT = 1
+ADVICE = "take the row out, and it is computed again"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class JsonlCache:
             self._open()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, encode_line(self.header))
+            write_atomic(path, encode_line(self.header, sealed=True))
 
     @property
     def header(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class JsonlCache:
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows and force them to disk; after an error (a full disk) the file is as it was before."""
         new = list(rows)
-        for row, start in zip(new, append_lines(self.path, new, default=str), strict=True):
+        for row, start in zip(new, append_lines(self.path, new, default=str, sealed=True), strict=True):
             self._remember(row, start)
 
     def rows(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -106,7 +106,7 @@ class JsonlCache:
         with self.path.open("rb") as file:
             for key in keys:
                 file.seek(self._starts[key])
-                yield json.loads(file.readline())
+                yield parse_line(file.readline(), self.path, ADVICE)
 
 
 @contextmanager
@@ -147,9 +147,8 @@ def read_rows(path: Path, kind: CacheKind) -> Iterator[Line]:
     Raises:
         InputError: the file cannot be read, is no such file, or has a broken row that is not the last.
     """
-    advice = "take the row out, and it is computed again"
     try:
-        lines = read_lines(path, advice, lambda row: kind.mark in row or kind.column in row)
+        lines = read_lines(path, ADVICE, lambda row: kind.mark in row or kind.column in row)
         try:
             header = next(lines, None)
         except InputError:  # its first line is no header, whatever else it is

@@ -21,6 +21,8 @@ from shiqrun.util.intervals import interval
 
 log = logging.getLogger("shiqrun")
 SCORED_BY = "reward/fingerprint"
+DIGEST = "digest"
+"""The key of a chunk of the cache that holds a hash of its scores."""
 CHUNK = 256
 """Number of completions that are scored and written to disk together."""
 
@@ -105,17 +107,34 @@ class ScoreCache:
 
     def _keep(self, new: dict[str, CachedScore]) -> None:
         self._known |= new
-        write_atomic(self.folder / f"{_hash(' '.join(new))}.json", json.dumps(new))
+        text = json.dumps(new)
+        write_atomic(self.folder / f"{_hash(' '.join(new))}.json", json.dumps({DIGEST: _hash(text), "scores": new}))
 
     def _read(self) -> Iterator[tuple[str, CachedScore]]:
         for file in sorted(self.folder.glob("*.json")):
             try:
                 yield from [
                     (key, CachedScore(int(tokens), None if score is None else float(score), *verdict))
-                    for key, (tokens, score, *verdict) in json.loads(file.read_text(encoding="utf-8")).items()
+                    for key, (tokens, score, *verdict) in _scores_in(file).items()
                 ]
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 log.warning(f"{file}: cannot be read ({error}); its scores are computed again")
+
+
+def _scores_in(file: Path) -> dict[str, Any]:
+    """Return the scores of a chunk; one that an older version wrote has no hash.
+
+    Raises:
+        ValueError: it is no JSON, or not as it was written.
+        OSError: it cannot be read.
+    """
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if "scores" not in content:
+        return content
+    if content.get(DIGEST) != _hash(json.dumps(content["scores"])):
+        raise ValueError("its scores are not those that were written")
+    found: dict[str, Any] = content["scores"]
+    return found
 
 
 def _limit(reward: Reward, max_length: int | None) -> int | None:

@@ -55,11 +55,20 @@ def actions_are_the_policys(plan: Plan, rows: Rows) -> str | None:
 
 
 def group_means_leave_rewards(plan: Plan, rows: Rows) -> str | None:
-    """The mean of a group of one is its own return, so that nothing of any reward would be left."""
-    if plan.algo.reward_offset == "group_mean" and rows.group.max() + 1 == len(rows):
+    """The mean of a group of one is its own return, so that nothing of its reward would be left."""
+    if plan.algo.reward_offset != "group_mean":
+        return None
+    alone = np.flatnonzero(np.bincount(rows.group)[rows.group] == 1)
+    if len(alone) == len(rows):
         return (
             "algo.reward_offset=group_mean takes every prompt's mean return, but each prompt has one completion, so "
             "that all rewards would be 0; use mean or none"
+        )
+    if len(alone):
+        return (
+            f"algo.reward_offset=group_mean takes every prompt's mean return, but {len(alone)} of {len(rows)} "
+            f"trajectories are alone with their prompt (some perhaps since others were dropped), first "
+            f"{rows.trajectories[alone[0]].source}: their rewards would be 0; use mean or none, or take these rows out"
         )
     return None
 

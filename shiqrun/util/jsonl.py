@@ -2,8 +2,12 @@
 
 A writer that is killed while it appends leaves at most one torn line, the last: it has no line feed at its end, or
 holds no JSON. Any other broken line is damage, and reading stops with its place.
+
+A sealed line ends with a hash of the bytes before it, under the key SEAL, so that a changed value is damage, too.
+Older versions sealed nothing: lines without a seal are accepted as long as no sealed one stands before them.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,15 +19,22 @@ from shiqrun.errors import InputError
 from shiqrun.util.atomic import sync
 
 Row = dict[str, Any]
+SEAL = "line_digest"
+"""The last key of a sealed line: a BLAKE2b hash of the bytes before it, 16 hexadecimal digits."""
+_MARK = f', "{SEAL}": "'.encode()
 
 
 class Line(NamedTuple):
-    """A `Line` is a whole line of a file: its number from 1, its JSON object, and the bytes of its start and end."""
+    """A `Line` is a whole line of a file: its number from 1, its JSON object, and the bytes of its start and end.
+
+    The object is without the seal; `sealed` says whether it had one.
+    """
 
     number: int
     row: Row
     start: int
     end: int
+    sealed: bool = False
 
 
 def read_lines(path: Path, advice: str, fits: Callable[[Row], bool] = lambda row: True) -> Iterator[Line]:
@@ -40,7 +51,7 @@ def read_lines(path: Path, advice: str, fits: Callable[[Row], bool] = lambda row
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        start = 0
+        start, any_sealed = 0, False
         for number, text in enumerate(file, 1):
             try:
                 row = _parsed(text)
@@ -50,11 +61,21 @@ def read_lines(path: Path, advice: str, fits: Callable[[Row], bool] = lambda row
                 row = None
             if not isinstance(row, dict) or not fits(row):
                 raise InputError(f"{path}:{number}: a broken line; {advice}")
-            yield Line(number, row, start, start := start + len(text))
+            sealed = row.pop(SEAL, None) is not None
+            if not (is_as_written(text) if sealed else not any_sealed):
+                raise InputError(
+                    f"{path}:{number}: a changed line, its values are not those that were written; {advice}"
+                )
+            any_sealed |= sealed
+            yield Line(number, row, start, start := start + len(text), sealed)
 
 
 def append_lines(
-    path: Path, rows: Iterable[Mapping[str, Any]], *, default: Callable[[Any], Any] | None = None
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    default: Callable[[Any], Any] | None = None,
+    sealed: bool = False,
 ) -> list[int]:
     """Append a line for each row and force it to disk; after an error (a full disk) the file is as it was before.
 
@@ -62,6 +83,7 @@ def append_lines(
         path: of the file, which is created where it is missing; its last line must be whole.
         rows: JSON objects.
         default: makes a JSON value of an object that is none, as for `json.dumps`.
+        sealed: whether each line gets a hash of its content.
 
     Returns:
         The byte at which each line starts.
@@ -69,7 +91,7 @@ def append_lines(
     Raises:
         OSError: the disk does not take them.
     """
-    new, texts = not path.exists(), [encode_line(row, default) for row in rows]
+    new, texts = not path.exists(), [encode_line(row, default, sealed=sealed) for row in rows]
     size = 0 if new else path.stat().st_size
     try:
         with path.open("ab") as file:
@@ -99,9 +121,38 @@ def truncate(path: Path, size: int) -> bool:
     return True
 
 
-def encode_line(row: Mapping[str, Any], default: Callable[[Any], Any] | None = None) -> bytes:
-    """Return a row as a line of a JSON-lines file, in UTF-8."""
-    return json.dumps(row, ensure_ascii=False, default=default).encode() + b"\n"
+def encode_line(row: Mapping[str, Any], default: Callable[[Any], Any] | None = None, *, sealed: bool = False) -> bytes:
+    """Return a row as a line of a JSON-lines file, in UTF-8; a sealed one, of at least one key, ends with its hash."""
+    text = json.dumps(row, ensure_ascii=False, default=default).encode()
+    if not sealed:
+        return text + b"\n"
+    body = text[:-1]
+    return body + _MARK + _hash(body) + b'"}\n'
+
+
+def parse_line(text: bytes, path: Path, advice: str) -> Row:
+    """Return the JSON object of a whole line without its seal.
+
+    Raises:
+        InputError: the line was changed after it was written; the message names the file.
+    """
+    try:
+        row: Row = json.loads(text)
+    except ValueError:
+        row = {SEAL: ""}
+    if row.pop(SEAL, None) is not None and not is_as_written(text):
+        raise InputError(f"{path}: a line was changed while it was read; {advice}")
+    return row
+
+
+def is_as_written(text: bytes) -> bool:
+    """Return whether a sealed line has the bytes that were written."""
+    body, _, hashed = text.rpartition(_MARK)
+    return hashed == _hash(body) + b'"}\n'
+
+
+def _hash(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=8).hexdigest().encode()
 
 
 def _parsed(text: bytes) -> Any:

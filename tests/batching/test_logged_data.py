@@ -226,14 +226,14 @@ def test_offset_mean_is_the_training_splits_mean_return_in_both_splits():
 
 
 def test_offset_group_mean_is_the_mean_over_the_prompts_completions():
-    given = [*prompts(2), example("a", "b", "c", prompt_id="z", rewards=(0.0, 0.0, 6.0))]
+    given = [*prompts(2), example("a", "b", "c", prompt_id="z", rewards=(0.0, 0.0, 9.0))]
     encoded = read(Listed(given, val=prompts(1, rewards=(5.0, 7.0), start=50)))
     assert offset_center(encoded.train, "group_mean") == 0
     taken = reward_offsets(encoded.train, "group_mean", 0.0)
-    assert taken.tolist() == [2, 2, 2, 2, 2, 2, 2]
+    assert taken.tolist() == [2, 2, 2, 2, 3, 3, 3]  # of all seven: 17 / 7
     assert reward_offsets(encoded.val, "group_mean", 0.0).tolist() == [6, 6]
     batch = encoded.train.with_column("offset", taken).collate([4, 5, 6])
-    assert batch.rewards.sum(-1).tolist() == [-2, -2, 4]
+    assert batch.rewards.sum(-1).tolist() == [-3, -3, 6]
 
 
 def test_offset_number_is_itself():

@@ -276,6 +276,20 @@ def test_a_damaged_file_of_the_cache_is_computed_again(capfd):
     assert read("first/scored.jsonl") == read("second/scored.jsonl")
 
 
+def test_a_changed_score_of_the_cache_is_computed_again(capfd):
+    folder = save(Path("rm"))
+    write("in.jsonl", ROWS["single"][:5])
+    words = ("data.path=in.jsonl", f"reward=./{folder}")
+    assert score(*words, "run_dir=first") == 0
+    (kept,) = Path("cache/scores").rglob("*.json")
+    text = kept.read_text()
+    at = text.index("0.") + 2  # a digit of the first score
+    kept.write_text(text[:at] + str(9 - int(text[at])) + text[at + 1 :])
+    assert score(*words, "run_dir=second") == 0
+    assert "computed again" in capfd.readouterr().out
+    assert read("first/scored.jsonl") == read("second/scored.jsonl")
+
+
 def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes():
     folder = save(Path("rm"))
     write("in.jsonl", [{"prompt": f"ask {i}", "completion": f"the weather is fine {i} " * 8} for i in range(4000)])

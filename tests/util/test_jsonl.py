@@ -100,3 +100,17 @@ def test_a_killed_writer_loses_no_row_that_was_told(tmp_path, seconds):
     found = [row["number"] for row in rows(path)]
     assert found == list(range(len(found)))
     assert len(found) in (told, told + 1)
+
+
+def test_any_bit_flip_in_a_sealed_line_is_found_and_older_lines_are_accepted(tmp_path):
+    path = tmp_path / "x.jsonl"
+    append_lines(path, ROWS[:1])
+    append_lines(path, [{"a": 2.5, "text": "é"}, {"a": 3}], sealed=True)
+    old, line, last = path.read_bytes().splitlines(keepends=True)
+    assert rows(path) == [{"a": 1}, {"a": 2.5, "text": "é"}, {"a": 3}]
+    for bit in range(8 * len(line) - 8):  # without the line feed
+        damaged = bytearray(line)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(old + line + bytes(damaged) + last)
+        with pytest.raises(InputError, match=r"x\.jsonl:\d: a (broken|changed) line"):
+            rows(path)

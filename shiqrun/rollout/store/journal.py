@@ -45,7 +45,7 @@ class Journal:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line to the journal, on disk when this returns; after an error (a full disk) the file is as it was."""
-        self._starts += append_lines(self.path, [row])
+        self._starts += append_lines(self.path, [row], sealed=True)
         self.rows.append(dict(row))
 
     def drop_last(self) -> None:
@@ -56,6 +56,6 @@ class Journal:
     def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace all lines of the journal at once."""
         self.rows = [dict(row) for row in rows]
-        lines = [encode_line(row) for row in self.rows]
+        lines = [encode_line(row, sealed=True) for row in self.rows]
         write_atomic(self.path, b"".join(lines))
         self._starts = line_starts(lines)

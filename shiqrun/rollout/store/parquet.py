@@ -48,7 +48,7 @@ def to_parquet(trajectories: Sequence[SampledTrajectory]) -> bytes:
     """
     columns = {name: _column(name, [getattr(t, ATTRIBUTE_OF[name]) for t in trajectories]) for name in TYPES}
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(pa.table(columns), sink, write_page_checksum=True)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 

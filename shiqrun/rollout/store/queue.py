@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from shiqrun.errors import InputError
 from shiqrun.rollout.store.leases import Ledger, audit
 from shiqrun.rollout.store.shards import Shards
 from shiqrun.rollout.trajectory import SampledTrajectory
@@ -30,7 +31,8 @@ class Buffer:
             trained. None where only this process has died and the trainer lives: every lease stays.
 
     Raises:
-        InputError: another process has it open, or its files are damaged; the message names file and line.
+        InputError: another process has it open, its files are damaged, or what steps up to `after` trained on is
+            missing; the message names the file.
     """
 
     def __init__(self, directory: Path, *, after: int | None = 0) -> None:
@@ -40,6 +42,7 @@ class Buffer:
             self._ledger = Ledger(directory / LEASES, after)
             self._after = after or 0
             self._load()
+            self._expect_trained(after or 0)
         except BaseException:
             self._shards.close()
             raise
@@ -70,6 +73,27 @@ class Buffer:
                 self._wait(trajectory)
         if self._known:
             log.info("%s: %d trajectories, %d of them wait", self._shards.directory, len(self._known), self._waiting)
+
+    def _expect_trained(self, after: int) -> None:
+        """Check that what the checkpoint's weights were trained on is there: each of their steps has leased some.
+
+        Raises:
+            InputError: LEASES lacks a step, or the shards a trajectory of one.
+        """
+        if not after:
+            return
+        directory, ledger = self._shards.directory, self._ledger
+        if lacking := sorted(set(range(1, after + 1)) - ledger.leases.keys()):
+            raise InputError(
+                f"{directory / LEASES}: {len(lacking)} of the {after} steps of the checkpoint are missing, first step "
+                f"{lacking[0]}; restore {directory} from a copy, or start a run anew"
+            )
+        trained = {uid for step in range(1, after + 1) for uid in ledger.leases[step]}
+        if gone := sorted(trained - self._known):
+            raise InputError(
+                f"{directory}: {len(gone)} of {len(trained)} trajectories that the checkpoint was trained on are in no "
+                f"shard, first {gone[0]}; restore {directory} from a copy, or start a run anew"
+            )
 
     def _wait(self, trajectory: SampledTrajectory) -> None:
         """Add a trajectory to its group at the end of the queue."""

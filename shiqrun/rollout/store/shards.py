@@ -165,7 +165,7 @@ class Shards:
     def _table(self, number: int, columns: list[str] | None = None) -> pa.Table:
         path = self.directory / self.shards[number].name
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 return file.read(columns)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{path}: cannot be read ({error}); restore it from a copy") from error

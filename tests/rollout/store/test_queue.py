@@ -9,6 +9,7 @@ import pytest
 
 from shiqrun.errors import InputError
 from shiqrun.rollout.store.queue import Buffer
+from shiqrun.util.jsonl import append_lines
 from tests.rollout.experience import Disk, counts, made, needs_proc, restored, same, several, uids
 
 
@@ -86,12 +87,12 @@ def test_groups_with_an_old_member_are_dropped_and_kept_on_the_disk(opened, dire
     buffer = opened()
     versions = [3, 1, 2, 2, 1, 1, 5, 5]
     buffer.put([made(n, each=2, version=v) for n, v in enumerate(versions)])
-    assert uids(buffer.lease(4, 2, oldest=2)) == ["w-0-0-2", "w-0-0-3"]
+    assert uids(buffer.lease(1, 2, oldest=2)) == ["w-0-0-2", "w-0-0-3"]
     assert buffer.counts() == counts(accepted=8, leased=2, waiting=2, stale=4)
-    assert buffer.lease(5, 2, oldest=9) is None
+    assert buffer.lease(2, 2, oldest=9) is None
     assert buffer.counts() == counts(accepted=8, leased=2, stale=6)
-    assert opened(after=4).counts() == counts(accepted=8, trained=2, waiting=2, stale=4)
-    assert opened(after=3).waiting == 8
+    assert opened(after=1).counts() == counts(accepted=8, trained=2, waiting=2, stale=4)
+    assert opened(after=0).waiting == 8
     data = opened()._shards.read()
     assert [t.version for t in data] == versions
 
@@ -109,7 +110,7 @@ def test_nothing_is_written_where_nothing_is_given(opened, directory):
         (0, {"waiting": 8}, range(8)),
         (1, {"trained": 2, "waiting": 6}, range(2, 8)),
         (2, {"trained": 4, "waiting": 4}, range(4, 8)),  # what step 2 got is in its checkpoint, acknowledged or not
-        (7, {"trained": 6, "waiting": 2}, range(6, 8)),
+        (3, {"trained": 6, "waiting": 2}, range(6, 8)),
         (None, {"trained": 2, "leased": 4, "waiting": 2}, range(6, 8)),
     ],
 )
@@ -140,12 +141,44 @@ def test_what_waits_again_comes_before_what_came_later(opened):
 
 
 def test_steps_of_a_checkpoint_are_not_leased_again(opened):
-    opened().put(several(0, 4))
-    buffer = opened(after=5)
-    with pytest.raises(ValueError, match="step 5 is done"):
-        buffer.lease(5, 2)
-    buffer.acknowledge(5)
-    assert uids(buffer.lease(6, 2)) == ["w-0-0-0", "w-0-0-1"]
+    buffer = opened()
+    buffer.put(several(0, 4))
+    buffer.lease(1, 2)
+    buffer = opened(after=1)
+    with pytest.raises(ValueError, match="step 1 is done"):
+        buffer.lease(1, 2)
+    buffer.acknowledge(1)
+    assert uids(buffer.lease(2, 2)) == ["w-0-0-2", "w-0-0-3"]
+
+
+def _lose_all(directory):
+    shutil.rmtree(directory)
+
+
+def _lose_a_shard_with_its_line(directory):
+    first, *others = (directory / "INDEX").read_text().splitlines(keepends=True)
+    (directory / json.loads(first)["name"]).unlink()
+    (directory / "INDEX").write_text("".join(others))
+
+
+@pytest.mark.parametrize(
+    ("lose", "told"),
+    [
+        (lambda d: (d / "LEASES").unlink(), "LEASES: 2 of the 2 steps of the checkpoint are missing, first step 1"),
+        (_lose_all, "LEASES: 2 of the 2 steps"),
+        (_lose_a_shard_with_its_line, "2 of 4 trajectories that the checkpoint was trained on are in no shard"),
+    ],
+)
+def test_what_a_checkpoint_was_trained_on_must_be_there(opened, directory, lose, told):
+    buffer = opened()
+    for step in (1, 2):
+        buffer.put(several(2 * step, 2 * step + 2))
+        buffer.lease(step, 2)
+        buffer.acknowledge(step)
+    buffer.close()
+    lose(directory)
+    with pytest.raises(InputError, match=told):
+        Buffer(directory, after=2)
 
 
 def test_training_goes_on_from_what_was_trained(opened):
@@ -172,8 +205,8 @@ def test_what_is_in_two_leases_or_gone_from_the_disk_is_counted(opened, director
     buffer.put(several(0, 4))
     buffer.lease(1, 2)
     buffer.acknowledge(1)
-    with (directory / "LEASES").open("a") as file:
-        file.write(json.dumps({"step": 2, "uids": ["w-0-0-1", "w-0-0-2", "w-0-0-9"], "stale": ["w-0-0-3"]}) + "\n")
+    line = {"step": 2, "uids": ["w-0-0-1", "w-0-0-2", "w-0-0-9"], "stale": ["w-0-0-3"]}
+    append_lines(directory / "LEASES", [line], sealed=True)
     found = opened(after=None).counts()
     assert (found["duplicated"], found["lost"]) == (1, 1 + 5)  # 9 is not on the disk, and 4 to 8 are missing
 
