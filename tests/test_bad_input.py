@@ -144,6 +144,13 @@ def test_a_group_mean_over_groups_of_one(capfd):
     assert "algo.reward_offset" in refused(capfd, write(rows()), "algo.reward_offset=group_mean")
 
 
+def test_a_group_mean_where_some_trajectories_are_alone(capfd):
+    pair = [{"prompt": "question x", "completion": f"answer {c}", "reward": r} for c, r in (("a", 1), ("b", 0))]
+    message = refused(capfd, write(rows() + pair), "algo.reward_offset=group_mean", "data.val_fraction=0")
+    assert "12 of 14 trajectories are alone with their prompt" in message
+    assert "rows.jsonl:1" in message
+
+
 def test_rewards_whose_squares_overflow(capfd):
     message = refused(capfd, write(replaced(4, reward=1e30)))
     assert "rows.jsonl:5" in message
