@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 from shiqrun import __version__
@@ -78,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complete(words[1:])
     if words[0] not in COMMANDS:
         print(f"shiqrun: error: {_unknown(words[0])}", file=sys.stderr)
+        return 2
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("shiqrun: error: the working directory was deleted; cd to one that exists", file=sys.stderr)
         return 2
     return _launch(words[0], words[1:])
 

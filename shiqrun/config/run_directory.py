@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from yaml import YAMLError
 
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
@@ -83,17 +84,32 @@ def load(folder: Path) -> DictConfig:
     """Return the config saved in a run directory, also of a run of a former version.
 
     Raises:
-        InputError: there is no such directory, or no config in it; the message names the nearest run directories.
+        InputError: there is no such directory, or no config in it; the message names the nearest run directories. Or
+            its config is damaged.
     """
     file = folder / CONFIG
     if not file.is_file():
         what = "holds no .hydra/config.yaml" if folder.is_dir() else "no such directory"
         raise InputError(f"{folder}: {what}{_nearby(folder)}")
-    config = OmegaConf.load(file)
-    assert isinstance(config, DictConfig)
+    config = _read(file)
     for node, keys in FORMER_STUBS.items():
         if isinstance(config.get(node), DictConfig) and list(config[node]) == keys:
             del config[node]
+    return config
+
+
+def _read(file: Path) -> DictConfig:
+    """Return a saved config; a kill while Hydra wrote it, or a power cut, leaves it empty or broken.
+
+    Raises:
+        InputError: the file holds no YAML mapping, or an empty one.
+    """
+    try:
+        config = OmegaConf.load(file)
+    except (YAMLError, ValueError, OSError):  # OmegaConf refuses a bare number by an OSError
+        config = None
+    if not isinstance(config, DictConfig) or not config:
+        raise InputError(f"{file}: is damaged or empty; restore it, or start the run again in another run_dir")
     return config
 
 
