@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Annotated, Literal
 
 import torch
@@ -34,7 +35,8 @@ class DataSettings:
     """A `DataSettings` holds what every `conf/data/*.yaml` sets beside its own keys: limits, split and filters.
 
     Attributes:
-        limit: the most examples to read of a split, None for all.
+        limit: the most examples to read, None for all: the first of the file, of which `val_fraction` is held out. A
+            data set with a validation split of its own is read up to the limit in each split.
         max_length: the most tokens of a trajectory; longer ones are dropped. None: the model's context.
         val_fraction: share of the prompts held out where the data set has no validation split.
         completions: "all", or "best": of each example only the completion with the largest return (for `algo=sft`).
@@ -77,18 +79,11 @@ def is_held_out(prompt_id: str, fraction: float) -> bool:
 
 
 def examples_of(source: Source, split: Split, settings: DataSettings) -> Iterator[Example]:
-    """Yield the examples of a split, at most `limit`; "val" is the source's own or a held-out share of its prompts."""
-    own = split in source.splits
-    given: Iterable[Example] = source.load(split if own else "train")
-    left = settings.limit
-    for example in given:
-        hashed = "val" not in source.splits
+    """Yield the examples of a split among the first `limit`; "val" is the source's own or a share of the prompts."""
+    hashed = "val" not in source.splits
+    for example in islice(source.load(split if split in source.splits else "train"), settings.limit):
         if hashed and is_held_out(example.prompt_id, settings.val_fraction) != (split == "val"):
             continue
-        if left is not None:
-            if left == 0:
-                return
-            left -= 1
         yield example if settings.completions == "all" else _best(example)
 
 
@@ -118,15 +113,9 @@ def both_splits(source: Source, settings: DataSettings, dropped: Counter[str]) -
             yield from ((own, example) for example in examples_of(source, own, settings))
             dropped.update(source.dropped)
         return
-    sides = SPLITS if settings.val_fraction else SPLITS[:1]
-    taken: Counter[str] = Counter()
-    for example in source.load("train"):
-        if settings.limit is not None and all(taken[side] == settings.limit for side in sides):
-            break
+    for example in islice(source.load("train"), settings.limit):
         split: Split = "val" if is_held_out(example.prompt_id, settings.val_fraction) else "train"
-        if settings.limit is None or taken[split] < settings.limit:
-            taken[split] += 1
-            yield split, example if settings.completions == "all" else _best(example)
+        yield split, example if settings.completions == "all" else _best(example)
     dropped.update(source.dropped)
 
 

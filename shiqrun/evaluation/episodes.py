@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import torch
@@ -195,7 +196,8 @@ def tasks_of(source: Source, split: Split, settings: DataSettings) -> list[Examp
     """Return the tasks of a split, the first of each prompt id; "val" is the source's own or a held-out share."""
     first: dict[str, Example] = {}
     own_validation = "val" in source.splits
-    for task in source.tasks(split if split in source.splits else "train"):
+    given = source.tasks(split if split in source.splits else "train")
+    for task in given if own_validation else islice(given, settings.limit):
         if own_validation or is_held_out(task.prompt_id, settings.val_fraction) == (split == "val"):
             first.setdefault(task.prompt_id, task)
     return [*first.values()]

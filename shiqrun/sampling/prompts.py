@@ -70,8 +70,8 @@ def choose_prompts(
 ) -> tuple[list[Prompt], Counter[str]]:
     """Choose at most `number` different prompts; count those that were left out, by reason.
 
-    The prompts with the smallest hashes are chosen. So the choice depends on the prompts alone: runs with other seeds,
-    methods or limits on the training split complete the same prompts.
+    The prompts with the smallest hashes are chosen. So the choice depends on the prompts alone: runs with other seeds
+    or methods complete the same prompts.
 
     Args:
         examples: of the split to choose from.
@@ -162,7 +162,7 @@ def expect_prompts(prompts: Sequence[Prompt], left_out: Counter[str], max_new_to
             log.info("%d prompts are completed; left out: %s", len(prompts), reasons)
         return
     raise NoPrompts(
-        f"no prompt to answer: {reasons}; raise data.val_fraction or data.max_length, or lower "
+        f"no prompt to answer: {reasons}; raise data.val_fraction, data.limit or data.max_length, or lower "
         f"eval.max_new_tokens={max_new_tokens}",
         left_out,
     )

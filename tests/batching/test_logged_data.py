@@ -149,12 +149,18 @@ def test_both_splits_of_a_data_set_with_its_own_validation_split():
     assert dropped == {"odd": 4}
 
 
-def test_limit_counts_examples_of_each_split():
+def test_limit_bounds_the_examples_read_and_the_held_out_share_keeps_its_meaning():
+    held, first = Listed(prompts(60)), settings(limit=40, val_fraction=0.3)
+    train, val = ([e.prompt_id for e in examples_of(held, split, first)] for split in ("train", "val"))
+    assert {*train, *val} == {f"id{n}" for n in range(40)}
+    assert val == [f"id{n}" for n in range(40) if is_held_out(f"id{n}", 0.3)]
+    encoded = read(held, limit=40, val_fraction=0.3)
+    assert len(encoded.train) + len(encoded.val) == 80  # two completions each
+
+
+def test_limit_bounds_each_split_of_a_data_set_that_has_both():
     source = Listed(prompts(60), val=prompts(30))
     assert [len(list(examples_of(source, split, settings(limit=7)))) for split in ("train", "val")] == [7, 7]
-    held = Listed(prompts(60))
-    taken = [e.prompt_id for e in examples_of(held, "train", settings(limit=7))]
-    assert taken == [e.prompt_id for e in examples_of(held, "train", settings())][:7]
 
 
 def test_what_the_loader_dropped_and_what_encoding_dropped_are_counted_once():

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
+from shiqrun.batching.logged_data import is_held_out
 from shiqrun.cli import main
+from shiqrun.data.chats import as_messages, prompt_name
 from tests.evaluation.runs import BETA, SETTINGS, at, make_base, samples, train, write_data
 from tests.support.command_line import SMALL, checkpoint, metrics, summary
 from tests.support.helpers import llama, tokenizer
@@ -161,7 +163,10 @@ def test_other_data_beside_a_run_are_asked_but_for_its_training_prompts(home, do
 
 
 def test_a_setting_of_the_runs_data_can_be_changed_alone(home, done):
-    assert evaluate(home, "few", f"run={done}", *SCORED, "data.limit=3")["eval/prompts"] == 3
+    first = [prompt_name(as_messages(json.loads(line)["prompt"], "user", "")) for line in (home / "data.jsonl").open()]
+    held = [n for n, name in enumerate(first) if is_held_out(name, 0.3)]
+    limit = held[2] + 1  # the examples read, of which three are held out
+    assert evaluate(home, "few", f"run={done}", *SCORED, f"data.limit={limit}")["eval/prompts"] == 3
 
 
 @pytest.mark.parametrize("checkpoint", ["policy", "last"])
