@@ -5,6 +5,7 @@ content in spite of that line, and a file and its checksum cannot be parted by a
 """
 
 import hashlib
+import logging
 import pickle
 import re
 import zipfile
@@ -16,6 +17,8 @@ import torch
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.settings import STAMP
 from shiqrun.util.atomic import atomic_path, remove_partials
+
+log = logging.getLogger("shiqrun")
 
 _MARK = b"\nshiqrun sha256 "
 _TRAILER = len(_MARK) + 64 + 1
@@ -161,6 +164,7 @@ def _verify(path: Path) -> None:
         bad = "the list of its entries"
     if bad:
         raise _Damaged(f"the checkpoint is damaged ({bad})")
+    log.info("%s has no checksum, as an earlier version saved it; only the checks inside the file were made", path)
 
 
 def _way_out(path: Path) -> str:

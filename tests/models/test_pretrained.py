@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -122,6 +123,27 @@ def test_a_damaged_directory_is_an_input_error(saved, damage, says):
     damage(saved)
     with pytest.raises(InputError, match=rf"model\.path={saved}: .*{says}"):
         build(saved)
+
+
+class Malicious:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+def test_code_in_a_models_pickle_is_not_run(saved, tmp_path):
+    weights = load_file(saved / "model.safetensors")
+    (saved / "model.safetensors").unlink()
+    torch.save(weights, saved / "pytorch_model.bin")
+    build(saved)  # a plain one is read
+    torch.save({**weights, "evil": Malicious(tmp_path / "made")}, saved / "pytorch_model.bin")
+    with pytest.raises(InputError, match=rf"model\.path={saved}: its weights cannot be loaded"):
+        build(saved)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_file_or_nothing_at_a_path_is_an_input_error(saved, tmp_path, monkeypatch):

@@ -64,8 +64,10 @@ def content(path):
     return torch.load(path, weights_only=False)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("writer", ["torch.save", "save_checkpoint"])
+@pytest.mark.parametrize(
+    ("name", "writer"),
+    [("resume", "torch.save"), ("resume", "save_checkpoint"), ("eval_last", "torch.save"), ("eval_best", "torch.save")],
+)
 def test_code_in_a_checkpoint_is_not_run(copy, tmp_path, capsys, name, writer):
     which, words = COMMANDS[name]
     path, made = copy / "checkpoints" / f"{which}.ckpt", tmp_path / "made"
@@ -84,7 +86,7 @@ def test_the_path_through_lightning_runs_no_code_either(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["resume", "eval_best"])
 def test_a_flipped_bit_in_a_tensor_is_refused(copy, capsys, name):
     which, words = COMMANDS[name]
     path = copy / "checkpoints" / f"{which}.ckpt"
@@ -111,13 +113,23 @@ def test_every_flipped_byte_is_found_in_content_headers_and_checksum(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 99, None])
-def test_a_damaged_last_checkpoint_names_the_best_and_its_step(copy, capsys, damage):
+def test_a_damaged_last_checkpoint_names_the_best_and_its_step(copy, damage):
     path = copy / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes()[:-500] if damage is None else damage)
     step = content(path.with_name("best.ckpt"))["global_step"]
+    with pytest.raises(InputError) as refusal:
+        read_checkpoint(path)
+    assert f"{path}: the checkpoint is" in str(refusal.value)
+    assert f"best.ckpt is whole and holds the weights alone of step {step}" in str(refusal.value)
+
+
+def test_what_the_message_of_a_damaged_checkpoint_advises_works(copy, capsys):
+    path = copy / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:-500])
     said = refused(capsys, ["train", f"resume={copy}"])
     assert f"{path}: the checkpoint is" in said
-    assert f"best.ckpt is whole and holds the weights alone of step {step}" in said
+    assert f"eval run={copy} checkpoint=best" in said
+    assert f"delete last.ckpt and resume={copy}" in said
     assert main(["eval", f"run={copy}", "checkpoint=best", f"run_dir={copy}/e"]) == 0
     path.unlink()
     assert main(["train", f"resume={copy}"]) == 0
@@ -129,10 +141,12 @@ def test_a_best_checkpoint_holds_weights_alone(done):
     assert best.stat().st_size < last.stat().st_size / 2
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read_and_its_damage_found(tmp_path):
+def test_a_checkpoint_of_an_earlier_version_is_read_and_its_damage_found(tmp_path, caplog):
     path = tmp_path / "last.ckpt"
     torch.save({"global_step": 3, "state_dict": {"w": torch.arange(9.0)}, "shiqrun": {}}, path)
-    assert read_checkpoint(path)["global_step"] == 3
+    with caplog.at_level("INFO", "shiqrun"):
+        assert read_checkpoint(path)["global_step"] == 3
+    assert "has no checksum" in caplog.text
     whole = path.read_bytes()
     at = whole.index(torch.arange(9.0).numpy().tobytes())
     path.write_bytes(whole[:at] + b"\x01" + whole[at + 1 :])
