@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from shiqrun import losses
-from shiqrun.losses.soft_policy import cumulative_q, log_probability_loss, monte_carlo
+from shiqrun.losses.soft_policy import cumulative_q, log_probability_loss, monte_carlo, q_errors
 from tests.losses.trees import Tree, kl
 
 BETA = 0.7
@@ -171,6 +171,15 @@ def test_the_cross_entropy_is_least_where_the_probability_is_right(x):
     assert loss[1] < min(loss[0], loss[2])
     entropy = -x * log(x) - (1 - x) * log(1 - x)
     assert loss[1].item() == pytest.approx(entropy, abs=1e-12)
+
+
+def test_a_target_above_the_largest_reward_counts_as_that_reward():
+    """A reverse-Q target may be any number, but a probability is at most 1."""
+    quality = torch.tensor([-2.0, -0.5, -0.05], dtype=torch.float64)
+    cross = partial(q_errors, quality, link="cross_entropy", beta=BETA, top=0.0, eps=1e-2)
+    at_top = cross(torch.zeros_like(quality))
+    assert_close(cross(torch.full_like(quality, 0.4)), at_top)
+    assert_close(at_top, -quality / BETA)  # -log of Q's probability, as of a coin that always succeeds
 
 
 def test_rewards_above_zero_are_shifted_by_their_top():

@@ -183,3 +183,12 @@ def test_dropout_is_off_in_train_mode(kind, tmp_path):
         once, again, still = policy(batch).logp, policy(batch).logp, policy.eval()(batch).logp
     assert torch.equal(once, again)
     assert torch.equal(once, still)
+
+
+def test_preparing_a_model_of_any_origin_switches_its_dropout_modules_off():
+    """`pretrained` clears the dropout of a configuration, but a user's own choice of a model may not."""
+    policy = Policy(prepare(model(config_with_dropout("gpt2")), settings()))
+    assert policy.model.training
+    batch = rows().collate([0, 1, 2])
+    with torch.no_grad():
+        assert torch.equal(policy(batch).logp, policy(batch).logp)
