@@ -12,6 +12,9 @@ from pathlib import Path
 import torch
 
 from shiqrun.cli import main
+from tests.support.forks import Forked
+
+Process = subprocess.Popen | Forked
 
 SMALL = (
     "logger=none",
@@ -30,13 +33,20 @@ def train(*words: str) -> int:
     return main(["train", *SMALL, *words])
 
 
-def start(*words: str, **environment: str) -> subprocess.Popen:
+def start(*words: str, **environment: str) -> Process:
     """The same in a process of its own."""
     return command("train", *SMALL, *words, **environment)
 
 
-def command(*words: str, **environment: str) -> subprocess.Popen:
-    """Any command in a process of its own."""
+def command(*words: str, **environment: str) -> Process:
+    """Any command in a process of its own; ranks start theirs by its command line, libraries read variables early."""
+    if environment or words[0] == "sweep" or "hardware=ddp" in words:
+        return started_anew(*words, **environment)
+    return Forked(tuple(str(word) for word in words))
+
+
+def started_anew(*words: str, **environment: str) -> subprocess.Popen:
+    """Any command in a new interpreter, as a user starts it."""
     return subprocess.Popen(
         [sys.executable, "-m", "shiqrun", *words],
         env=os.environ | environment,
@@ -46,13 +56,13 @@ def command(*words: str, **environment: str) -> subprocess.Popen:
     )
 
 
-def finished(process: subprocess.Popen, seconds: float = 240) -> tuple[int, str]:
+def finished(process: Process, seconds: float = 240) -> tuple[int, str]:
     """(exit code, output)."""
     out, _ = process.communicate(timeout=seconds)
     return process.returncode, out
 
 
-def wait_for_rows(run_dir: Path, rows: int, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for_rows(run_dir: Path, rows: int, process: Process, seconds: float = 120) -> None:
     """Returns once `metrics.csv` has that many rows."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:

@@ -13,12 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.models.reference_file import ExpectedScores, write_part
 from tests.support.command_line import (
+    SMALL,
     checkpoint,
     command,
     finished,
     largest_difference,
     metrics,
     start,
+    started_anew,
     summary,
     timeless,
     train,
@@ -214,9 +216,9 @@ LONG = ("trainer.max_steps=30", "trainer.checkpoint_every=4", "algo.beta=0.5", "
 
 @pytest.fixture(scope="module")
 def whole(home):
-    """The run that nothing interrupted, in a process like the others'."""
+    """The run that nothing interrupted, in a new interpreter and so with another hash seed than the others."""
     with working_in(home):
-        code, out = finished(start("run_dir=whole", *LONG))
+        code, out = finished(started_anew("train", *SMALL, "run_dir=whole", *LONG))
     assert code == 0, out
     return home / "whole"
 
@@ -299,6 +301,18 @@ def test_a_pretrained_model_trains_on_text_with_pairs(home):
     assert "val/loss" in metrics(home / "stories")[0]
     policy = AutoModelForCausalLM.from_pretrained(home / "stories" / "policy")
     assert weights_fingerprint(policy) == summary(home / "stories")["fingerprint/policy"]
+
+
+def test_without_samples_and_rewards_the_best_checkpoint_has_the_smallest_validation_loss(home):
+    rows = [{"prompt": f"go {n % 20}", "completion": f"left {n % 3} of {n % 5}"} for n in range(60)]
+    (home / "texts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    words = ("algo=sft", "data=jsonl", f"data.path={home / 'texts.jsonl'}", "model=tiny", "model.hidden_size=32")
+    steps = ("trainer.max_steps=4", "trainer.batch_size=8", "trainer.learning_rate=0.01", "eval.every=1")
+    assert command_code("train", *words, *steps, "data.val_fraction=0.3", "logger=none", "run_dir=texts") == 0
+    losses = {r["step"]: r["val/loss"] for r in metrics(home / "texts") if r["step"] > 0 and "val/loss" in r}
+    assert not {"val/reward", "val/regularised_return"} & set(metrics(home / "texts")[-1])
+    assert checkpoint(home / "texts", "best")["global_step"] == min(losses, key=losses.get)
+    assert losses[1] > min(losses.values()), "the first evaluation was the best: nothing is shown"
 
 
 def test_the_main_process_alone_speaks_and_lines_are_plain_where_there_is_no_terminal(home):
