@@ -42,6 +42,7 @@ class Tiny:
     """
 
     suggested: ClassVar[Mapping[str, float]] = {"trainer.learning_rate": 2.0e-3}
+    untrained: ClassVar[bool] = True
 
     hidden_size: Count
     intermediate_size: Count

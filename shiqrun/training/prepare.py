@@ -23,6 +23,7 @@ from shiqrun.training.annotate import RunFacts
 from shiqrun.training.build_evaluator import evaluator_of
 from shiqrun.training.checks import check_settings
 from shiqrun.training.checks_data import check_data, every_trajectory_has_a_reward, raise_if_wrong, warning_of_levels
+from shiqrun.training.checks_warnings import warnings_of
 from shiqrun.training.plan import Plan, Run
 
 log = logging.getLogger("shiqrun")
@@ -62,6 +63,8 @@ def prepare_run(plan: Plan) -> Run:
         scored_by=None if plan.reward is None else plan.reward.fingerprint(),
         further=_load_further(plan, tokenizer, encoded.train),
     )
+    for warning in warnings_of(run):
+        log.warning(warning)
     return run.with_facts(facts)
 
 
