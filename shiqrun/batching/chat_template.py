@@ -49,11 +49,33 @@ def render(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **opti
     options |= {"tokenizer_kwargs": {"verbose": False}}  # rows that are too long are counted, not warned of
     try:
         return tokenizer.apply_chat_template([t.messages for t in talks], tokenize=True, return_dict=True, **options)
-    except TemplateError as error:
-        if len(talks) > 1:
-            for talk in talks:
-                render([talk], tokenizer, **options)
-        raise InputError(f"{talks[0].source}: the chat template refuses the conversation: {error}") from error
+    except Exception:
+        render_texts(talks, tokenizer, add_generation_prompt=options.get("add_generation_prompt", False))
+        raise
+
+
+def render_texts(
+    talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
+) -> list[str]:
+    """Return the text of each conversation as the chat template writes it.
+
+    Raises:
+        InputError: the template, a program that may raise anything, does so; the message names the row.
+    """
+    texts = []
+    for talk in talks:
+        try:
+            text = tokenizer.apply_chat_template(
+                talk.messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except MemoryError:
+            raise
+        except Exception as error:
+            why = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+            brief = " ".join(why.split())
+            raise InputError(f"{talk.source}: the chat template refuses the conversation: {brief}") from error
+        texts.append(str(text))
+    return texts
 
 
 def _ids(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, *, head: bool) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 SPLIT_NAME = re.compile(r"(?:^|[-_.])(train|test|val|valid|validation|dev|eval)(?=[-_.])", re.IGNORECASE)
 PARQUET_ROWS = 512
+HALF_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # or a whole pair: the row is looked at then
 
 
 def data_files(path: str | Path) -> list[Path]:
@@ -33,12 +35,15 @@ def data_files(path: str | Path) -> list[Path]:
         if place.is_file() and not place.name.endswith(SUFFIXES):
             raise InputError(f"{place}: cannot tell the format from the name; expected one of {', '.join(SUFFIXES)}")
         if not place.is_dir():
-            place.stat()
+            _expect_regular(place)
             return [place]
         files = sorted(f for f in place.iterdir() if f.name.endswith(SUFFIXES) and f.name[0] != ".")
         if not files:
             there = ", ".join(sorted(f.name + "/" * f.is_dir() for f in place.iterdir())[:8]) or "nothing"
             raise InputError(f"{place}: no data file ({', '.join(SUFFIXES)}) directly in it; it holds {there}")
+    for file in files:
+        with _explained(file):
+            _expect_regular(file)
     splits = {m[1].lower() for f in files for m in SPLIT_NAME.finditer(f.name)}
     if len(splits) > 1:
         names = ", ".join(f.name for f in files[:8])
@@ -47,6 +52,12 @@ def data_files(path: str | Path) -> list[Path]:
             "or move the files of each split to a directory of their own"
         )
     return files
+
+
+def _expect_regular(place: Path) -> None:
+    """Check that a path is a file that can be read again and again; a pipe would hang or be empty the second time."""
+    if not stat.S_ISREG(place.stat().st_mode):
+        raise InputError(f"{place}: not a regular file (a pipe, device or directory); write the rows to a file first")
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
@@ -83,9 +94,29 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
     with _explained(file), pq.ParquetFile(file) as table:
         number = 0
         for batch in table.iter_batches(batch_size=PARQUET_ROWS):
-            for row in batch.to_pylist():
+            for row in _python_rows(batch, file, number):
                 number += 1
                 yield f"{file} row {number}", row
+
+
+def _python_rows(batch: pa.RecordBatch, file: Path, before: int) -> list[Row]:
+    """Return the rows of a batch as Python objects; `before` rows of the file came before it."""
+    try:
+        return cast(list[Row], batch.to_pylist())
+    except (ValueError, OverflowError, ArithmeticError):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            for at, value in enumerate(column, start=before + 1):
+                _expect_readable(value, f"{file} row {at}: column '{name}'")
+        raise
+
+
+def _expect_readable(value: pa.Scalar, place: str) -> None:
+    try:
+        value.as_py()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place} is not UTF-8 (byte {error.start + 1} of the text); write the file again") from None
+    except (ValueError, OverflowError, ArithmeticError) as error:
+        raise InputError(f"{place} cannot be read ({error}); write it with another type") from None
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
@@ -108,12 +139,40 @@ def _decoded(line: bytes, place: str) -> str:
         raise InputError(f"{place}: not UTF-8 (byte {error.start + 1} of the line); convert the file") from None
 
 
+class _RepeatedKeyError(Exception):
+    """A `_RepeatedKeyError` says that a JSON object has a key twice; its text is the key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """Return a JSON object of which no key is repeated, since of two values one would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise _RepeatedKeyError(next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n])))
+    return row
+
+
 def _parsed(text: str, place: str) -> Row:
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=_object)
+    except _RepeatedKeyError as error:
+        raise InputError(f"{place}: the key '{error}' stands twice in one object; remove or rename one") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: broken JSON ({error}); expected one object per line, as in JSON lines") from None
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise InputError(f"{place}: expected a JSON object with named columns, found a {kind}; write one object a line")
+    if HALF_SURROGATE.search(text):
+        _expect_text(row, place)
     return row
+
+
+def _expect_text(row: Row, place: str) -> None:
+    """Check that no string of a row holds half of a surrogate pair, which JSON can spell but no file can hold."""
+    for name, value in row.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            shown = name.encode(errors="backslashreplace").decode()
+            raise InputError(
+                f"{place}: column '{shown}' holds half a surrogate pair, which is no text; mend its \\ud... escapes"
+            ) from None

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shiqrun.data.chats import prompt_name
+from shiqrun.data.columns import UnreadColumns
 from shiqrun.data.files import SUFFIXES, read_rows
-from shiqrun.data.jsonl import announce_pair_rewards, check_pair_rewards
+from shiqrun.data.pair_rewards import announce_pair_rewards, check_pair_rewards
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message
@@ -21,6 +22,7 @@ from shiqrun.util.hub import expect_reachable
 
 HUB_ID = "Anthropic/hh-rlhf"
 FOLDERS = {"harmless": ["harmless-base"], "helpful": ["helpful-base"], "both": ["harmless-base", "helpful-base"]}
+COLUMNS = frozenset(("chosen", "rejected"))
 ANSWER = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLE = {"Human": "user", "Assistant": "assistant"}
@@ -56,6 +58,7 @@ class HH(Source):
         self.pair_rewards = check_pair_rewards(pair_rewards)
         self.on_embedded_marker = on_embedded_marker
         self._announced = False
+        self._unread = UnreadColumns()
 
     def load(self, split: str) -> Iterator[Example]:
         """Yield the preference pairs of the split that `data.split` names, in file order; `split` must be "train".
@@ -69,6 +72,8 @@ class HH(Source):
             self._announced = True
         rows = _hub_rows(self.folders, self.split) if self.path is None else self._local_rows(Path(self.path))
         for place, row in rows:
+            self._unread.see(row, COLUMNS, place)
+            self._unread.tell()
             chosen, rejected = _text(row, "chosen", place), _text(row, "rejected", place)
             example = self._example(chosen, rejected, place)
             if isinstance(example, str):

@@ -18,7 +18,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from shiqrun.batching.chat_template import Conversation, render
+from shiqrun.batching.chat_template import Conversation, render, render_texts
 from shiqrun.batching.encode import special_token_texts, tokens_through_last_action
 from shiqrun.batching.micro_batches import padded_micro_batches
 from shiqrun.data.chats import prompt_name
@@ -157,8 +157,7 @@ class RewardModel(Reward):
         if own.provenance is not None:
             return tokens_through_last_action(talks, own.tokenizer)
         if own.adds_specials:
-            texts = [own.tokenizer.apply_chat_template(talk.messages, tokenize=False) for talk in talks]
-            return [list(ids) for ids in own.tokenizer(texts, verbose=False)["input_ids"]]
+            return [list(ids) for ids in own.tokenizer(render_texts(talks, own.tokenizer), verbose=False)["input_ids"]]
         return [list(ids) for ids in render(talks, own.tokenizer)["input_ids"]]
 
     def _conversation(self, item: Answered) -> Conversation:
