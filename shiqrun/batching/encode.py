@@ -28,7 +28,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.chat_template import Conversation, is_stable_prefix, prefixes_of, render, unstable_template_error
-from shiqrun.data.chats import drop_reason, expect_calls, wording
+from shiqrun.batching.special_tokens import special_ids, special_pattern, special_text
+from shiqrun.data.chats import drop_reason, expect_calls
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
@@ -106,10 +107,10 @@ def encode(
     """
     flat = ((n, k, e) for n, e in enumerate(examples) for k in range(len(e.completions)))
     trusted = _template(tokenizer) == stable
-    specials = [] if trusted else special_token_texts(tokenizer)
+    specials = None if trusted else special_pattern(tokenizer)
     spans_of = _spans_by(_template(tokenizer), trusted)
     while chunk := list(islice(flat, CHUNK)):
-        reasons = [drop_reason(e.completions[k]) or _special_text(e, k, specials) for _, k, e in chunk]
+        reasons = [drop_reason(e.completions[k]) or special_text(e, k, specials) for _, k, e in chunk]
         dropped.update(why for why in reasons if why)
         kept = [row for row, why in zip(chunk, reasons, strict=True) if not why]
         talks = [Conversation([*e.messages, *e.completions[k]], len(e.messages), e.source) for _, k, e in kept]
@@ -130,19 +131,6 @@ def encode(
                 reward = None if e.rewards is None else _place_rewards(e.rewards[k], turns, positions, e.source)
                 group = f"{e.prompt_id}/{n}" if e.alone else e.prompt_id
                 yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source, group)
-
-
-def special_token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts that the tokenizer turns into a special token; the unknown token is none."""
-    named = {tokenizer.eos_token, tokenizer.bos_token}
-    return [t for t in tokenizer.all_special_tokens if t.strip() and (t != tokenizer.unk_token or t in named)]
-
-
-def _special_text(example: Example, completion: int, specials: list[str]) -> str | None:
-    """Return why a row is dropped if its text spells a special token, which the tokenizer would take it for."""
-    texts = [wording(m) for m in (*example.messages, *example.completions[completion])]
-    found = next((token for token in specials if any(token in text for text in texts)), None)
-    return found and f"the text holds the special token {found}"
 
 
 def _expect_calls(
@@ -227,7 +215,7 @@ def tokens_through_last_action(talks: list[Conversation], tokenizer: PreTrainedT
     """
     marked = bool(GENERATION_MARK.search(_template(tokenizer)))
     out = render(talks, tokenizer, return_assistant_tokens_mask=marked)
-    special, eos, cut = _special_ids(tokenizer), tokenizer.eos_token_id, []
+    special, eos, cut = special_ids(tokenizer), tokenizer.eos_token_id, []
     for row, (talk, ids) in enumerate(zip(talks, out["input_ids"], strict=True)):
         runs = _runs(out, row) if marked else []
         if runs and len(runs) == sum(m["role"] == "assistant" for m in talk.messages):
@@ -238,15 +226,9 @@ def tokens_through_last_action(talks: list[Conversation], tokenizer: PreTrainedT
     return cut
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    return special - ({tokenizer.unk_token_id} - ends)  # an unknown character at the end closes nothing
-
-
 def _prefix_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
     """Yield the turns as the tokens that a template without marks adds between two of its own prefixes."""
-    special = _special_ids(tokenizer)
+    special = special_ids(tokenizer)
     wholes = render(talks, tokenizer)["input_ids"]
     for talk, ids, states in zip(talks, wholes, prefixes_of(talks, wholes, tokenizer), strict=True):
         whole, turns, closed = list(ids), [], True

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.encode import special_token_texts
 from shiqrun.batching.logged_data import DataSettings, Split, both_splits
+from shiqrun.batching.special_tokens import special_token_texts
 from shiqrun.console import track
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError

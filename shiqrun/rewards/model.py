@@ -19,8 +19,9 @@ from annotated_types import Gt
 from torch import Tensor
 
 from shiqrun.batching.chat_template import Conversation, render, render_texts
-from shiqrun.batching.encode import special_token_texts, tokens_through_last_action
+from shiqrun.batching.encode import tokens_through_last_action
 from shiqrun.batching.micro_batches import padded_micro_batches
+from shiqrun.batching.special_tokens import special_token_texts
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.models.reference import weights_fingerprint

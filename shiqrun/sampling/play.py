@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.chat_template import Conversation, render
-from shiqrun.batching.encode import special_token_texts
+from shiqrun.batching.special_tokens import special_token_texts
 from shiqrun.console import track
 from shiqrun.environments.environment import NO_ROOM, SPECIAL_TOKEN, TOO_MANY_STEPS, Environment, Episode
 from shiqrun.models.policy import Policy

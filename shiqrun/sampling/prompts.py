@@ -12,7 +12,8 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shiqrun.batching.chat_template import Conversation, render
-from shiqrun.batching.encode import encode, special_token_texts
+from shiqrun.batching.encode import encode
+from shiqrun.batching.special_tokens import special_ids, special_token_texts
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered, Bounded
@@ -183,8 +184,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> l
         rewards=None,
         prompt_id="",
     )
-    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    special -= {tokenizer.unk_token_id}  # an unknown word closes no turn
+    special = special_ids(tokenizer)
     for turn in encode([example], tokenizer, Counter(), max_length=None):
         last = int(turn.input_ids[turn.action_index[-1]])
         ends |= {last} & special
@@ -195,7 +195,7 @@ def _some_word(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a word that the tokenizer knows: a closed list of words knows no other, and may lack an unknown token."""
     if type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
         return "hello"
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer) | {tokenizer.unk_token_id}
     return min(word for word, number in tokenizer.get_vocab().items() if number not in special)
 
 
