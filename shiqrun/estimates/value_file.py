@@ -62,7 +62,8 @@ def read_values(path: Path, wanted: Mapping[str, Any]) -> dict[str, PromptReward
     lines = read_rows(path, KIND)
     expect_made_with(path, next(lines).row, wanted, KIND)
     found = {}
-    for number, row, _, _ in lines:
+    for line in lines:
+        row = line.row
         try:
             rewards = np.array(row["rewards"], np.float64)
         except (TypeError, ValueError):
@@ -70,7 +71,7 @@ def read_values(path: Path, wanted: Mapping[str, Any]) -> dict[str, PromptReward
         named = isinstance(row.get("prompt_id"), str) and isinstance(row.get("prompt_tokens"), str)
         if not named or rewards.ndim != 1 or not rewards.size or not np.isfinite(rewards).all():
             raise InputError(
-                f"{path}:{number}: expected a prompt_id, prompt_tokens and a list of rewards; {KIND.advice}"
+                f"{path}:{line.number}: expected a prompt_id, prompt_tokens and a list of rewards; {KIND.advice}"
             )
         found[row["prompt_id"]] = PromptRewards(rewards, row["prompt_tokens"])
     return found
