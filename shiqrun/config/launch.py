@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +27,7 @@ from shiqrun.config.compose import as_hydra_overrides, compose, job_overrides
 from shiqrun.config.explain import explain
 from shiqrun.config.of_run import with_data_of_run
 from shiqrun.config.process import append_to_log, close_log, environment, leave_process_group
+from shiqrun.config.run_lock import lock_run
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
 from shiqrun.config.validate import check
 from shiqrun.errors import InputError, Interrupted, TrainingError
@@ -100,23 +101,25 @@ class _CommandLine:
     def resume(self, folder: Path) -> int:
         """Continue the run in a directory with its saved config."""
         folder = folder.absolute()
-        config = rundir.with_run_dir(rundir.load(folder), folder, resume=True)
-        self.check(config)
-        rundir.make_directory(folder, numbered=False)
-        self.made_directory = False
-        append_to_log(folder)
-        rundir.save(config, folder)
-        return self.run_job(config, folder)
+        with lock_run(folder):
+            config = rundir.with_run_dir(rundir.load(folder), folder, resume=True)
+            self.check(config)
+            rundir.make_directory(folder, numbered=False)
+            self.made_directory = False
+            append_to_log(folder)
+            rundir.save(config, folder)
+            return self.run_job(config, folder)
 
     def run_composed(self, config: DictConfig) -> None:
         """Run one job; Hydra calls this with the job's config, once it has made the run directory and the log."""
         folder = Path(HydraConfig.get().runtime.output_dir)
-        if self.keeps_files:
-            config = rundir.with_run_dir(config, folder, resume=False)
-            if self.swept:
-                config = grid.with_labels(config, HydraConfig.get().overrides.task, self.swept, folder.parent)
-            rundir.save(config, folder)
-        self.run_job(config, folder)
+        with lock_run(folder) if self.keeps_files else nullcontext():
+            if self.keeps_files:
+                config = rundir.with_run_dir(config, folder, resume=False)
+                if self.swept:
+                    config = grid.with_labels(config, HydraConfig.get().overrides.task, self.swept, folder.parent)
+                rundir.save(config, folder)
+            self.run_job(config, folder)
 
     def run_job(self, config: DictConfig, folder: Path) -> int:
         """Run one job; return its exit code and print its error. An interrupt is raised again."""
@@ -232,14 +235,16 @@ def _output_directory(config: DictConfig, kind: str, command: _CommandLine, stac
         command.keeps_files = False
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shiqrun-")))
     folder = Path(config.hydra[kind].dir).absolute()
-    timed = rundir.is_named_by_time(config, kind)
+    timed, command.made_directory = rundir.is_named_by_time(config, kind), not folder.exists()
+    stack.callback(rundir.discard_empty, [parent for parent in folder.parents if not parent.exists()])
+    if not timed and kind == "run":
+        rundir.make_directory(folder, numbered=False)
+        stack.enter_context(lock_run(folder))  # before its files are read: another process may be about to write them
     if not timed and kind == "sweep":
         rundir.expect_neither_run_nor_sweep(folder)
     elif not timed and rundir.holds_unfinished(folder, config):
         _print_error(f"{folder} holds this run, unfinished: going on with it")
         return None
-    command.made_directory = not folder.exists()
-    stack.callback(rundir.discard_empty, [parent for parent in folder.parents if not parent.exists()])
     return rundir.make_directory(folder, numbered=timed)
 
 
@@ -256,11 +261,7 @@ def _call_hydra(args: Namespace, command: _CommandLine) -> int:
 
 
 def _refuse_flags(args: Namespace) -> None:
-    """Refuse flags of Hydra that do not work here.
-
-    Raises:
-        InputError: one of them was given.
-    """
+    """Raise InputError if a flag of Hydra was given that does not work here."""
     for flag in ("config_path", "config_name", "experimental_rerun"):
         if getattr(args, flag) is not None:
             raise InputError(

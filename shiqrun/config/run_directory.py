@@ -16,7 +16,7 @@ from shiqrun.util.quoting import quote_for_shell
 
 CONFIG = Path(".hydra", "config.yaml")
 SUMMARY = "summary.json"
-LOG = "run.log"
+LOG, LOCK = "run.log", ".lock"
 SWEEP, STATE = "multirun.yaml", "sweep.json"
 PLACE_KEYS = ("run_dir", "resume", "dry_run", "hydra")
 FORMER_STUBS = {"trainer": ["learning_rate"], "eval": ["max_prompts"], "values": ["samples"]}
@@ -155,9 +155,9 @@ def is_named_by_time(config: DictConfig, kind: str) -> bool:
 
 def discard_unused(folder: Path) -> None:
     """Remove the folder of a run or a sweep that never began, unless it holds more than config and log."""
-    if {entry.name for entry in folder.iterdir()} <= {CONFIG.parts[0], LOG, SWEEP}:
+    if {entry.name for entry in folder.iterdir()} <= {CONFIG.parts[0], LOG, SWEEP, LOCK}:
         shutil.rmtree(folder / CONFIG.parts[0], ignore_errors=True)
-        for name in (LOG, SWEEP):
+        for name in (LOG, SWEEP, LOCK):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
 
