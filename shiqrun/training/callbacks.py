@@ -1,5 +1,6 @@
 """Lightning callbacks save checkpoints, stop a run on a signal, and validate the policy during training."""
 
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from shiqrun.evaluation.evaluator import EvaluationResult, PolicyEvaluator
 from shiqrun.models.reference import Live
 from shiqrun.training.step.method import Method
 
+log = logging.getLogger("shiqrun")
+FAR_NATS = 20.0
+"""A divergence of the policy from its reference, a completion, beyond which a run is warned of once."""
 MONITORED = (("val/regularised_return", 1), ("val/reward", 1), ("val/loss", -1))
 """The metrics that choose the best checkpoint, the first known one counts; 1 if more is better, else -1."""
 
@@ -167,6 +171,7 @@ class Validation(Callback):
         self.answers, self.live, self.keep = answers, live, keep
         self.first: dict[str, float] = {}
         self.last: EvaluationResult | None = None
+        self.drifted = False
         self.seconds, self.at = 0.0, -1  # at: the step of the last evaluation
         self._wall, self._began = 0.0, time.perf_counter()
 
@@ -220,7 +225,17 @@ class Validation(Callback):
             metrics["seconds_training"] = self.wall() - self.seconds
         metrics = {f"val/{name}": value for name, value in metrics.items()}
         module.record(metrics)
+        self._warn_of_drift(trainer, metrics.get("val/kl", 0.0))
         return metrics
+
+    def _warn_of_drift(self, trainer: Trainer, kl: float) -> None:
+        """Say once that the policy has gone far from its reference, while the run can still be stopped."""
+        if kl > FAR_NATS and not self.drifted and trainer.is_global_zero:
+            log.warning(
+                f"val/kl={kl:.3g} nats a completion at step {trainer.global_step}: the policy has left its reference, "
+                "where rewards of a model mean little; raise algo.beta or lower trainer.learning_rate"
+            )
+        self.drifted = self.drifted or kl > FAR_NATS
 
     def share(self) -> float:
         """Return the share of wall time that evaluations have taken so far."""

@@ -4,8 +4,17 @@ A rule returns what is unusual and what to change, or None. Its run may go on as
 append it to `RULES`, and give it a case in `tests/training/test_checks_warnings.py`.
 """
 
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from shiqrun.sampling.prompts import stop_tokens
 from shiqrun.training.plan import Run
 from shiqrun.training.step.schedule import learning_rate_factor
+from shiqrun.util.intervals import Z95
+
+SUMMARY = "summary.json"
 
 
 def warnings_of(run: Run) -> list[str]:
@@ -38,5 +47,43 @@ def reference_is_trained(run: Run) -> str | None:
     )
 
 
-RULES = (warmup_ends_before_the_run, reference_is_trained)
+def completions_can_end(run: Run) -> str | None:
+    """A policy without an end-of-sequence token never ends a completion, so every one is cut at its limit."""
+    if stop_tokens(run.tokenizer, run.policy.model):
+        return None
+    return (
+        "the tokenizer has no EOS token, and no special token closes the assistant's turn: no completion can end "
+        "before its limit of tokens; set eos_token in tokenizer_config.json or eos_token_id in generation_config.json"
+    )
+
+
+def reward_model_beats_chance(run: Run) -> str | None:
+    """A reward model that is right about held-out pairs as often as a coin is no reward."""
+    path = getattr(run.plan.reward, "path", None)
+    summary = Path(path).parent / SUMMARY if path else None
+    if summary is None or not summary.is_file():
+        return None  # made elsewhere
+    found = as_summary(summary)
+    accuracy, rows = found.get("val/accuracy"), found.get("trajectories/val")
+    if found.get("algo") != "reward_model" or not isinstance(accuracy, float) or not isinstance(rows, int) or rows < 2:
+        return None
+    half = Z95 * 0.5 / math.sqrt(rows / 2)  # of a coin's share over as many pairs
+    if accuracy - 0.5 > half:
+        return None
+    return (
+        f"the reward model {path} is at chance: right on {accuracy:.3f} of {rows // 2} held-out pairs, where a coin "
+        f"gets 0.5 ± {half:.3f}; train it longer, on more pairs or from a better model"
+    )
+
+
+def as_summary(file: Path) -> dict[str, Any]:
+    """Return the summary of a run; nothing of one that is damaged, which this run does not need."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+RULES = (completions_can_end, reward_model_beats_chance, warmup_ends_before_the_run, reference_is_trained)
 """The rules of every prepared run, in the order in which their messages are logged."""
