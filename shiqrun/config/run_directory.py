@@ -16,7 +16,7 @@ from shiqrun.util.quoting import quote_for_shell
 
 CONFIG = Path(".hydra", "config.yaml")
 SUMMARY = "summary.json"
-LOG, LOCK = "run.log", ".lock"
+LOG, LOCK = "run.log", ".run.lock"
 SWEEP, STATE = "multirun.yaml", "sweep.json"
 PLACE_KEYS = ("run_dir", "resume", "dry_run", "hydra")
 FORMER_STUBS = {"trainer": ["learning_rate"], "eval": ["max_prompts"], "values": ["samples"]}

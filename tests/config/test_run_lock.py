@@ -44,7 +44,7 @@ def test_of_two_processes_on_one_run_directory_the_second_is_refused(home, capsy
     assert train(f"run_dir={home}/once", *steps) == 0
     assert largest_difference(home / "twice", home / "once") == 0
     assert [row["step"] for row in metrics(home / "twice")] == [row["step"] for row in metrics(home / "once")]
-    assert not (home / "twice" / ".lock").exists()
+    assert not (home / "twice" / ".run.lock").exists()
 
 
 def test_a_forked_process_does_not_keep_the_lock(tmp_path):
@@ -63,8 +63,8 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path):
 
 def test_one_process_may_ask_for_its_lock_again(tmp_path):
     with lock_run(tmp_path), lock_run(tmp_path):
-        assert (tmp_path / ".lock").exists()
-    assert not (tmp_path / ".lock").exists()
+        assert (tmp_path / ".run.lock").exists()
+    assert not (tmp_path / ".run.lock").exists()
 
 
 def test_the_message_says_what_to_do(tmp_path):
