@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from shiqrun.batching.data_module import LoggedData
 from shiqrun.batching.encode import EncodedTrajectory
-from shiqrun.batching.logged_data import EncodedData, LoggedData
+from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import Steps
 from shiqrun.losses import shiq

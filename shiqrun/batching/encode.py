@@ -12,9 +12,7 @@ tokens of the completion's assistant turns are the actions, everything else is s
 
 Either way both of these prefixes must begin the whole, else the policy would be trained on other states than it
 samples from: where their text does not, the template is refused; where only tokens merge across the seam (a prompt
-ending in a newline before a completion beginning with some), the row is dropped.
-
-Masks come from positions, never from token values, so a pad token that equals EOS costs nothing.
+ending in a newline before a completion beginning with some), the row is dropped. Masks come from positions alone.
 """
 
 import re
@@ -89,26 +87,26 @@ def encode(
     max_length: int | None,
     train_on: TrainOn = "assistant",
     stable: str | None = None,
+    first: int = 0,
 ) -> Iterator[EncodedTrajectory]:
     """Yield the trajectories of the examples, in order; those that cannot be used are counted by reason in `dropped`.
 
     Args:
         examples: from a data set's `load`.
-        tokenizer: a fast tokenizer with a chat template (`with_template`).
+        tokenizer: a fast one with a chat template (`with_template`).
         dropped: counts "empty completion", "no actions", "longer than max_length (N tokens)" and MERGED.
         max_length: tokens; longer trajectories are dropped, never cut.
         train_on: "assistant", or "response" to make every token from the first action on an action (for `sft`).
-        stable: a template, with marks, that is known to be prefix-stable: the data set's own. If it is the tokenizer's,
-            the check, which takes most of the time of short turns, is left out.
+        stable: a template, with marks, known to be prefix-stable: the data set's own. If it is the tokenizer's, the
+            check, which takes most of the time of short turns, is left out.
+        first: number of the first example in its split.
 
     Raises:
-        InputError: a template that is not prefix-stable or leaves out tool calls, or rewards whose number fits neither
-            the turns nor the actions; the message names the row.
+        InputError: a template that is not prefix-stable or leaves out tool calls, or a wrong number of rewards.
     """
-    flat = ((n, k, e) for n, e in enumerate(examples) for k in range(len(e.completions)))
+    flat = ((n, k, e) for n, e in enumerate(examples, first) for k in range(len(e.completions)))
     trusted = _template(tokenizer) == stable
-    specials = None if trusted else special_pattern(tokenizer)
-    spans_of = _spans_by(_template(tokenizer), trusted)
+    specials, spans_of = None if trusted else special_pattern(tokenizer), _spans_by(_template(tokenizer), trusted)
     while chunk := list(islice(flat, CHUNK)):
         reasons = [drop_reason(e.completions[k]) or special_text(e, k, specials) for _, k, e in chunk]
         dropped.update(why for why in reasons if why)

@@ -1,32 +1,38 @@
-"""`load` splits and encodes a data set of logged trajectories; `LoggedData` deals them to optimiser steps."""
+"""`load` reads both splits of a data set and encodes their trajectories, or finds them encoded in the row store."""
 
 import hashlib
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Annotated, Literal
+from tempfile import TemporaryFile
+from typing import IO, Annotated, Literal, NamedTuple
 
-import torch
 from annotated_types import Ge, Gt, Lt
-from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.encode import TrainOn, encode
-from shiqrun.batching.prefetch import Prefetcher
+from shiqrun.batching.encode import EncodedTrajectory, TrainOn, encode
+from shiqrun.batching.fingerprints import fingerprint
+from shiqrun.batching.prompt_names import NameList, PromptNames
+from shiqrun.batching.row_keys import rows_key
+from shiqrun.batching.row_store import RowStore
+from shiqrun.batching.row_writer import Encode, RowWriter
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.selection import drop_repeated, drop_uncompared
-from shiqrun.batching.steps import Batches, Steps
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
-from shiqrun.types import Example, Trajectories
+from shiqrun.types import Example
 
 log = logging.getLogger("shiqrun")
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
+Progress = Callable[[Iterable[Example], str], Iterable[Example]]
+"""Wraps an iterable of examples, to show how far it is."""
 SEEN = "validation, but the prompt is in the training split too"
 
 
@@ -69,7 +75,7 @@ class EncodedData:
     val: Rows
     dropped: Counter[str]
     fingerprint: str
-    prompts: frozenset[str] = frozenset()
+    prompts: Set[str] = frozenset()
 
 
 def is_held_out(prompt_id: str, fraction: float) -> bool:
@@ -128,7 +134,7 @@ def drop_trained_prompts(examples: Iterable[Example], trained: Set[str], dropped
             yield example
 
 
-def _record_names(examples: Iterable[Example], names: list[str]) -> Iterator[Example]:
+def _record_names(examples: Iterable[Example], names: list[str] | NameList) -> Iterator[Example]:
     """Yield the examples, and append the name of each one's prompt to `names`."""
     for example in examples:
         names.append(prompt_name(example.messages))
@@ -144,7 +150,8 @@ def load(
     compared_by: str | None = None,
     together: bool = False,
     source_name: str = "logged",
-    progress: Callable[[Iterable[Example], str], Iterable[Example]] = lambda x, _: x,
+    store: RowStore | None = None,
+    progress: Progress = lambda x, _: x,
 ) -> EncodedData:
     """Return both splits of a data set, read and encoded; no prompt of the validation split is trained on.
 
@@ -157,6 +164,7 @@ def load(
             and a row that is alone with its prompt is dropped.
         together: rows of a prompt stay together for any method, so that the prompt is read once.
         source_name: `Rows.source` of the training split; that of the validation split is "val".
+        store: where encoded rows are kept, of data sets that know their `files`; None: they are in memory alone.
         progress: wraps an iterable of examples, to show how far it is.
 
     Raises:
@@ -165,23 +173,88 @@ def load(
     limit = settings.max_length or context
     if settings.max_length and context and settings.max_length > context:
         raise InputError(f"data.max_length={settings.max_length} is more than the model's context of {context} tokens")
-    dropped: Counter[str] = Counter()
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    encoder = partial(encode, max_length=limit, train_on=settings.train_on, stable=source.chat_template)
+    encoder = partial(
+        encode, tokenizer=tokenizer, max_length=limit, train_on=settings.train_on, stable=source.chat_template
+    )
+    key = None if store is None else rows_key(source, tokenizer, settings, limit)
+    write = partial(_write, source, settings, encoder, progress)
+    stored = None if store is None or key is None else store.open(key, write, distinct=settings.distinct)
+    found = _read(source, settings, encoder, progress) if stored is None else stored
     grouping = partial(Rows, pad=pad, together=together or bool(compared_by), compared=bool(compared_by))
-    splits, names, prompts = [], list[str](), frozenset[str]()
+    train, val = (
+        grouping(drop_uncompared(found.splits[split], found.dropped, compared_by), source=name)
+        for split, name in zip(SPLITS, (source_name, "val"), strict=True)
+    )
+    _expect_training_rows(train, val, found.dropped)
+    whole = len(train) + len(val) == sum(map(len, found.splits.values()))
+    known = stored.fingerprint if stored is not None and whole else fingerprint(train, val)
+    return EncodedData(train, val, found.dropped, known, found.prompts)
+
+
+class _Read(NamedTuple):
+    """A `_Read` holds what was read and encoded into memory, as `StoredData` does."""
+
+    splits: dict[str, list[EncodedTrajectory]]
+    prompts: Set[str]
+    dropped: Counter[str]
+
+
+def _read(source: Source, settings: DataSettings, encoder: Encode, progress: Progress) -> _Read:
+    """Return the trajectories of both splits, in memory."""
+    found, names = _Read({}, set(), Counter()), list[str]()
     for split in SPLITS:
         examples = progress(examples_of(source, split, settings), f"encoding {split}")
-        new = _record_names(examples, names) if split == "train" else drop_trained_prompts(examples, prompts, dropped)
-        encoded = list(encoder(new, tokenizer, dropped))
-        kept = drop_uncompared(drop_repeated(encoded, dropped) if settings.distinct else encoded, dropped, compared_by)
-        splits.append(grouping(kept, source="val" if split == "val" else source_name))
-        prompts = frozenset(names)  # of the training split; the validation split records none
+        known = frozenset(names)
+        new = (
+            _record_names(examples, names) if split == "train" else drop_trained_prompts(examples, known, found.dropped)
+        )
+        encoded = list(encoder(new, dropped=found.dropped))
+        found.splits[split] = drop_repeated(encoded, found.dropped) if settings.distinct else encoded
         if split in source.splits:  # a held-out split reads the same rows again
-            dropped.update(source.dropped)
-    train, val = splits
-    _expect_training_rows(train, val, dropped)
-    return EncodedData(train, val, dropped, fingerprint(train, val), prompts)
+            found.dropped.update(source.dropped)
+    return found._replace(prompts=frozenset(names))
+
+
+def _write(
+    source: Source, settings: DataSettings, encoder: Encode, progress: Progress, writer: RowWriter
+) -> PromptNames:
+    """Write the trajectories of both splits, and return the names of the training prompts.
+
+    A file of which a share is held out is read once: the examples of that share wait in a file of their own.
+    """
+    names = NameList()
+    with TemporaryFile(dir=writer.directory) as waiting:
+        for split in SPLITS:
+            if "val" in source.splits:
+                given = examples_of(source, split, settings)
+            else:
+                given = _training_examples(source, settings, waiting) if split == "train" else _unpickled(waiting)
+            examples = progress(given, f"encoding {split}")
+            if split == "train":
+                writer.add(split, _record_names(examples, names), encoder)
+            else:
+                writer.add(split, drop_trained_prompts(examples, names.known(), writer.dropped), encoder)
+            if split in source.splits:
+                writer.dropped.update(source.dropped)
+    return names.known()
+
+
+def _training_examples(source: Source, settings: DataSettings, waiting: IO[bytes]) -> Iterator[Example]:
+    """Yield the examples of the training split, and write those of the validation split to a file."""
+    for split, example in both_splits(source, settings, Counter()):
+        if split == "train":
+            yield example
+        else:
+            pickle.dump(example, waiting)
+
+
+def _unpickled(waiting: IO[bytes]) -> Iterator[Example]:
+    """Yield the examples that this process wrote to a file."""
+    waiting.seek(0)
+    with suppress(EOFError):
+        while True:
+            yield pickle.load(waiting)
 
 
 def _expect_training_rows(train: Rows, val: Rows, dropped: Counter[str]) -> None:
@@ -197,81 +270,3 @@ def _expect_training_rows(train: Rows, val: Rows, dropped: Counter[str]) -> None
     reasons = ", ".join(why) or "the data set is empty"
     advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
     raise InputError(f"no training trajectory is left: {reasons}; {advice}")
-
-
-def fingerprint(*splits: Rows) -> str:
-    """Return a hash of every token, action, reward and group: equal data give equal batches."""
-    digest = hashlib.blake2b(digest_size=16)
-    for rows in splits:
-        for t in rows.trajectories:
-            for part in (t.input_ids, t.action_index, t.rewards):
-                digest.update(b"|" if part is None else part.tobytes() + b",")
-        digest.update(rows.group.tobytes())
-    return digest.hexdigest()
-
-
-class LoggedData(LightningDataModule):
-    """A `LoggedData` gives Lightning the batches of logged trajectories, from the step that training has reached on.
-
-    Args:
-        encoded: both splits, annotated.
-        batch_size: trajectories of an optimiser step, over all ranks.
-        micro_batch_tokens: tokens of one forward pass.
-        seed: of the order of rows.
-    """
-
-    def __init__(self, encoded: EncodedData, *, batch_size: int, micro_batch_tokens: int, seed: int) -> None:
-        super().__init__()
-        self.encoded, self.batch_size, self.tokens, self.seed = encoded, batch_size, micro_batch_tokens, seed
-        self._ahead: Prefetcher | None = None
-
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def train_dataloader(self) -> Prefetcher:
-        """Return the batches of all optimiser steps from the trainer's global step on, collated ahead in a thread."""
-        self._close()
-        rank, world = self._ranks()
-        self.steps = Steps(
-            self.encoded.train,
-            batch_size=self.batch_size,
-            micro_batch_tokens=self.tokens,
-            seed=self.seed,
-            start=self.trainer.global_step if self.trainer else 0,
-            rank=rank,
-            world=world,
-        )
-        self._ahead = Prefetcher(self.steps, self.trainer.strategy.root_device if self.trainer else torch.device("cpu"))
-        return self._ahead
-
-    def transfer_batch_to_device(
-        self, batch: list[Trajectories], device: torch.device, dataloader_idx: int
-    ) -> list[Trajectories]:
-        """Move the micro-batches of a step to the device; pinned memory is copied while the step begins."""
-        return batch if device.type == "cpu" else [micro.to(device) for micro in batch]
-
-    def teardown(self, stage: str) -> None:
-        """End the collating thread with the training loop."""
-        self._close()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """End the collating thread at an error or a signal."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-
-    def validation(self) -> Batches:
-        """Return the batches of this rank's share of the validation split."""
-        rank, world = self._ranks()
-        return Batches(self.encoded.val, tokens=self.tokens, rank=rank, world=world)
-
-    def passes(self, step: int) -> float:
-        """Return how many passes over the training trajectories `step` optimiser steps are."""
-        return step / self.encoded.train.steps_per_epoch(self.batch_size)
-
-    def sources(self, step: int, micro_batch: int) -> list[str]:
-        """Return where the rows of a micro-batch of this rank came from, for messages."""
-        cut = self.steps.rows_of(step)
-        return [self.encoded.train.trajectories[i].source for i in (cut[micro_batch] if cut else [])]

@@ -4,11 +4,49 @@ A *unit* is a list of rows that belong together: a single row, or all completion
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 Units = Sequence[Sequence[int]]
 """Lists of row numbers; the rows of one list stay together."""
+
+
+class SingleRows(Sequence[Sequence[int]]):
+    """`SingleRows` are the units of rows that need not stay together: each row alone, in order."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = range(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, unit: Any) -> Any:
+        """Return a unit, or a list of them for a slice."""
+        found = self.rows[unit]
+        return [found] if isinstance(found, int) else [[row] for row in found]
+
+
+class RowsByNumber(Sequence[Sequence[int]]):
+    """`RowsByNumber` are the units of rows of which those with equal numbers stay together.
+
+    Args:
+        numbers: `[rows]` int64, from 0 without gaps; units are sorted by them.
+    """
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self.order = np.argsort(numbers, kind="stable")
+        self.ends = np.cumsum(np.bincount(numbers))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, unit: Any) -> Any:
+        """Return a unit, or a list of them for a slice."""
+        if isinstance(unit, slice):
+            return [self[i] for i in range(*unit.indices(len(self)))]
+        unit = range(len(self))[unit]
+        return self.order[self.ends[unit - 1] if unit else 0 : self.ends[unit]].tolist()
 
 
 def padded_micro_batches(lengths: np.ndarray, units: Units, tokens: int) -> list[list[int]]:

@@ -4,8 +4,7 @@ Every stage that knows more about the rows returns a new table (`with_columns`, 
 one. Copies share the trajectories and whatever was computed from them.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,8 +14,15 @@ import torch
 
 from shiqrun.batching.columns import COLUMNS, AnchorTokens, Values, concat, pad, select
 from shiqrun.batching.encode import EncodedTrajectory
-from shiqrun.batching.micro_batches import Units, packed_micro_batches, padded_micro_batches
+from shiqrun.batching.micro_batches import (
+    RowsByNumber,
+    SingleRows,
+    Units,
+    packed_micro_batches,
+    padded_micro_batches,
+)
 from shiqrun.batching.packing import packed_layout, padded_layout
+from shiqrun.batching.stored_rows import CountedTrajectories, StoredTrajectories
 from shiqrun.types import Trajectories
 
 
@@ -102,7 +108,12 @@ class Rows:
         The anchor draws its tokens by the new row numbers.
         """
         columns = {name: select(values, picked) for name, values in self.columns.items()}
-        return type(self)([self.trajectories[i] for i in picked], **self._settings(), columns=columns)
+        given: Sequence[EncodedTrajectory] = self.trajectories
+        if isinstance(given, StoredTrajectories):
+            given = given.pick(np.array(picked, np.int64))
+        else:
+            given = [given[i] for i in picked]
+        return type(self)(given, **self._settings(), columns=columns)
 
     def concat(self, *others: "Rows") -> "Rows":
         """Return the rows of several tables, one after another, numbered anew.
@@ -122,48 +133,56 @@ class Rows:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Return the number of tokens of each row, `[rows]` int64."""
-        return np.array([len(t.input_ids) for t in self.trajectories], np.int64)
+        return self.numbers.plain("lengths")
 
     @cached_property
     def actions(self) -> np.ndarray:
         """Return the number of actions of each row, `[rows]` int64."""
-        return np.array([len(t.action_index) for t in self.trajectories], np.int64)
+        return self.numbers.plain("actions")
 
     @cached_property
     def group(self) -> np.ndarray:
         """Return the group number of each row, `[rows]` int64; rows of one group may be compared with each other."""
-        return _numbered(t.group for t in self.trajectories)
+        return self.numbers.numbers("group")
 
     @cached_property
     def prompts(self) -> int:
         """Return the number of different prompts, by `prompt_id`."""
-        return len({t.prompt_id for t in self.trajectories})
+        return int(self.numbers.numbers("prompt").max(initial=-1)) + 1
 
     @cached_property
     def prompt_number(self) -> np.ndarray:
         """Return a number per row, `[rows]` int64, equal for rows with the same tokens before their first action."""
-        prompts = (t.input_ids[: t.action_index[0]] for t in self.trajectories)
-        return _numbered(hashlib.blake2b(np.ascontiguousarray(p).data, digest_size=16).digest() for p in prompts)
+        return self.numbers.numbers("family")
 
     @cached_property
     def prompt_lengths(self) -> np.ndarray:
         """Return the number of tokens before the first action of each row, `[rows]` int64."""
-        return np.array([t.action_index[0] for t in self.trajectories], np.int64)
+        return self.numbers.plain("prompt_lengths")
 
     @property
     def returns(self) -> np.ndarray:
         """Return the sum of each row's rewards, `[rows]` float32, without the offset; NaN where the data has none."""
-        return np.array([np.nan if t.rewards is None else t.rewards.sum() for t in self.trajectories], np.float32)
+        return self.numbers.plain("returns")
+
+    @property
+    def rewarded(self) -> np.ndarray:
+        """Return whether each row has rewards, `[rows]` bool."""
+        return self.numbers.plain("rewarded")
+
+    @property
+    def numbers(self) -> "StoredTrajectories | CountedTrajectories":
+        """Return what counts the trajectories: those of a file have counts beside them."""
+        given = self.trajectories
+        return given if isinstance(given, StoredTrajectories) else CountedTrajectories(given)
 
     # ------------------------------------------------------------------ how they are dealt to steps and batches
     @cached_property
-    def units(self) -> list[list[int]]:
+    def units(self) -> Units:
         """Return the lists of rows that stay together: single rows, or all rows of a prompt."""
         if not self.together:
-            return [[i] for i in range(len(self))]
-        names = self.group if self.compared else _numbered(t.prompt_id for t in self.trajectories)
-        order = np.argsort(names, kind="stable")
-        return [part.tolist() for part in np.split(order, np.flatnonzero(np.diff(names[order])) + 1) if len(part)]
+            return SingleRows(len(self))
+        return RowsByNumber(self.group if self.compared else self.numbers.numbers("prompt"))
 
     def units_per_step(self, batch_size: int) -> int:
         """Return the number of units of an optimiser step: as many as hold about `batch_size` rows, at least one."""
@@ -224,12 +243,6 @@ class Rows:
         if self.packed:
             return batch.with_layout(packed_layout(trajectories, index.shape[1], device=self.device))
         return batch.with_layout(padded_layout(ids, read, index, mask))
-
-
-def _numbered(names: Iterable[Any]) -> np.ndarray:
-    """Return a number per name, `[rows]` int64, equal for equal names, in the order of their first occurrence."""
-    numbers: dict[Any, int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
 
 def _rewards(trajectories: Sequence[EncodedTrajectory], offset: torch.Tensor, actions: int) -> torch.Tensor:

@@ -54,7 +54,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     if (run_dir / "summary.json").is_file():
         console.print(f"{run_dir} is finished; see its summary.json")
         return
-    loaded = prepare_run(plan(config, run_dir))
+    loaded = prepare_run(plan(config, run_dir), keeps_rows=not config.dry_run)
     if config.dry_run:
         console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         training.describe(loaded)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.columns import UnreadColumns
-from shiqrun.data.files import SUFFIXES, read_rows
+from shiqrun.data.files import SUFFIXES, data_files, read_rows
 from shiqrun.data.pair_rewards import announce_pair_rewards, check_pair_rewards
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -81,14 +81,24 @@ class HH(Source):
             else:
                 yield example
 
+    def files(self) -> list[Path] | None:
+        """Return the local files; None for the Hub's, and for a class of the user's own. See `Source`."""
+        if self.path is None or type(self) is not HH:
+            return None
+        return [file for place in self._places(Path(self.path).expanduser()) for file in data_files(place)]
+
     def _local_rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        path = path.expanduser()
+        for place in self._places(path.expanduser()):
+            yield from read_rows(place)
+
+    def _places(self, path: Path) -> list[Path]:
+        """Return the files or directories of the subsets at a path."""
         there = [name for name in FOLDERS["both"] if os.path.isdir(path / name)]
         missing = [name for name in self.folders if name not in there]
         if there and missing:
             raise InputError(f"{path}: no directory {missing[0]} in it, but {there[0]}; set data.subset")
-        for folder in [path / name for name in self.folders] if there else [path]:
-            yield from read_rows(_file_of(folder, self.split) if os.path.isdir(folder) else folder)
+        folders = [path / name for name in self.folders] if there else [path]
+        return [_file_of(folder, self.split) if os.path.isdir(folder) else folder for folder in folders]
 
     def _example(self, chosen: str, rejected: str, place: str) -> Example | str:
         """Return the example of a chosen and a rejected dialogue, or the reason for which the pair is dropped."""

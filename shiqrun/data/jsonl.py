@@ -16,10 +16,11 @@ messages is cut behind them; and where the first string completion of a file beg
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 from shiqrun.data.chats import drop_reason
 from shiqrun.data.columns import NAMES, UnreadColumns
-from shiqrun.data.files import read_rows
+from shiqrun.data.files import data_files, read_rows
 from shiqrun.data.pair_rewards import announce_pair_rewards, check_pair_rewards
 from shiqrun.data.row_parts import Parts, Row
 from shiqrun.data.source import Source
@@ -49,6 +50,12 @@ class Jsonl(Source):
         self._repeats: tuple[bool, str] | None = None
         self._announced = self._warned = False
         self._unread = UnreadColumns()
+
+    def files(self) -> list[Path] | None:
+        """Return the files of all splits; see `Source`."""
+        if type(self) is not Jsonl:  # a class of the user's own may read more
+            return None
+        return [file for path in self.paths.values() for file in data_files(path)]
 
     def load(self, split: str) -> Iterator[Example]:
         """Yield the examples of a split, in file order.

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from shiqrun.environments.environment import Environment
@@ -81,6 +82,13 @@ class Source(ABC):
         Raises:
             InputError: unreadable file, broken row or missing column; the message names file, line and column.
         """
+
+    def files(self) -> list[Path] | None:
+        """Return the files whose contents, with the public attributes of this data set, decide what `load` yields.
+
+        None: unknown, or there is more to it; then encoded rows are not kept between runs.
+        """
+        return None
 
     def environment(self) -> Environment | None:
         """Return the environment in which a policy plays episodes; None where it completes prompts instead."""

@@ -13,8 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
+from shiqrun.batching.data_module import LoggedData
 from shiqrun.batching.encode import EncodedTrajectory
-from shiqrun.batching.logged_data import EncodedData, LoggedData
+from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import Steps
 from shiqrun.rollout.engine import Engine

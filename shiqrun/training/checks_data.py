@@ -38,11 +38,14 @@ def check_data(plan: Plan, encoded: EncodedData) -> None:
 # ------------------------------------------------------------------ rules of the training split
 def every_trajectory_has_a_reward(plan: Plan, rows: Rows) -> str | None:
     """A loss that reads rewards needs one for every trajectory."""
-    bare = [t.source for t in rows.trajectories if t.rewards is None]
-    if "rewards" in plan.needs and bare:
+    if "rewards" not in plan.needs:
+        return None
+    bare = np.flatnonzero(~rows.rewarded)
+    if len(bare):
+        first = rows.trajectories[int(bare[0])].source
         return (
-            f"algo={plan.name} needs rewards, but {len(bare)} of {len(rows)} trajectories have none, first "
-            f"{bare[0]}; add a column `reward` or `rewards`, or set data.pair_rewards=[1,-1] for pairs"
+            f"algo={plan.name} needs rewards, but {len(bare)} of {len(rows)} trajectories have none, first {first}; "
+            "add a column `reward` or `rewards`, or set data.pair_rewards=[1,-1] for pairs"
         )
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from shiqrun.batching.logged_data import LoggedData
+from shiqrun.batching.data_module import LoggedData
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.estimates.value_cache import read_prompts

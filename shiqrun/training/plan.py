@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shiqrun.batching.logged_data import DataSettings, EncodedData, fingerprint
+from shiqrun.batching.fingerprints import fingerprint
+from shiqrun.batching.logged_data import DataSettings, EncodedData
 from shiqrun.batching.rows import Rows
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from shiqrun.batching.columns import AnchorTokens
 from shiqrun.batching.logged_data import EncodedData, examples_of, load
 from shiqrun.batching.reward_offsets import offset_center
+from shiqrun.batching.row_store import RowStore
 from shiqrun.batching.rows import Rows
 from shiqrun.console import quiet_other_ranks, track
 from shiqrun.errors import InputError
@@ -29,8 +30,12 @@ from shiqrun.training.plan import Plan, Run
 log = logging.getLogger("shiqrun")
 
 
-def prepare_run(plan: Plan) -> Run:
+def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     """Load the data and the model of a plan, check all that can be known before training, and return the run.
+
+    Args:
+        plan: the settings.
+        keeps_rows: encoded rows are written to `cache_dir`; a dry run only reads what is there.
 
     Raises:
         InputError: settings that contradict each other, data or a model that cannot be used, or that do not fit the
@@ -44,7 +49,7 @@ def prepare_run(plan: Plan) -> Run:
     disable_progress_bar()
     set_verbosity_error()
     tokenizer = plan.choice.tokenizer(plan.source, examples_of(plan.source, "train", plan.data))
-    encoded = _load_data(plan, tokenizer)
+    encoded = _load_data(plan, tokenizer, RowStore(plan.cache_dir / "rows", keeps_rows))
     model = plan.choice.build(tokenizer, plan.seed)
     weights = weights_fingerprint(model)
     policy = _build_policy(plan, model)
@@ -68,7 +73,7 @@ def prepare_run(plan: Plan) -> Run:
     return run.with_facts(facts)
 
 
-def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> EncodedData:
+def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase, store: RowStore) -> EncodedData:
     """Read and encode the data set, and check that the method can learn from it.
 
     Raises:
@@ -81,6 +86,7 @@ def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> EncodedData:
         context=plan.choice.context(),
         compared_by=plan.compared_by,
         together=plan.trainer.prompts_together,
+        store=store,
         progress=lambda items, what: track(items, what),
     )
     check_data(plan, encoded)

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
-from shiqrun.batching.logged_data import LoggedData
+from shiqrun.batching.data_module import LoggedData
 from shiqrun.console import is_main_process
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted

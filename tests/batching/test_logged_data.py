@@ -4,16 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shiqrun.batching.logged_data import (
-    SEEN,
-    DataSettings,
-    LoggedData,
-    both_splits,
-    examples_of,
-    fingerprint,
-    is_held_out,
-    load,
-)
+from shiqrun.batching.data_module import LoggedData
+from shiqrun.batching.fingerprints import fingerprint
+from shiqrun.batching.logged_data import SEEN, DataSettings, both_splits, examples_of, is_held_out, load
 from shiqrun.batching.reward_offsets import offset_center, reward_offsets
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError

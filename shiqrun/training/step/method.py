@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.nn.parallel import DistributedDataParallel
 
-from shiqrun.batching.logged_data import LoggedData
+from shiqrun.batching.data_module import LoggedData
 from shiqrun.errors import TrainingError
 from shiqrun.losses.requirements import needs_of
 from shiqrun.models.policy import Policy

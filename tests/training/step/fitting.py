@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import shiqrun
 from shiqrun import losses
-from shiqrun.batching.logged_data import EncodedData, LoggedData
+from shiqrun.batching.data_module import LoggedData
+from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.rows import Rows
 from shiqrun.models.attention import use_packed_attention
 from shiqrun.models.policy import Policy, ValueHead, enable_packing

@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, Trainer
 
 from shiqrun import losses
 from shiqrun.batching.columns import AnchorTokens
-from shiqrun.batching.logged_data import EncodedData, LoggedData
+from shiqrun.batching.data_module import LoggedData
+from shiqrun.batching.logged_data import EncodedData
 from shiqrun.errors import TrainingError
 from shiqrun.losses.anchor import anchor
 from shiqrun.losses.soft_policy import monte_carlo

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from shiqrun.batching import prefetch
-from shiqrun.batching.logged_data import LoggedData
+from shiqrun.batching.data_module import LoggedData
 from shiqrun.errors import TrainingError
 from shiqrun.settings import STAMP
 from shiqrun.training.callbacks import Checkpoints, Signals, Stopped

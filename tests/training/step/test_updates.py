@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from shiqrun.batching.logged_data import LoggedData
+from shiqrun.batching.data_module import LoggedData
 from shiqrun.errors import TrainingError
 from shiqrun.training.step.schedule import learning_rate_factor
 from tests.training.step.fitting import BATCH, SaveAt, asked, broken, fit, given, packed, ppo, weights

@@ -1,0 +1,59 @@
+"""The names of the training prompts are kept as one sorted array, so that a million of them take 16 MB."""
+
+from collections.abc import Iterable, Iterator, Set
+from typing import Any
+
+import numpy as np
+
+BLOCK = 4096
+"""Names that are kept as objects, before they become an array."""
+
+
+class PromptNames(Set[str]):
+    """`PromptNames` is a set of the names of prompts that takes 16 bytes a name.
+
+    Args:
+        names: `[n]` of type S (bytes), sorted, each once.
+    """
+
+    def __init__(self, names: np.ndarray) -> None:
+        self.names = names
+
+    @classmethod
+    def _from_iterable(cls, it: Iterable[Any]) -> Any:
+        return frozenset(it)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether the set has a name."""
+        wanted = str(name).encode()
+        at = int(np.searchsorted(self.names, wanted)) if len(self.names) else 0
+        return at < len(self.names) and bool(self.names[at] == wanted)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode() for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class NameList:
+    """A `NameList` collects the names of prompts as they are read."""
+
+    def __init__(self) -> None:
+        self._new: list[str] = []
+        self._blocks: list[np.ndarray] = []
+
+    def append(self, name: str) -> None:
+        """Add a name, which may be there already."""
+        self._new.append(name)
+        if len(self._new) == BLOCK:
+            self._pack()
+
+    def _pack(self) -> None:
+        self._blocks.append(np.unique(np.array([name.encode() for name in self._new], "S")))
+        self._new = []
+
+    def known(self) -> PromptNames:
+        """Return the set of all names so far."""
+        self._pack()
+        return PromptNames(np.unique(np.concatenate(self._blocks)))
