@@ -26,6 +26,21 @@ HalfInterval = Annotated[float, Ge(0), Lt(0.5)]
 
 
 @dataclass(frozen=True)
+class SampledTokens:
+    """Sampled tokens are a completion as a policy drew it, with the tokens of its prompt.
+
+    Attributes:
+        prompt: token ids.
+        completion: token ids, at least one, with the stop token where one ended it.
+        ended: whether a stop token ended the completion; else it was cut off.
+    """
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+    ended: bool
+
+
+@dataclass(frozen=True)
 class Example:
     """An example is one prompt with its logged completions, as a data set returns it.
 
@@ -41,9 +56,11 @@ class Example:
         alone: its completions are compared with each other only, not with those of other examples of the prompt: a
             logged pair says which of two is better, and nothing of a third.
         columns: the other columns of the data row, for code that writes the row again.
+        sampled: the tokens of each completion, where the data have them; where they are the tokenizer's, they are the
+            trajectory, and the text is not encoded.
 
     Raises:
-        ValueError: the numbers of rewards and of completions differ.
+        ValueError: the numbers of rewards, or of sampled tokens, and of completions differ.
     """
 
     messages: Sequence[Message]
@@ -54,10 +71,22 @@ class Example:
     source: str = ""
     alone: bool = False
     columns: Mapping[str, Any] = field(default_factory=dict)
+    sampled: Sequence[SampledTokens] | None = None
 
     def __post_init__(self) -> None:
+        if self.sampled is not None and len(self.sampled) != len(self.completions):
+            raise ValueError(f"{self.source}: {len(self.completions)} completions but tokens of {len(self.sampled)}")
         if self.rewards is not None and len(self.rewards) != len(self.completions):
             raise ValueError(f"{self.source}: {len(self.completions)} completions but {len(self.rewards)} rewards")
+
+    def pick(self, completions: Sequence[int]) -> "Example":
+        """Return the example with the completions of these numbers alone."""
+        return replace(
+            self,
+            completions=[self.completions[i] for i in completions],
+            rewards=None if self.rewards is None else [self.rewards[i] for i in completions],
+            sampled=None if self.sampled is None else [self.sampled[i] for i in completions],
+        )
 
 
 def _require(name: str, value: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -86,6 +86,11 @@ def _ids(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, *, head:
     return (found[t.key()] for t in talks)
 
 
+def prompt_tokens(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Return the tokens of each prompt, ending with what opens the assistant's turn."""
+    return _ids(talks, tokenizer, head=True)
+
+
 def prefixes_of(
     talks: list[Conversation], wholes: list[list[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[list[tuple[list[int], list[int]]]]:

@@ -13,6 +13,7 @@ tokens of the completion's assistant turns are the actions, everything else is s
 Either way both of these prefixes must begin the whole, else the policy would be trained on other states than it
 samples from: where their text does not, the template is refused; where only tokens merge across the seam (a prompt
 ending in a newline before a completion beginning with some), the row is dropped. Masks come from positions alone.
+A completion that comes with the tokens it was sampled as is not rendered: see `stored_tokens`.
 """
 
 import re
@@ -25,8 +26,10 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from shiqrun.batching.action_rewards import place_rewards
 from shiqrun.batching.chat_template import Conversation, is_stable_prefix, prefixes_of, render, unstable_template_error
 from shiqrun.batching.special_tokens import special_ids, special_pattern, special_text
+from shiqrun.batching.stored_tokens import CUT_OFF, Spans, StoredTokens
 from shiqrun.data.chats import drop_reason, expect_calls
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -107,28 +110,46 @@ def encode(
     flat = ((n, k, e) for n, e in enumerate(examples, first) for k in range(len(e.completions)))
     trusted = _template(tokenizer) == stable
     specials, spans_of = None if trusted else special_pattern(tokenizer), _spans_by(_template(tokenizer), trusted)
+    stored = StoredTokens(tokenizer)
     while chunk := list(islice(flat, CHUNK)):
-        reasons = [drop_reason(e.completions[k]) or special_text(e, k, specials) for _, k, e in chunk]
+        drawn = stored.spans([(e, k) for _, k, e in chunk])
+        reasons = [None if d else _drop_reason(e, k, specials) for (_, k, e), d in zip(chunk, drawn, strict=True)]
         dropped.update(why for why in reasons if why)
-        kept = [row for row, why in zip(chunk, reasons, strict=True) if not why]
-        talks = [Conversation([*e.messages, *e.completions[k]], len(e.messages), e.source) for _, k, e in kept]
-        spans = spans_of(talks, tokenizer)
-        for (n, k, e), talk, span in zip(kept, talks, spans, strict=True):
+        kept = [(row, d) for row, d, why in zip(chunk, drawn, reasons, strict=True) if not why]
+        rendered = _rendered([(e, k) for (_, k, e), d in kept if d is None], tokenizer, spans_of)
+        for (n, k, e), own in kept:
+            span = own or next(rendered)
             if span is None:
                 dropped[MERGED] += 1
                 continue
-            ids, found = span
-            _expect_calls(talk, ids, found, tokenizer)
-            turns = [(max(start, 1), end) for start, end in found if end > max(start, 1)]
+            ids, turns = span[0], [(max(start, 1), end) for start, end in span[1] if end > max(start, 1)]
             positions = _positions(turns, len(ids), train_on)
             if not len(positions):
                 dropped["no actions"] += 1
             elif max_length is not None and len(ids) > max_length:
                 dropped[f"longer than max_length ({max_length} tokens)"] += 1
             else:
-                reward = None if e.rewards is None else _place_rewards(e.rewards[k], turns, positions, e.source)
+                reward = None if e.rewards is None else place_rewards(e.rewards[k], turns, positions, e.source)
                 group = f"{e.prompt_id}/{n}" if e.alone else e.prompt_id
                 yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source, group)
+
+
+def _drop_reason(example: Example, completion: int, specials: re.Pattern[str] | None) -> str | None:
+    """Return why a completion whose text would be encoded cannot be trained on, or None."""
+    if example.sampled is not None and not example.sampled[completion].ended:
+        return CUT_OFF  # its text would be closed by an end that was never drawn
+    return drop_reason(example.completions[completion]) or special_text(example, completion, specials)
+
+
+def _rendered(
+    rows: Sequence[tuple[Example, int]], tokenizer: PreTrainedTokenizerBase, spans_of: "SpansOf"
+) -> "Iterator[Spans | None]":
+    """Yield tokens and turns of (example, number of a completion) as the chat template renders them."""
+    talks = [Conversation([*e.messages, *e.completions[k]], len(e.messages), e.source) for e, k in rows]
+    for talk, span in zip(talks, spans_of(talks, tokenizer), strict=True):
+        if span is not None:
+            _expect_calls(talk, span[0], span[1], tokenizer)
+        yield span
 
 
 def _expect_calls(
@@ -139,15 +160,14 @@ def _expect_calls(
             expect_calls(talk.messages[i], str(tokenizer.decode(ids[start:end])), talk.source)
 
 
-def _spans_by(template: str, trusted: bool) -> "Callable[[list[Conversation], PreTrainedTokenizerBase], Iterator[Any]]":
+def _spans_by(template: str, trusted: bool) -> "SpansOf":
     """Return the function that finds the policy's turns in conversations that this template renders."""
     if not GENERATION_MARK.search(template):
         return _prefix_spans
     return _trusted_spans if trusted else _marked_spans
 
 
-Spans = tuple[list[int], list[tuple[int, int]]]
-"""Token ids, and (start, end) of each of the policy's turns."""
+SpansOf = Callable[[list[Conversation], PreTrainedTokenizerBase], Iterator[Any]]
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -257,24 +277,3 @@ def _positions(turns: list[tuple[int, int]], length: int, train_on: TrainOn) -> 
         turns = [(turns[0][0], length)]
     spans = [np.arange(start, end, dtype=np.int32) for start, end in turns]
     return np.concatenate(spans) if spans else np.zeros(0, np.int32)
-
-
-def _place_rewards(
-    reward: float | Sequence[float], turns: list[tuple[int, int]], positions: np.ndarray, source: str
-) -> np.ndarray:
-    """Return the reward of every action, `[A]`: one number falls on the last action, one per turn on its last."""
-    values = [float(reward)] if isinstance(reward, int | float) else [float(r) for r in reward]
-    if isinstance(reward, int | float):
-        at = [turns[-1][1] - 1]
-    elif len(values) == len(turns):
-        at = [end - 1 for _, end in turns]
-    else:
-        at = [i for start, end in turns for i in range(start, end)]
-    if len(values) != len(at):
-        raise InputError(
-            f"{source}: {len(values)} rewards for {len(turns)} assistant turns and {len(at)} action tokens; "
-            "give one number, one a turn, or one a token"
-        )
-    placed = np.zeros(len(positions), np.float32)
-    placed[np.searchsorted(positions, at)] = values
-    return placed

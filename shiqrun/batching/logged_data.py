@@ -6,7 +6,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from tempfile import TemporaryFile
@@ -106,7 +106,7 @@ def _best(example: Example) -> Example:
         )
     totals = [sum(r) if isinstance(r, Sequence) else r for r in example.rewards]
     best = totals.index(max(totals))
-    return replace(example, completions=[example.completions[best]], rewards=[example.rewards[best]])
+    return example.pick([best])
 
 
 def both_splits(source: Source, settings: DataSettings, dropped: Counter[str]) -> Iterator[tuple[Split, Example]]:

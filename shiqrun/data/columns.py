@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from shiqrun.data.token_columns import SEVERAL, SINGLE
+
 log = logging.getLogger("shiqrun")
 
 Form = Literal["pair", "several", "single", "chat"]
@@ -49,7 +51,8 @@ def form_of_row(has: Callable[[str], bool]) -> Form | None:
 def read_columns(form: Form, has: Callable[[str], bool]) -> frozenset[str]:
     """Return the names of the columns that are read of a row of that form."""
     answer = next((name for name in ANSWERS if has(name)), "answer")
-    return frozenset((*FORMS[form], "prompt_id", answer))
+    tokens: tuple[str, ...] = {"single": SINGLE, "several": SEVERAL}.get(form, ())
+    return frozenset((*FORMS[form], "prompt_id", answer, *(tokens if all(map(has, tokens)) else ())))
 
 
 def near_name(column: str, names: Iterable[str]) -> str | None:

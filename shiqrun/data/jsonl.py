@@ -11,6 +11,7 @@ A row may also hold `answer` or `tests` for verifiers (of both, `tests` is read)
 text, for Parquet, where all rows have one type; and `prompt_id` (by default a hash of the prompt).
 A string prompt is one user message, a string completion one assistant message. A chat that begins with the prompt's
 messages is cut behind them; and where the first string completion of a file begins with the text of its prompt, all do.
+A row with the columns of `data/token_columns.py` holds its completions as they were sampled, in token ids.
 `data/columns.py` holds the names of the columns; those that nothing reads are named in the log.
 """
 
@@ -24,6 +25,7 @@ from shiqrun.data.files import data_files, read_rows
 from shiqrun.data.pair_rewards import announce_pair_rewards, check_pair_rewards
 from shiqrun.data.row_parts import Parts, Row
 from shiqrun.data.source import Source
+from shiqrun.data.token_columns import SEVERAL, SINGLE
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
@@ -129,7 +131,9 @@ class Jsonl(Source):
 
     def _example(self, row: Row, parts: Parts) -> Example | None:
         """Return the example of a row, or None; completions that cannot be trained on are dropped and counted."""
-        reasons = [drop_reason(c) for c in parts.completions]
+        sampled = row.sampled(len(parts.completions))
+        # What was sampled is trained on as it was sampled, without words too.
+        reasons = [None if sampled else drop_reason(c) for c in parts.completions]
         bad = [reason for reason in reasons if reason is not None]
         if not parts.prompt:
             self.dropped["no prompt"] += 1
@@ -142,6 +146,7 @@ class Jsonl(Source):
         if not kept:
             return None
         kept_as = ("tests", "answer") if row.has("tests") else ("tests",)  # `answer` beside `tests` is like any other
+        tokens = {*SINGLE, *SEVERAL} if sampled else set()
         return Example(
             messages=parts.prompt,
             completions=[parts.completions[i] for i in kept],
@@ -150,5 +155,6 @@ class Jsonl(Source):
             answer=row.answer(),
             source=row.place,
             alone=row.has("chosen"),
-            columns={k: v for k, v in row.columns.items() if k not in NAMES or k in kept_as},
+            columns={k: v for k, v in row.columns.items() if (k not in NAMES or k in kept_as) and k not in tokens},
+            sampled=sampled,
         )

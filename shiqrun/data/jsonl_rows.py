@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from shiqrun.data.token_columns import token_columns
 from shiqrun.types import Example
 
 Form = Literal["pair", "single", "several"]
@@ -37,5 +38,6 @@ def row_of(example: Example, rewards: Sequence[float], form: Form) -> dict[str, 
         answers = {"completion": chats[0], "reward": rewards[0]}
     else:
         answers = {"completions": chats, "rewards": list(rewards)}
+    tokens = token_columns(example.sampled, several=form == "several") if example.sampled else {}
     answer = {} if example.answer is None or "tests" in example.columns else {"answer": example.answer}
-    return {"prompt": prompt, **answers, "prompt_id": example.prompt_id, **answer, **example.columns}
+    return {"prompt": prompt, **answers, "prompt_id": example.prompt_id, **answer, **tokens, **example.columns}

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from shiqrun.data.chats import as_messages, prompt_name, shared_prompt, without_prompt
 from shiqrun.data.columns import MARKS, Form, form_of_row, read_columns
 from shiqrun.data.pair_rewards import LARGEST_REWARD
+from shiqrun.data.token_columns import sampled_tokens
 from shiqrun.errors import InputError
-from shiqrun.types import Message
+from shiqrun.types import Message, SampledTokens
 
 Reward = float | list[float]
 
@@ -93,6 +94,13 @@ class Row:
             prompt, completion = chat[:start], chat[start:]
         rewards, origin = self._single_reward(completion)
         return Parts(prompt, [completion], rewards, origin)
+
+    def sampled(self, completions: int) -> list[SampledTokens] | None:
+        """Return the tokens of each completion as it was sampled; None where the row has none."""
+        if self.form not in ("single", "several"):
+            return None
+        several = self.form == "several"
+        return sampled_tokens(self.columns, completions, self.place, several=several) or None
 
     def prompt_id(self, prompt: Sequence[Message]) -> str:
         """Return the id of the prompt: the column's, or a hash of the messages."""

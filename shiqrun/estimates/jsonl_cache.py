@@ -4,6 +4,7 @@ The header holds the fingerprints of the reference and the reward and the sampli
 hundreds of completions of each of thousands of prompts are more than a machine's memory.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from shiqrun.util.atomic import write_atomic
 from shiqrun.util.jsonl import Line, append_lines, encode_line, parse_line, read_lines, truncate
 from shiqrun.util.lock import wait_for_lock
 
+log = logging.getLogger("shiqrun")
 FORMAT = 1
 ADVICE = "take the row out, and it is computed again"
 
@@ -155,6 +157,10 @@ def read_rows(path: Path, kind: CacheKind) -> Iterator[Line]:
             header = None
         if header is None or header.row.get(kind.mark) != FORMAT:
             raise InputError(f"{path}: no file of {kind.what}; {kind.advice}")
+        if not header.sealed:
+            log.info(
+                f"{path}: an older version of shiqrun wrote it without hashes, so that changed values are not found"
+            )
         yield header
         yield from lines
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 from transformers import PreTrainedTokenizerBase
 
+from shiqrun.data.token_columns import token_columns
 from shiqrun.estimates.value_file import PromptRewards, ValueFile
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.models.policy import Policy
@@ -19,6 +20,7 @@ from shiqrun.rewards.reward import Reward
 from shiqrun.sampling.prompts import Prompt, tokens_key
 from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion, score_completions
 from shiqrun.settings import SamplingSettings
+from shiqrun.types import SampledTokens
 
 STREAM = 2
 """The stream of random numbers for prompt values; evaluation and training use others."""
@@ -115,6 +117,9 @@ def _row(prompt: Prompt, samples: Sequence[SampledCompletion]) -> dict[str, Any]
         "completions": [[{"role": "assistant", "content": s.text}] for s in samples],
         "rewards": [s.reward for s in samples],
         "cut_off": sum(not s.ended for s in samples),
+        **token_columns(
+            [SampledTokens(prompt.tokens.tolist(), s.tokens.tolist(), s.ended) for s in samples], several=True
+        ),
         **({} if prompt.answer is None else {"answer": prompt.answer}),
     }
 

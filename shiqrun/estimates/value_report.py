@@ -1,6 +1,7 @@
 """`shiqrun values` writes its results: one line per prompt, the completions as a data set, and a table of figures."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from shiqrun.estimates.value_cache import ValuedPrompts
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.sampling.prompts import Prompt, tokens_key
 from shiqrun.util.atomic import atomic_writer
+from shiqrun.util.jsonl import encode_line
+
+log = logging.getLogger("shiqrun")
 
 FILE = "values.jsonl"
 TRAJECTORIES: dict[Split, str] = {"train": "trajectories.jsonl", "val": "trajectories_val.jsonl"}
@@ -55,12 +59,12 @@ def write_values(
         right: reward of a right completion, with which the success rate is written; None where nothing is right.
         beta: reward units per nat, at which Q0 and its standard error are written; None or 0 leaves them out.
     """
-    lines, cut = list[dict[str, Any]](), 0
+    lines, cut, without = list[dict[str, Any]](), 0, 0
     groups: dict[Split, Sequence[Prompt]] = {"train": [p for prompts in splits.values() for p in prompts]}
     if own_val:
         groups = dict(splits)
     with atomic_writer(run_dir / FILE) as file:
-        print(json.dumps({**values.file.header, "beta": beta}), file=file)
+        file.write(_sealed({**values.file.header, "beta": beta}))
         for split, prompts in groups.items():
             with atomic_writer(run_dir / TRAJECTORIES[split]) as trajectories:
                 for prompt, row in zip(prompts, values.file.rows(map(prompt_key, prompts)), strict=True):
@@ -69,10 +73,21 @@ def write_values(
                     worth = _worth(values.known[prompt.prompt_id].rewards, right, beta)
                     named = {"prompt_id": prompt.prompt_id, "prompt_tokens": tokens_key(prompt.tokens)}
                     lines.append({**named, **worth})
-                    print(json.dumps(lines[-1] | {"rewards": row["rewards"]}), file=file)
+                    file.write(_sealed(lines[-1] | {"rewards": row["rewards"]}))
+                    without += "completion_ids" not in row
                     print(json.dumps(row, ensure_ascii=False), file=trajectories)
+    if cut and without:
+        log.warning(
+            f"{run_dir / TRAJECTORIES['train']}: completions of {without} prompts come from an older version's cache "
+            "and have no token ids; training on those that were cut off would end them with a token never sampled"
+        )
     rewards = [values.known[p.prompt_id].rewards for prompts in groups.values() for p in prompts]
     return _figures(rewards, lines) | {"values/cut_off": cut / sum(map(len, rewards))}
+
+
+def _sealed(row: Mapping[str, Any]) -> str:
+    """Return a row as a line with a hash, so that a changed value is found when it is read."""
+    return encode_line(row, sealed=True).decode()
 
 
 def _worth(rewards: np.ndarray, right: float | None, beta: float | None) -> dict[str, float]:

@@ -198,7 +198,7 @@ def label(
             fits = [] if example.alone else fits
             dropped[f"longer than {cache.limit} tokens of the reward model (data.max_length)"] += len(own) - len(fits)
         if fits:
-            example = replace(example, completions=[example.completions[i] for i in fits], rewards=None)
+            example = replace(example.pick(fits), rewards=None)
             scores = [s for i in fits if (s := own[i].score) is not None]
             verdicts = [word for i in fits if (word := own[i].verdict) is not None]
             labelled.append(Labelled(split, example, scores, verdicts or None))

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import Batches
+from shiqrun.batching.stored_tokens import text_of_tokens
 from shiqrun.models.attention import reads_packed
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
@@ -137,8 +138,7 @@ class CompletionSampler:
 
 def text_of(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
     """Decode a completion without its stop token and special tokens; cut white space at both ends."""
-    tokens = completion.tokens[:-1] if completion.ended else completion.tokens
-    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    return text_of_tokens(completion.tokens, completion.ended, tokenizer)
 
 
 def score_completions(samples: Sequence[SampledCompletion], reward: Reward) -> list[SampledCompletion]:

@@ -269,8 +269,9 @@ def test_the_completions_are_a_data_set_of_their_own_whose_values_are_known(home
     assert train(*words, "eval.max_new_tokens=12", "run_dir=own", data=own) == 0
     found = summary(home / "own")
     for split, name in (("train", "trajectories"), ("val", "trajectories_val")):
-        spoken = sum(bool(text(c)) for row in read(f"made/{name}.jsonl") for c in row["completions"])
-        assert found[f"trajectories/{split}"] == spoken
+        rows = read(f"made/{name}.jsonl")
+        assert found[f"trajectories/{split}"] == sum(len(row["completions"]) for row in rows)
+        assert all(len(row["completion_ids"]) == len(row["ended"]) == len(row["completions"]) for row in rows)
     assert {"val/pass@1", "val/regularised_return"} <= set(found)
 
 
@@ -303,6 +304,20 @@ def test_values_of_another_reference_or_reward_are_refused_by_name(home, capfd):
     message = refused(capfd, "algo=spo", file, "eval.reward=programs", "eval.reward.right=1", "eval.reward.wrong=0")
     assert "reward programs right=0.0 wrong=-1.0 there, programs right=1" in message
     assert "reference" not in message.partition("Values")[0].partition("otherwise")[2].partition(". ")[0]
+
+
+def test_a_changed_reward_is_refused_by_its_line_and_an_old_file_is_read_with_a_word(home, capfd):
+    lines = Path("made/values.jsonl").read_text().splitlines(keepends=True)
+    changed = [*lines[:3], lines[3].replace('"rewards": [', '"rewards": [-0.5, ', 1), *lines[4:]]
+    Path("changed.jsonl").write_text("".join(changed))
+    message = refused(capfd, "algo=spo", "algo.values=changed.jsonl")
+    assert message.count("\n") == 1
+    assert "changed.jsonl:4: a changed line" in message
+    rows = [{k: v for k, v in json.loads(line).items() if k != "line_digest"} for line in lines]
+    Path("old.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train("algo=spo", "algo.values=old.jsonl", "run_dir=by_old_file") == 0
+    captured = capfd.readouterr()
+    assert (captured.out + captured.err).count("wrote it without hashes") == 1
 
 
 def test_prompts_without_a_value_are_counted_and_the_first_is_named(home, capfd):

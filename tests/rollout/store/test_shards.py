@@ -102,7 +102,7 @@ def test_it_is_a_data_set_as_it_is(directory):
 
 
 def test_a_run_takes_it_by_its_path(directory, capsys, workplace):
-    filled(directory, 7, 9)
+    Shards(directory).append(several(0, 16, each=2, ended=True))
     (directory / "experience-000002.parquet.unfinished").write_bytes(b"torn")
     (directory / ".experience-000002.parquet.partial").write_bytes(b"torn")
     words = ["data=jsonl", f"data.path={directory}", "data.val_fraction=0", "data.distinct=false", "logger=none"]
