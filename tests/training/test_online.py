@@ -66,6 +66,17 @@ def test_spo_half_online_learns_from_both_and_counts_all(half):
         assert {"rollout/reward", "rollout/mean_length", "rollout/staleness_mean"} <= row.keys()
 
 
+def test_sampled_trajectories_have_the_soft_value_of_their_prompt_at_the_methods_beta(home):
+    words = ("rollout.offline=0", "algo.beta=0.5", "trainer.max_steps=1", "cache_dir=own_values", "run_dir=all_online")
+    assert live("spo", *words) == 0
+    (file,) = (home / "own_values" / "values").glob("*.jsonl")
+    rewards = {row["prompt"][0]["content"]: row["rewards"] for row in map(json.loads, file.open()) if "rewards" in row}
+    found = [rewards[t["prompt"][0]["content"]] for t in experience(home / "all_online").values()]
+    at = {beta: np.mean([beta * np.log(np.mean(np.exp(np.array(r) / beta))) for r in found]) for beta in (0.5, 0.1)}
+    assert at[0.5] != pytest.approx(at[0.1], abs=1e-3)
+    assert metrics(home / "all_online")[0]["train/prompt_value"] == pytest.approx(at[0.5], rel=1e-5)
+
+
 def test_what_is_logged_of_rewards_is_what_the_step_was_given(half):
     kept, given = experience(half), leases(half)
     since = 1
