@@ -24,6 +24,7 @@ from shiqrun.report.terminal_credit import (
     legend_lines,
 )
 from shiqrun.report.terminal_tokens import trajectory_lines
+from shiqrun.util.summary import read_summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -157,14 +158,12 @@ def _context(trained: "Trained") -> int | None:
 
 def _with_offset(rows: "Rows", encoded: "EncodedData", former: DictConfig, config: DictConfig) -> "Rows":
     """Return the rows with the reward offset of the run's training: a mean is the one that the run wrote down."""
-    import json
-
     from shiqrun.batching.reward_offsets import offset_center, reward_offsets
 
     how = former.algo.get("reward_offset", "none")
-    summary = Path(config.run) / rundir.SUMMARY
-    if how == "mean" and summary.is_file():
-        how = float(json.loads(summary.read_text(encoding="utf-8"))["reward_offset"])
+    summary = read_summary(Path(config.run))
+    if how == "mean" and summary:
+        how = float(summary["reward_offset"])
     return rows.with_column("offset", reward_offsets(rows, how, offset_center(encoded.train, how)))
 
 

@@ -19,6 +19,7 @@ from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import COMMON_NODES, Schema, target
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
+from shiqrun.util.summary import is_finished
 
 if TYPE_CHECKING:
     from shiqrun.batching.logged_data import Split
@@ -56,7 +57,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.rewards.labels import SCORED_BY, ScoreCache, label, statistics
     from shiqrun.training.artifacts import provenance, write_json
 
-    if (run_dir / "summary.json").is_file():
+    if is_finished(run_dir):
         console.print(f"{run_dir} is finished; see its summary.json")
         return
     began, dropped = time.perf_counter(), Counter[str]()

@@ -12,6 +12,7 @@ from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import Schema, build, settings, target
 from shiqrun.errors import InputError
+from shiqrun.util.summary import is_finished
 
 if TYPE_CHECKING:
     from shiqrun.training.plan import Plan
@@ -51,7 +52,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.training import run as training
     from shiqrun.training.prepare import prepare_run
 
-    if (run_dir / "summary.json").is_file():
+    if is_finished(run_dir):
         console.print(f"{run_dir} is finished; see its summary.json")
         return
     loaded = prepare_run(plan(config, run_dir), keeps_rows=not config.dry_run)

@@ -13,9 +13,9 @@ from yaml import YAMLError
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
 from shiqrun.util.quoting import quote_for_shell
+from shiqrun.util.summary import is_finished
 
 CONFIG = Path(".hydra", "config.yaml")
-SUMMARY = "summary.json"
 LOG, LOCK = "run.log", ".run.lock"
 SWEEP, STATE = "multirun.yaml", "sweep.json"
 PLACE_KEYS = ("run_dir", "resume", "dry_run", "hydra")
@@ -64,7 +64,7 @@ def holds_unfinished(folder: Path, config: DictConfig) -> bool:
             f"run_dir={folder}: already holds a run with another config; give another run_dir, or go on with that "
             f"run by resume={quote_for_shell(folder)} alone\n{lines}"
         )
-    if (folder / SUMMARY).exists():
+    if is_finished(folder):
         raise InputError(f"run_dir={folder}: already holds this run, finished; give another run_dir")
     return True
 

@@ -1,6 +1,5 @@
 """A `Subject` is what an evaluation evaluates, a policy with reference and data; `trained_policy` loads a run's."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ from shiqrun.models.adapter import merge_adapter
 from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.models.reference import FrozenReference, Live, weights_fingerprint
+from shiqrun.models.saved_files import check_saved_files
 from shiqrun.settings import STAMP
 from shiqrun.types import Example
+from shiqrun.util.summary import read_summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +100,19 @@ def trained_policy(
         source: the run's data set.
 
     Raises:
-        InputError: there is no such checkpoint, or the weights at the run's `model.path` have changed since.
+        InputError: there is no such checkpoint, or its files or the weights at the run's `model.path` have changed
+            since.
     """
     saved = Pretrained(path=str(folder / "policy"), trust_remote_code=bool(getattr(choice, "trust_remote_code", False)))
     finished = (folder / "policy" / "config.json").is_file()
     tokenizer = saved.tokenizer(source, ()) if finished else choice.tokenizer(source, examples())
     start = choice.build(tokenizer, seed)
     now = weights_fingerprint(start)
-    _expect_same_start(folder, _fingerprint(folder / "summary.json"), now)
+    _expect_same_start(folder, read_summary(folder).get("fingerprint/model"), now)
     reference = FrozenReference(Policy(start, autocast=autocast))
     if checkpoint == "policy":
         if not finished:
+            check_saved_files(str(folder / "policy"), "run's policy")
             what = "the run is not finished; checkpoint=last takes what there is"
             if (folder / "reward_model").is_dir():
                 what = "the run made a reward model, which answers nothing; give a run that trained a policy"
@@ -121,10 +124,6 @@ def trained_policy(
         _expect_same_start(folder, saved_state[STAMP]["model"], now)
         policy.load_state_dict(_weights(saved_state))
     return Trained(tokenizer, policy.eval(), reference)
-
-
-def _fingerprint(summary: Path) -> str | None:
-    return json.loads(summary.read_text(encoding="utf-8")).get("fingerprint/model") if summary.is_file() else None
 
 
 def _expect_same_start(folder: Path, before: str | None, now: str) -> None:

@@ -23,6 +23,8 @@ from transformers import (
 from shiqrun.batching.encode import with_template
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
+from shiqrun.models.reference import weights_fingerprint
+from shiqrun.models.saved_files import check_saved_files, expected_fingerprint
 from shiqrun.types import Example
 from shiqrun.util.hub import expect_reachable, offline_hint
 
@@ -32,14 +34,15 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.js
 
 
 def check_model_path(path: str, option: str) -> None:
-    """Check that a path is a model directory or a reachable Hub id, with clearer messages than `transformers` has.
+    """Check that a path is a whole model directory or a reachable Hub id, more clearly than `transformers` does.
 
     Args:
         path: a local directory or a Hub id.
         option: the option that has the path, for messages.
 
     Raises:
-        InputError: the directory has no config or no weights, or is a PEFT adapter, or the Hub id cannot be reached.
+        InputError: the directory has no config or no weights, or is a PEFT adapter; or a run saved
+            it, and it has changed since; or the Hub id cannot be reached.
     """
     folder = Path(path)
     if folder.is_dir():
@@ -53,6 +56,7 @@ def check_model_path(path: str, option: str) -> None:
             )
         if not any(p for pattern in WEIGHTS for p in folder.glob(pattern)):
             raise InputError(f"{option}={path}: no weights in it ({', '.join(WEIGHTS[:2])})")
+        check_saved_files(path, option)
     elif folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise InputError(f"{option}={path} is not a directory")
     else:
@@ -168,14 +172,15 @@ class Pretrained:
         """Load the model without dropout, in float32 on the CPU or, with `quantize`, with 4-bit weights on the GPU.
 
         Raises:
-            InputError: weights are missing or do not fit, the head has fewer rows than the tokenizer has tokens, or
-                4-bit weights are wanted without a GPU or `bitsandbytes`.
+            InputError: weights are missing, do not fit or have changed since a run saved them, the head has fewer rows
+                than the tokenizer has tokens, or 4-bit weights are wanted without a GPU or `bitsandbytes`.
         """
         options: dict[str, Any] = {"config": self._config, "dtype": torch.float32, "output_loading_info": True}
         if self.quantize:
             options |= {"quantization_config": four_bit_config(), "device_map": {"": torch.cuda.current_device()}}
         model: PreTrainedModel
         model, info = self._load(AutoModelForCausalLM, "weights", **options)
+        self._expect_saved_weights(model)
         if info["missing_keys"]:
             some = ", ".join(sorted(info["missing_keys"])[:3])
             raise InputError(f"model.path={self.path}: the weights lack {some}; they would start at random")
@@ -185,6 +190,15 @@ class Pretrained:
         if rows < len(tokenizer):
             raise InputError(f"model.path={self.path}: {len(tokenizer)} tokens in the tokenizer but {rows} logits")
         return model
+
+    def _expect_saved_weights(self, model: PreTrainedModel) -> None:
+        """Compare the weights of a run of an earlier version, which has no checksums, with the run's fingerprint."""
+        before = None if self.quantize else expected_fingerprint(self.path)
+        if before not in (None, weights_fingerprint(model)):
+            raise InputError(
+                f"model.path={self.path}: the weights have changed since the run saved them (fingerprint {before} in "
+                "its summary.json); restore them, or copy the directory elsewhere to use it as it is"
+            )
 
     def context(self) -> int | None:
         """Return the context length of the model in tokens, or None where its config does not say."""

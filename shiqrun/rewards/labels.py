@@ -18,6 +18,7 @@ from shiqrun.rewards.reward import Answered, Bounded, Judging, Progress, Reward
 from shiqrun.types import Example
 from shiqrun.util.atomic import write_atomic
 from shiqrun.util.intervals import interval
+from shiqrun.util.summary import read_summary
 
 log = logging.getLogger("shiqrun")
 SCORED_BY = "reward/fingerprint"
@@ -239,7 +240,5 @@ def same_reward_unit(source: Source, reward: Reward) -> bool:
     if reward.right is not None:
         return True
     path = source.paths.get("train")
-    beside = Path(path).expanduser().parent / "summary.json" if path else None
-    if beside is None or not beside.is_file():
-        return False
-    return bool(json.loads(beside.read_text(encoding="utf-8")).get(SCORED_BY) == reward.fingerprint())
+    beside = read_summary(Path(path).expanduser().parent) if path else {}
+    return bool(beside.get(SCORED_BY) == reward.fingerprint()) if beside else False

@@ -14,10 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 from shiqrun import __version__
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import write_atomic
+from shiqrun.util.summary import SUMMARY, is_finished, read_summary
 
 FORMAT = 1
 STATE, TABLE, CONSOLE = "sweep.json", "sweep.csv", "console.log"
-SUMMARY, METRICS, CONFIG = "summary.json", "metrics.csv", ".hydra/config.yaml"
+METRICS, CONFIG = "metrics.csv", ".hydra/config.yaml"
 Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 
 
@@ -127,8 +128,9 @@ class Sweep:
 def load(folder: Path) -> Sweep:
     """Read the sweep in a directory; nothing is written.
 
-    A job recorded as running counts as finished if its summary exists (its time is then the summary's, unless more is
-    on record), else as interrupted. A finished job whose directory is gone waits again.
+    A job recorded as running counts as finished if its summary is whole (its time is then the summary's, unless more
+    is on record), else as interrupted. A finished job whose directory is gone waits again; one whose summary is damaged
+    counts as interrupted.
 
     Raises:
         InputError: the directory holds no sweep, one of another format, or one that cannot be understood.
@@ -154,18 +156,20 @@ def load(folder: Path) -> Sweep:
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{file}: {where}: {first['msg']}; no sweep to go on with; nothing was changed") from error
     for job in sweep.jobs:
+        place = sweep.directory_of(job)
         if job.status == "running":
-            job.status = "finished" if (sweep.directory_of(job) / SUMMARY).is_file() else "interrupted"
-            job.seconds = max(job.seconds, summary(sweep.directory_of(job)).get("seconds", 0.0))
-        if job.status == "finished" and not sweep.directory_of(job).is_dir():
+            job.status = "finished" if is_finished(place) else "interrupted"
+            job.seconds = max(job.seconds, summary(place).get("seconds", 0.0))
+        if job.status == "finished" and not place.is_dir():
             job.status, job.seconds = "waiting", 0.0
+        if job.status == "finished" and (place / SUMMARY).exists() and not is_finished(place):
+            job.status = "interrupted"
     return sweep
 
 
 def summary(place: Path) -> dict[str, Any]:
-    """Return `summary.json` of a run directory, empty where there is none."""
-    file = place / SUMMARY
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """Return `summary.json` of a run directory, empty where there is no whole one."""
+    return read_summary(place) if is_finished(place) else {}
 
 
 def metrics_of(values: Mapping[str, Any]) -> dict[str, float]:

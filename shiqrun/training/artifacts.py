@@ -1,4 +1,4 @@
-"""A finished run writes its artifacts: `policy/` and `adapter/` with model cards, `samples.jsonl`, `summary.json`."""
+"""A finished run writes its artifacts: `policy/` and `adapter/` with model cards, `summary.json`."""
 
 import copy
 import importlib.metadata
@@ -18,7 +18,6 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards import provenance as trained_on
 from shiqrun.util.atomic import atomic_directory, write_atomic
-from shiqrun.util.jsonl import append_lines, encode_line, read_lines
 
 LIBRARIES = ("torch", "transformers", "lightning", "hydra-core", "peft", "bitsandbytes")
 
@@ -178,19 +177,3 @@ def git_commit() -> str | None:
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write values to a JSON file, which is replaced as a whole."""
     write_atomic(path, json.dumps(values, indent=2, default=str) + "\n")
-
-
-def append_samples(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append rows (step, prompt, completion, reward, KL, ...) to `samples.jsonl`, and force them to disk."""
-    append_lines(path, rows)
-
-
-def drop_samples_after(path: Path, step: int) -> None:
-    """Delete the rows of `samples.jsonl` after `step`, which a resumed run writes again, and a torn last row.
-
-    Raises:
-        InputError: another row is broken; the message names file and line.
-    """
-    if path.is_file():
-        lines = read_lines(path, "take the line out, or restore the file from a copy", lambda row: "step" in row)
-        write_atomic(path, b"".join(encode_line(line.row) for line in lines if line.row["step"] <= step))

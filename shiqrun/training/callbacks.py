@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -23,6 +23,9 @@ FAR_NATS = 20.0
 MONITORED = (("val/regularised_return", 1), ("val/reward", 1), ("val/loss", -1))
 """The metrics that choose the best checkpoint, the first known one counts; 1 if more is better, else -1."""
 
+MARKS = "journals"
+"""The key of the journals' marks in the state of `Checkpoints`."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """An `AtomicCheckpointIO` streams each checkpoint to its own directory as a whole, and loads no code from one."""
@@ -36,6 +39,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return load_plain(Path(path))
 
 
+class Journal(Protocol):
+    """A `Journal` is a file that a run appends rows to."""
+
+    def mark(self) -> dict[str, Any]:
+        """Return what finds the present rows again."""
+        ...
+
+
 class Checkpoints(Callback):
     """A `Checkpoints` saves `last.ckpt` regularly and at the end, and `best.ckpt` when validation improves.
 
@@ -44,15 +55,20 @@ class Checkpoints(Callback):
     Args:
         directory: of the checkpoints.
         every: optimiser steps between two checkpoints.
+
+    Attributes:
+        journals: the files that grow with the run, by their names; each must hold what it holds now when the run is
+            resumed.
     """
 
     def __init__(self, directory: Path, every: int) -> None:
         self.last, self.best_path, self.every = directory / "last.ckpt", directory / "best.ckpt", every
         self.best: float | None = None
+        self.journals: dict[str, Journal] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best validation metric so far, to be kept in a checkpoint."""
-        return {"best": self.best}
+        """Return the best validation metric so far and the marks of the journals, to be kept in a checkpoint."""
+        return {"best": self.best, MARKS: {name: journal.mark() for name, journal in self.journals.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best validation metric from a checkpoint."""

@@ -1,6 +1,7 @@
 """`finish` writes what a run leaves after its last step: the policy, the token view, `summary.json`, a table."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ import numpy as np
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.reference import FrozenReference, scores_in_batch, weights_fingerprint
+from shiqrun.models.saved_files import PREFIX, file_digests
 from shiqrun.training.artifacts import provenance, save_policy, save_reward_model, write_json
 from shiqrun.training.callbacks import Validation
-from shiqrun.training.plan import Run
+from shiqrun.training.plan import Plan, Run
 from shiqrun.training.step.method import Method
 from shiqrun.training.summary_tables import draw_episodes, print_metrics_table
 from shiqrun.util.atomic import remove_partials
@@ -40,12 +42,16 @@ def finish(
     print_metrics_table(run.plan.run_dir, validation.first if validation else {}, metrics, cost["seconds"])
 
 
+def _model_directory(plan: Plan) -> Path:
+    return plan.run_dir / ("reward_model" if "score" in plan.needs else "policy")
+
+
 def _save_model(run: Run, metrics: dict[str, float]) -> str:
     """Save the policy, or the reward model that was trained; return a fingerprint of its weights."""
     plan = run.plan
     shown = {k: f"{v:.4g}" for k, v in sorted(metrics.items())}
     card: dict[str, Any] = {**plan.names, "steps": run.max_steps, "settings": plan.shown, "metrics": shown}
-    directory = plan.run_dir / ("reward_model" if "score" in plan.needs else "policy")
+    directory = _model_directory(plan)
     remove_partials(directory.parent, directory.name)  # a run has one writer; what a killed one left may be large
     if "score" in plan.needs:
         save_reward_model(run.policy, run.tokenizer, directory, card, prompts=run.encoded.prompts)
@@ -82,6 +88,7 @@ def _summary(
         "fingerprint/data": run.encoded.fingerprint,
         "fingerprint/model": run.weights,
         "fingerprint/policy": saved,
+        PREFIX + _model_directory(plan).name: file_digests(_model_directory(plan)),
         **{f"dropped/{why}": n for why, n in run.encoded.dropped.items()},
         **provenance(),
     }

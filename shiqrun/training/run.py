@@ -17,8 +17,7 @@ from shiqrun.evaluation.checkpoint_files import read_checkpoint, remove_leftover
 from shiqrun.models.reference import AdapterOff, FrozenReference, Live, Reference
 from shiqrun.settings import STAMP
 from shiqrun.tracking import log_samples
-from shiqrun.training.artifacts import append_samples, drop_samples_after
-from shiqrun.training.callbacks import AtomicCheckpointIO, Checkpoints, Signals, Stopped, Validation
+from shiqrun.training.callbacks import MARKS, AtomicCheckpointIO, Checkpoints, Signals, Stopped, Validation
 from shiqrun.training.estimates import with_estimates
 from shiqrun.training.finish import finish
 from shiqrun.training.live_view import LiveView
@@ -26,12 +25,12 @@ from shiqrun.training.metrics_csv import MetricsFile
 from shiqrun.training.online import batches_of_run, prompts_to_answer
 from shiqrun.training.plan import Run
 from shiqrun.training.run_reference import with_reference
+from shiqrun.training.samples_jsonl import SamplesFile
 from shiqrun.training.source_losses import source_losses
 from shiqrun.training.step.method import Method
 from shiqrun.training.summary_tables import print_plan_table
 
 log = logging.getLogger("shiqrun")
-SAMPLES = "samples.jsonl"
 
 
 def _exact(run: Run) -> ExactEvaluation | None:
@@ -69,18 +68,15 @@ def execute(run: Run, resume: bool) -> None:
     if is_main_process():
         remove_leftovers(plan.run_dir / "checkpoints")
     checkpoint = checkpoints.last if resume and checkpoints.last.is_file() else None
-    step = _step_of(checkpoint, run) if checkpoint else -1
+    step, metrics, samples = _begun(run, checkpoints, checkpoint)
     describe(run)
     prompts = prompts_to_answer(run)
     run, cost_of_estimates = with_estimates(run)  # first, so that a wrong file is found before any scoring
     run, reference, cost_of_reference = with_reference(run)
     exact = _exact(run)
     method = _method(run, reference)
-    metrics = MetricsFile(plan.run_dir / "metrics.csv", keep=step)
     method.latest = metrics.latest()
-    validation = _validation(run, checkpoints, exact, reference) if plan.eval.every else None
-    if is_main_process():
-        drop_samples_after(plan.run_dir / SAMPLES, step)
+    validation = _validation(run, checkpoints, exact, reference, samples) if plan.eval.every else None
     cost = {**cost_of_reference, **cost_of_estimates}
     with batches_of_run(run, prompts, after=max(step, 0)) as (data, rollouts):
         # Rollouts come first, so that a checkpoint saved by validation holds published weights
@@ -140,12 +136,17 @@ def _fit(
 
 
 def _validation(
-    run: Run, checkpoints: Checkpoints, exact: ExactEvaluation | None, reference: Reference | None
+    run: Run,
+    checkpoints: Checkpoints,
+    exact: ExactEvaluation | None,
+    reference: Reference | None,
+    samples: SamplesFile | None,
 ) -> Validation:
     """Return the callback that evaluates the policy on the validation split, by completions and exactly."""
 
     def keep(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
-        append_samples(run.plan.run_dir / SAMPLES, rows)
+        assert samples is not None  # only the main process keeps rows
+        samples.append(rows)
         for logger in trainer.loggers:
             log_samples(logger, trainer.global_step, rows)
 
@@ -184,8 +185,29 @@ def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
     )
 
 
-def _step_of(checkpoint: Path, run: Run) -> int:
-    """Return the number of optimiser steps after which a checkpoint was saved, if it fits the run.
+def _begun(run: Run, checkpoints: Checkpoints, checkpoint: Path | None) -> tuple[int, MetricsFile, SamplesFile | None]:
+    """Return the step that the run goes on from, -1 for a new run, and its journals as they were at that step.
+
+    Raises:
+        InputError: the checkpoint is damaged or does not fit the run, or a row that it was saved after is missing.
+    """
+    folder, saved = run.plan.run_dir, _read_fitting(checkpoint, run) if checkpoint else {}
+    step = int(saved.get("global_step", -1))
+    marks = saved.get("callbacks", {}).get(Checkpoints.__qualname__, {}).get(MARKS, {})
+    if saved and not marks:
+        log.info("the checkpoint is of an earlier version: metrics.csv and samples.jsonl are not compared with it")
+    advice = f"restore it, or delete {checkpoints.last} and go on with resume={folder}, which trains from step 0"
+    metrics = MetricsFile(folder / "metrics.csv", step, marks.get("metrics.csv"), advice)
+    checkpoints.journals["metrics.csv"] = metrics
+    samples = None
+    if is_main_process():
+        samples = SamplesFile(folder / "samples.jsonl", step, marks.get("samples.jsonl"), advice)
+        checkpoints.journals["samples.jsonl"] = samples
+    return step, metrics, samples
+
+
+def _read_fitting(checkpoint: Path, run: Run) -> dict[str, Any]:
+    """Return the content of a checkpoint that fits the run.
 
     Raises:
         InputError: it is damaged, holds code, or was made with other data, starting model or reward of answers than
@@ -200,4 +222,4 @@ def _step_of(checkpoint: Path, run: Run) -> int:
                 f"put the former {name} back, or start a new run"
             )
     log.info("resuming after step %d of %d", saved["global_step"], run.max_steps)
-    return int(saved["global_step"])
+    return saved

@@ -12,8 +12,8 @@ from shiqrun.console import console, number
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.result_files import spread
 from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
-from shiqrun.training.artifacts import append_samples
 from shiqrun.training.plan import Run
+from shiqrun.training.samples_jsonl import append_samples
 from shiqrun.util.intervals import is_bound
 
 EPISODES = 6

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import shiqrun.training.finish
 from shiqrun.cli import main
 from shiqrun.models.reference import weights_fingerprint
-from shiqrun.training.artifacts import append_samples, drop_samples_after
+from shiqrun.training.samples_jsonl import SamplesFile, append_samples
 from tests.support.command_line import (
     SMALL,
     checkpoint,
@@ -54,7 +54,7 @@ def test_every_evaluation_adds_its_rows(file):
 @pytest.mark.parametrize(("step", "kept"), [(-1, []), (0, [0, 0]), (4, [0, 0, 3, 3]), (6, [0, 0, 3, 3, 6, 6])])
 def test_rows_of_later_steps_go_and_the_others_stay_as_they_are(file, step, kept):
     before = file.read_bytes()
-    drop_samples_after(file, step)
+    SamplesFile(file, step)
     assert [r["step"] for r in rows(file)] == kept
     assert before.startswith(file.read_bytes())
     append_samples(file, [{"step": 9}])
@@ -65,12 +65,12 @@ def test_rows_of_later_steps_go_and_the_others_stay_as_they_are(file, step, kept
 def test_a_row_that_a_kill_cut_short_goes_too(file, lost):
     whole = file.read_bytes()
     file.write_bytes(whole[:-lost])
-    drop_samples_after(file, 6)
+    SamplesFile(file, 6)
     assert [r["step"] for r in rows(file)] == [0, 0, 3, 3, 6]
 
 
 def test_a_file_that_is_not_there_is_not_made(tmp_path):
-    drop_samples_after(tmp_path / "samples.jsonl", 3)
+    SamplesFile(tmp_path / "samples.jsonl", 3)
     assert not list(tmp_path.iterdir())
 
 
