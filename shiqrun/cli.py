@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from shiqrun import __version__
 from shiqrun.config.suggest import did_you_mean
+from shiqrun.util.full_disk import full_disk
 
 
 class Command(NamedTuple):
@@ -85,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FileNotFoundError:
         print("shiqrun: error: the working directory was deleted; cd to one that exists", file=sys.stderr)
         return 2
-    return _launch(words[0], words[1:])
+    try:
+        return _launch(words[0], words[1:])
+    except Exception as error:
+        if (line := full_disk(error)) is None:
+            raise
+        print(f"shiqrun: failed: {line}", file=sys.stderr)
+        return 1
 
 
 ENVIRONMENT = {

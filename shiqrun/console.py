@@ -2,8 +2,10 @@
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -36,6 +38,33 @@ class Handler(logging.Handler):
         """Print the log message, with its level if it is a warning or an error."""
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         console.print(level + record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+
+
+class LogFile(logging.FileHandler):
+    """A `LogFile` is a log file whose disk may be full: that is said once, and never ends a run."""
+
+    said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the log message; on a full disk do nothing."""
+        try:
+            super().emit(record)
+        except OSError:  # while the file is created
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is that of `logging`
+        """Say that the disk takes no message; show the traceback of any other error."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.said:
+            self.said = True
+            print(f"shiqrun: warning: {self.baseFilename}: cannot be written ({error.strerror})", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close the file; what a full disk did not take is dropped."""
+        with suppress(OSError):
+            super().close()
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

@@ -31,6 +31,7 @@ from shiqrun.config.run_lock import lock_run
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
 from shiqrun.config.validate import check
 from shiqrun.errors import InputError, Interrupted, TrainingError
+from shiqrun.util.full_disk import append_if_possible, full_disk
 from shiqrun.util.quoting import as_override, quote_for_shell, unquote
 
 CHILD_CONFIG = "SHIQRUN_CHILD_CONFIG"
@@ -138,9 +139,9 @@ class _CommandLine:
         except (KeyboardInterrupt, Interrupted) as interrupt:
             self._report(": ".join(part for part in ("interrupted", str(interrupt)) if part), folder)
             raise KeyboardInterrupt from interrupt  # the only exception that no launcher of Hydra's catches
-        except Exception:
-            code = FAILED
-            self._report(f"failed\n{traceback.format_exc()}", folder)
+        except Exception as error:
+            code, line = FAILED, full_disk(error, folder)
+            self._report(f"failed: {line}" if line else f"failed\n{traceback.format_exc()}", folder)
         finally:
             leave_process_group()
             close_log()
@@ -151,8 +152,7 @@ class _CommandLine:
         """Print how a job ended, and write it into the run's log with how to continue."""
         if self.keeps_files:
             text += f"\nrun directory: {folder}\nto go on: shiqrun {self.name} resume={quote_for_shell(folder)}"
-            with (folder / rundir.LOG).open("a", encoding="utf-8") as log:
-                print(text, file=log)
+            append_if_possible(folder / rundir.LOG, f"{text}\n")
         _print_error(text)
 
 
@@ -256,6 +256,8 @@ def _call_hydra(args: Namespace, command: _CommandLine) -> int:
     except SystemExit as done:
         return int(done.code or 0)
     except Exception as error:  # errors of jobs do not come this way: `run_job` catches them
+        if full_disk(error):
+            raise
         raise InputError(explain(error, command.name, args.overrides)) from error
     return FAILED if FAILED in command.exit_codes else max(command.exit_codes, default=0)
 

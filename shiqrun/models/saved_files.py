@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from shiqrun.errors import InputError
 from shiqrun.util.summary import SUMMARY, read_summary
@@ -15,9 +16,13 @@ READ = (".json", ".jinja", ".py", ".safetensors", ".bin", ".model", ".txt")
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in a saved model that loading may read, by its path inside the folder."""
+    """Return the SHA-256 of each file of a saved model that loading reads, by keys as `sha256/policy/config.json`."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in READ and path.is_file())
-    return {str(path.relative_to(folder)): _digest(path) for path in files}
+    return {PREFIX + str(path.relative_to(folder.parent)): _digest(path) for path in files}
+
+
+def _known_digests(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    return {key: value for key, value in summary.items() if key.startswith(f"{PREFIX}{folder.name}/")}
 
 
 def expected_fingerprint(path: str) -> str | None:
@@ -27,7 +32,7 @@ def expected_fingerprint(path: str) -> str | None:
     """
     folder = Path(path).resolve()
     summary = read_summary(folder.parent) if folder.name == SAVED[0] else {}
-    return None if PREFIX + folder.name in summary else summary.get("fingerprint/policy")
+    return None if _known_digests(summary, folder) else summary.get("fingerprint/policy")
 
 
 def check_saved_files(path: str, option: str) -> None:
@@ -43,16 +48,15 @@ def check_saved_files(path: str, option: str) -> None:
     folder = Path(path).resolve()
     if folder.name not in SAVED:
         return
-    known = read_summary(folder.parent).get(PREFIX + folder.name)
-    if not isinstance(known, Mapping):
-        return
-    now = file_digests(folder)
+    known = _known_digests(read_summary(folder.parent), folder)
+    now = file_digests(folder) if known else known
     if now == known:
         return
     name = min(name for name in {*known, *now} if known.get(name) != now.get(name))
     what = "is missing" if name not in now else "was added" if name not in known else "has changed"
     raise InputError(
-        f"{option}={path}: {folder / name} {what} since the run saved it ({SUMMARY} has other checksums); restore it, "
+        f"{option}={path}: {folder.parent / name.removeprefix(PREFIX)} {what} since the run saved it ({SUMMARY} "
+        "has other checksums); restore it, "
         "or copy the directory elsewhere to use it as it is"
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.reference import FrozenReference, scores_in_batch, weights_fingerprint
-from shiqrun.models.saved_files import PREFIX, file_digests
+from shiqrun.models.saved_files import file_digests
 from shiqrun.training.artifacts import provenance, save_policy, save_reward_model, write_json
 from shiqrun.training.callbacks import Validation
 from shiqrun.training.plan import Plan, Run
@@ -88,7 +88,7 @@ def _summary(
         "fingerprint/data": run.encoded.fingerprint,
         "fingerprint/model": run.weights,
         "fingerprint/policy": saved,
-        PREFIX + _model_directory(plan).name: file_digests(_model_directory(plan)),
+        **file_digests(_model_directory(plan)),
         **{f"dropped/{why}": n for why, n in run.encoded.dropped.items()},
         **provenance(),
     }
