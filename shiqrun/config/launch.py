@@ -133,14 +133,11 @@ class _CommandLine:
             _print_error(f"error: {error}")
             if self.keeps_files and self.made_directory:
                 rundir.discard_unused(folder)
-        except TrainingError as error:
-            code = FAILED
-            self._report(f"failed: {error}", folder)
         except (KeyboardInterrupt, Interrupted) as interrupt:
             self._report(": ".join(part for part in ("interrupted", str(interrupt)) if part), folder)
             raise KeyboardInterrupt from interrupt  # the only exception that no launcher of Hydra's catches
         except Exception as error:
-            code, line = FAILED, full_disk(error, folder)
+            code, line = FAILED, str(error) if isinstance(error, TrainingError) else full_disk(error, folder)
             self._report(f"failed: {line}" if line else f"failed\n{traceback.format_exc()}", folder)
         finally:
             leave_process_group()

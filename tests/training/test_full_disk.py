@@ -49,11 +49,7 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_leaves_no_partial_file(tmp_
 
 
 def test_an_error_of_the_disk_is_found_beneath_those_that_it_caused(tmp_path):
-    try:
-        try:
-            raise OSError(28, "No space left on device", str(tmp_path))
-        except OSError:
-            raise AssertionError from None
-    except AssertionError as error:
-        assert f"{tmp_path}: cannot be written" in full_disk(error)
+    caused = AssertionError()
+    caused.__context__ = OSError(28, "No space left on device", str(tmp_path))
+    assert f"{tmp_path}: cannot be written" in full_disk(caused)
     assert full_disk(FileNotFoundError(2, "No such file or directory"), tmp_path) is None
