@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import Schema, build, settings, target
+from shiqrun.config.without_environment import environment_variables, without_environment
 from shiqrun.errors import InputError
+from shiqrun.util.quoting import portable
 from shiqrun.util.summary import is_finished
 
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
     loss, algo = build(config.algo, AlgoSettings)
     source, data = build_data(config.data)
     choice, model = build(config.model, ModelSettings)
-    shown: Any = OmegaConf.to_container(config, resolve=True)
+    shared = without_environment(config)  # what leaves this process: model cards, trackers
+    shown: Any = OmegaConf.to_container(shared, resolve=not environment_variables(config))
     hardware = target(config.hardware)
     if hardware.accelerator == "gpu":
         _expect_gpu(config.hardware)
@@ -86,7 +89,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
         names={
             "algo": config.algo.name,
             "data": config.data.name,
-            "base": str(config.model.get("path") or "random weights"),
+            "base": portable(shown["model"].get("path") or "random weights"),
         },
         seed=config.seed,
         source=source,
@@ -105,7 +108,9 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
         cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache_dir(),
         run_dir=run_dir,
         trackers=lambda: [] if config.logger.name == "none" else [target(config.logger).open(run_dir, shown)],
-        shown={f"{group}.{k}": v for group in ("algo", "trainer") for k, v in shown[group].items() if k[0] != "_"},
+        shown={
+            f"{group}.{k}": portable(v) for group in ("algo", "trainer") for k, v in shown[group].items() if k[0] != "_"
+        },
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from yaml import YAMLError
 
+from shiqrun.config.without_environment import environment_variables, without_environment
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
 from shiqrun.util.quoting import quote_for_shell
@@ -124,11 +125,11 @@ def expect_run(config: DictConfig) -> None:
 
 
 def save(config: DictConfig, folder: Path) -> None:
-    """Write the config into the run directory, with every interpolation resolved, atomically."""
+    """Write the config into the run directory, atomically; values of environment variables stay out of it."""
     file = folder / CONFIG
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_writer(file) as draft:
-        OmegaConf.save(config, draft, resolve=True)
+        OmegaConf.save(without_environment(config), draft, resolve=not environment_variables(config))
 
 
 def with_run_dir(config: DictConfig, folder: Path, *, resume: bool) -> DictConfig:

@@ -10,6 +10,7 @@ from shiqrun.report.page_tables import measured_metrics
 from shiqrun.report.run_records import RunRecord
 from shiqrun.report.seed_groups import SeedGroup, differing_keys
 from shiqrun.util.intervals import is_bound
+from shiqrun.util.quoting import portable
 
 
 def write_csv_files(
@@ -49,7 +50,7 @@ def _write_runs(path: Path, groups: Sequence[SeedGroup], runs: Sequence[RunRecor
     rows = [
         [
             *(run.name, run.status, methods[id(run)], run.beta, run.seed),
-            *(run.config.get(key) for key in keys),
+            *(portable(run.config.get(key)) for key in keys),
             *(run.final.get(name) for name in names),
         ]
         for run in runs

@@ -10,6 +10,7 @@ from shiqrun.report.run_files import read_json
 from shiqrun.report.run_records import ENDED_BADLY, RunRecord
 from shiqrun.report.seed_groups import KL, RETURN, REWARD, Estimate, SeedGroup, differing_keys, setting_text
 from shiqrun.util.intervals import HALF, bounds
+from shiqrun.util.quoting import portable
 
 METRIC_TITLES = {
     REWARD: "reward",
@@ -93,7 +94,7 @@ def setting_cell(value: Any, is_set: bool) -> Cell:
     """Return a cell with a value of a config, or a dash where the config has no such key."""
     if not is_set:
         return Cell(NO_NUMBER, None)
-    text = setting_text(value)
+    text = str(portable(setting_text(value)))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return Cell(text, float(value) if is_number else text)
 

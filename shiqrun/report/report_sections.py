@@ -31,6 +31,7 @@ from shiqrun.report.seed_groups import (
     training_amounts,
 )
 from shiqrun.report.token_view import select_trajectories
+from shiqrun.util.quoting import portable
 
 CURVES = {
     REWARD: "reward of the policy's answers",
@@ -217,7 +218,7 @@ class ReportSections:
         configured = [run for run in self.runs if run.configured]
         differing = set(differing_keys(configured))
         config = configured[0].config if configured else {}
-        common = {k: setting_text(v) for k, v in config.items() if k not in differing and is_compared(k)}
+        common = {k: portable(setting_text(v)) for k, v in config.items() if k not in differing and is_compared(k)}
         return {
             "runs": runs_table(self.runs),
             "evaluations": evaluations_table(self.runs),

@@ -9,6 +9,7 @@ from typing import Any
 from shiqrun.report.number_text import format_duration, format_number
 from shiqrun.report.run_records import ENDED_BADLY, FINISHED, TO_COME, RunRecord
 from shiqrun.report.seed_groups import SeedGroup, setting_text
+from shiqrun.util.quoting import portable
 
 MOST_NAMED = 6
 """The largest number of methods that the title names."""
@@ -105,11 +106,11 @@ def _data_name(run: RunRecord) -> str:
 def _reward_name(run: RunRecord) -> str:
     """Return the reward that scored the policy's completions, empty where none did."""
     keys = ("eval.reward.path", "eval.reward.name", "eval.reward._target_")
-    return next((str(run.config[key]) for key in keys if run.config.get(key)), "")
+    return next((str(portable(run.config[key])) for key in keys if run.config.get(key)), "")
 
 
 def _model_name(run: RunRecord) -> str:
-    return str(run.config.get("model.path") or run.config.get("model.name") or "?")
+    return str(portable(run.config.get("model.path") or run.config.get("model.name") or "?"))
 
 
 def _run_counts(runs: Sequence[RunRecord]) -> Fact:

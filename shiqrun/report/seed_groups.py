@@ -7,6 +7,7 @@ from typing import Any
 
 from shiqrun.report.run_records import FINISHED, RunRecord, natural_order
 from shiqrun.util.intervals import interval
+from shiqrun.util.quoting import portable
 
 REWARD, KL, RETURN, LOSS = "val/reward", "val/kl", "val/regularised_return", "val/loss"
 REFERENCE_REWARD = "val/reference_reward"
@@ -111,9 +112,16 @@ def method_names(runs: Sequence[RunRecord]) -> list[str]:
         for key in keys[run.algo, run.data]:
             is_known = run.configured or key in run.config
             if is_known and not _has_no_effect(key, run) and not _is_off_as_usual(key, run, runs):
-                words.append(f"{key.rpartition('.')[2]}={setting_text(run.config.get(key))}")
+                words.append(f"{key.rpartition('.')[2]}={_distinct_text(key, run, runs)}")
         names.append(" ".join(words))
     return names
+
+
+def _distinct_text(key: str, run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    """Return a run's value of a key, paths shortened unless other values of the key would then look the same."""
+    full = {setting_text(other.config.get(key)) for other in runs}
+    text = setting_text(run.config.get(key))
+    return str(portable(text)) if len({portable(other) for other in full}) == len(full) else text
 
 
 def _has_several_values(key: str, runs: Sequence[RunRecord]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from shiqrun.errors import InputError
 from shiqrun.report.run_files import AGAIN, as_number, read_lines
 from shiqrun.report.run_records import RunRecord
+from shiqrun.util.quoting import portable
 
 QUANTITIES = ("advantage", "shifted_value", "residual")
 MOST_TOKENS = 60_000
@@ -47,7 +48,7 @@ def _read_row(row: dict[str, Any], where: str) -> dict[str, Any]:
         raise InputError(f"{where}: expected lists of one length, met {lengths}; {AGAIN}")
     return {
         **{name: [_round(value) for value in row[name]] for name in (*QUANTITIES, "reward")},
-        **{name: str(row.get(name) or "") for name in ("kind", "source", "prompt_id")},
+        **{name: str(portable(row.get(name)) or "") for name in ("kind", "source", "prompt_id")},
         **{name: _round(row.get(name)) for name in ("return", "beta")},
         "tokens": [str(token) for token in row["tokens"]],
         "action": [bool(is_action) for is_action in row["action"]],

@@ -18,6 +18,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards import provenance as trained_on
 from shiqrun.util.atomic import atomic_directory, write_atomic
+from shiqrun.util.quoting import near_or_portable
 
 LIBRARIES = ("torch", "transformers", "lightning", "hydra-core", "peft", "bitsandbytes")
 
@@ -43,12 +44,14 @@ Made by shiqrun {version}. The chat template in the tokenizer is the one that th
 {load}"""
 
 LOAD = """\
+    # in the run's directory
     from transformers import {auto}, AutoTokenizer
     model = {auto}.from_pretrained("{path}")
     tokenizer = AutoTokenizer.from_pretrained("{path}")
 """
 
 LOAD_ADAPTER = """\
+    # in the run's directory
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
     base = AutoModelForCausalLM.from_pretrained("{base}")
@@ -91,14 +94,15 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: P
     if has_adapter(policy.model):
         apart = directory.parent / "adapter"
         base = save_adapter(policy.model, apart)
+        named = near_or_portable(base, directory.parent)
         tokenizer.save_pretrained(apart)
-        load = LOAD_ADAPTER.format(base=base, path=apart)
-        _write_card(apart, card, load, library="peft", about=ADAPTER.format(base=base) + about)
+        load = LOAD_ADAPTER.format(base=named, path=apart.name)
+        _write_card(apart, card, load, library="peft", about=ADAPTER.format(base=named) + about)
     model = merge_adapter(policy.model)
     with atomic_directory(directory) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _write_card(folder, card, LOAD.format(auto="AutoModelForCausalLM", path=directory), about=about)
+        _write_card(folder, card, LOAD.format(auto="AutoModelForCausalLM", path=directory.name), about=about)
     return weights_fingerprint(model)
 
 
@@ -126,7 +130,7 @@ def save_reward_model(
     scorer.score.load_state_dict(policy.value.linear.state_dict())
     seen = trained_on.provenance_of(prompts)
     about = SCORES.format(count=f"{len(seen.names):,}", fingerprint=seen.fingerprint, file=trained_on.FILE)
-    load = LOAD.format(auto="AutoModelForSequenceClassification", path=directory)
+    load = LOAD.format(auto="AutoModelForSequenceClassification", path=directory.name)
     with atomic_directory(directory) as folder:
         scorer.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,5 +1,6 @@
 """This module quotes values for a command line: as an override of Hydra, and for the shell around it."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -29,3 +30,18 @@ def quote_for_shell(path: Path) -> str:
         return text
     words = as_override(text)
     return shlex.quote(words) if re.search(r'["$`!]|\\(?!\')', words) else f'"{words}"'
+
+
+def near_or_portable(path: str, start: Path) -> str:
+    """Return an absolute path relative to `start` where that is at most two folders up, else its last two parts."""
+    if not path.startswith("/"):
+        return path
+    relative = os.path.relpath(path, start)
+    return relative if not relative.startswith("../../../") else str(portable(path))
+
+
+def portable(value: Any) -> Any:
+    """Return what a shared page says of a value: of an absolute path, its last two parts; anything else unchanged."""
+    if isinstance(value, str) and value.startswith("/") and len(Path(value).parts) > 2:
+        return "/".join(Path(value).parts[-2:])
+    return value

@@ -153,12 +153,13 @@ def test_the_adapters_config_names_the_base_and_one_that_was_nowhere_is_beside_i
     assert weights_fingerprint(AutoModelForCausalLM.from_pretrained(base)) == summary(run_dir)["fingerprint/model"]
 
 
-def test_the_adapter_comes_with_its_tokenizer_and_a_card_that_loads_it(adapted):
+def test_the_adapter_comes_with_its_tokenizer_and_a_card_that_loads_it(adapted, monkeypatch):
     run_dir, trained, *_ = adapted
     card = (run_dir / "adapter" / "README.md").read_text()
     assert "library_name: peft" in card
     assert "`shiq` on `treasure`" in card
     names = {}
+    monkeypatch.chdir(run_dir)
     exec("\n".join(line[4:] for line in card.splitlines() if line.startswith("    ")), names)
     assert_close(logits(names["model"]), trained)
     policys = AutoTokenizer.from_pretrained(run_dir / "policy")
