@@ -4,10 +4,11 @@ import re
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from shiqrun.config.process import environment
 
-_READS = re.compile(r"\$\{oc\.env:\s*([^,}\s]+)")
+_READS = re.compile(r"oc\.env:\s*['\"]?([A-Za-z_]\w*)")
 _OTHER = "another-value-of-this-variable"
 
 
@@ -28,8 +29,11 @@ def without_environment(config: DictConfig) -> DictConfig:
     if not names:
         return config
     raw, now = (OmegaConf.to_container(config, resolve=resolve) for resolve in (False, True))
-    with environment(**dict.fromkeys(names, _OTHER)):
-        other = OmegaConf.to_container(config, resolve=True)
+    try:
+        with environment(**dict.fromkeys(names, _OTHER)):
+            other = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException:  # a resolver that wants a number: then every interpolation stays as it is
+        other = raw
     return OmegaConf.create(_merge(raw, now, other))
 
 
