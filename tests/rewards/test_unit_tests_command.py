@@ -81,7 +81,7 @@ def test_pairs_get_a_verdict_each(workplace):
     [
         ({"completion": ADD}, r"in.jsonl:1, completion 1: no tests to run"),
         ({"completion": ADD, "tests": []}, r"in.jsonl:1, completion 1: the problem has no tests"),
-        ({"completion": "\ud800", "tests": SUMS}, r"in.jsonl:1: column 'completion': .* half a surrogate pair"),
+        ({"completion": "\ud800", "tests": SUMS}, r"in.jsonl:1: column 'completion'.* half a surrogate pair"),
         ({"completion": ADD, "tests": SUMS[:1] * 10_000}, r"10,000 tests, more than reward.max_tests=1,000; raise it"),
     ],
 )
