@@ -66,7 +66,7 @@ class Contest(Source):
     ) -> None:
         self._right, self._wrong = check_rewards(rewards)
         self._without, self._most, self.max_tests, self._unsolved = without, per_problem, max_tests, unsolved
-        self._rows = ProblemRows(path, self.hub)
+        self._rows = ProblemRows(path, self.hub, any_text=True)
         self.splits = self._rows.splits
 
     def load(self, split: str) -> Iterator[Example]:
@@ -82,6 +82,9 @@ class Contest(Source):
             made = self.read(row, place)
             if isinstance(made, str):
                 self.dropped[made] += 1
+                continue
+            if not is_readable(made.statement):
+                self.dropped["a statement that is empty or not UTF-8"] += 1
                 continue
             name = statement_name(made.statement)
             if name in elsewhere or name in seen:
@@ -135,7 +138,7 @@ def _plain(text: str) -> str:
 
 def _names_in(path: str) -> Iterator[str]:
     """Yield the `statement_name` of every problem in the files of another contest data set."""
-    for place, row in read_rows(path):
+    for place, row in read_rows(path, any_text=True):
         statement = row.get("description", row.get("question"))
         if not isinstance(statement, str):
             raise InputError(

@@ -60,15 +60,18 @@ def _expect_regular(place: Path) -> None:
         raise InputError(f"{place}: not a regular file (a pipe, device or directory); write the rows to a file first")
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[str, Row]]:
+def read_rows(path: str | Path, *, any_text: bool = False) -> Iterator[tuple[str, Row]]:
     """Yield (place, row) of each row of a file, or of each file of a directory, in order.
+
+    Args:
+        any_text: whether strings may hold half of a surrogate pair, for data sets that drop and count such texts.
 
     Raises:
         InputError: a file cannot be read or holds no row, or a row is no JSON object; the message names file and line.
     """
     for file in data_files(path):
         empty = True
-        for place, row in _parquet_rows(file) if file.name.endswith(".parquet") else _json_rows(file):
+        for place, row in _parquet_rows(file) if file.name.endswith(".parquet") else _json_rows(file, any_text):
             empty = False
             yield place, row
         if empty:
@@ -119,13 +122,13 @@ def _expect_readable(value: pa.Scalar, place: str) -> None:
         raise InputError(f"{place} cannot be read ({error}); write it with another type") from None
 
 
-def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
+def _json_rows(file: Path, any_text: bool) -> Iterator[tuple[str, Row]]:
     with _explained(file), _open(file) as lines:
         for number, line in enumerate(lines, start=1):
             place = f"{file}:{number}"
             text = _decoded(line, place)
             if text.strip():
-                yield place, _parsed(text, place)
+                yield place, _parsed(text, place, any_text)
 
 
 def _open(file: Path) -> BinaryIO:
@@ -151,7 +154,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _parsed(text: str, place: str) -> Row:
+def _parsed(text: str, place: str, any_text: bool) -> Row:
     try:
         row = json.loads(text, object_pairs_hook=_object)
     except _RepeatedKeyError as error:
@@ -161,7 +164,7 @@ def _parsed(text: str, place: str) -> Row:
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise InputError(f"{place}: expected a JSON object with named columns, found a {kind}; write one object a line")
-    if HALF_SURROGATE.search(text):
+    if not any_text and HALF_SURROGATE.search(text):
         _expect_text(row, place)
     return row
 

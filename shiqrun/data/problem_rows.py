@@ -38,14 +38,16 @@ class ProblemRows:
         path: a file, or a directory whose files are named after the Hub's splits (`train.jsonl`, `x_test.parquet`,
             `data/train-00000-of-00001.parquet`; files without such a name all count as train); None reads the Hub.
         hub: where the data set lies on the Hub.
+        any_text: as in `read_rows`.
 
     Attributes:
         splits: ("train", "val") or ("train",).
     """
 
-    def __init__(self, path: str | None, hub: Hub) -> None:
+    def __init__(self, path: str | None, hub: Hub, *, any_text: bool = False) -> None:
         self._path, self._hub = None if path is None else Path(path).expanduser(), hub
         self._files = {} if self._path is None else _files(self._path, hub.splits)
+        self._any_text = any_text
         own = hub.splits if path is None else self._files
         self.splits: tuple[str, ...] = ("train", "val") if "val" in own else ("train",)
 
@@ -59,7 +61,7 @@ class ProblemRows:
             yield from _hub_rows(self._hub, self._hub.splits[split])
             return
         for file in self._files.get(split, [self._path]):
-            yield from read_rows(file)
+            yield from read_rows(file, any_text=self._any_text)
 
 
 def _files(path: Path, names: Mapping[str, str]) -> dict[str, list[Path]]:

@@ -154,6 +154,12 @@ def test_programs_that_are_no_text_are_dropped_and_counted(tmp_path, bad):
     assert source.dropped == {"a program that is empty or not UTF-8": 1}
 
 
+def test_statements_that_are_no_text_are_dropped_and_counted(tmp_path):
+    source = contests(write(tmp_path / "a.jsonl", contest(description="Sum \ud800."), contest()))
+    assert len(list(source.load("train"))) == 1
+    assert source.dropped == {"a statement that is empty or not UTF-8": 1}
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
