@@ -12,18 +12,27 @@ from itertools import islice
 from tempfile import TemporaryFile
 from typing import IO, Annotated, Literal, NamedTuple
 
+import numpy as np
 from annotated_types import Ge, Gt, Lt
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.encode import EncodedTrajectory, TrainOn, encode
 from shiqrun.batching.fingerprints import fingerprint
-from shiqrun.batching.prompt_names import NameList, PromptNames
+from shiqrun.batching.prompt_identity import expect_one_prompt_an_id, prompt_key
+from shiqrun.batching.prompt_names import NameList, PromptNames, drop_trained_prompts, record_names
 from shiqrun.batching.row_keys import rows_key
 from shiqrun.batching.row_store import RowStore
-from shiqrun.batching.row_writer import Encode, RowWriter
+from shiqrun.batching.row_writer import RowWriter
 from shiqrun.batching.rows import Rows
-from shiqrun.batching.selection import drop_repeated, drop_uncompared
-from shiqrun.data.chats import prompt_name
+from shiqrun.batching.selection import (
+    TrainedFamilies,
+    drop_repeated,
+    drop_uncompared,
+    drop_undecided,
+    expect_training_rows,
+    family_keys,
+)
+from shiqrun.batching.stored_rows import CountedTrajectories
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -33,7 +42,8 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
 Progress = Callable[[Iterable[Example], str], Iterable[Example]]
 """Wraps an iterable of examples, to show how far it is."""
-SEEN = "validation, but the prompt is in the training split too"
+Encoder = partial[Iterator[EncodedTrajectory]]
+"""`encode` with all but the examples and the counts of dropped ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,11 @@ class EncodedData:
     dropped: Counter[str]
     fingerprint: str
     prompts: Set[str] = frozenset()
+
+    def prompt_keys(self) -> frozenset[str]:
+        """Return the `prompt_key` of every prompt that is trained on."""
+        first = np.unique(self.train.numbers.numbers("family"), return_index=True)[1]
+        return frozenset(prompt_key(self.train.trajectories[int(row)]) for row in first)
 
 
 def is_held_out(prompt_id: str, fraction: float) -> bool:
@@ -125,22 +140,6 @@ def both_splits(source: Source, settings: DataSettings, dropped: Counter[str]) -
     dropped.update(source.dropped)
 
 
-def drop_trained_prompts(examples: Iterable[Example], trained: Set[str], dropped: Counter[str]) -> Iterator[Example]:
-    """Yield the validation examples whose prompt is not trained on; count the completions of the others as dropped."""
-    for example in examples:
-        if prompt_name(example.messages) in trained:
-            dropped[SEEN] += len(example.completions)
-        else:
-            yield example
-
-
-def _record_names(examples: Iterable[Example], names: list[str] | NameList) -> Iterator[Example]:
-    """Yield the examples, and append the name of each one's prompt to `names`."""
-    for example in examples:
-        names.append(prompt_name(example.messages))
-        yield example
-
-
 def load(
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
@@ -186,7 +185,7 @@ def load(
         grouping(drop_uncompared(found.splits[split], found.dropped, compared_by), source=name)
         for split, name in zip(SPLITS, (source_name, "val"), strict=True)
     )
-    _expect_training_rows(train, val, found.dropped)
+    expect_training_rows(train, val, found.dropped)
     whole = len(train) + len(val) == sum(map(len, found.splits.values()))
     known = stored.fingerprint if stored is not None and whole else fingerprint(train, val)
     return EncodedData(train, val, found.dropped, known, found.prompts)
@@ -200,24 +199,34 @@ class _Read(NamedTuple):
     dropped: Counter[str]
 
 
-def _read(source: Source, settings: DataSettings, encoder: Encode, progress: Progress) -> _Read:
+def _read(source: Source, settings: DataSettings, encoder: Encoder, progress: Progress) -> _Read:
     """Return the trajectories of both splits, in memory."""
     found, names = _Read({}, set(), Counter()), list[str]()
     for split in SPLITS:
         examples = progress(examples_of(source, split, settings), f"encoding {split}")
         known = frozenset(names)
         new = (
-            _record_names(examples, names) if split == "train" else drop_trained_prompts(examples, known, found.dropped)
+            record_names(examples, names) if split == "train" else drop_trained_prompts(examples, known, found.dropped)
         )
-        encoded = list(encoder(new, dropped=found.dropped))
+        encoded = drop_undecided(encoder(new, dropped=found.dropped), found.dropped)
+        if split == "val":
+            encoded = TrainedFamilies(family_keys(found.splits["train"])).without(encoded, found.dropped)
         found.splits[split] = drop_repeated(encoded, found.dropped) if settings.distinct else encoded
         if split in source.splits:  # a held-out split reads the same rows again
             found.dropped.update(source.dropped)
-    return found._replace(prompts=frozenset(names))
+    known = frozenset(names)
+    for split in SPLITS:
+        rows = CountedTrajectories(found.splits[split])
+        expect_one_prompt_an_id(rows, partial(_numbered, source, settings, split, known), encoder.keywords["tokenizer"])
+    return found._replace(prompts=known)
 
 
 def _write(
-    source: Source, settings: DataSettings, encoder: Encode, progress: Progress, writer: RowWriter
+    source: Source,
+    settings: DataSettings,
+    encoder: Encoder,
+    progress: Progress,
+    writer: RowWriter,
 ) -> PromptNames:
     """Write the trajectories of both splits, and return the names of the training prompts.
 
@@ -232,12 +241,21 @@ def _write(
                 given = _training_examples(source, settings, waiting) if split == "train" else _unpickled(waiting)
             examples = progress(given, f"encoding {split}")
             if split == "train":
-                writer.add(split, _record_names(examples, names), encoder)
+                writer.add(split, record_names(examples, names), encoder)
             else:
                 writer.add(split, drop_trained_prompts(examples, names.known(), writer.dropped), encoder)
             if split in source.splits:
                 writer.dropped.update(source.dropped)
+    for split in SPLITS:
+        again = partial(_numbered, source, settings, split, names.known())
+        expect_one_prompt_an_id(writer.of(split), again, encoder.keywords["tokenizer"])
     return names.known()
+
+
+def _numbered(source: Source, settings: DataSettings, split: Split, trained: Set[str]) -> Iterator[Example]:
+    """Yield the examples of a split in the order in which their trajectories number them."""
+    given = examples_of(source, split, settings)
+    return given if split == "train" else drop_trained_prompts(given, trained, Counter())
 
 
 def _training_examples(source: Source, settings: DataSettings, waiting: IO[bytes]) -> Iterator[Example]:
@@ -255,18 +273,3 @@ def _unpickled(waiting: IO[bytes]) -> Iterator[Example]:
     with suppress(EOFError):
         while True:
             yield pickle.load(waiting)
-
-
-def _expect_training_rows(train: Rows, val: Rows, dropped: Counter[str]) -> None:
-    """Check that a trajectory is left to train on.
-
-    Raises:
-        InputError: none is; the message counts the reasons.
-    """
-    if len(train):
-        return
-    why = [f"{n} {reason}" for reason, n in dropped.most_common()]
-    why += [f"all {len(val)} are held out for validation (data.val_fraction)"] if len(val) else []
-    reasons = ", ".join(why) or "the data set is empty"
-    advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
-    raise InputError(f"no training trajectory is left: {reasons}; {advice}")

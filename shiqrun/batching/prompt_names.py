@@ -1,9 +1,14 @@
 """The names of the training prompts are kept as one sorted array, so that a million of them take 16 MB."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
+
+from shiqrun.batching.selection import SEEN
+from shiqrun.data.chats import prompt_name
+from shiqrun.types import Example
 
 BLOCK = 4096
 """Names that are kept as objects, before they become an array."""
@@ -57,3 +62,19 @@ class NameList:
         """Return the set of all names so far."""
         self._pack()
         return PromptNames(np.unique(np.concatenate(self._blocks)))
+
+
+def drop_trained_prompts(examples: Iterable[Example], trained: Set[str], dropped: Counter[str]) -> Iterator[Example]:
+    """Yield the validation examples whose prompt is not trained on; count the completions of the others as dropped."""
+    for example in examples:
+        if prompt_name(example.messages) in trained:
+            dropped[SEEN] += len(example.completions)
+        else:
+            yield example
+
+
+def record_names(examples: Iterable[Example], names: list[str] | NameList) -> Iterator[Example]:
+    """Yield the examples, and append the name of each one's prompt to `names`."""
+    for example in examples:
+        names.append(prompt_name(example.messages))
+        yield example

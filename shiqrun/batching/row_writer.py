@@ -17,7 +17,7 @@ import numpy as np
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.fingerprints import add_groups, add_row
 from shiqrun.batching.row_file import DamagedFile, Pieces, RowFile, write_row_file
-from shiqrun.batching.selection import DistinctRows
+from shiqrun.batching.selection import DistinctRows, TrainedFamilies, drop_undecided
 from shiqrun.batching.stored_rows import (
     BYTE,
     INT64,
@@ -66,13 +66,15 @@ class RowWriter:
     def add(self, split: str, examples: Iterator[Example], encode: Encode) -> None:
         """Encode all examples of a split; parts that are on disk from before are not encoded again."""
         seen, number = DistinctRows() if self.distinct else None, 0
+        trained = TrainedFamilies(self.of("train").keys("family")) if split == "val" else None
         while chunk := list(islice(examples, PART)):
             path = self.directory / f"{split}-{number:05d}.part"
             part: Any = self._found(path, len(chunk))
             rows: Sequence[EncodedTrajectory]
             if part is None:
                 lost: Counter[str] = Counter()
-                rows = list(encode(chunk, dropped=lost, first=number * PART))
+                rows = drop_undecided(encode(chunk, dropped=lost, first=number * PART), lost)
+                rows = rows if trained is None else trained.without(rows, lost)
                 rows = rows if seen is None else seen.kept(rows, lost)
                 part = flat_arrays(rows)
                 if len(chunk) == PART:
@@ -89,7 +91,7 @@ class RowWriter:
             self.dropped.update(lost)
             self._parts[split].append(part)
             number += 1
-        add_groups(self._digest, self._numbers(split, "group"))
+        add_groups(self._digest, self.of(split).numbers("group"))
 
     def _found(self, path: Path, examples: int) -> RowFile | None:
         """Return the part of a killed job, or None where there is none or it is damaged."""
@@ -102,8 +104,9 @@ class RowWriter:
             return None
         return part if part.facts["examples"] == examples else None
 
-    def _numbers(self, split: str, name: str) -> np.ndarray:
-        return numbered(np.concatenate([np.zeros(0, KEY), *(part[f"{name}_key"] for part in self._parts[split])]))
+    def of(self, split: str) -> "WrittenNumbers":
+        """Return the numbers of a split's trajectories."""
+        return WrittenNumbers(self._parts[split])
 
     def join(self, path: Path, names: np.ndarray, said: list[tuple[int, str]]) -> None:
         """Write the file of all rows.
@@ -120,9 +123,32 @@ class RowWriter:
             for name in RAGGED:
                 arrays[f"{split}/{name}_end"] = INT64, _ends(_pieces(parts, f"{name}_count"))
             for name in NAMED:
-                arrays[f"{split}/{name}"] = INT64, _later(self._numbers, split, name)
+                arrays[f"{split}/{name}"] = INT64, _later(self.of(split).numbers, name)
         facts = {"width": names.dtype.itemsize, "dropped": list(self.dropped.items()), "said": said}
         write_row_file(path, arrays, {**facts, "fingerprint": self._digest.hexdigest()})
+
+
+class WrittenNumbers:
+    """`WrittenNumbers` has the numbers of trajectories in parts that are not joined yet.
+
+    Args:
+        parts: of one split.
+    """
+
+    def __init__(self, parts: Sequence[PartArrays]) -> None:
+        self.parts = parts
+
+    def plain(self, name: str) -> np.ndarray:
+        """Return one number of each trajectory, `[rows]`: a name of `PLAIN`."""
+        return np.concatenate([np.zeros(0, PLAIN[name]), *_pieces(self.parts, name)])
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Return the number of each trajectory's prompt, group or family, `[rows]` int64, from 0 without gaps."""
+        return numbered(self.keys(name))
+
+    def keys(self, name: str) -> np.ndarray:
+        """Return the hash by which each trajectory's prompt, group or family is told apart, two numbers each."""
+        return np.concatenate([np.zeros(0, KEY), *_pieces(self.parts, f"{name}_key")])
 
 
 def _pieces(parts: Sequence[PartArrays], name: str) -> Iterator[np.ndarray]:
@@ -139,6 +165,6 @@ def _ends(counts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield ends
 
 
-def _later(compute: Callable[[str, str], np.ndarray], split: str, name: str) -> Iterator[np.ndarray]:
+def _later(compute: Callable[[str], np.ndarray], name: str) -> Iterator[np.ndarray]:
     """Yield the numbers of a split's names, which are computed when they are written."""
-    yield compute(split, name)
+    yield compute(name)

@@ -2,14 +2,18 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
+from itertools import groupby
 
 import numpy as np
 
 from shiqrun.batching.encode import EncodedTrajectory
-from shiqrun.batching.stored_rows import StoredTrajectories
+from shiqrun.batching.stored_rows import KEY, NAMES, StoredTrajectories
+from shiqrun.errors import InputError
 
 REPEATED = "the same as another completion of its prompt"
+SEEN = "validation, but the prompt is in the training split too"
+UNDECIDED = "chosen and rejected are the same, with different rewards"
 
 
 class DistinctRows:
@@ -54,3 +58,62 @@ def drop_uncompared(
     if len(kept) < len(rows):
         dropped[f"alone with its prompt (algo={method} compares completions of one prompt)"] += len(rows) - len(kept)
     return kept
+
+
+class TrainedFamilies:
+    """`TrainedFamilies` knows the prompts of the training split by their tokens, whatever their texts.
+
+    A template may trim white space, so that prompts of different text are one prompt to the model.
+
+    Args:
+        keys: two numbers of `KEY` for each training trajectory: the hash of the tokens before its first action.
+    """
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.names = np.unique(np.ascontiguousarray(keys, KEY).view("V16"))
+
+    def without(self, rows: Sequence[EncodedTrajectory], dropped: Counter[str]) -> list[EncodedTrajectory]:
+        """Return the rows whose prompt is not trained on; count the others."""
+        own = np.frombuffer(b"".join(map(NAMES["family"], rows)), "V16")
+        seen = np.isin(own, self.names)
+        if seen.any():
+            dropped[SEEN] += int(seen.sum())
+        return [t for t, trained in zip(rows, seen, strict=True) if not trained]
+
+
+def family_keys(rows: Iterable[EncodedTrajectory]) -> np.ndarray:
+    """Return the keys of the trajectories' prompts, as `TrainedFamilies` reads them."""
+    return np.frombuffer(b"".join(map(NAMES["family"], rows)), KEY)
+
+
+def drop_undecided(rows: Iterable[EncodedTrajectory], dropped: Counter[str]) -> list[EncodedTrajectory]:
+    """Return the rows without pairs of equal completions that have different rewards, which contradict each other."""
+    kept = []
+    for _, same in groupby(rows, lambda t: t.example):
+        made = list(same)
+        if len(made) == 2 and made[0].group != made[0].prompt_id and _contradict(*made):
+            dropped[UNDECIDED] += 2
+        else:
+            kept += made
+    return kept
+
+
+def _contradict(one: EncodedTrajectory, other: EncodedTrajectory) -> bool:
+    if one.rewards is None or other.rewards is None or not np.array_equal(one.input_ids, other.input_ids):
+        return False
+    return not np.array_equal(one.rewards, other.rewards)
+
+
+def expect_training_rows(train: Sized, val: Sized, dropped: Counter[str]) -> None:
+    """Check that a trajectory is left to train on.
+
+    Raises:
+        InputError: none is; the message counts the reasons.
+    """
+    if len(train):
+        return
+    why = [f"{n} {reason}" for reason, n in dropped.most_common()]
+    why += [f"all {len(val)} are held out for validation (data.val_fraction)"] if len(val) else []
+    reasons = ", ".join(why) or "the data set is empty"
+    advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
+    raise InputError(f"no training trajectory is left: {reasons}; {advice}")

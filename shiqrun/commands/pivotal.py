@@ -127,7 +127,7 @@ def _rollouts(row: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """Return a search's rollouts as a data row, without those that an earlier search has given."""
     import numpy as np
 
-    from shiqrun.sampling.prompts import tokens_key
+    from shiqrun.batching.prompt_identity import tokens_key
 
     said: dict[str, Any] = {"completions": [], "rewards": []}
     for kind in ("visited", "again"):

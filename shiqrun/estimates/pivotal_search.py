@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.token_text import pieces
 from shiqrun.estimates.bisection import ROUNDING, Bisection
 from shiqrun.estimates.jsonl_cache import CacheKind, JsonlCache
 from shiqrun.estimates.pivotal_settings import PivotalSettings
 from shiqrun.estimates.prefix_sampler import PrefixSampler, SearchedTrajectory
 from shiqrun.estimates.prompt_values import prompt_key
-from shiqrun.sampling.prompts import tokens_key
 
 KIND = CacheKind("pivotal", "pivotal tokens", column="visited", key="name")
 SEARCH, AGAIN = 3, 4

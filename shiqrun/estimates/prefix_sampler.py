@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.estimates.pivotal_settings import PivotalSettings
 from shiqrun.estimates.prompt_values import prompt_key
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Answered, Reward
 from shiqrun.sampling.generate import Completion, sample_completions
-from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens, tokens_key
+from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 from transformers import PreTrainedTokenizerBase
 
+from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.data.token_columns import token_columns
 from shiqrun.estimates.value_file import PromptRewards, ValueFile
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
-from shiqrun.sampling.prompts import Prompt, tokens_key
+from shiqrun.sampling.prompts import Prompt
 from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion, score_completions
 from shiqrun.settings import SamplingSettings
 from shiqrun.types import SampledTokens

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.logged_data import DataSettings, Split, both_splits
+from shiqrun.batching.prompt_identity import expect_same_prompt, tokens_key
 from shiqrun.batching.special_tokens import special_token_texts
 from shiqrun.console import track
 from shiqrun.data.source import Source
@@ -56,7 +57,11 @@ def read_prompts(
         )
     first: dict[str, tuple[Split, Example]] = {}
     for split, example in track(both_splits(source, data, Counter()), "reading prompts"):
-        first.setdefault(example.prompt_id, (split, example))
+        _, before = first.setdefault(example.prompt_id, (split, example))
+        if before is not example and before.messages != example.messages:
+            known: dict[str, tuple[str, str]] = {}
+            for one in (before, example):
+                expect_same_prompt(known, one.prompt_id, tokens_key(prompt_of(one, tokenizer).tokens), one.source)
     specials, left_out = special_token_texts(tokenizer), Counter[str]()
     prompts: dict[Split, list[Prompt]] = {"train": [], "val": []}
     for split, example in first.values():

@@ -11,11 +11,12 @@ import numpy as np
 from rich.table import Table
 
 from shiqrun.batching.logged_data import Split
+from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.console import number
 from shiqrun.estimates.prompt_values import prompt_key
 from shiqrun.estimates.value_cache import ValuedPrompts
 from shiqrun.losses.soft_value import soft_value
-from shiqrun.sampling.prompts import Prompt, tokens_key
+from shiqrun.sampling.prompts import Prompt
 from shiqrun.util.atomic import atomic_writer
 from shiqrun.util.jsonl import encode_line
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.rows import Rows
 from shiqrun.estimates.jsonl_cache import expect_made_with, read_rows
 from shiqrun.estimates.pivotal_search import KIND
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.rewards.reward import Reward
-from shiqrun.sampling.prompts import tokens_key
 
 PrefixRewards = Mapping[tuple[str, str], Mapping[int, np.ndarray]]
 """Rewards `[K]` of rollouts behind the first t actions, by trajectory, (key of the prompt tokens, key of the actions),

@@ -45,7 +45,7 @@ def build_evaluator(
         beta: KL temperature of the regularised return, reward units per nat, or None.
         tokens: tokens of one forward pass when completions are measured.
         context: tokens that the policy reads, where known.
-        training_prompts: names of the training prompts, none of which is a validation prompt.
+        training_prompts: names of the training prompts by text and by tokens, none of which is a validation prompt.
 
     Raises:
         InputError: a reward beside an environment, or a reward model that was trained on the validation prompts.

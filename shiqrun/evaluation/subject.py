@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.logged_data import DataSettings
+from shiqrun.batching.prompt_identity import rendered_prompt_keys
 from shiqrun.console import track
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.source import Source
@@ -55,8 +56,9 @@ class Subject:
     where: dict[str, Any]
 
     def training_prompts(self) -> frozenset[str]:
-        """Return the names of the prompts that the policy was trained on, as far as they are known."""
-        return frozenset(prompt_name(e.messages) for e in track(self.training(), "reading training prompts"))
+        """Return the names of the prompts that the policy was trained on by text and by tokens, as far as known."""
+        by_text = {prompt_name(e.messages): e.messages for e in track(self.training(), "reading training prompts")}
+        return frozenset(by_text) | frozenset(rendered_prompt_keys(by_text.values(), self.tokenizer))
 
     def about(self) -> dict[str, Any]:
         """Return what `eval.json` says of the policy and of the data."""

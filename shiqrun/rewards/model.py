@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import repeat
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from shiqrun.batching.chat_template import Conversation, render, render_texts
 from shiqrun.batching.encode import tokens_through_last_action
 from shiqrun.batching.micro_batches import padded_micro_batches
+from shiqrun.batching.prompt_identity import rendered_prompt_keys
 from shiqrun.batching.special_tokens import special_token_texts
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
@@ -137,8 +139,9 @@ class RewardModel(Reward):
                 )
             self._warned = True
             return
-        names = {prompt_name(prompt) for prompt in prompts}
-        seen = names & known.names
+        names = {prompt_name(prompt): prompt for prompt in prompts}
+        keys = rendered_prompt_keys(names.values(), self.classifier.tokenizer) if known.tokens else repeat("")
+        seen = [name for name, key in zip(names, keys, strict=False) if name in known.names or key in known.tokens]
         if seen:
             raise InputError(
                 f"reward.path={self.path}: this reward model was trained on {len(seen)} of these {len(names)} prompts "

@@ -8,10 +8,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.logged_data import DataSettings, examples_of, load
+from shiqrun.batching.prompt_identity import prompt_key, rendered_prompt_keys
 from shiqrun.batching.rows import Rows
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.data.source import Source
+from shiqrun.errors import InputError
 from shiqrun.types import Example
 
 log = logging.getLogger("shiqrun")
@@ -64,7 +66,8 @@ def load_further_rows(
     Raises:
         InputError: the file cannot be read, or no row is left.
     """
-    held_out = frozenset(prompt_name(example.messages) for example in examples_of(source, "val", data))
+    by_text = {prompt_name(example.messages): example.messages for example in examples_of(source, "val", data)}
+    held_out, keys = frozenset(by_text), frozenset(rendered_prompt_keys(by_text.values(), tokenizer))
     encoded = load(
         WithoutPrompts(Jsonl(path=path, val_path=None, pair_rewards=None), held_out),
         tokenizer,
@@ -74,9 +77,16 @@ def load_further_rows(
         together=together,
         source_name="further",
     )
+    rows = encoded.train
+    apart = [i for i, t in enumerate(rows.trajectories) if prompt_key(t) not in keys]
+    if len(apart) < len(rows):
+        encoded.dropped[HELD_OUT] += len(rows) - len(apart)
+        if not apart:
+            raise InputError(f"rollout.path={path}: every prompt is one of validation; give other rows")
+        rows = rows.select(apart)
     if encoded.dropped:
         log.warning("%s: left out are %s", path, ", ".join(f"{n} {why}" for why, n in encoded.dropped.items()))
-    return encoded.train
+    return rows
 
 
 def annotated_rows(rows: Rows) -> Rows:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shiqrun.batching.chat_template import Conversation, render
 from shiqrun.batching.encode import encode
+from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.special_tokens import special_ids, special_token_texts
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
@@ -55,11 +56,6 @@ class Prompt:
         return int(self.name, 16)
 
 
-def tokens_key(tokens: np.ndarray) -> str:
-    """Return a hash of token ids: 32 hexadecimal digits, equal for equal tokens."""
-    return hashlib.blake2b(np.ascontiguousarray(tokens, np.int64).tobytes(), digest_size=16).hexdigest()
-
-
 def choose_prompts(
     examples: Iterable[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -79,7 +75,7 @@ def choose_prompts(
         tokenizer: with a chat template.
         number: most prompts to choose.
         room: most tokens of a prompt, None for any number.
-        seen: names of the training prompts, which are left out.
+        seen: names of the training prompts by text, and their keys by tokens (`tokens_key`); they are left out.
         fits: whether the reward can read a prompt with any completion.
     """
     left_out: Counter[str] = Counter()
@@ -95,7 +91,8 @@ def choose_prompts(
         if len(chosen) == number:
             break
         prompt = prompt_of(first[name], tokenizer)
-        why = _misfit(prompt, specials, room, fits)
+        trained = tokens_key(prompt.tokens) in seen
+        why = "also a training prompt" if trained else _misfit(prompt, specials, room, fits)
         if why is None:
             chosen.append(prompt)
         else:

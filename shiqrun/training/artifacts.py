@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +106,15 @@ def save_policy(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: P
 
 
 def save_reward_model(
-    policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path, card: dict[str, Any], *, prompts: Iterable[str]
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    card: dict[str, Any],
+    seen: trained_on.Provenance,
 ) -> None:
     """Save a reward model as a directory that `AutoModelForSequenceClassification` loads, with one label: the score.
 
-    `shiqrun.json` in it names the prompts that the model was trained on (`EncodedData.prompts`).
+    `shiqrun.json` in it names the prompts that the model was trained on.
 
     The classifier reads the last token that is not padding; training reads the last action. So give it the tokens up
     to and with the end of the assistant's turn. The padding token saved in its config is never EOS, even where the
@@ -128,7 +131,6 @@ def save_reward_model(
         raise ValueError(f"{type(scorer).__name__}: no score head to save")
     scorer.base_model.load_state_dict(model.base_model.state_dict())
     scorer.score.load_state_dict(policy.value.linear.state_dict())
-    seen = trained_on.provenance_of(prompts)
     about = SCORES.format(count=f"{len(seen.names):,}", fingerprint=seen.fingerprint, file=trained_on.FILE)
     load = LOAD.format(auto="AutoModelForSequenceClassification", path=directory.name)
     with atomic_directory(directory) as folder:

@@ -55,7 +55,7 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
             beta=_beta_in_reward_units(plan),
             tokens=plan.trainer.micro_batch_tokens,
             context=plan.choice.context(),
-            training_prompts=lambda: encoded.prompts,
+            training_prompts=lambda: encoded.prompts | encoded.prompt_keys(),
         )
     except NoPrompts as error:
         if plan.reward is not None:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from shiqrun.batching.logged_data import EncodedData
+from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.estimates.value_file import PromptRewards
-from shiqrun.sampling.prompts import Prompt, tokens_key
+from shiqrun.sampling.prompts import Prompt
 from shiqrun.training.plan import Plan
 
 

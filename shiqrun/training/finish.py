@@ -10,6 +10,7 @@ from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.reference import FrozenReference, scores_in_batch, weights_fingerprint
 from shiqrun.models.saved_files import file_digests
+from shiqrun.rewards.provenance import provenance_of
 from shiqrun.training.artifacts import provenance, save_policy, save_reward_model, write_json
 from shiqrun.training.callbacks import Validation
 from shiqrun.training.plan import Plan, Run
@@ -54,7 +55,8 @@ def _save_model(run: Run, metrics: dict[str, float]) -> str:
     directory = _model_directory(plan)
     remove_partials(directory.parent, directory.name)  # a run has one writer; what a killed one left may be large
     if "score" in plan.needs:
-        save_reward_model(run.policy, run.tokenizer, directory, card, prompts=run.encoded.prompts)
+        known = provenance_of(run.encoded.prompts, run.encoded.prompt_keys())
+        save_reward_model(run.policy, run.tokenizer, directory, card, known)
         return weights_fingerprint(run.policy.causal_lm)
     return save_policy(run.policy, run.tokenizer, directory, card)
 

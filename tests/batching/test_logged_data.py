@@ -6,8 +6,9 @@ import pytest
 
 from shiqrun.batching.data_module import LoggedData
 from shiqrun.batching.fingerprints import fingerprint
-from shiqrun.batching.logged_data import SEEN, DataSettings, both_splits, examples_of, is_held_out, load
+from shiqrun.batching.logged_data import DataSettings, both_splits, examples_of, is_held_out, load
 from shiqrun.batching.reward_offsets import offset_center, reward_offsets
+from shiqrun.batching.selection import SEEN
 from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from tests.support.helpers import example, tokenizer
@@ -204,7 +205,11 @@ def test_fingerprint_changes_with_any_token_reward_or_group():
 
     base = print_of(prompts(3))
     assert print_of(prompts(3)) == base
-    regrouped = [example(*("fine", "bad"), prompt=(f"how {n}",), rewards=(1.0, 3.0)) for n in range(3)]
+    regrouped = [
+        example(said, prompt=(f"how {n}",), prompt_id=f"{n}{said}", rewards=(reward,))
+        for n in range(3)
+        for said, reward in (("fine", 1.0), ("bad", 3.0))
+    ]
     assert len({base, print_of(prompts(3, rewards=(1.0, 2.0))), print_of(prompts(2)), print_of(regrouped)}) == 4
     encoded = read(Listed(prompts(3)), val_fraction=0.0)
     assert fingerprint(encoded.train, encoded.val) == base

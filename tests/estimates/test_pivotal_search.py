@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.estimates.jsonl_cache import JsonlCache
@@ -16,7 +17,7 @@ from shiqrun.estimates.pivotal_settings import PivotalSettings
 from shiqrun.estimates.prefix_sampler import PrefixSampler, SearchedTrajectory
 from shiqrun.estimates.value_targets import number_of_targets, prefix_rewards, read_targets, value_targets
 from shiqrun.rewards.exact_match import ExactMatch
-from shiqrun.sampling.prompts import prompt_of, tokens_key
+from shiqrun.sampling.prompts import prompt_of
 from shiqrun.types import Example
 from tests.rollout.words import TOKENIZER, continuations, reference, said
 

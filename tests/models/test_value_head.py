@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from shiqrun.batching.encode import encode
 from shiqrun.batching.rows import Rows
 from shiqrun.models.policy import Policy, ValueHead
+from shiqrun.rewards.provenance import provenance_of
 from shiqrun.training.artifacts import save_reward_model
 from tests.support import helpers
 
@@ -67,7 +68,7 @@ def test_the_saved_classifier_gives_the_training_score_up_to_the_end_of_the_turn
     rows = Rows(list(encode(examples, tokenizer, Counter(), max_length=None)), pad=0)
     policy = Policy(helpers.llama(len(tokenizer), max_position_embeddings=128), value=ValueHead(16, "action")).eval()
     card = {"algo": "a", "data": "d", "base": "b", "steps": 1, "settings": {}, "metrics": {}}
-    save_reward_model(policy, tokenizer, tmp_path, card, prompts=())
+    save_reward_model(policy, tokenizer, tmp_path, card, provenance_of(()))
     scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     with torch.no_grad():
         scores = policy(rows.collate([0, 1])).value

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.estimates.value_file import PromptRewards
-from shiqrun.sampling.prompts import tokens_key
 from shiqrun.training import checks_data
 from shiqrun.training.plan import Plan
 from tests.support.helpers import trajectory
