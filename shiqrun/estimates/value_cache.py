@@ -59,9 +59,7 @@ def read_prompts(
     for split, example in track(both_splits(source, data, Counter()), "reading prompts"):
         _, before = first.setdefault(example.prompt_id, (split, example))
         if before is not example and before.messages != example.messages:
-            known: dict[str, tuple[str, str]] = {}
-            for one in (before, example):
-                expect_same_prompt(known, one.prompt_id, tokens_key(prompt_of(one, tokenizer).tokens), one.source)
+            _expect_same_prompt(before, example, tokenizer)
     specials, left_out = special_token_texts(tokenizer), Counter[str]()
     prompts: dict[Split, list[Prompt]] = {"train": [], "val": []}
     for split, example in first.values():
@@ -78,6 +76,14 @@ def read_prompts(
     if left_out:
         log.warning("%d prompts are valued; left out: %s", number, reasons)
     return prompts
+
+
+def _expect_same_prompt(one: Example, other: Example, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that two examples with one prompt_id have the same prompt, in tokens."""
+    before: dict[str, tuple[str, str]] = {}
+    for example in (one, other):
+        key = tokens_key(prompt_of(example, tokenizer).tokens)
+        expect_same_prompt(before, example.prompt_id, key, example.source)
 
 
 def _untrained(prompt: Prompt, specials: list[str], max_length: int | None, context: int | None) -> str | None:
