@@ -50,11 +50,7 @@ def read_prompts(
     Raises:
         InputError: no prompt is left, one leaves no room for a completion, or an environment answers the policy.
     """
-    if source.environment() is not None:
-        raise InputError(
-            "data: an environment answers the policy, and what an episode earns is no completion's reward, so these "
-            "prompts have no values"
-        )
+    _expect_no_environment(source)
     first: dict[str, tuple[Split, Example]] = {}
     for split, example in track(both_splits(source, data, Counter()), "reading prompts"):
         _, before = first.setdefault(example.prompt_id, (split, example))
@@ -76,6 +72,14 @@ def read_prompts(
     if left_out:
         log.warning("%d prompts are valued; left out: %s", number, reasons)
     return prompts
+
+
+def _expect_no_environment(source: Source) -> None:
+    if source.environment() is not None:
+        raise InputError(
+            "data: an environment answers the policy, and what an episode earns is no completion's reward, so these "
+            "prompts have no values"
+        )
 
 
 def _expect_same_prompt(one: Example, other: Example, tokenizer: PreTrainedTokenizerBase) -> None:

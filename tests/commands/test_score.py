@@ -303,7 +303,7 @@ def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes():
     assert process.returncode == -9, out
     left = len(list(Path("cache").rglob("*.json")))
     assert 2 <= left < 16
-    assert {p.name for p in Path("killed").iterdir()} <= {".hydra", "run.log"}
+    assert {p.name for p in Path("killed").iterdir()} <= {".hydra", "run.log", ".run.lock"}
     assert main(["score", "resume=killed"]) == 0
     told = summary(Path("killed"))
     assert told["scores_from_cache"] == 256 * left

@@ -161,7 +161,7 @@ class TestARunDirectoryThatIsThere:
 
     def test_is_refused_if_its_run_has_ended(self, workplace, capsys):
         toy("run_dir=out")
-        Path("out/summary.json").write_text("{}")
+        Path("out/summary.json").write_text('{"seconds": 1.0}')
         assert toy("run_dir=out") == 2
         assert "finished" in capsys.readouterr().err
 

@@ -60,9 +60,11 @@ class RayEngine:
         self._before, self._since = 0, time.monotonic()  # restarts at the last batch; when sampling began
         self._waited = self._since  # since when the next batch, or a warning about it, is due
         size = portion_size(settings, n)
-        self._ray, self._started = connect(settings)
+        self._directory = directory
+        self._cluster = cluster = connect(settings)
+        self._ray = cluster.ray
         try:
-            if self._started and settings.address is None and not self._has_room():  # our own cluster does not grow
+            if cluster.connected and settings.address is None and not self._has_room():  # our own cluster does not grow
                 raise InputError(f"{self._lacking()}; lower rollout.actors, rollout.actor_cpus or rollout.actor_gpus")
             self._begin(setup, directory, size, after)
         except BaseException:
@@ -151,14 +153,14 @@ class RayEngine:
         """
         if time.monotonic() - self._waited > TELL_SECONDS:
             self._waited = time.monotonic()
-            log.warning("rollout: still waiting for a batch; Ray's logs are in /tmp/ray/session_latest/logs")
+            log.warning("rollout: still waiting for a batch; Ray's logs are %s", self._cluster.logs)
         waited = time.monotonic() - self._since
         if not self._reports and waited > (SLOW_SECONDS if self._has_room() else START_SECONDS):
             raise TrainingError(f"{self._lacking()}, and none has started in {waited:.0f} seconds")
         if self.restarts - self._before > MOST_RESTARTS:
             raise TrainingError(
                 f"rollout: actors were started again {self.restarts - self._before} times since the last step and made "
-                "no batch; out of memory? Ray's logs are in /tmp/ray/session_latest/logs"
+                f"no batch; out of memory? Ray's logs are {self._cluster.keep_logs(self._directory.parent)}"
             )
         self._tell_board()  # it may have been started again
 
@@ -235,17 +237,17 @@ class RayEngine:
         """End the Ray actors, and the cluster if this engine started it."""
         ray = self._ray
         if not ray.is_initialized():
+            self._cluster.close()
             return
         if self._actors:
             try:  # closed before the actors end, so that the directory is free at once
                 ray.get(self._store.close.remote(), timeout=ANSWER_SECONDS)
             except (ray.exceptions.RayError, InputError):
                 log.warning("the experience queue did not close in time; every accepted trajectory is on disk")
-        if self._started:
-            ray.shutdown()  # ends the actors, without a message about each
-            return
-        for actor in self._actors:
-            ray.kill(actor)
+        if not self._cluster.connected:
+            for actor in self._actors:
+                ray.kill(actor)
+        self._cluster.close()
 
 
 def _copy_arrays(t: SampledTrajectory) -> SampledTrajectory:

@@ -97,10 +97,10 @@ def cluster():
     """A cluster of this process, in which engines start their actors."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     os.environ.update(BUSY)
-    _, started = connect(settings(actors=4, actor_cpus=1))
-    assert started
+    joined = connect(settings(actors=4, actor_cpus=1))
+    assert joined.connected
     yield ray
-    ray.shutdown()
+    joined.close()
 
 
 @pytest.fixture
