@@ -182,7 +182,7 @@ def test_a_reward_offset_is_taken_from_every_return(home):
 
 
 # ------------------------------------------------------------------ ranks
-@pytest.mark.parametrize("micro_batch_tokens", [60, 10_000])
+@pytest.mark.parametrize("micro_batch_tokens", [60, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_two_ranks_give_the_weights_of_one(home, micro_batch_tokens):
     words = [
         "trainer.max_steps=8",
@@ -203,6 +203,7 @@ def test_two_ranks_give_the_weights_of_one(home, micro_batch_tokens):
     assert not list(home.glob("outputs*"))  # the second rank made no directory of its own
 
 
+@pytest.mark.slow
 def test_a_sweep_over_two_ranks_gives_each_job_its_own_setting_and_directory(home):
     words = ("-m", "seed=3,4", "trainer.max_steps=2", "run_dir=ranks", "hardware=ddp", "hardware.accelerator=cpu")
     code, out = finished(start(*words))
@@ -223,7 +224,7 @@ def whole(home):
     return home / "whole"
 
 
-@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bits(whole, home, rows):
     """Killed after so many logged rows: before the first checkpoint, and at two steps between checkpoints."""
     run_dir = home / f"killed{rows}"
@@ -241,7 +242,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, home, rows):
     assert summary(run_dir)["fingerprint/policy"] == summary(whole)["fingerprint/policy"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_first_and_exits_130(whole, home, number):
     run_dir = home / f"stopped{number}"
     process = start(f"run_dir={run_dir.name}", *LONG, "trainer.checkpoint_every=1000")
