@@ -28,6 +28,10 @@ ANSWERS = ("tests", "answer", "answer_json")
 """What a verifier reads: the first of these columns that a row has."""
 NAMES = ("prompt_id", *dict.fromkeys(name for names in FORMS.values() for name in names), *ANSWERS)
 """Every column that has a meaning in some row."""
+TEXTS = ("prompt", "completion", "chosen", "rejected")
+"""Columns that hold texts, or lists of messages."""
+VALUES = tuple({*NAMES, *SINGLE, *SEVERAL} - {*TEXTS, "prompt_id", "answer", "answer_json"})
+"""Columns that never hold plain text."""
 USUAL = {
     "chosen_score": "score_chosen",
     "rejected_score": "score_rejected",

@@ -1,11 +1,14 @@
-"""`read_rows` streams the rows of JSON-lines and Parquet files, each with its place (`file:line`) for messages."""
+"""`read_rows` streams the rows of data files, each with its place (`file:line`) for messages.
+
+Files are JSON lines, Parquet, Arrow, CSV or TSV; a directory that `datasets` saved (`save_to_disk`) is its Arrow files.
+"""
 
 import gzip
 import json
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -13,13 +16,18 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shiqrun.data.csv_rows import csv_rows
 from shiqrun.errors import InputError
 
 Row = dict[str, Any]
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
+"""What `datasets` writes beside the Arrow files of a saved split, and beside the directories of several."""
 SPLIT_NAME = re.compile(r"(?:^|[-_.])(train|test|val|valid|validation|dev|eval)(?=[-_.])", re.IGNORECASE)
-PARQUET_ROWS = 512
+TABLE_ROWS = 512
+ARROW = b"ARROW1"
+"""The first bytes of an Arrow file with an index."""
 HALF_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # or a whole pair: the row is looked at then
 
 
@@ -37,6 +45,8 @@ def data_files(path: str | Path) -> list[Path]:
         if not place.is_dir():
             _expect_regular(place)
             return [place]
+        if (place / SAVED).is_file() or (place / SAVED_SPLITS).is_file():
+            return _saved_files(place)
         files = sorted(f for f in place.iterdir() if f.name.endswith(SUFFIXES) and f.name[0] != ".")
         if not files:
             there = ", ".join(sorted(f.name + "/" * f.is_dir() for f in place.iterdir())[:8]) or "nothing"
@@ -51,6 +61,27 @@ def data_files(path: str | Path) -> list[Path]:
             f"{place}: its files belong to different splits ({', '.join(sorted(splits))}): {names}; name one file, "
             "or move the files of each split to a directory of their own"
         )
+    return files
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """Return the Arrow files of a directory that `datasets` saved, in their order.
+
+    Raises:
+        InputError: it holds several splits, or what it lists is not there.
+    """
+    listing = folder / SAVED
+    if not listing.is_file():
+        names = sorted(f.name for f in folder.iterdir() if (f / SAVED).is_file())
+        raise InputError(
+            f"{folder}: a saved data set of the splits {', '.join(names)}; name one: {folder / (names or ['train'])[0]}"
+        )
+    try:
+        files = [folder / entry["filename"] for entry in json.loads(listing.read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{listing}: not as `save_to_disk` writes it ({error!r}); save the data set again") from None
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise InputError(f"{folder}: {missing[0]} is missing, which {listing.name} lists; save the data set again")
     return files
 
 
@@ -71,11 +102,18 @@ def read_rows(path: str | Path, *, any_text: bool = False) -> Iterator[tuple[str
     """
     for file in data_files(path):
         empty = True
-        for place, row in _parquet_rows(file) if file.name.endswith(".parquet") else _json_rows(file, any_text):
+        for place, row in _file_rows(file, any_text):
             empty = False
             yield place, row
         if empty:
             raise InputError(f"{file}: the file is empty; expected one row per line")
+
+
+def _file_rows(file: Path, any_text: bool) -> Iterator[tuple[str, Row]]:
+    kind = file.name.removesuffix(".gz").rpartition(".")[2]
+    if kind in ("parquet", "arrow"):
+        return _table_rows(file, _parquet_batches if kind == "parquet" else _arrow_batches)
+    return _csv_rows(file, "\t" if kind == "tsv" else ",") if kind in ("csv", "tsv") else _json_rows(file, any_text)
 
 
 @contextmanager
@@ -88,18 +126,39 @@ def _explained(file: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{file}: broken gzip file ({error}); fetch or compress it again") from None
     except pa.ArrowException as error:
-        raise InputError(f"{file}: broken Parquet file ({error})") from None
+        raise InputError(f"{file}: broken {file.suffix[1:].capitalize()} file ({error})") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    with _explained(file), pq.ParquetFile(file) as table:
+def _table_rows(file: Path, batches: Callable[[Path], Iterator[pa.RecordBatch]]) -> Iterator[tuple[str, Row]]:
+    with _explained(file):
         number = 0
-        for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+        for batch in batches(file):
             for row in _python_rows(batch, file, number):
                 number += 1
                 yield f"{file} row {number}", row
+
+
+def _parquet_batches(file: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(file) as table:
+        yield from table.iter_batches(batch_size=TABLE_ROWS)
+
+
+def _arrow_batches(file: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of an Arrow file of either format: a stream, as `datasets` writes it, or one with an index."""
+    with pa.memory_map(str(file)) as mapped:
+        indexed = file.stat().st_size >= len(ARROW) and mapped.read(len(ARROW)) == ARROW
+        mapped.seek(0)
+        opened = pa.ipc.open_file(mapped) if indexed else pa.ipc.open_stream(mapped)
+        with opened as reader:
+            for batch in map(reader.get_batch, range(reader.num_record_batches)) if indexed else reader:
+                yield from (batch.slice(at, TABLE_ROWS) for at in range(0, len(batch), TABLE_ROWS))
+
+
+def _csv_rows(file: Path, separator: str) -> Iterator[tuple[str, Row]]:
+    with _explained(file), _open(file) as lines:
+        yield from csv_rows((_decoded(line, f"{file}:{n}") for n, line in enumerate(lines, start=1)), file, separator)
 
 
 def _python_rows(batch: pa.RecordBatch, file: Path, before: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""`data=jsonl` reads the user's own JSON-lines or Parquet files with the usual columns (TRL, UltraFeedback, chats).
+"""`data=jsonl` reads the user's own rows with the usual columns (TRL, UltraFeedback, chats), from files or the Hub.
 
 A row is one of
 
@@ -18,10 +18,13 @@ A row with the columns of `data/token_columns.py` holds its completions as they 
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from shiqrun.data.chats import drop_reason
-from shiqrun.data.columns import NAMES, UnreadColumns
+from shiqrun.data.columns import NAMES, TEXTS, VALUES, UnreadColumns
+from shiqrun.data.csv_rows import CsvRow, typed_cells
 from shiqrun.data.files import data_files, read_rows
+from shiqrun.data.hub_files import hub_files, is_hub_id
 from shiqrun.data.pair_rewards import announce_pair_rewards, check_pair_rewards
 from shiqrun.data.row_parts import Parts, Row
 from shiqrun.data.source import Source
@@ -33,19 +36,36 @@ log = logging.getLogger("shiqrun")
 
 
 class Jsonl(Source):
-    """A `Jsonl` data set yields one example per row of `.jsonl[.gz]`, `.json[.gz]` (one object a line) or Parquet.
+    """A `Jsonl` data set yields one example per row of JSON-lines, Parquet, Arrow, CSV or TSV files, or of the Hub.
 
     Args:
-        path: a file, or a directory of files.
-        val_path: file or directory of the validation split, or None to hold out a share of the prompts.
+        path: a file, a directory of files or of `save_to_disk`, or ORG/NAME on the Hugging Face Hub.
+        val_path: the same for the validation split; None holds out a share of the prompts.
+        split, val_split: names of the splits on the Hub; `val_split` without `val_path` is of the same data set.
+        config, revision: of the data set on the Hub.
         pair_rewards: rewards of chosen and rejected in pairs without scores, reward units; None gives them none.
 
     Raises:
         InputError: `pair_rewards` are not two finite numbers.
     """
 
-    def __init__(self, *, path: str, val_path: str | None, pair_rewards: list[float] | None) -> None:
+    def __init__(
+        self,
+        *,
+        path: str,
+        val_path: str | None,
+        pair_rewards: list[float] | None,
+        split: str = "train",
+        val_split: str | None = None,
+        config: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        val_path = path if val_path is None and val_split is not None and is_hub_id(path) else val_path
         self.paths = {"train": path} if val_path is None else {"train": path, "val": val_path}
+        self._hub = {"train": split, "val": val_split or split}, config, revision
+        for name, given in (("val_split", val_split), ("config", config), ("revision", revision)):
+            if given is not None and not any(map(is_hub_id, self.paths.values())):
+                raise InputError(f"data.{name}={given}: only for data.path=ORG/NAME on the Hub; {path} is local")
         self.splits = tuple(self.paths)
         self.pair_rewards = check_pair_rewards(pair_rewards)
         self._rewards_from: tuple[str | None, str] | None = None
@@ -57,7 +77,22 @@ class Jsonl(Source):
         """Return the files of all splits; see `Source`."""
         if type(self) is not Jsonl:  # a class of the user's own may read more
             return None
-        return [file for path in self.paths.values() for file in data_files(path)]
+        return [file for split in self.paths for file in self._files(split)]
+
+    def _files(self, split: str) -> list[Path]:
+        path, (names, config, revision) = self.paths[split], self._hub
+        if is_hub_id(path):
+            return hub_files(path, split=names[split], config=config, revision=revision)
+        return data_files(path)
+
+    def _rows(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (place, columns) of each row of a split; the place of a row of the Hub is its number in the split."""
+        path, number = self.paths[split], 0
+        for file in self._files(split):
+            for place, columns in read_rows(file):
+                number += 1
+                named = f"{path}, {self._hub[0][split]} row {number}" if is_hub_id(path) else place
+                yield named, typed_cells(columns, TEXTS, VALUES) if isinstance(columns, CsvRow) else columns
 
     def load(self, split: str) -> Iterator[Example]:
         """Yield the examples of a split, in file order.
@@ -67,7 +102,7 @@ class Jsonl(Source):
         """
         self.dropped.clear()
         try:
-            for number, (place, columns) in enumerate(read_rows(self.paths[split])):
+            for number, (place, columns) in enumerate(self._rows(split)):
                 row = Row(columns, place)
                 self._unread.see(columns, row.read(), place, NAMES)
                 if not number:
