@@ -220,6 +220,14 @@ class Validation(Callback):
         if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
             self.checkpoints.save_if_best(trainer, self.run(trainer, pl_module))
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample the last completions again where a run was resumed after its last step: its token view shows them."""
+        if self.answers is None or self.last is not None or trainer.global_step < (trainer.max_steps or 0):
+            return
+        assert isinstance(pl_module, Method)
+        self.answers.begin(self.live, pl_module.device, trainer.global_rank, trainer.world_size)
+        self.last = self.answers.run(pl_module.policy)
+
     def run(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """Evaluate the policy once and return the metrics; `val/reward` is of its completions, not of the data."""
         assert isinstance(module, Method)
