@@ -19,6 +19,7 @@ from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
+from shiqrun.util.summary import write_summary
 
 if TYPE_CHECKING:
     from shiqrun.estimates.jsonl_cache import JsonlCache
@@ -63,7 +64,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.reference import weights_fingerprint
     from shiqrun.report.run_report import write_report
-    from shiqrun.training.artifacts import provenance, write_json
+    from shiqrun.training.artifacts import provenance
 
     disable_progress_bar()
     set_verbosity_error()
@@ -94,7 +95,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     found = _write(run_dir, kept, trajectories, asked) | _cost(estimates, time.perf_counter() - before, new)
     about = {**made_with, **{f"dropped/{why}": n for why, n in dropped.items()}}
     about |= {"seconds": time.perf_counter() - began}
-    write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # written last: marks the end
+    write_summary(run_dir, {**found, **about, **provenance()})  # written last: marks the end
     _tell(run_dir, found, kept, trajectories, write_report([run_dir]))
 
 

@@ -19,7 +19,7 @@ from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import COMMON_NODES, Schema, target
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
-from shiqrun.util.summary import is_finished
+from shiqrun.util.summary import is_finished, write_summary
 
 if TYPE_CHECKING:
     from shiqrun.batching.logged_data import Split
@@ -55,7 +55,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.batching.logged_data import both_splits
     from shiqrun.console import console, track
     from shiqrun.rewards.labels import SCORED_BY, ScoreCache, label, statistics
-    from shiqrun.training.artifacts import provenance, write_json
+    from shiqrun.training.artifacts import provenance
 
     if is_finished(run_dir):
         console.print(f"{run_dir} is finished; see its summary.json")
@@ -86,7 +86,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         **{f"dropped/{why}": number for why, number in dropped.items()},
         **{"seconds": time.perf_counter() - began, "seed": config.seed},
     }
-    write_json(run_dir / "summary.json", {**found, **about, **provenance()})  # written last: marks the end
+    write_summary(run_dir, {**found, **about, **provenance()})  # written last: marks the end
     _tell(config, found, dropped, files, f"{kept.computed:,} scores computed, {kept.found:,} read from {kept.folder}")
 
 

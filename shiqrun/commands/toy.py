@@ -11,6 +11,7 @@ from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config.validate import COMMON_NODES, Schema, target
+from shiqrun.util.summary import write_summary
 
 SCHEMA = Schema(
     root="shiqrun.commands.toy.Root",
@@ -33,7 +34,7 @@ class Root:
 def run(config: DictConfig, run_dir: Path) -> None:
     """Run the toy study, and write its files into `out` or the run directory."""
     from shiqrun.console import console
-    from shiqrun.training.artifacts import provenance, write_json
+    from shiqrun.training.artifacts import provenance
 
     study = target(config.study)
     if config.dry_run:
@@ -47,7 +48,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         console.print(table.as_table())
     files = findings.write(Path(config.out) if config.out else run_dir)
     about = {"study": findings.name, "seed": config.seed, "seeds": config.study.seeds, "seconds": round(seconds, 1)}
-    write_json(run_dir / "summary.json", {**findings.summary(), **about, **provenance()})
+    write_summary(run_dir, {**findings.summary(), **about, **provenance()})
     console.print(f"mean ± half of the 95 % interval over {config.study.seeds} seeds; {seconds:.0f} s")
     for file in files:
         console.print(str(file), highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
+from shiqrun.util.summary import write_summary
 
 SCHEMA = Schema(
     root="shiqrun.commands.values.Root",
@@ -45,7 +46,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.reference import weights_fingerprint
     from shiqrun.rewards.labels import SCORED_BY
-    from shiqrun.training.artifacts import provenance, write_json
+    from shiqrun.training.artifacts import provenance
 
     disable_progress_bar()
     set_verbosity_error()
@@ -74,7 +75,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     about = {**found.file.made_with, **{f"reward/{k}": v for k, v in reward.about().items()}}
     about |= {SCORED_BY: reward.fingerprint(), "beta": config.beta}
     told = {"prompts": len(prompts), "prompts_computed": found.new, "seconds": time.perf_counter() - began}
-    write_json(run_dir / "summary.json", {**said, **told, **about, **provenance()})  # written last: marks the end
+    write_summary(run_dir, {**said, **told, **about, **provenance()})  # written last: marks the end
     words = f"{len(prompts):,} prompts, {asked.samples:,} completions each; {found.new:,} prompts computed now"
     console.print(words, highlight=False, soft_wrap=True)
     console.print(value_table(said, config.beta))

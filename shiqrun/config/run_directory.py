@@ -1,9 +1,11 @@
 """These functions make run directories that no other run uses, and save and load the configs in them."""
 
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from yaml import YAMLError
 
 from shiqrun.config.without_environment import environment_variables, without_environment
 from shiqrun.errors import InputError
-from shiqrun.util.atomic import atomic_writer
+from shiqrun.util.atomic import write_atomic
 from shiqrun.util.quoting import quote_for_shell
+from shiqrun.util.seal import ADVICE, is_changed, sealed
 from shiqrun.util.summary import is_finished
 
 CONFIG = Path(".hydra", "config.yaml")
@@ -103,12 +106,15 @@ def _read(file: Path) -> DictConfig:
     """Return a saved config; a kill while Hydra wrote it, or a power cut, leaves it empty or broken.
 
     Raises:
-        InputError: the file holds no YAML mapping, or an empty one.
+        InputError: the file holds no YAML mapping, or an empty one, or has changed since it was written.
     """
-    try:
-        config = OmegaConf.load(file)
-    except (YAMLError, ValueError, OSError):  # OmegaConf refuses a bare number by an OSError
-        config = None
+    changed, config = False, None
+    with suppress(YAMLError, ValueError, OSError):  # OmegaConf refuses a bare number by an OSError
+        text = file.read_text(encoding="utf-8")
+        changed = is_changed(text)
+        config = OmegaConf.load(io.StringIO(text))
+    if changed:
+        raise InputError(f"{file}: has changed since the run wrote it; {ADVICE}")
     if not isinstance(config, DictConfig) or not config:
         raise InputError(f"{file}: is damaged or empty; restore it, or start the run again in another run_dir")
     return config
@@ -128,8 +134,8 @@ def save(config: DictConfig, folder: Path) -> None:
     """Write the config into the run directory, atomically; values of environment variables stay out of it."""
     file = folder / CONFIG
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(file) as draft:
-        OmegaConf.save(without_environment(config), draft, resolve=not environment_variables(config))
+    resolve = not environment_variables(config)
+    write_atomic(file, sealed(OmegaConf.to_yaml(without_environment(config), resolve=resolve)))
 
 
 def with_run_dir(config: DictConfig, folder: Path, *, resume: bool) -> DictConfig:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from shiqrun.errors import InputError
+from shiqrun.util.seal import ADVICE, is_changed
 
 AGAIN = "restore the file, or move its run out of the way and report on the others"
 """The advice at the end of every error here."""
@@ -83,14 +84,17 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return a run's config by dotted keys, with lists as JSON text; empty where there is no such file.
 
     Raises:
-        InputError: the file is no YAML mapping.
+        InputError: the file is no YAML mapping, or has changed since the run wrote it.
     """
     if not path.exists():
         return {}
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        changed, value = is_changed(text), yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: no YAML ({' '.join(str(error).split())}); {AGAIN}") from None
+    if changed:
+        raise InputError(f"{path}: has changed since the run wrote it; {ADVICE}")
     if not isinstance(value, dict):
         raise InputError(f"{path}: a {type(value).__name__}, expected a mapping; {AGAIN}")
     return dict(_dotted_items(value, ""))

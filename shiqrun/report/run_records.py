@@ -9,6 +9,7 @@ from typing import Any
 
 from shiqrun.errors import InputError
 from shiqrun.report.run_files import AGAIN, as_number, as_yaml, read_config, read_json, read_table
+from shiqrun.util.summary import CHANGED, without_digest
 
 SWEEP_FORMAT = 1
 """The number under `format` in `sweep.json`, as `shiqrun.sweeping.state` writes it."""
@@ -186,7 +187,7 @@ def _is_run(directory: Path) -> bool:
     if (directory / "metrics.csv").exists():
         return True
     if (directory / "summary.json").exists():
-        return "algo" in read_json(directory / "summary.json")
+        return "algo" in read_json(directory / "summary.json")  # its digest is compared where it is used
     config = read_config(directory / ".hydra" / "config.yaml")
     return "algo.name" in config and "trainer.learning_rate" in config and (directory / "run.log").exists()
 
@@ -215,8 +216,7 @@ def _jobs_by_folder(sweep: SweepRecord) -> dict[Path, dict[str, Any]]:
 
 def _read_run(directory: Path, name: str, job: dict[str, Any]) -> RunRecord:
     """Read what files there are of a run; `job` is its entry in `sweep.json`, empty for a run of no sweep."""
-    path = directory / "summary.json"
-    summary = read_json(path) if path.exists() else {}
+    summary = _read_summary(directory / "summary.json")
     config = read_config(directory / ".hydra" / "config.yaml")
     status = str(job.get("status"))
     if status not in (*ENDED_BADLY, *TO_COME) or (summary and status != FAILED):
@@ -224,6 +224,14 @@ def _read_run(directory: Path, name: str, job: dict[str, Any]) -> RunRecord:
     error = " ".join(map(str, job.get("error", ())[-1:]))
     history = _read_history(directory / "metrics.csv")
     return RunRecord(directory, name, status, config or _config_of_job(job), bool(config), error, summary, history)
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """Return a run's summary, empty where there is none; raise InputError where it is broken or has changed."""
+    summary = without_digest(read_json(path)) if path.exists() else {}
+    if summary is None:
+        raise InputError(f"{path}: {CHANGED}")
+    return summary
 
 
 def _config_of_job(job: dict[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.reference import FrozenReference, scores_in_batch, weights_fingerprint
 from shiqrun.models.saved_files import file_digests
 from shiqrun.rewards.provenance import provenance_of
-from shiqrun.training.artifacts import provenance, save_policy, save_reward_model, write_json
+from shiqrun.training.artifacts import provenance, save_policy, save_reward_model
 from shiqrun.training.callbacks import Validation
 from shiqrun.training.plan import Plan, Run
 from shiqrun.training.step.method import Method
 from shiqrun.training.summary_tables import draw_episodes, print_metrics_table
 from shiqrun.util.atomic import remove_partials
+from shiqrun.util.summary import write_summary
 
 SHOWN_TRAJECTORIES = 8
 """Trajectories of each kind in the token view."""
@@ -39,7 +40,7 @@ def finish(
     if exact is not None:
         draw_episodes(run, exact)
     _write_credit(run, method, validation)
-    write_json(run.plan.run_dir / "summary.json", _summary(run, method, validation, metrics, cost, saved))
+    write_summary(run.plan.run_dir, _summary(run, method, validation, metrics, cost, saved))
     print_metrics_table(run.plan.run_dir, validation.first if validation else {}, metrics, cost["seconds"])
 
 

@@ -164,7 +164,7 @@ def test_a_reference_that_has_changed_is_refused(inspect, runs, tmp_path):
     (tmp_path / "made").unlink()
     shutil.copytree(runs / "made", tmp_path / "made")
     summary = json.loads((tmp_path / "made" / "summary.json").read_text())
-    (tmp_path / "made" / "summary.json").write_text(json.dumps(summary | {"fingerprint/model": "abc"}))
+    (tmp_path / "made" / "summary.json").write_text(json.dumps(summary | {"fingerprint/model": "abc", "sha256": None}))
     code, _, err = inspect("run=made")
     assert code == 2
     assert re.search(r"run=made: the model that it started from .*abc then, [0-9a-f]{32} now", err)

@@ -11,7 +11,7 @@ import pytest
 
 from shiqrun.cli import main
 from tests.support import wandb_file
-from tests.support.command_line import command, finished, summary, wait_for_rows
+from tests.support.command_line import command, edit_config, finished, summary, wait_for_rows
 from tests.support.places import working_in
 
 TINY = (
@@ -128,8 +128,7 @@ def test_resume_runs_what_is_missing_or_failed_and_leaves_what_is_finished(swept
     """One job is mended as a person would, one finished job's directory is lost, one fails again."""
     folder, _ = swept
     kept, mended, lost, hopeless = (folder / row["dir"] for row in table(folder))
-    config = mended / ".hydra/config.yaml"
-    config.write_text(config.read_text().replace("learning_rate: 1.0e+30", "learning_rate: 0.01"))
+    edit_config(mended, "learning_rate: 1.0e+30", "learning_rate: 0.01")
     lost.rename(home / "lost")
     before = contents(kept)
     code, out = finished(command("sweep", f"sweep.resume={folder}", "sweep.parallel=2"))

@@ -11,6 +11,7 @@ import torch.distributed
 import yaml
 
 from shiqrun.config.launch import launch
+from tests.support.command_line import edit_config
 
 
 @pytest.fixture(autouse=True)
@@ -233,10 +234,9 @@ class TestResume:
     def test_of_wrong_input_keeps_the_directory(self, workplace):
         toy("run_dir=out")
         Path("out/said.json").unlink()
-        config = Path("out/.hydra/config.yaml")
-        config.write_text(config.read_text().replace("seed: 0", "seed: 101"))
+        edit_config(Path("out"), "seed: 0", "seed: 101")
         assert toy("resume=out") == 2
-        assert config.exists()
+        assert Path("out/.hydra/config.yaml").exists()
 
 
 @pytest.fixture(scope="module")

@@ -85,8 +85,16 @@ def timeless(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def summary(run_dir: Path) -> dict:
-    """`summary.json`."""
-    return json.loads((run_dir / "summary.json").read_text())
+    """`summary.json` without its digest."""
+    return {k: v for k, v in json.loads((run_dir / "summary.json").read_text()).items() if k != "sha256"}
+
+
+def edit_config(run_dir: Path, old: str, new: str) -> None:
+    """Change the saved config of a run as a person does who means it: without the checksum in its first line."""
+    file = run_dir / ".hydra/config.yaml"
+    lines = file.read_text().partition("\n")[2]
+    assert old in lines
+    file.write_text(lines.replace(old, new))
 
 
 def checkpoint(run_dir: Path, name: str = "last") -> dict:

@@ -10,6 +10,7 @@ from shiqrun.cli import main
 from shiqrun.evaluation.checkpoint_files import save_checkpoint
 from shiqrun.sweeping.state import load
 from shiqrun.training.metrics_csv import MetricsFile
+from shiqrun.util.summary import is_finished
 from tests.evaluation.runs import make_base, train
 from tests.support.command_line import checkpoint, metrics, summary, timeless
 from tests.support.places import working_in
@@ -81,11 +82,34 @@ def test_a_missing_or_added_file_of_a_policy_is_refused_and_its_card_may_be_edit
 
 
 def test_changed_weights_of_a_run_of_an_earlier_version_are_refused(run, capsys):
-    values = {k: v for k, v in summary(run).items() if not k.startswith("sha256/")}
+    values = {k: v for k, v in summary(run).items() if not k.startswith("sha256")}
     (run / "summary.json").write_text(json.dumps(values))
     assert main(["eval", f"run={run}", f"run_dir={run}/e"]) == 0
     flip(run / "policy" / "model.safetensors")
     assert "the weights have changed since the run saved them" in refused(capsys, *EVAL["eval"](run))
+
+
+def test_a_changed_number_of_a_summary_is_one_line_and_without_its_checksum_it_is_a_meant_edit(run, capsys):
+    file, values = run / "summary.json", json.loads((run / "summary.json").read_text())
+    file.write_text(json.dumps(values | {"reward_offset": 0.25}))
+    for words in (EVAL["eval"](run), ("report", run)):
+        assert f"{file}: has changed since the run wrote it" in refused(capsys, *words)
+    assert not is_finished(run)
+    del values["sha256"]
+    file.write_text(json.dumps(values | {"reward_offset": 0.25}))
+    assert main(["report", str(run)]) == 0
+
+
+def test_a_changed_saved_config_is_one_line_and_without_its_first_line_it_is_a_meant_edit(cut, capsys):
+    file = cut / ".hydra" / "config.yaml"
+    seal, _, lines = file.read_text().partition("\n")
+    edited = lines.replace("learning_rate: 0.003", "learning_rate: 0.002")
+    assert edited != lines
+    file.write_text(f"{seal}\n{edited}")
+    for words in (("train", f"resume={cut}"), EVAL["eval"](cut), ("report", cut)):
+        assert f"{file}: has changed since the run wrote it; restore it, or remove" in refused(capsys, *words)
+    file.write_text(edited)
+    assert main(["train", f"resume={cut}"]) == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\0\0\0"])

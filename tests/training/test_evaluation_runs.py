@@ -13,7 +13,16 @@ import pytest
 from shiqrun.cli import main
 from shiqrun.util.intervals import interval
 from tests.evaluation.runs import BETA, PROMPTS, at, make_base, samples, train, words, write_data
-from tests.support.command_line import checkpoint, command, finished, metrics, summary, timeless, wait_for_rows
+from tests.support.command_line import (
+    checkpoint,
+    command,
+    edit_config,
+    finished,
+    metrics,
+    summary,
+    timeless,
+    wait_for_rows,
+)
 
 KEYS = ["step", "prompt_id", "prompt", "completion", "tokens", "ended", "reward", "kl"]
 KEYS += ["reference_completion", "reference_reward"]
@@ -272,8 +281,7 @@ def test_the_token_view_of_answers_has_the_offset_that_training_takes(home):
 
 def test_a_run_does_not_go_on_under_another_reward(done, home, capsys):
     late = shutil.copytree(done, home / "misjudged", ignore=shutil.ignore_patterns("summary.json", "policy"))
-    config = late / ".hydra" / "config.yaml"
-    config.write_text(config.read_text().replace("ignore_case: false", "ignore_case: true"))
+    edit_config(late, "ignore_case: false", "ignore_case: true")
     assert main(["train", f"resume={late}"]) == 2
     assert "was made with another reward" in capsys.readouterr().err
     assert (late / "metrics.csv").read_bytes() == (done / "metrics.csv").read_bytes()
@@ -306,8 +314,7 @@ def test_what_a_failed_evaluation_left_out_is_made_up_for_when_the_run_goes_on(d
     more = ("eval.reward=breaks", "trainer.checkpoint_every=5", "--config-dir", str(folder.parent))
     assert train(home, name, *more) == 1
     assert checkpoint(home / name)["global_step"] == stands
-    config = home / name / ".hydra" / "config.yaml"
-    config.write_text(config.read_text().replace(f"calls: {calls}", "calls: 99"))
+    edit_config(home / name, f"calls: {calls}", "calls: 99")
     assert main(["train", f"resume={home / name}"]) == 0
     assert timeless(evaluated(home / name)) == timeless(evaluated(done))
     assert summary(home / name)["val/kl"] == summary(done)["val/kl"]
