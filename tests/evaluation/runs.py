@@ -12,9 +12,9 @@ SETTINGS = ("eval.max_prompts=8", "eval.max_new_tokens=6", "eval.samples_per_pro
 SIZE = ("model.hidden_size=16", "model.intermediate_size=24", "model.num_layers=1", "model.num_heads=2")
 
 
-def write_data(path: Path, answer: str | None = "yes", words: str = "is {} fine?") -> None:
+def write_data(path: Path, answer: str | None = "yes", words: str = "is {} fine?", low: int = -1) -> None:
     """Questions whose right answer is yes, with a reward for both answers."""
-    said = {"completions": ["yes", "no"], "rewards": [1, -1], "answer": answer}
+    said = {"completions": ["yes", "no"], "rewards": [1, low], "answer": answer}
     rows = [{"prompt": words.format(n), **said} for n in range(PROMPTS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -22,9 +22,14 @@ def write_data(path: Path, answer: str | None = "yes", words: str = "is {} fine?
 def make_base(home: Path) -> None:
     """`base/policy` in `home`: it says yes or no."""
     write_data(home / "data.jsonl")
+    assert main(base_words(home)) == 0
+
+
+def base_words(home: Path) -> list[str]:
+    """`train` and the run that makes `base/policy`."""
     small = (*SIZE, "model.vocab_size=300", "model.max_position_embeddings=64")
     words = ("algo=sft", "trainer.max_steps=60", "trainer.learning_rate=0.03", "trainer.batch_size=16", "eval.every=0")
-    assert main(["train", "logger=none", "data=jsonl", f"data.path={home}/data.jsonl", *small, *words, *at(home)]) == 0
+    return ["train", "logger=none", "data=jsonl", f"data.path={home}/data.jsonl", *small, *words, *at(home)]
 
 
 def at(home: Path, name: str = "base") -> tuple[str, str]:

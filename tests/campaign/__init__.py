@@ -1,0 +1,1 @@
+"""A seeded campaign of damage and kills against real run directories: `python -m tests.campaign --trials 300`."""
