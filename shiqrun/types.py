@@ -15,7 +15,10 @@ from torch import Tensor, device
 from shiqrun.layout import Layout, to_device
 
 Message = dict[str, Any]
-"""A chat message: `role` (system, user, assistant, tool) and `content`."""
+"""A chat message: `role` (system, user, assistant, tool) and `content`.
+
+The first message of a prompt may hold tool schemas under `tools`, and any may say `"train": false`: then it is state.
+"""
 
 Positive = Annotated[float, Gt(0)]
 """A hyperparameter above 0."""
@@ -58,9 +61,12 @@ class Example:
         columns: the other columns of the data row, for code that writes the row again.
         sampled: the tokens of each completion, where the data have them; where they are the tokenizer's, they are the
             trajectory, and the text is not encoded.
+        tools: JSON schemas of the functions that the policy may call, for the chat template. They belong to the prompt:
+            its first message holds them under `tools`, where they may be given as well.
 
     Raises:
-        ValueError: the numbers of rewards, or of sampled tokens, and of completions differ.
+        ValueError: tools without a message to hold them, or the numbers of rewards, or of sampled tokens, and of
+            completions differ.
     """
 
     messages: Sequence[Message]
@@ -72,10 +78,18 @@ class Example:
     alone: bool = False
     columns: Mapping[str, Any] = field(default_factory=dict)
     sampled: Sequence[SampledTokens] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         if self.sampled is not None and len(self.sampled) != len(self.completions):
             raise ValueError(f"{self.source}: {len(self.completions)} completions but tokens of {len(self.sampled)}")
+        if self.tools and not self.messages:
+            raise ValueError(f"{self.source}: tools, but no message of a prompt")
+        if self.tools:
+            first, *others = self.messages
+            object.__setattr__(self, "messages", [{**first, "tools": [*self.tools]}, *others])
+        elif self.messages and self.messages[0].get("tools"):
+            object.__setattr__(self, "tools", self.messages[0]["tools"])
         if self.rewards is not None and len(self.rewards) != len(self.completions):
             raise ValueError(f"{self.source}: {len(self.completions)} completions but {len(self.rewards)} rewards")
 

@@ -1,12 +1,15 @@
 """Conversations are rendered by the chat template, and each turn's state is compared with what sampling would see."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, takewhile
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from shiqrun.data.chats import tools_of, trained
 from shiqrun.errors import InputError
 from shiqrun.types import Message
 
@@ -26,8 +29,9 @@ class Conversation:
     source: str
 
     def turns(self) -> list[int]:
-        """Return the indices of the messages that are the policy's turns."""
-        return [i for i in range(self.prompt, len(self.messages)) if self.messages[i]["role"] == "assistant"]
+        """Return the indices of the messages that are the policy's turns; those marked `"train": false` are state."""
+        behind = range(self.prompt, len(self.messages))
+        return [i for i in behind if trained(self.messages[i : i + 1])]
 
     def before(self, message: int) -> "Conversation":
         """Return the conversation as it was before the message of that index."""
@@ -39,16 +43,37 @@ class Conversation:
 
 
 def render(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    """Return `input_ids` and other outputs of the chat template for many conversations.
+    """Return `input_ids` and other outputs of the chat template for many conversations, with the tools of each.
 
     Raises:
-        InputError: the template refuses a conversation; the message names its row.
+        InputError: the template refuses a conversation or leaves out its tools; the message names its row.
     """
     if not talks:
         return {"input_ids": [], "assistant_masks": []}
     options |= {"tokenizer_kwargs": {"verbose": False}}  # rows that are too long are counted, not warned of
+    runs = [[*run] for _, run in groupby(talks, lambda talk: tools_of(talk.messages))]
+    parts = [_rendered(run, tokenizer, options) for run in runs]
+    return parts[0] if len(parts) == 1 else RenderedParts(parts)
+
+
+class RenderedParts:
+    """`RenderedParts` joins outputs of the chat template, which takes the tools of one prompt at a time."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._rows = [(part, row) for part in parts for row in range(len(part["input_ids"]))]
+
+    def __getitem__(self, name: str) -> list[Any]:
+        return [part[name][row] for part, row in self._rows]
+
+    def token_to_chars(self, row: int, token: int) -> Any:
+        """Return the characters of a row's text that a token stands for."""
+        part, place = self._rows[row]
+        return part.token_to_chars(place, token)
+
+
+def _rendered(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> Any:
     try:
-        return tokenizer.apply_chat_template([t.messages for t in talks], tokenize=True, return_dict=True, **options)
+        return _applied(talks, tokenizer, tokenize=True, return_dict=True, **options)
     except Exception:
         render_texts(talks, tokenizer, add_generation_prompt=options.get("add_generation_prompt", False))
         raise
@@ -65,10 +90,8 @@ def render_texts(
     texts = []
     for talk in talks:
         try:
-            text = tokenizer.apply_chat_template(
-                talk.messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except MemoryError:
+            (text,) = _applied([talk], tokenizer, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except (MemoryError, InputError):
             raise
         except Exception as error:
             why = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
@@ -76,6 +99,59 @@ def render_texts(
             raise InputError(f"{talk.source}: the chat template refuses the conversation: {brief}") from error
         texts.append(str(text))
     return texts
+
+
+def _applied(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+    """Return what the chat template makes of conversations that have the same tools, or all of them none.
+
+    Arguments of tool calls are objects; a template that joins them to a text gets them as JSON.
+    """
+    chats, tools = [_bare(talk.messages) for talk in talks], tools_of(talks[0].messages)
+    if tools:
+        _expect_tools(chats[0], tools, tokenizer, talks[0].source)
+        options |= {"tools": tools}
+    try:
+        return tokenizer.apply_chat_template(chats, **options)
+    except TypeError:
+        texts = [[_with_text_arguments(m) for m in chat] for chat in chats]
+        if texts == chats:
+            raise
+        return tokenizer.apply_chat_template(texts, **options)
+
+
+def _expect_tools(chat: list[Message], tools: list[Any], tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Check, once for a template and a list of tools, that the template shows them."""
+    key = f"{tokenizer.chat_template}{json.dumps(tools, sort_keys=True, default=str)}"
+    if key in _SHOWING:
+        return
+    opening = [*takewhile(lambda m: m["role"] != "assistant", chat)] or chat
+    if tokenizer.apply_chat_template(opening, tools=tools, tokenize=False) == tokenizer.apply_chat_template(
+        opening, tokenize=False
+    ):
+        raise InputError(
+            f"{source}: the chat template leaves out the tools of the prompt; use a model whose template shows tools, "
+            "write the schemas into the system message, or leave them out with data.tools=false"
+        )
+    _SHOWING.add(key)
+
+
+def _with_text_arguments(message: Message) -> Message:
+    """Return a message whose tool calls have their arguments as JSON texts."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    named = [(call, call.get("function", call)) for call in calls]
+    texts = [(call, {**f, "arguments": json.dumps(f.get("arguments", {}), ensure_ascii=False)}) for call, f in named]
+    return {**message, "tool_calls": [{**call, "function": f} if "function" in call else f for call, f in texts]}
+
+
+_SHOWING: set[str] = set()
+"""Chat templates with lists of tools that they are known to show."""
+
+
+def _bare(messages: list[Message]) -> list[Message]:
+    """Return the messages without what is no part of a message: the prompt's tools, and marks of training."""
+    return [{k: v for k, v in m.items() if k not in ("tools", "train")} for m in messages]
 
 
 def _ids(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, *, head: bool) -> Iterator[list[int]]:

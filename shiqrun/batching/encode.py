@@ -30,7 +30,7 @@ from shiqrun.batching.action_rewards import place_rewards
 from shiqrun.batching.chat_template import Conversation, is_stable_prefix, prefixes_of, render, unstable_template_error
 from shiqrun.batching.special_tokens import special_ids, special_pattern, special_text
 from shiqrun.batching.stored_tokens import CUT_OFF, Spans, StoredTokens
-from shiqrun.data.chats import drop_reason, expect_calls
+from shiqrun.data.chats import drop_reason, expect_calls, expect_reasoning
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
@@ -156,6 +156,8 @@ def _expect_calls(
     talk: Conversation, ids: list[int], turns: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     for i, (start, end) in zip(talk.turns(), turns, strict=True):
+        if talk.messages[i].get("reasoning_content"):
+            expect_reasoning(talk.messages[i], str(tokenizer.decode(ids)), talk.source)
         if talk.messages[i].get("tool_calls"):
             expect_calls(talk.messages[i], str(tokenizer.decode(ids[start:end])), talk.source)
 
@@ -180,13 +182,14 @@ def _trusted_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase
     out = render(talks, tokenizer, return_assistant_tokens_mask=True)
     for row, (talk, ids) in enumerate(zip(talks, out["input_ids"], strict=True)):
         runs = _runs(out, row)
-        spoken = sum(m["role"] == "assistant" for m in talk.messages)
-        if len(runs) != spoken:
+        spoken = [i for i, m in enumerate(talk.messages) if m["role"] == "assistant"]
+        if len(runs) != len(spoken):
             raise InputError(
                 f"{talk.source}: the chat template marks {len(runs)} spans of generation but the conversation has "
-                f"{spoken} assistant turns; merge consecutive assistant turns, or mend the template's marks"
+                f"{len(spoken)} assistant turns; merge consecutive assistant turns, or mend the template's marks"
             )
-        yield ids, [_with_eos(ids, span, tokenizer.eos_token_id) for span in runs[spoken - len(talk.turns()) :]]
+        run_of = dict(zip(spoken, runs, strict=True))
+        yield ids, [_with_eos(ids, run_of[i], tokenizer.eos_token_id) for i in talk.turns()]
 
 
 def _marked_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+from shiqrun.data.convert.messages import ROLE_OF, normal_call, text_of
 from shiqrun.errors import InputError
 from shiqrun.types import Message
 
-ROLES = ("system", "user", "assistant", "tool")
-
-
 def as_messages(value: Any, role: str, place: str) -> list[Message]:
     """Return a column's value as a chat list; a string becomes one message of `role`.
+
+    The roles are those of ROLE_OF; each becomes system, user, assistant or tool. Text parts of a content are joined, and
+    the arguments of a tool call become an object.
 
     Args:
         value: a string, or a list of `{"role": ..., "content": ...}`; keys that hold null are left out.
@@ -20,8 +21,8 @@ def as_messages(value: Any, role: str, place: str) -> list[Message]:
         place: file, line and column, for error messages.
 
     Raises:
-        InputError: the value is neither a string nor a chat list, a role is none of ROLES, a content is no text, or a
-            tool call names no function.
+        InputError: the value is neither a string nor a chat list, a role is unknown, a content is no text, or a tool
+            call names no function or has arguments that are no JSON.
     """
     if isinstance(value, str):
         return [_checked({"role": role, "content": value}, place)]
@@ -37,20 +38,36 @@ def _checked(message: Any, place: str) -> Message:
     kept = {key: value for key, value in message.items() if value is not None}
     if "role" not in kept:
         raise InputError(f"{place}: no 'role'; it has {', '.join(message) or 'nothing'}; expected role and content")
-    if kept["role"] not in ROLES:
-        raise InputError(f"{place}: role {_brief(kept['role'])}; expected one of {', '.join(ROLES)}")
+    if not isinstance(kept["role"], str) or kept["role"] not in ROLE_OF:
+        raise InputError(f"{place}: role {_brief(kept['role'])}; expected one of {', '.join(ROLE_OF)}")
+    kept["role"] = ROLE_OF[kept["role"]]
     calls = kept.get("tool_calls", [])
     if not isinstance(calls, list) or not all(_names_function(call) for call in calls):
         form = 'a list of {"function": {"name": ..., "arguments": ...}}'
         raise InputError(f"{place}: tool_calls must be {form}, found {_brief(calls)}")
-    content = kept.setdefault("content", "" if kept.get("tool_calls") else None)
-    if not isinstance(content, str):
-        raise InputError(f"{place}: content must be a string, found {_brief(content)}")
+    calls = [*calls, *([kept.pop("function_call")] if "function_call" in kept else [])]
+    if calls:
+        kept["tool_calls"] = [_checked_call(call, f"{place}, tool call {i}") for i, call in enumerate(calls)]
+    if not isinstance(kept.get("train", True), bool):
+        raise InputError(f"{place}: train is {_brief(kept['train'])}; expected true or false")
+    empty = bool(calls or kept.get("reasoning_content"))
+    if "content" not in kept and not empty:
+        raise InputError(f"{place}: content must be a string, found {_brief(None)}")
+    kept["content"] = text_of(kept.get("content"), place)
     try:
-        content.encode()
+        json.dumps(kept, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         raise InputError(f"{place}: content holds half a surrogate pair, which is no text") from None
     return kept
+
+
+def _checked_call(call: Any, place: str) -> dict[str, Any]:
+    """Return a tool call as it stands, with its arguments, where it has some, as an object."""
+    made = normal_call(call, place)["function"]
+    function = {key: value for key, value in _function(call).items() if key != "args"}
+    if made["arguments"] or "arguments" in function:
+        function["arguments"] = made["arguments"]
+    return {**call, "function": function} if "function" in call else {"type": "function", "function": function}
 
 
 def _names_function(call: Any) -> bool:
@@ -86,10 +103,37 @@ def expect_calls(message: Message, shown: str, source: str) -> None:
         )
 
 
+def expect_reasoning(message: Message, whole: str, source: str) -> None:
+    """Check that a chat template shows the `reasoning_content` of a message somewhere in the rendered conversation.
+
+    Raises:
+        InputError: it is missing.
+    """
+    if "".join(str(message["reasoning_content"]).split()) not in "".join(whole.split()):
+        raise InputError(
+            f"{source}: the chat template leaves out reasoning_content; use a template that shows it, write it into "
+            "content, or remove the key"
+        )
+
+
+def with_tools(prompt: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+    """Return the prompt with tool schemas, which lie in its first message under `tools`.
+
+    So they go wherever the prompt goes: into its name, a rollout, a cache and a file of results.
+    """
+    return [{**prompt[0], "tools": [*tools]}, *prompt[1:]] if prompt and tools else list(prompt)
+
+
+def tools_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return the tool schemas that a prompt or conversation was given, none for most."""
+    return list(messages[0].get("tools") or []) if messages else []
+
+
 def wording(message: Message) -> str:
-    """Return all text of a message: its content, and its tool calls as JSON."""
-    calls = message.get("tool_calls")
-    return f"{message['content']}{json.dumps(calls, ensure_ascii=False, default=str) if calls else ''}"
+    """Return all text of a message: content, reasoning, and tool calls and schemas as JSON."""
+    extra = [message[key] for key in ("tool_calls", "tools") if message.get(key)]
+    parts = [message["content"], message.get("reasoning_content") or ""]
+    return "".join(map(str, parts)) + "".join(json.dumps(x, ensure_ascii=False, default=str) for x in extra)
 
 
 def _brief(value: Any) -> str:
@@ -119,14 +163,22 @@ def shared_prompt(one: Sequence[Message], other: Sequence[Message]) -> int:
 
 
 def drop_reason(completion: Sequence[Message]) -> str | None:
-    """Return why a completion cannot be trained on: "empty completion", "no actions" (no assistant turn), or None."""
-    turns = [m for m in completion if m["role"] == "assistant"]
+    """Return why a completion cannot be trained on (none of its assistant turns is, or all are empty), or None."""
+    spoken = [m for m in completion if m["role"] == "assistant"]
+    turns = trained(completion)
+    if spoken and not turns:
+        return "every assistant message says train: false"
     if any(m["content"].strip() or m.get("tool_calls") for m in turns):
         return None
     return "empty completion" if turns else "no actions"
 
 
+def trained(messages: Sequence[Message]) -> list[Message]:
+    """Return the assistant messages whose tokens are actions: all that do not say `"train": false`."""
+    return [m for m in messages if m["role"] == "assistant" and m.get("train") is not False]
+
+
 def prompt_name(prompt: Sequence[Message]) -> str:
-    """Return the id of a prompt: a hash of its messages in 16 hexadecimal digits, the same on every machine."""
+    """Return the id of a prompt: a hash of its messages and tools in 16 hexadecimal digits, the same on every machine."""
     text = json.dumps(list(prompt), sort_keys=True, ensure_ascii=False, default=str)
     return blake2b(text.encode(), digest_size=8).hexdigest()

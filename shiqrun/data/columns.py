@@ -26,7 +26,7 @@ MARKS: Mapping[Form, tuple[str, ...]] = {
 """The columns by which a row shows its form."""
 ANSWERS = ("tests", "answer", "answer_json")
 """What a verifier reads: the first of these columns that a row has."""
-NAMES = ("prompt_id", *dict.fromkeys(name for names in FORMS.values() for name in names), *ANSWERS)
+NAMES = ("prompt_id", "tools", *dict.fromkeys(name for names in FORMS.values() for name in names), *ANSWERS)
 """Every column that has a meaning in some row."""
 TEXTS = ("prompt", "completion", "chosen", "rejected")
 """Columns that hold texts, or lists of messages."""
@@ -56,7 +56,7 @@ def read_columns(form: Form, has: Callable[[str], bool]) -> frozenset[str]:
     """Return the names of the columns that are read of a row of that form."""
     answer = next((name for name in ANSWERS if has(name)), "answer")
     tokens: tuple[str, ...] = {"single": SINGLE, "several": SEVERAL}.get(form, ())
-    return frozenset((*FORMS[form], "prompt_id", answer, *(tokens if all(map(has, tokens)) else ())))
+    return frozenset((*FORMS[form], "prompt_id", "tools", answer, *(tokens if all(map(has, tokens)) else ())))
 
 
 def near_name(column: str, names: Iterable[str]) -> str | None:

@@ -8,7 +8,8 @@ A row is one of
     messages, reward | rewards                   a chat; its prompt ends before the first assistant turn
 
 A row may also hold `answer` or `tests` for verifiers (of both, `tests` is read), or `answer_json`, the same as a JSON
-text, for Parquet, where all rows have one type; and `prompt_id` (by default a hash of the prompt).
+text, for Parquet, where all rows have one type; `prompt_id` (by default a hash of the prompt); and `tools`, a list of
+function schemas, or its JSON text, for the chat template.
 A string prompt is one user message, a string completion one assistant message. A chat that begins with the prompt's
 messages is cut behind them; and where the first string completion of a file begins with the text of its prompt, all do.
 A row with the columns of `data/token_columns.py` holds its completions as they were sampled, in token ids.
@@ -44,6 +45,7 @@ class Jsonl(Source):
         split, val_split: names of the splits on the Hub; `val_split` without `val_path` is of the same data set.
         config, revision: of the data set on the Hub.
         pair_rewards: rewards of chosen and rejected in pairs without scores, reward units; None gives them none.
+        tools: whether the chat template gets the tool schemas of the rows.
 
     Raises:
         InputError: `pair_rewards` are not two finite numbers.
@@ -59,6 +61,7 @@ class Jsonl(Source):
         val_split: str | None = None,
         config: str | None = None,
         revision: str | None = None,
+        tools: bool = True,
     ) -> None:
         val_path = path if val_path is None and val_split is not None and is_hub_id(path) else val_path
         self.paths = {"train": path} if val_path is None else {"train": path, "val": val_path}
@@ -67,6 +70,7 @@ class Jsonl(Source):
             if given is not None and not any(map(is_hub_id, self.paths.values())):
                 raise InputError(f"data.{name}={given}: only for data.path=ORG/NAME on the Hub; {path} is local")
         self.splits = tuple(self.paths)
+        self.tools = tools
         self.pair_rewards = check_pair_rewards(pair_rewards)
         self._rewards_from: tuple[str | None, str] | None = None
         self._repeats: tuple[bool, str] | None = None
@@ -182,11 +186,12 @@ class Jsonl(Source):
             return None
         kept_as = ("tests", "answer") if row.has("tests") else ("tests",)  # `answer` beside `tests` is like any other
         tokens = {*SINGLE, *SEVERAL} if sampled else set()
+        prompt = row.with_tools(parts.prompt, read=self.tools)
         return Example(
-            messages=parts.prompt,
+            messages=prompt,
             completions=[parts.completions[i] for i in kept],
             rewards=None if parts.rewards is None else [parts.rewards[i] for i in kept],
-            prompt_id=row.prompt_id(parts.prompt),
+            prompt_id=row.prompt_id(prompt),
             answer=row.answer(),
             source=row.place,
             alone=row.has("chosen"),

@@ -26,7 +26,7 @@ def row_of(example: Example, rewards: Sequence[float], form: Form) -> dict[str, 
         rewards: one number a completion, reward units; they replace the rewards of the example.
         form: of the whole file.
     """
-    prompt = list(example.messages)
+    prompt = [{key: value for key, value in m.items() if key != "tools"} for m in example.messages]
     chats = [list(completion) for completion in example.completions]
     if any(message in prompt for chat in chats for message in chat):
         # Whole chats, so that the reader does not mistake a repeated message for the prompt
@@ -40,4 +40,5 @@ def row_of(example: Example, rewards: Sequence[float], form: Form) -> dict[str, 
         answers = {"completions": chats, "rewards": list(rewards)}
     tokens = token_columns(example.sampled, several=form == "several") if example.sampled else {}
     answer = {} if example.answer is None or "tests" in example.columns else {"answer": example.answer}
-    return {"prompt": prompt, **answers, "prompt_id": example.prompt_id, **answer, **tokens, **example.columns}
+    tools = {"tools": list(example.tools)} if example.tools else {}
+    return {"prompt": prompt, **answers, **tools, "prompt_id": example.prompt_id, **answer, **tokens, **example.columns}

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from shiqrun.data.chats import as_messages, prompt_name, shared_prompt, without_prompt
+from shiqrun.data.chats import as_messages, prompt_name, shared_prompt, trained, with_tools, without_prompt
 from shiqrun.data.columns import MARKS, Form, form_of_row, read_columns
+from shiqrun.data.convert.messages import normal_tools
 from shiqrun.data.pair_rewards import LARGEST_REWARD
 from shiqrun.data.token_columns import sampled_tokens
 from shiqrun.errors import InputError
@@ -102,6 +103,21 @@ class Row:
         several = self.form == "several"
         return sampled_tokens(self.columns, completions, self.place, several=several) or None
 
+    def with_tools(self, prompt: Sequence[Message], *, read: bool) -> list[Message]:
+        """Return the prompt with the tools of the row, which the column `tools` or its first message holds.
+
+        Args:
+            prompt: of the row.
+            read: False leaves all tools out.
+
+        Raises:
+            InputError: the tools are no list of function schemas.
+        """
+        bare = [{key: value for key, value in message.items() if key != "tools"} for message in prompt]
+        held = prompt[0].get("tools") if prompt else None
+        given = self.columns["tools"] if self.has("tools") else held
+        return with_tools(bare, normal_tools(given, f"{self.place}: column 'tools'")) if read else bare
+
     def prompt_id(self, prompt: Sequence[Message]) -> str:
         """Return the id of the prompt: the column's, or a hash of the messages."""
         if not self.has("prompt_id"):
@@ -177,10 +193,10 @@ class Row:
         return None, None
 
     def _numbers(self, column: str, values: Any, completion: list[Message]) -> list[float]:
-        """Return a checked list of rewards: one per assistant turn or, where there are more, one per token."""
-        turns = sum(m["role"] == "assistant" for m in completion)
+        """Return a checked list of rewards: one per trained turn or, where there are more, one per token."""
+        turns = len(trained(completion))
         if not isinstance(values, list) or len(values) < turns:
-            raise self._wrong(column, f"a list of {turns} numbers, one an assistant turn (or one a token)", values)
+            raise self._wrong(column, f"a list of {turns} numbers, one an assistant turn that is trained on (or one a token)", values)
         return [self._number(column, value) for value in values]
 
     def _number(self, column: str, value: Any) -> float:

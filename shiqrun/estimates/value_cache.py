@@ -12,6 +12,7 @@ from shiqrun.batching.logged_data import DataSettings, Split, both_splits
 from shiqrun.batching.prompt_identity import expect_same_prompt, tokens_key
 from shiqrun.batching.special_tokens import special_token_texts
 from shiqrun.console import track
+from shiqrun.data.chats import wording
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.jsonl_cache import lock_cache
@@ -92,7 +93,7 @@ def _expect_same_prompt(one: Example, other: Example, tokenizer: PreTrainedToken
 
 def _untrained(prompt: Prompt, specials: list[str], max_length: int | None, context: int | None) -> str | None:
     """Return the reason for which training drops every trajectory of a prompt, or None."""
-    spelled = next((w for w in specials if any(w in str(m["content"]) for m in prompt.messages)), None)
+    spelled = next((w for w in specials if any(w in wording(m) for m in prompt.messages)), None)
     if spelled is not None:
         return f"the text holds the special token {spelled}"
     limit, what = max_length or context, "data.max_length" if max_length else "the model's context"

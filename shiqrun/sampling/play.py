@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from shiqrun.batching.chat_template import Conversation, render
 from shiqrun.batching.special_tokens import special_token_texts
 from shiqrun.console import track
+from shiqrun.data.chats import wording
 from shiqrun.environments.environment import NO_ROOM, SPECIAL_TOKEN, TOO_MANY_STEPS, Environment, Episode
 from shiqrun.models.policy import Policy
 from shiqrun.sampling.prompts import Prompt
@@ -144,7 +145,7 @@ class PolicyActor:
         for r, tokens in zip(running, contexts, strict=True):
             if self.room is not None and len(tokens) > self.room:
                 r.truncate(NO_ROOM)
-            elif any(word in str(m["content"]) for m in r.messages for word in self.specials):
+            elif any(word in wording(m) for m in r.messages for word in self.specials):
                 r.truncate(SPECIAL_TOKEN)
             else:
                 prompts.append((r, _dialogue_prompt(r, tokens)))

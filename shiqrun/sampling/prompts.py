@@ -15,7 +15,7 @@ from shiqrun.batching.chat_template import Conversation, render
 from shiqrun.batching.encode import encode
 from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.special_tokens import special_ids, special_token_texts
-from shiqrun.data.chats import prompt_name
+from shiqrun.data.chats import prompt_name, wording
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered, Bounded
 from shiqrun.types import Example, Message
@@ -30,7 +30,7 @@ class Prompt:
     """A `Prompt` holds a prompt to complete, as messages and in tokens.
 
     Attributes:
-        name: 16 hexadecimal digits, equal for equal messages.
+        name: 16 hexadecimal digits, equal for equal messages and tools.
         prompt_id: as the data set names it.
         messages: the prompt as a chat list.
         tokens: `[T]` int64, ending with what opens the assistant's turn.
@@ -111,7 +111,7 @@ def prompt_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
 
 def _misfit(prompt: Prompt, specials: Sequence[str], room: int | None, fits: Callable[[Prompt], bool]) -> str | None:
     """Return why a prompt cannot be completed, or None if it can."""
-    spelled = next((word for word in specials if word in "\n".join(str(m["content"]) for m in prompt.messages)), None)
+    spelled = next((word for word in specials if word in "\n".join(map(wording, prompt.messages))), None)
     if spelled is not None:
         return f"the text holds the special token {spelled}"
     if room is not None and len(prompt.tokens) > room:

@@ -43,8 +43,7 @@ def to_parquet(trajectories: Sequence[SampledTrajectory]) -> bytes:
     """Return the content of a Parquet file with one row a trajectory.
 
     Raises:
-        InputError: messages have keys beside role and content that Parquet would not give back as they are (tool calls
-            with different arguments).
+        InputError: messages have keys beside role and content that JSON would not give back as they are.
     """
     columns = {name: _column(name, [getattr(t, ATTRIBUTE_OF[name]) for t in trajectories]) for name in TYPES}
     sink = pa.BufferOutputStream()
@@ -66,25 +65,26 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
 
 
 def _prompts(values: Sequence[Sequence[dict[str, Any]]]) -> pa.Array:
-    """Return the column of prompts; messages with keys beside role and content are kept if they come back the same."""
+    """Return the column of prompts; those with further keys (tool schemas, tool calls) as JSON, if it returns them."""
     prompts = [[dict(message) for message in prompt] for prompt in values]
     if all(message.keys() == {"role", "content"} for prompt in prompts for message in prompt):
         return pa.array(prompts, PROMPT)
-    try:
-        column = pa.array(prompts)
-        if _messages_in(column) == prompts:
-            return column
-    except pa.ArrowException:
-        pass
+    texts = [json.dumps(prompt, ensure_ascii=False, default=str) for prompt in prompts]
+    if [json.loads(text) for text in texts] == prompts:
+        return pa.array(texts)
     keys = sorted({key for prompt in prompts for message in prompt for key in message} - {"role", "content"})
     raise InputError(
-        f"a prompt's messages have {', '.join(keys)} beside role and content, in a form that Parquet does not keep; "
+        f"a prompt's messages have {', '.join(keys)} beside role and content, in a form that JSON does not keep; "
         "give prompts of role and content"
     )
 
 
 def _messages_in(column: pa.Array) -> list[list[dict[str, Any]]]:
-    return [[{k: v for k, v in m.items() if v is not None} for m in prompt] for prompt in column.to_pylist()]
+    """Return the prompts of a column: texts, or messages without the keys that hold null."""
+    values = column.to_pylist()
+    if pa.types.is_string(column.type):
+        return [json.loads(text) for text in values]
+    return [[{k: v for k, v in m.items() if v is not None} for m in prompt] for prompt in values]
 
 
 def from_parquet(table: pa.Table) -> Iterator[SampledTrajectory]:
