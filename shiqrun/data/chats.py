@@ -9,11 +9,12 @@ from shiqrun.data.convert.messages import ROLE_OF, normal_call, text_of
 from shiqrun.errors import InputError
 from shiqrun.types import Message
 
+
 def as_messages(value: Any, role: str, place: str) -> list[Message]:
     """Return a column's value as a chat list; a string becomes one message of `role`.
 
-    The roles are those of ROLE_OF; each becomes system, user, assistant or tool. Text parts of a content are joined, and
-    the arguments of a tool call become an object.
+    The roles are those of ROLE_OF; each becomes system, user, assistant or tool. Text parts of a content are joined,
+    and the arguments of a tool call become an object.
 
     Args:
         value: a string, or a list of `{"role": ..., "content": ...}`; keys that hold null are left out.
@@ -179,6 +180,6 @@ def trained(messages: Sequence[Message]) -> list[Message]:
 
 
 def prompt_name(prompt: Sequence[Message]) -> str:
-    """Return the id of a prompt: a hash of its messages and tools in 16 hexadecimal digits, the same on every machine."""
+    """Return the id of a prompt: 16 hexadecimal digits of a hash of its messages and tools, the same anywhere."""
     text = json.dumps(list(prompt), sort_keys=True, ensure_ascii=False, default=str)
     return blake2b(text.encode(), digest_size=8).hexdigest()

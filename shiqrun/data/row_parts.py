@@ -116,6 +116,7 @@ class Row:
         bare = [{key: value for key, value in message.items() if key != "tools"} for message in prompt]
         held = prompt[0].get("tools") if prompt else None
         given = self.columns["tools"] if self.has("tools") else held
+        given = _without_nulls(given) if isinstance(given, list) else given  # Parquet gives all objects the same keys
         return with_tools(bare, normal_tools(given, f"{self.place}: column 'tools'")) if read else bare
 
     def prompt_id(self, prompt: Sequence[Message]) -> str:
@@ -196,7 +197,9 @@ class Row:
         """Return a checked list of rewards: one per trained turn or, where there are more, one per token."""
         turns = len(trained(completion))
         if not isinstance(values, list) or len(values) < turns:
-            raise self._wrong(column, f"a list of {turns} numbers, one an assistant turn that is trained on (or one a token)", values)
+            raise self._wrong(
+                column, f"a list of {turns} numbers, one an assistant turn that is trained on (or one a token)", values
+            )
         return [self._number(column, value) for value in values]
 
     def _number(self, column: str, value: Any) -> float:
@@ -232,3 +235,12 @@ class Row:
         text = repr(value)
         brief = text if len(text) <= 60 else text[:57] + "..."
         return InputError(f"{self.place}: column '{column}' is {brief}; expected {expected}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a JSON value without the keys of its objects that hold null."""
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return value
