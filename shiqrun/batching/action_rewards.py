@@ -1,10 +1,13 @@
-"""`place_rewards` puts the rewards of a completion on its actions."""
+"""`place_rewards` puts the rewards of a completion on its actions; `rewards_of_turns` says which turn each is of."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
+from shiqrun.data.chats import trained
 from shiqrun.errors import InputError
+from shiqrun.types import Message
 
 
 def place_rewards(
@@ -26,3 +29,16 @@ def place_rewards(
     placed = np.zeros(len(positions), np.float32)
     placed[np.searchsorted(positions, at)] = values
     return placed
+
+
+def rewards_of_turns(reward: float | Sequence[float], completion: Sequence[Message]) -> float | Sequence[float]:
+    """Return the rewards of a completion without those of turns that are state (`"train": false`).
+
+    Where there is one reward for each assistant message, that of a message which is state is what the environment paid
+    after the action before it, and is added there. Before the first action it depends on none, and is left out.
+    """
+    spoken = [m for m in completion if m["role"] == "assistant"]
+    if isinstance(reward, int | float) or len(reward) != len(spoken) or len(trained(spoken)) == len(spoken):
+        return reward
+    starts = [i for i, message in enumerate(spoken) if trained([message])]
+    return [float(sum(reward[start:end])) for start, end in pairwise([*starts, len(spoken)])]

@@ -1,8 +1,11 @@
 """Conversations are rendered by the chat template, and each turn's state is compared with what sampling would see."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
 from itertools import groupby, takewhile
 from typing import Any
 
@@ -74,6 +77,8 @@ class RenderedParts:
 def _rendered(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> Any:
     try:
         return _applied(talks, tokenizer, tokenize=True, return_dict=True, **options)
+    except InputError:
+        raise
     except Exception:
         render_texts(talks, tokenizer, add_generation_prompt=options.get("add_generation_prompt", False))
         raise
@@ -87,18 +92,20 @@ def render_texts(
     Raises:
         InputError: the template, a program that may raise anything, does so; the message names the row.
     """
-    texts = []
-    for talk in talks:
-        try:
-            (text,) = _applied([talk], tokenizer, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except (MemoryError, InputError):
-            raise
-        except Exception as error:
-            why = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-            brief = " ".join(why.split())
-            raise InputError(f"{talk.source}: the chat template refuses the conversation: {brief}") from error
-        texts.append(str(text))
-    return texts
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    return [str(_named(talk, partial(_applied, [talk], tokenizer, **options))[0]) for talk in talks]
+
+
+def _named(talk: Conversation, rendered: Callable[[], Any]) -> Any:
+    """Return what a chat template makes of a conversation; an error that it raises names the conversation's row."""
+    try:
+        return rendered()
+    except (MemoryError, InputError):
+        raise
+    except Exception as error:
+        why = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        brief = " ".join(why.split())
+        raise InputError(f"{talk.source}: the chat template refuses the conversation: {brief}") from error
 
 
 def _applied(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
@@ -108,7 +115,8 @@ def _applied(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **op
     """
     chats, tools = [_bare(talk.messages) for talk in talks], tools_of(talks[0].messages)
     if tools:
-        _expect_tools(chats[0], tools, tokenizer, talks[0].source)
+        for talk in talks:
+            expect_tools_shown(talk, tokenizer)
         options |= {"tools": tools}
     try:
         return tokenizer.apply_chat_template(chats, **options)
@@ -119,20 +127,35 @@ def _applied(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **op
         return tokenizer.apply_chat_template(texts, **options)
 
 
-def _expect_tools(chat: list[Message], tools: list[Any], tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Check, once for a template and a list of tools, that the template shows them."""
-    key = f"{tokenizer.chat_template}{json.dumps(tools, sort_keys=True, default=str)}"
+def expect_tools_shown(talk: Conversation, tokenizer: PreTrainedTokenizerBase, off: str = "data.tools=false") -> None:
+    """Check that the chat template shows the tools of a prompt, once for the same tools and roles before the answer.
+
+    Args:
+        talk: a conversation, with tools or without.
+        tokenizer: with a chat template.
+        off: the setting that leaves tools out, for the message.
+
+    Raises:
+        InputError: the prompt is rendered as it is without tools.
+    """
+    tools = tools_of(talk.messages)
+    if not tools:
+        return
+    chat = _bare(talk.messages)
+    opening = [*takewhile(lambda m: m["role"] != "assistant", chat)] or chat
+    given = [tokenizer.chat_template, tools, [m["role"] for m in opening]]
+    key = blake2b(json.dumps(given, sort_keys=True, default=str).encode(), digest_size=16).digest()
     if key in _SHOWING:
         return
-    opening = [*takewhile(lambda m: m["role"] != "assistant", chat)] or chat
-    if tokenizer.apply_chat_template(opening, tools=tools, tokenize=False) == tokenizer.apply_chat_template(
-        opening, tokenize=False
-    ):
+    apply = partial(tokenizer.apply_chat_template, opening, tokenize=False)
+    if _named(talk, partial(apply, tools=tools)) == _named(talk, apply):
         raise InputError(
-            f"{source}: the chat template leaves out the tools of the prompt; use a model whose template shows tools, "
-            "write the schemas into the system message, or leave them out with data.tools=false"
+            f"{talk.source}: the chat template leaves out the tools of the prompt; use a model whose template shows "
+            f"tools, write the schemas into the system message, or leave them out with {off}"
         )
-    _SHOWING.add(key)
+    _SHOWING[key] = None
+    while len(_SHOWING) > LARGEST_MEMORY:
+        _SHOWING.popitem(last=False)
 
 
 def _with_text_arguments(message: Message) -> Message:
@@ -145,8 +168,9 @@ def _with_text_arguments(message: Message) -> Message:
     return {**message, "tool_calls": [{**call, "function": f} if "function" in call else f for call, f in texts]}
 
 
-_SHOWING: set[str] = set()
-"""Chat templates with lists of tools that they are known to show."""
+LARGEST_MEMORY = 4096
+_SHOWING: OrderedDict[bytes, None] = OrderedDict()
+"""Hashes of the last chat templates with tools and roles that they are known to show."""
 
 
 def _bare(messages: list[Message]) -> list[Message]:

@@ -29,7 +29,14 @@ def as_messages(value: Any, role: str, place: str) -> list[Message]:
         return [_checked({"role": role, "content": value}, place)]
     if not isinstance(value, list):
         raise InputError(f"{place}: expected a string or a list of messages, found {_brief(value)}")
-    return [_checked(message, f"{place}, message {i}") for i, message in enumerate(value)]
+    messages = [_checked(message, f"{place}, message {i}") for i, message in enumerate(value)]
+    late = [i for i, m in enumerate(messages) if "tools" in m and (i or m["role"] == "assistant")]
+    if late:
+        raise InputError(
+            f"{place}, message {late[0]}: tools belong to the whole prompt; give them in the column 'tools', or in the "
+            "first message"
+        )
+    return messages
 
 
 def _checked(message: Any, place: str) -> Message:
@@ -42,15 +49,14 @@ def _checked(message: Any, place: str) -> Message:
     if not isinstance(kept["role"], str) or kept["role"] not in ROLE_OF:
         raise InputError(f"{place}: role {_brief(kept['role'])}; expected one of {', '.join(ROLE_OF)}")
     kept["role"] = ROLE_OF[kept["role"]]
-    calls = kept.get("tool_calls", [])
+    calls = _read_json(kept.get("tool_calls", []))  # Parquet has them as a text where their arguments differ
     if not isinstance(calls, list) or not all(_names_function(call) for call in calls):
         form = 'a list of {"function": {"name": ..., "arguments": ...}}'
         raise InputError(f"{place}: tool_calls must be {form}, found {_brief(calls)}")
     calls = [*calls, *([kept.pop("function_call")] if "function_call" in kept else [])]
     if calls:
         kept["tool_calls"] = [_checked_call(call, f"{place}, tool call {i}") for i, call in enumerate(calls)]
-    if not isinstance(kept.get("train", True), bool):
-        raise InputError(f"{place}: train is {_brief(kept['train'])}; expected true or false")
+    _check_mark(kept, place)
     empty = bool(calls or kept.get("reasoning_content"))
     if "content" not in kept and not empty:
         raise InputError(f"{place}: content must be a string, found {_brief(None)}")
@@ -60,6 +66,28 @@ def _checked(message: Any, place: str) -> Message:
     except UnicodeEncodeError:
         raise InputError(f"{place}: content holds half a surrogate pair, which is no text") from None
     return kept
+
+
+def _read_json(value: Any) -> Any:
+    """Return the value that a JSON text spells; any other value as it stands."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _check_mark(message: Message, place: str) -> None:
+    """Check whether a message is marked as it can be, and leave out a mark that changes nothing."""
+    mark = message.pop("train", None)
+    if mark not in (None, True, False) or not isinstance(mark, bool | None):
+        raise InputError(f"{place}: train is {_brief(mark)}; expected true or false")
+    if mark and message["role"] != "assistant":
+        raise InputError(
+            f"{place}: train is true, but its role is {message['role']}: the tokens of assistant messages alone can be "
+            "actions; remove the mark"
+        )
+    if mark is False and message["role"] == "assistant":
+        message["train"] = False
 
 
 def _checked_call(call: Any, place: str) -> dict[str, Any]:

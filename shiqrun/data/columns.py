@@ -39,6 +39,8 @@ USUAL = {
     "rejected_rating": "score_rejected",
     "score": "reward",
     "ground_truth": "answer",
+    "functions": "tools",
+    "available_tools": "tools",
     "test_cases": "tests",
     "unit_tests": "tests",
 }

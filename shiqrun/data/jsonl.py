@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shiqrun.data.chats import drop_reason
+from shiqrun.data.chats import drop_reason, trained
 from shiqrun.data.columns import NAMES, TEXTS, VALUES, UnreadColumns
 from shiqrun.data.csv_rows import CsvRow, typed_cells
 from shiqrun.data.files import data_files, read_rows
@@ -172,7 +172,7 @@ class Jsonl(Source):
         """Return the example of a row, or None; completions that cannot be trained on are dropped and counted."""
         sampled = row.sampled(len(parts.completions))
         # What was sampled is trained on as it was sampled, without words too.
-        reasons = [None if sampled else drop_reason(c) for c in parts.completions]
+        reasons = [None if sampled and trained(c) else drop_reason(c) for c in parts.completions]
         bad = [reason for reason in reasons if reason is not None]
         if not parts.prompt:
             self.dropped["no prompt"] += 1
@@ -186,6 +186,7 @@ class Jsonl(Source):
             return None
         kept_as = ("tests", "answer") if row.has("tests") else ("tests",)  # `answer` beside `tests` is like any other
         tokens = {*SINGLE, *SEVERAL} if sampled else set()
+        unread = {} if self.tools or not (given := row.tools(parts.prompt)) else {"tools": given}
         prompt = row.with_tools(parts.prompt, read=self.tools)
         return Example(
             messages=prompt,
@@ -195,6 +196,6 @@ class Jsonl(Source):
             answer=row.answer(),
             source=row.place,
             alone=row.has("chosen"),
-            columns={k: v for k, v in row.columns.items() if (k not in NAMES or k in kept_as) and k not in tokens},
-            sampled=sampled,
+            columns=unread | {k: v for k, v in row.columns.items() if k in kept_as or k not in {*NAMES, *tokens}},
+            sampled=sampled and [sampled[i] for i in kept],
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from shiqrun.data.chats import as_messages, prompt_name, shared_prompt, trained, with_tools, without_prompt
+from shiqrun.data.chats import as_messages, prompt_name, shared_prompt, with_tools, without_prompt
 from shiqrun.data.columns import MARKS, Form, form_of_row, read_columns
 from shiqrun.data.convert.messages import normal_tools
 from shiqrun.data.pair_rewards import LARGEST_REWARD
@@ -114,10 +114,15 @@ class Row:
             InputError: the tools are no list of function schemas.
         """
         bare = [{key: value for key, value in message.items() if key != "tools"} for message in prompt]
-        held = prompt[0].get("tools") if prompt else None
-        given = self.columns["tools"] if self.has("tools") else held
+        if not read:
+            return bare
+        given = self.tools(prompt)
         given = _without_nulls(given) if isinstance(given, list) else given  # Parquet gives all objects the same keys
-        return with_tools(bare, normal_tools(given, f"{self.place}: column 'tools'")) if read else bare
+        return with_tools(bare, normal_tools(given, f"{self.place}: column 'tools'"))
+
+    def tools(self, prompt: Sequence[Message]) -> Any:
+        """Return the tools of the row as they stand, None where it has none."""
+        return self.columns["tools"] if self.has("tools") else prompt[0].get("tools") if prompt else None
 
     def prompt_id(self, prompt: Sequence[Message]) -> str:
         """Return the id of the prompt: the column's, or a hash of the messages."""
@@ -194,12 +199,10 @@ class Row:
         return None, None
 
     def _numbers(self, column: str, values: Any, completion: list[Message]) -> list[float]:
-        """Return a checked list of rewards: one per trained turn or, where there are more, one per token."""
-        turns = len(trained(completion))
+        """Return a checked list of rewards: one per assistant turn or, where there are more, one per token."""
+        turns = sum(m["role"] == "assistant" for m in completion)
         if not isinstance(values, list) or len(values) < turns:
-            raise self._wrong(
-                column, f"a list of {turns} numbers, one an assistant turn that is trained on (or one a token)", values
-            )
+            raise self._wrong(column, f"a list of {turns} numbers, one an assistant turn (or one a token)", values)
         return [self._number(column, value) for value in values]
 
     def _number(self, column: str, value: Any) -> float:

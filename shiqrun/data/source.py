@@ -61,6 +61,7 @@ class Source(ABC):
             each; None for ordinary text.
         chat_template: Jinja template that goes with the vocabulary; None for the model's own.
         paths: the user's file or directory of each split, where the data set reads one.
+        tools: whether the chat template gets the tool schemas of prompts (`data.tools`).
         evaluated_exactly: whether `exact` knows the optimum; then no completions are sampled to evaluate a policy.
     """
 
@@ -68,6 +69,7 @@ class Source(ABC):
     vocabulary: list[str] | None = None
     chat_template: str | None = None
     paths: Mapping[str, str] = {}
+    tools: bool = True
     evaluated_exactly: bool = False
 
     @cached_property

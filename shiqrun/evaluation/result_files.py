@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from shiqrun.console import number
+from shiqrun.data.message_columns import PROMPT, TEXTS, messages_array
 from shiqrun.evaluation.episodes import EpisodeEvaluation, EpisodeResult
 from shiqrun.evaluation.evaluator import CompletionEvaluation, EvaluationResult
 from shiqrun.sampling.sampler import SampledCompletion
 from shiqrun.util.intervals import HALF, bounds, is_bound
 
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 COLUMNS = pa.schema(
     {
         "prompt_id": pa.string(),
         "sample": pa.int64(),
-        "messages": pa.list_(MESSAGE),  # of a tool call, whose shape is anything, the content alone
+        "messages": PROMPT,  # and `tools` and `tool_calls` as JSON, where messages have them
         "prompt": pa.string(),
         "completion": pa.string(),
         "token_ids": pa.list_(pa.int64()),
@@ -92,7 +92,10 @@ def write_completions(directory: Path, evaluation: CompletionEvaluation) -> None
         }
         for s, other in zip(evaluation.samples, others, strict=True)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, COLUMNS), directory / "completions.parquet")
+    chats = [[{k: m[k] for k in ("role", "content", *TEXTS) if k in m} for m in row["messages"]] for row in rows]
+    place = COLUMNS.get_field_index("messages")
+    table = pa.Table.from_pylist(rows, COLUMNS).set_column(place, "messages", messages_array(chats))
+    pq.write_table(table, directory / "completions.parquet")
     ranked = sorted(rows, key=lambda r: -(r["reward"] or 0.0))
     (directory / "completions.md").write_text("\n".join(map(_readable, ranked)), encoding="utf-8")
 

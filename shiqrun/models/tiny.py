@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from shiqrun.batching.encode import with_template
+from shiqrun.data.chats import wording
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -89,7 +90,7 @@ class Tiny:
             show_progress=False,
         )
         dialogues = ([*e.messages, *(m for c in e.completions for m in c)] for e in training)
-        model.train_from_iterator((str(m["content"]) for dialogue in dialogues for m in dialogue), trainer)
+        model.train_from_iterator((wording(m) for dialogue in dialogues for m in dialogue), trainer)
         return model
 
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

@@ -19,7 +19,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from shiqrun.batching.chat_template import Conversation, render, render_texts
+from shiqrun.batching.chat_template import Conversation, expect_tools_shown, render, render_texts
 from shiqrun.batching.encode import tokens_through_last_action
 from shiqrun.batching.micro_batches import padded_micro_batches
 from shiqrun.batching.prompt_identity import rendered_prompt_keys
@@ -51,16 +51,24 @@ class RewardModel(Reward):
         scale: factor of the centred score, reward units per unit of the model.
         batch_tokens: largest number of padded tokens in a forward pass; bounds memory and changes no score.
         trust_remote_code: whether to run Python code that comes with the model.
+        tools: whether the model's chat template gets the tool schemas of prompts.
     """
 
     right: float | None = None
 
     def __init__(
-        self, *, path: str, center: float, scale: float, batch_tokens: Annotated[int, Gt(0)], trust_remote_code: bool
+        self,
+        *,
+        path: str,
+        center: float,
+        scale: float,
+        batch_tokens: Annotated[int, Gt(0)],
+        trust_remote_code: bool,
+        tools: bool = True,
     ) -> None:
         self.path = os.path.expanduser(path)
         self.center, self.scale, self.batch_tokens = center, scale, batch_tokens
-        self.trust_remote_code = trust_remote_code
+        self.trust_remote_code, self.tools = trust_remote_code, tools
         self._device = torch.device("cpu")
         self._warned = self._agrees = False
 
@@ -118,6 +126,7 @@ class RewardModel(Reward):
         for part in (self._weights, settings, own.tokenizer_text(), own.provenance is not None):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"|")
         digest.update(repr((type(own.model).__name__, float(self.center), float(self.scale))).encode())
+        digest.update(b"" if self.tools else b"without tools")
         return digest.hexdigest()
 
     @cached_property
@@ -139,7 +148,7 @@ class RewardModel(Reward):
                 )
             self._warned = True
             return
-        names = {prompt_name(prompt): prompt for prompt in prompts}
+        names = {prompt_name(prompt): prompt for prompt in (self._shown(p, "a prompt") for p in prompts)}
         keys = rendered_prompt_keys(names.values(), self.classifier.tokenizer) if known.tokens else repeat("")
         seen = [name for name, key in zip(names, keys, strict=False) if name in known.names or key in known.tokens]
         if seen:
@@ -170,8 +179,20 @@ class RewardModel(Reward):
         if self.classifier.provenance is not None:
             while answer and answer[-1]["role"] != "assistant":
                 answer.pop()
-        messages = [*item.prompt, *(answer or item.completion)]
+        messages = [*self._shown(item.prompt, item.source), *(answer or item.completion)]
         return Conversation([_break_special_tokens(m, self._specials) for m in messages], len(item.prompt), item.source)
+
+    def _shown(self, prompt: Sequence[Message], source: str) -> list[Message]:
+        """Return a prompt as the reward model reads it, with its tools or without.
+
+        Raises:
+            InputError: the model's chat template leaves the tools out.
+        """
+        if not self.tools:
+            return [{key: value for key, value in message.items() if key != "tools"} for message in prompt]
+        talk = Conversation(list(prompt), len(prompt), f"reward.path={self.path}: {source or 'a prompt'}")
+        expect_tools_shown(talk, self.classifier.tokenizer, "reward.tools=false")
+        return talk.messages
 
     @cached_property
     def _specials(self) -> list[str]:
@@ -233,10 +254,12 @@ class RewardModel(Reward):
             )
 
 
-def _break_special_tokens(message: Message, specials: Sequence[str]) -> Message:
-    """Return the message with a space inside every text that the tokenizer would take for a special token."""
-    content = message["content"]
-    found = [word for word in specials if isinstance(content, str) and word in content]
-    for word in found:
-        content = content.replace(word, f"{word[0]} {word[1:]}")
-    return {**message, "content": content} if found else message
+def _break_special_tokens(value: Any, specials: Sequence[str]) -> Any:
+    """Return a message with a space inside every text that the tokenizer would take for a special token."""
+    if isinstance(value, dict):
+        return {key: _break_special_tokens(part, specials) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_break_special_tokens(part, specials) for part in value]
+    for word in [word for word in specials if isinstance(value, str) and word in value]:
+        value = value.replace(word, f"{word[0]} {word[1:]}")
+    return value

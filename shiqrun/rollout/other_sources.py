@@ -56,7 +56,7 @@ def load_further_rows(
 
     Args:
         path: setting `rollout.path`, in the format of `data=jsonl`.
-        source: the run's data set, whose validation prompts are left out.
+        source: the run's data set, whose validation prompts are left out, and which says whether tools are read.
         data: how that data set is read; all of the file is training data.
         tokenizer: of the policy.
         context: tokens that the model can read.
@@ -69,7 +69,7 @@ def load_further_rows(
     by_text = {prompt_name(example.messages): example.messages for example in examples_of(source, "val", data)}
     held_out, keys = frozenset(by_text), frozenset(rendered_prompt_keys(by_text.values(), tokenizer))
     encoded = load(
-        WithoutPrompts(Jsonl(path=path, val_path=None, pair_rewards=None), held_out),
+        WithoutPrompts(Jsonl(path=path, val_path=None, pair_rewards=None, tools=source.tools), held_out),
         tokenizer,
         replace(data, val_fraction=0.0, limit=None),
         context=context,

@@ -15,7 +15,7 @@ from shiqrun.batching.chat_template import Conversation, render
 from shiqrun.batching.encode import encode
 from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.special_tokens import special_ids, special_token_texts
-from shiqrun.data.chats import prompt_name, wording
+from shiqrun.data.chats import prompt_name, tools_of, wording
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered, Bounded
 from shiqrun.types import Example, Message
@@ -47,8 +47,10 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """Return the prompt as a person reads it."""
-        return "\n\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
+        """Return the prompt as a person reads it, with the names of its tools."""
+        tools = ", ".join(tool["function"]["name"] for tool in tools_of(self.messages))
+        said = [f"{m['role']}: {wording({**m, 'tools': None})}" for m in self.messages]
+        return "\n\n".join([f"tools: {tools}"] * bool(tools) + said)
 
     @property
     def key(self) -> int:

@@ -7,13 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shiqrun.batching import chat_template
 from shiqrun.batching.chat_template import Conversation, render
 from shiqrun.batching.encode import encode
 from shiqrun.cli import main
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.data.jsonl_rows import row_of
-from shiqrun.rollout.store import parquet
-from shiqrun.sampling.prompts import choose_prompts, prompt_of
+from shiqrun.data.message_columns import messages_array, messages_in
+from shiqrun.errors import InputError
+from shiqrun.sampling.prompts import prompt_of
 from shiqrun.types import Example
 from tests.support import helpers
 
@@ -91,16 +93,6 @@ def test_inspect_shows_the_schemas_and_the_calls(model, capfd):
     assert '{"name":"weather","arguments":{"city":"Oslo"}}' in shown
 
 
-def test_training_and_sampled_evaluation_put_the_schemas_into_the_prompt(model):
-    words = ("algo=sft", "logger=none", "trainer.max_steps=1", "trainer.batch_size=4", "run_dir=run")
-    assert main(["train", *model, *words, "eval.prompts=2", "eval.max_new_tokens=4", "data.val_fraction=0.5"]) == 0
-    table = pq.read_table(next(__import__("pathlib").Path("run").rglob("completions.parquet"))).to_pylist()
-    assert table
-    made = helpers.tokenizer(TEMPLATE)
-    prompts, _ = choose_prompts(read(row(), row(1)), made, number=2, room=None)
-    assert all("weather of a city" in made.decode(prompt.tokens) for prompt in prompts)
-
-
 def test_actions_are_what_they_are_without_tools_and_the_state_has_the_schemas(workplace):
     made = helpers.tokenizer(TEMPLATE)
     shown = {}
@@ -148,15 +140,23 @@ def test_a_labelled_row_and_a_rollout_are_read_back_with_their_tools(workplace):
     back = Jsonl(path=written(row_of(one, [1.0], "single"), name="b.jsonl"), val_path=None, pair_rewards=None)
     assert [list(e.messages) for e in back.load("train")] == [list(one.messages)]
     other = [{**one.messages[0], "tools": [schema("a"), {"type": "function", "function": {"name": "b"}}]}]
-    assert parquet._messages_in(parquet._prompts([one.messages, other])) == [list(one.messages), other]
+    third = [*one.messages, {**calling({"days": 3}), "content": ""}, {"role": "user", "content": "no"}]
+    column = messages_array([one.messages, other, third])
+    assert messages_in(column) == [list(one.messages), other, third]
+    prompts = [{"prompt": chat, "completion": "ok"} for chat in column.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(prompts), "experience.parquet")
+    found = Jsonl(path="experience.parquet", val_path=None, pair_rewards=None)
+    assert [list(e.messages) for e in found.load("train")] == [list(one.messages), other, third]
 
 
 def test_schemas_of_parquet_are_those_of_json(workplace):
     rows = [row(tools=[schema("weather"), {"type": "function", "function": {"name": "now"}}])]
-    pq.write_table(pa.Table.from_pylist([{**rows[0], "messages": talk({"city": "Oslo"})}]), "rows.parquet")
+    chat = [{**m, "content": "be brief"} if m["role"] == "developer" else m for m in talk({"city": "Oslo"})]
+    pq.write_table(pa.Table.from_pylist([{**rows[0], "messages": chat}]), "rows.parquet")
     (parquet_row,) = Jsonl(path="rows.parquet", val_path=None, pair_rewards=None).load("train")
     (json_row,) = read(*rows)
     assert parquet_row.tools == json_row.tools
+    assert parquet_row.completions == json_row.completions
 
 
 def test_a_template_without_tools_is_refused_by_row_and_key(model, capfd):
@@ -178,6 +178,11 @@ def test_a_template_without_tools_is_refused_by_row_and_key(model, capfd):
         ({"messages": [{"role": "boss", "content": "x"}]}, "role str 'boss'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url' is no text"),
         ({"messages": [*talk()[:4], {"role": "assistant", "content": "x", "train": 0}]}, "true or false"),
+        ({"messages": [{**talk()[1], "train": True}, *talk()[2:]]}, "remove the mark"),
+        ({"messages": [*talk()[:4], {**talk()[4], "tools": []}]}, "in the column 'tools'"),
+        ({"tools": [{"name": "f", "parameters": "city"}]}, "expected a JSON schema"),
+        ({"tools": [{"name": "f", "parameters": {"properties": {"city": "string"}}}]}, "expected a JSON schema"),
+        ({"tools": [{"name": "f", "description": 1}]}, "the description is int 1"),
     ],
 )
 def test_what_is_no_schema_or_message_is_refused_with_file_and_row(model, capfd, columns, said):
@@ -207,16 +212,93 @@ def test_reasoning_that_the_template_has_no_place_for_is_refused(workplace):
         helpers.encoded(helpers.tokenizer(helpers.CHATML), *read({"messages": chat}))
 
 
-def test_a_marked_message_is_state_and_has_no_reward(workplace):
-    chat = talk()
-    chat[2]["train"] = False
-    for template in (TEMPLATE, TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")):
-        made = helpers.tokenizer(template)
-        ((one,), dropped) = helpers.encoded(made, *read({"messages": chat, "rewards": [1.0]}))
-        assert made.decode(one.input_ids[one.action_index]) == "It rains.<|im_end|>"
-        assert one.rewards.tolist() == [0.0] * (len(one.rewards) - 1) + [1.0]
-        assert "<call>" in made.decode(one.input_ids)
-        assert not dropped
+def marked(*turns):
+    """Three calls and an answer; those of the given turns are marked."""
+    chat = [*talk()[:4], *talk()[2:4], *talk()[2:4], talk()[4]]
+    spoken = [i for i, m in enumerate(chat) if m["role"] == "assistant"]
+    return [{**m, "train": False} if i in [spoken[t] for t in turns] else m for i, m in enumerate(chat)]
+
+
+def placed(made, chat, rewards):
+    """(tokens of each turn that has actions, rewards at their ends, all actions' rewards elsewhere)."""
+    ((one,), dropped) = helpers.encoded(made, *read({"messages": chat, "rewards": rewards}))
+    assert not dropped
+    at = [i for i, token in enumerate(one.input_ids[one.action_index]) if made.decode([token]) == "<|im_end|>"]
+    rest = [r for i, r in enumerate(one.rewards) if i not in at]
+    return made.decode(one.input_ids[one.action_index]), one.rewards[at].tolist(), rest
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_a_marked_message_is_state_and_its_reward_is_paid_for_the_action_before(workplace, marks):
+    made = helpers.tokenizer(
+        TEMPLATE if marks else TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    )
+    call = made.decode(made.encode('<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call><|im_end|>'))
+    cases = {
+        (): (call * 3 + "It rains.<|im_end|>", [1, 2, 4, 8]),
+        (0,): (call * 2 + "It rains.<|im_end|>", [2, 4, 8]),
+        (1,): (call * 2 + "It rains.<|im_end|>", [3, 4, 8]),
+        (1, 2): (call + "It rains.<|im_end|>", [7, 8]),
+        (0, 3): (call * 2, [2, 12]),
+    }
+    for turns, (said, rewards) in cases.items():
+        assert placed(made, marked(*turns), [1, 2, 4, 8])[:2] == (said, rewards)
+        assert not any(placed(made, marked(*turns), [1, 2, 4, 8])[2])
+    ((one,), _) = helpers.encoded(made, *read({"messages": marked(3), "reward": 5.0}))
+    assert one.rewards.tolist() == [0.0] * (len(one.rewards) - 1) + [5.0]
+
+
+def test_the_rest_of_a_marked_dialogue_has_the_tokens_of_the_whole(workplace):
+    made = helpers.tokenizer(TEMPLATE)
+    ((whole,), _), ((part,), _) = (helpers.encoded(made, *read({"messages": marked(*m)})) for m in ((), (1,)))
+    assert part.input_ids.tolist() == whole.input_ids.tolist()
+    assert set(part.action_index) < set(whole.action_index)
+
+
+def test_marks_are_refused_where_everything_is_trained_on(model, capfd):
+    written({"messages": marked(1)})
+    assert "use data.train_on=assistant" in refused(capfd, *model, "data.train_on=response")
+
+
+def test_a_mark_is_no_part_of_the_prompt(workplace):
+    one, other = ({"messages": [{**talk()[1], **mark}, *talk()[2:]]} for mark in ({"train": False}, {}))
+    assert len({example.prompt_id for example in read(one, other)}) == 1
+
+
+def test_a_sampled_completion_that_is_marked_is_dropped(workplace):
+    tokens = {"input_ids": [1, 2, 3], "start": 1, "ended": True}
+    row = {"prompt": "q", "completion": [{"role": "assistant", "content": "a", "train": False}], **tokens}
+    source = Jsonl(path=written(row, {**row, "completion": "a"}), val_path=None, pair_rewards=None)
+    assert len([*source.load("train")]) == 1
+    assert source.dropped == {"every assistant message says train: false": 1}
+
+
+def test_a_row_that_is_written_again_keeps_the_tools_that_were_not_read(workplace):
+    (bare,) = read(row(), tools=False)
+    (again,) = read(row_of(bare, [1.0], "single"))
+    assert list(again.tools) == [schema("weather")]
+
+
+def test_tools_are_shown_in_the_template_of_models_without_one(workplace):
+    ((one,), _) = helpers.encoded(helpers.tokenizer(None), *read(row()))
+    shown = helpers.tokenizer(None).decode(one.input_ids)
+    assert shown.startswith('<s>Tools: [{"type": "function", "function": {"name": "weather"')
+
+
+def test_each_list_of_tools_and_roles_is_checked_and_few_are_remembered(workplace, monkeypatch):
+    monkeypatch.setattr(chat_template, "LARGEST_MEMORY", 2)
+    with_system = SCHEMAS.replace("if tools", "if tools and messages[0].role == 'system'")
+    made = helpers.tokenizer(with_system + TEMPLATE.removeprefix(SCHEMAS))
+    rows = [row(0, tools=[schema(f"f{n}")]) for n in range(5)]
+    assert len([*encode(read(*rows), made, Counter(), max_length=None)]) == 5
+    assert len(chat_template._SHOWING) <= 2
+    with pytest.raises(InputError, match=r"rows\.jsonl:6: the chat template leaves out the tools"):
+        [*encode(read(*rows, {**rows[4], "messages": talk()[1:]}), made, Counter(), max_length=None)]
+
+
+def test_one_prompt_id_of_two_lists_of_tools_is_refused(model, capfd):
+    written(row(prompt_id="a"), row(prompt_id="a", tools=[schema("wind")]))
+    assert "prompt_id 'a' stands for another prompt" in refused(capfd, *model)
 
 
 def test_a_row_without_a_trained_message_is_dropped_and_counted(workplace):

@@ -142,7 +142,20 @@ def normal_tools(value: Any, place: str) -> list[dict[str, Any]]:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InputError(f"{place}: a tool is {brief(tool)}; expected a function schema with a name")
-        made.append({"type": "function", "function": {k: v for k, v in function.items() if k != "type"}})
+        made.append({"type": "function", "function": _normal_function(function, f"{place}, {function['name']}")})
+    return made
+
+
+def _normal_function(function: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return a function's schema in OpenAI's form; `input_schema` is Anthropic's name of its parameters."""
+    made = {{"input_schema": "parameters"}.get(key, key): value for key, value in function.items() if key != "type"}
+    parameters = made.get("parameters", {})
+    known = parameters.get("properties", {}) if isinstance(parameters, dict) else None
+    if not isinstance(known, dict) or not all(isinstance(value, dict | bool) for value in known.values()):
+        expected = 'a JSON schema such as {"type": "object", "properties": {"city": {"type": "string"}}}'
+        raise InputError(f"{place}: parameters are {brief(parameters)}; expected {expected}")
+    if not isinstance(made.get("description", ""), str):
+        raise InputError(f"{place}: the description is {brief(made['description'])}; expected a text")
     return made
 
 

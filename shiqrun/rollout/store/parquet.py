@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shiqrun.data.message_columns import PROMPT, messages_array, messages_in
 from shiqrun.errors import InputError
 from shiqrun.rollout.trajectory import SampledTrajectory
 
-PROMPT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 NAMES = {"messages": "prompt", "answer": "answer_json"}
 """Columns whose names differ from the attributes of `SampledTrajectory`, because `data=jsonl` expects them."""
 TYPES: dict[str, pa.DataType] = {
@@ -43,7 +43,7 @@ def to_parquet(trajectories: Sequence[SampledTrajectory]) -> bytes:
     """Return the content of a Parquet file with one row a trajectory.
 
     Raises:
-        InputError: messages have keys beside role and content that JSON would not give back as they are.
+        InputError: messages have further keys, with values that Parquet would not give back as they are.
     """
     columns = {name: _column(name, [getattr(t, ATTRIBUTE_OF[name]) for t in trajectories]) for name in TYPES}
     sink = pa.BufferOutputStream()
@@ -65,26 +65,10 @@ def _column(name: str, values: Sequence[Any]) -> pa.Array:
 
 
 def _prompts(values: Sequence[Sequence[dict[str, Any]]]) -> pa.Array:
-    """Return the column of prompts; those with further keys (tool schemas, tool calls) as JSON, if it returns them."""
-    prompts = [[dict(message) for message in prompt] for prompt in values]
-    if all(message.keys() == {"role", "content"} for prompt in prompts for message in prompt):
-        return pa.array(prompts, PROMPT)
-    texts = [json.dumps(prompt, ensure_ascii=False, default=str) for prompt in prompts]
-    if [json.loads(text) for text in texts] == prompts:
-        return pa.array(texts)
-    keys = sorted({key for prompt in prompts for message in prompt for key in message} - {"role", "content"})
-    raise InputError(
-        f"a prompt's messages have {', '.join(keys)} beside role and content, in a form that JSON does not keep; "
-        "give prompts of role and content"
-    )
-
-
-def _messages_in(column: pa.Array) -> list[list[dict[str, Any]]]:
-    """Return the prompts of a column: texts, or messages without the keys that hold null."""
-    values = column.to_pylist()
-    if pa.types.is_string(column.type):
-        return [json.loads(text) for text in values]
-    return [[{k: v for k, v in m.items() if v is not None} for m in prompt] for prompt in values]
+    try:
+        return messages_array(values)
+    except ValueError as error:
+        raise InputError(f"a prompt's {error}; give prompts of role, content, tools and tool_calls") from None
 
 
 def from_parquet(table: pa.Table) -> Iterator[SampledTrajectory]:
@@ -97,7 +81,7 @@ def from_parquet(table: pa.Table) -> Iterator[SampledTrajectory]:
             # Copies: a view would keep the whole shard in memory.
             columns[name] = [flat[a:b].copy() for a, b in pairwise(ends)]
         else:
-            columns[name] = _messages_in(column) if name == "prompt" else column.to_pylist()
+            columns[name] = messages_in(column) if name == "prompt" else column.to_pylist()
     columns["answer_json"] = [None if v is None else json.loads(v) for v in columns["answer_json"]]
     for row in zip(*columns.values(), strict=True):
         yield SampledTrajectory(**{ATTRIBUTE_OF[name]: value for name, value in zip(columns, row, strict=True)})
