@@ -7,13 +7,20 @@ import numpy as np
 
 from shiqrun.data.chats import trained
 from shiqrun.errors import InputError
-from shiqrun.types import Message
+from shiqrun.types import Example, Message
 
 
-def place_rewards(
-    reward: float | Sequence[float], turns: list[tuple[int, int]], positions: np.ndarray, source: str
-) -> np.ndarray:
-    """Return the reward of every action, `[A]`: one number falls on the last action, one per turn on its last."""
+def place_rewards(example: Example, completion: int, turns: list[tuple[int, int]], positions: np.ndarray) -> np.ndarray:
+    """Return the reward of every action, `[A]`: one number falls on the last action, one per turn on its last.
+
+    Args:
+        example: has rewards.
+        completion: number of the completion.
+        turns: (start, end) of each turn that is trained on.
+        positions: of the actions, `[A]`.
+    """
+    assert example.rewards is not None
+    reward, source = rewards_of_turns(example.rewards[completion], example.completions[completion]), example.source
     values = [float(reward)] if isinstance(reward, int | float) else [float(r) for r in reward]
     if isinstance(reward, int | float):
         at = [turns[-1][1] - 1]

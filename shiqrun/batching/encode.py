@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.action_rewards import place_rewards, rewards_of_turns
+from shiqrun.batching.action_rewards import place_rewards
 from shiqrun.batching.chat_template import Conversation, is_stable_prefix, prefixes_of, render, unstable_template_error
 from shiqrun.batching.special_tokens import special_ids, special_pattern, special_text
 from shiqrun.batching.stored_tokens import CUT_OFF, Spans, StoredTokens
@@ -117,9 +117,8 @@ def encode(
         reasons = [None if d else _drop_reason(e, k, specials) for (_, k, e), d in zip(chunk, drawn, strict=True)]
         dropped.update(why for why in reasons if why)
         kept = [(row, d) for row, d, why in zip(chunk, drawn, reasons, strict=True) if not why]
-        if train_on == "response":
-            _expect_no_marks([(e, k) for (_, k, e), _ in kept])
-        rendered = _rendered([(e, k) for (_, k, e), d in kept if d is None], tokenizer, spans_of)
+        left = [(e, k) for (_, k, e), d in kept if d is None]
+        rendered = _rendered(left if train_on == "assistant" else _expect_no_marks(left), tokenizer, spans_of)
         for (n, k, e), own in kept:
             span = own or next(rendered)
             if span is None:
@@ -132,8 +131,7 @@ def encode(
             elif max_length is not None and len(ids) > max_length:
                 dropped[f"longer than max_length ({max_length} tokens)"] += 1
             else:
-                given = None if e.rewards is None else rewards_of_turns(e.rewards[k], e.completions[k])
-                reward = None if given is None else place_rewards(given, turns, positions, e.source)
+                reward = None if e.rewards is None else place_rewards(e, k, turns, positions)
                 group = f"{e.prompt_id}/{n}" if e.alone else e.prompt_id
                 yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source, group)
 
@@ -145,14 +143,15 @@ def _drop_reason(example: Example, completion: int, specials: re.Pattern[str] | 
     return drop_reason(example.completions[completion]) or special_text(example, completion, specials)
 
 
-def _expect_no_marks(rows: Sequence[tuple[Example, int]]) -> None:
-    """Check that no message of a completion says that its tokens are state."""
+def _expect_no_marks(rows: Sequence[tuple[Example, int]]) -> Sequence[tuple[Example, int]]:
+    """Return the rows after checking that no message of a completion says that its tokens are state."""
     marked = next((e for e, k in rows if any(m.get("train") is False for m in e.completions[k])), None)
     if marked is not None:
         raise InputError(
             f"{marked.source}: a message says train: false, but data.train_on=response trains on everything from the "
             "first action on; use data.train_on=assistant"
         )
+    return rows
 
 
 def _rendered(

@@ -169,7 +169,8 @@ def test_what_cannot_be_learned_from_is_dropped_and_counted(source, row, left, r
 def test_a_call_of_a_tool_without_text_is_an_action(source):
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     example = only(source({"prompt": "p", "completion": [call], "reward": 1}))
-    assert example.completions == [[{**call, "content": ""}]]
+    named = {"type": "function", "function": {"name": "f"}}
+    assert example.completions == [[{**call, "content": "", "tool_calls": [named]}]]
 
 
 OK = {"prompt": "p", "completion": "c", "reward": 1}
@@ -202,9 +203,9 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ({**PAIR, "score_chosen": 1, "score_rejected": float("nan")}, "column 'score_rejected' is nan"),
         ({**PAIR, "rewards": [1, 0]}, "column 'rewards' does not fit; expected score_chosen"),
         ({**PAIR, "chosen": [user("other"), assistant("a")]}, "column 'chosen' begins with a user message"),
-        ({**OK, "prompt": [{"role": "human", "content": "p"}]}, "column 'prompt', message 0: role .*'human'; expected"),
+        ({**OK, "prompt": [{"role": "boss", "content": "p"}]}, "column 'prompt', message 0: role .*'boss'; expected"),
         ({**OK, "prompt": [{"from": "human", "value": "p"}]}, "message 0: no 'role'; it has from, value"),
-        ({**OK, "prompt": [{"role": "user", "content": ["p"]}]}, "message 0: content must be a string"),
+        ({**OK, "prompt": [{"role": "user", "content": [1]}]}, "message 0: a content part of type 'int' is no text"),
         ({**OK, "prompt": [{"role": "user"}]}, "message 0: content must be a string"),
         ({**OK, "prompt": ["p"]}, "message 0: expected an object"),
         ({**OK, "completion": 3}, "column 'completion': expected a string or a list of messages, found int 3"),

@@ -84,9 +84,13 @@ def test_messages_with_more_than_role_and_content_come_back_or_are_refused(direc
     assert [same(*pair) for pair in zip(shards.read(), [named, made(1)], strict=True)] == [True, True]
     calls = [{"function": {"name": "f", "arguments": {"x": 1}}}, {"function": {"name": "g", "arguments": {"y": 1}}}]
     called = [{"role": "assistant", "content": "", "tool_calls": [call]} for call in calls]
-    with pytest.raises(InputError, match="tool_calls beside role and content"):
-        shards.append([made(2, messages=called)])
-    assert uids(shards.read()) == ["w-0-0-0", "w-0-0-1"]
+    called = made(2, messages=called)
+    shards.append([called])
+    assert same([*shards.read()][-1], called)
+    noted = [{"role": "user", "content": "a", "note": note} for note in ({"x": 1}, {"y": 1})]
+    with pytest.raises(InputError, match="note beside role and content"):
+        shards.append([made(3, messages=noted)])
+    assert uids(shards.read()) == ["w-0-0-0", "w-0-0-1", "w-0-0-2"]
 
 
 def test_it_is_a_data_set_as_it_is(directory):
