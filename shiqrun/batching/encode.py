@@ -117,8 +117,7 @@ def encode(
         reasons = [None if d else _drop_reason(e, k, specials) for (_, k, e), d in zip(chunk, drawn, strict=True)]
         dropped.update(why for why in reasons if why)
         kept = [(row, d) for row, d, why in zip(chunk, drawn, reasons, strict=True) if not why]
-        left = [(e, k) for (_, k, e), d in kept if d is None]
-        rendered = _rendered(left if train_on == "assistant" else _expect_no_marks(left), tokenizer, spans_of)
+        rendered = _rendered([(e, k) for (_, k, e), d in kept if d is None], tokenizer, spans_of, train_on)
         for (n, k, e), own in kept:
             span = own or next(rendered)
             if span is None:
@@ -143,21 +142,22 @@ def _drop_reason(example: Example, completion: int, specials: re.Pattern[str] | 
     return drop_reason(example.completions[completion]) or special_text(example, completion, specials)
 
 
-def _expect_no_marks(rows: Sequence[tuple[Example, int]]) -> Sequence[tuple[Example, int]]:
-    """Return the rows after checking that no message of a completion says that its tokens are state."""
+def _expect_no_marks(rows: Sequence[tuple[Example, int]]) -> None:
+    """Check that no message of a completion says that its tokens are state."""
     marked = next((e for e, k in rows if any(m.get("train") is False for m in e.completions[k])), None)
     if marked is not None:
         raise InputError(
             f"{marked.source}: a message says train: false, but data.train_on=response trains on everything from the "
             "first action on; use data.train_on=assistant"
         )
-    return rows
 
 
 def _rendered(
-    rows: Sequence[tuple[Example, int]], tokenizer: PreTrainedTokenizerBase, spans_of: "SpansOf"
+    rows: Sequence[tuple[Example, int]], tokenizer: PreTrainedTokenizerBase, spans_of: "SpansOf", train_on: TrainOn
 ) -> "Iterator[Spans | None]":
     """Yield tokens and turns of (example, number of a completion) as the chat template renders them."""
+    if train_on == "response":
+        _expect_no_marks(rows)
     talks = [Conversation([*e.messages, *e.completions[k]], len(e.messages), e.source) for e, k in rows]
     for talk, span in zip(talks, spans_of(talks, tokenizer), strict=True):
         if span is not None:
