@@ -62,7 +62,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         return
     began, dropped = time.perf_counter(), Counter[str]()
     reward = _reward(config)
-    source, data = build_data(_without_pair_rewards(config.data))
+    source, data = build_data(_without_set_rewards(config.data))
     given = [*track(both_splits(source, data, dropped), "reading examples")]
     _expect(given, dropped, config.data.name)
     if config.dry_run:
@@ -104,11 +104,12 @@ def _reward(config: DictConfig) -> "Reward":
     return reward
 
 
-def _without_pair_rewards(data: DictConfig) -> DictConfig:
-    """Return the data set's node without rewards of pairs, which scoring does not need unless it chooses by them."""
+def _without_set_rewards(data: DictConfig) -> DictConfig:
+    """Return the data set's node without rewards of pairs and labels, which scoring needs only to choose by them."""
     bare = data.copy()
-    if "pair_rewards" in bare and bare.completions == "all":
-        bare.pair_rewards = None
+    for key in ("pair_rewards", "label_rewards"):
+        if key in bare and bare.completions == "all":
+            bare[key] = None
     return bare
 
 

@@ -24,13 +24,15 @@ MARKS: Mapping[Form, tuple[str, ...]] = {
     "chat": ("messages",),
 }
 """The columns by which a row shows its form."""
+LABEL = "label"
+"""The column that says whether a completion is good, true or false (KTO); of other types it is not read."""
 ANSWERS = ("tests", "answer", "answer_json")
 """What a verifier reads: the first of these columns that a row has."""
 NAMES = ("prompt_id", "tools", *dict.fromkeys(name for names in FORMS.values() for name in names), *ANSWERS)
 """Every column that has a meaning in some row."""
 TEXTS = ("prompt", "completion", "chosen", "rejected")
 """Columns that hold texts, or lists of messages."""
-VALUES = tuple({*NAMES, *SINGLE, *SEVERAL} - {*TEXTS, "prompt_id", "answer", "answer_json"})
+VALUES = tuple({*NAMES, LABEL, *SINGLE, *SEVERAL} - {*TEXTS, "prompt_id", "answer", "answer_json"})
 """Columns that never hold plain text."""
 USUAL = {
     "chosen_score": "score_chosen",

@@ -7,9 +7,10 @@ A row is one of
     [prompt,] chosen, rejected [, score_chosen, score_rejected]
     messages, reward | rewards                   a chat; its prompt ends before the first assistant turn
 
-A row may also hold `answer` or `tests` for verifiers (of both, `tests` is read), or `answer_json`, the same as a JSON
-text, for Parquet, where all rows have one type; `prompt_id` (by default a hash of the prompt); and `tools`, a list of
-function schemas, or its JSON text, for the chat template.
+Instead of `reward`, a row with one completion may have a `label`, true or false (KTO). A row may also hold `answer` or
+`tests` for verifiers (of both, `tests` is read), or `answer_json`, the same as a JSON text, for Parquet, where all rows
+have one type; `prompt_id` (by default a hash of the prompt); and `tools`, a list of function schemas, or its JSON text,
+for the chat template.
 A string prompt is one user message, a string completion one assistant message. A chat that begins with the prompt's
 messages is cut behind them; and where the first string completion of a file begins with the text of its prompt, all do.
 A row with the columns of `data/token_columns.py` holds its completions as they were sampled, in token ids.
@@ -26,7 +27,12 @@ from shiqrun.data.columns import NAMES, TEXTS, VALUES, UnreadColumns
 from shiqrun.data.csv_rows import CsvRow, typed_cells
 from shiqrun.data.files import data_files, read_rows
 from shiqrun.data.hub_files import hub_files, is_hub_id
-from shiqrun.data.pair_rewards import announce_pair_rewards, check_pair_rewards
+from shiqrun.data.pair_rewards import (
+    announce_label_rewards,
+    announce_pair_rewards,
+    check_label_rewards,
+    check_pair_rewards,
+)
 from shiqrun.data.row_parts import Parts, Row
 from shiqrun.data.source import Source
 from shiqrun.data.token_columns import SEVERAL, SINGLE
@@ -46,9 +52,11 @@ class Jsonl(Source):
         config, revision: of the data set on the Hub.
         pair_rewards: rewards of chosen and rejected in pairs without scores, reward units; None gives them none.
         tools: whether the chat template gets the tool schemas of the rows.
+        label_rewards: rewards of true and false in the column `label` of rows without rewards, reward units; None gives
+            them none.
 
     Raises:
-        InputError: `pair_rewards` are not two finite numbers.
+        InputError: `pair_rewards` or `label_rewards` are not two finite numbers.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class Jsonl(Source):
         config: str | None = None,
         revision: str | None = None,
         tools: bool = True,
+        label_rewards: list[float] | None = None,
     ) -> None:
         val_path = path if val_path is None and val_split is not None and is_hub_id(path) else val_path
         self.paths = {"train": path} if val_path is None else {"train": path, "val": val_path}
@@ -71,7 +80,7 @@ class Jsonl(Source):
                 raise InputError(f"data.{name}={given}: only for data.path=ORG/NAME on the Hub; {path} is local")
         self.splits = tuple(self.paths)
         self.tools = tools
-        self.pair_rewards = check_pair_rewards(pair_rewards)
+        self.pair_rewards, self.label_rewards = check_pair_rewards(pair_rewards), check_label_rewards(label_rewards)
         self._rewards_from: tuple[str | None, str] | None = None
         self._repeats: tuple[bool, str] | None = None
         self._announced = self._warned = False
@@ -108,7 +117,7 @@ class Jsonl(Source):
         try:
             for number, (place, columns) in enumerate(self._rows(split)):
                 row = Row(columns, place)
-                self._unread.see(columns, row.read(), place, NAMES)
+                self._unread.see(columns, row.read(labels=self.label_rewards is not None), place, NAMES)
                 if not number:
                     self._unread.tell()
                 example = self._example(row, self._parts(row))
@@ -118,13 +127,20 @@ class Jsonl(Source):
             self._unread.tell()
 
     def _parts(self, row: Row) -> Parts:
-        """Return what was read of a row, a pair without scores with the rewards of `pair_rewards`."""
+        """Return what was read of a row; pairs without scores, and labels, with the rewards that the settings say."""
         parts = (row.behind_prompt() if self._repeats_prompt(row) else row).parts()
         if row.form == "pair" and parts.rewards is None and self.pair_rewards is not None:
             if not self._announced:
                 announce_pair_rewards(self.pair_rewards)
                 self._announced = True
             parts = parts._replace(rewards=[*self.pair_rewards], rewards_from="data.pair_rewards")
+        label = row.label()
+        if label is not None and self.label_rewards is not None:
+            if not self._announced:
+                announce_label_rewards(self.label_rewards)
+                self._announced = True
+            reward = self.label_rewards[0 if label else 1]
+            parts = parts._replace(rewards=[reward], rewards_from="data.label_rewards")
         self._expect_same_origin(parts.rewards_from, row.place)
         return parts
 

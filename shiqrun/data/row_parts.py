@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from shiqrun.data.chats import as_messages, prompt_name, shared_prompt, with_tools, without_prompt
-from shiqrun.data.columns import MARKS, Form, form_of_row, read_columns
+from shiqrun.data.columns import LABEL, MARKS, Form, form_of_row, read_columns
 from shiqrun.data.convert.messages import normal_tools
 from shiqrun.data.pair_rewards import LARGEST_REWARD
 from shiqrun.data.token_columns import sampled_tokens
@@ -50,10 +50,17 @@ class Row:
             raise self._missing("completion, completions, chosen and rejected, or messages")
         return form
 
-    def read(self) -> frozenset[str]:
-        """Return the names of the columns that are read of this row."""
+    def read(self, *, labels: bool) -> frozenset[str]:
+        """Return the names of the columns that are read of this row; `labels` says whether a label is a reward."""
         form = form_of_row(self.has)
-        return frozenset() if form is None else read_columns(form, self.has)
+        names = frozenset() if form is None else read_columns(form, self.has)
+        return names | {LABEL} if labels and self.label() is not None else names
+
+    def label(self) -> bool | None:
+        """Return whether the only completion of a row without rewards is marked as good; None where nothing says so."""
+        value = self.columns.get(LABEL)
+        one = form_of_row(self.has) in ("single", "chat") and not (self.has("reward") or self.has("rewards"))
+        return value if one and isinstance(value, bool) else None
 
     def repeats_prompt(self) -> bool | None:
         """Return whether each completion begins with the text of the prompt; None where not all are plain strings."""
@@ -207,11 +214,11 @@ class Row:
 
     def _number(self, column: str, value: Any) -> float:
         try:
-            number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+            number = float(value) if isinstance(value, int | float) else math.nan  # true is 1, false 0
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise self._wrong(column, "a finite number", value)
+            raise self._wrong(column, "a finite number, or true or false", value)
         if abs(number) > LARGEST_REWARD:
             raise self._wrong(
                 column, f"a number of at most {LARGEST_REWARD:g} in size, whose square float32 holds", value

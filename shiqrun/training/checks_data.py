@@ -46,7 +46,8 @@ def every_trajectory_has_a_reward(plan: Plan, rows: Rows) -> str | None:
         first = rows.trajectories[int(bare[0])].source
         return (
             f"algo={plan.name} needs rewards, but {len(bare)} of {len(rows)} trajectories have none, first {first}; "
-            "add a column `reward` or `rewards`, or set data.pair_rewards=[1,-1] for pairs"
+            "add a column `reward` or `rewards`, or set data.pair_rewards=[1,-1] for pairs "
+            "(data.label_rewards=[1,-1] for a column `label` of true and false)"
         )
     return None
 

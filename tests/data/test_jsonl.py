@@ -188,7 +188,6 @@ PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ({**OK, "reward": float("nan")}, "column 'reward' is nan; expected a finite number"),
         ({**OK, "reward": float("-inf")}, "column 'reward' is -inf"),
         ({**OK, "reward": 10**400}, "column 'reward' is 1000"),
-        ({**OK, "reward": True}, "column 'reward' is True"),
         ({**OK, "reward": "1"}, "column 'reward' is '1'"),
         ({**OK, "reward": [1]}, "column 'reward' is"),
         ({**OK, "rewards": [1]}, "column 'rewards' does not fit; expected one of reward and rewards"),
