@@ -91,7 +91,7 @@ bench-start: install ## start-up over the bare interpreter
 bench-loop: install ## what the training loop costs beside its products, and what torch.compile buys
 	$(BIN)/python -m bench.loop
 	$(BIN)/python -m bench.compiled
-bench-growth: install ## time and memory over tokens, vocabulary, completions, rows and sweep length
+bench-growth: install ## time and memory over tokens, vocabulary, completions, rows, sweep length and starts
 	$(BIN)/python -m bench.growth --out $(BENCH_OUT) $(QUICK)
 bench-sandbox: install ## programs a second in each sandbox that works here
 	$(BIN)/python -m bench.sandbox

@@ -4,7 +4,8 @@ The studies tokens, vocabulary and completions are shiqrun's own training on mad
 step has the same number of trajectories everywhere (with more completions, of fewer prompts). The study rows runs the
 loop over 1,000 to 1,000,000 encoded trajectories that lie in flat arrays, so that the growth beside the arrays, and the
 cost of a step, belong to the loop. The study sweep runs a grid of betas by the command line, in which the reference is
-scored once and then read from the cache. growth.json is written into --out.
+scored once and then read from the cache. The study starts reads files of 10,000 to 1,000,000 rows twice: what encoding
+costs at first, and what it costs once the rows are stored. growth.json is written into --out.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from rich.table import Table
 
 from bench.clock import environment, forget_peak, resident
 from bench.step import ask
+from bench.store import over_starts
 from bench.work import SHAPES, Shape, prepare, talk
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.rows import Rows
@@ -173,7 +175,15 @@ STUDIES: dict[str, Callable[[bool], list[Point]]] = {
     "completions": over_completions,
     "rows": over_rows,
     "sweep": over_sweep,
+    "starts": over_starts,
 }
+
+
+def _shown(value: Any) -> str:
+    """Return an entry of a point as text."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
 def main() -> None:
@@ -193,7 +203,7 @@ def main() -> None:
         result[name] = STUDIES[name](args.quick)
         table = Table(*result[name][0], title=f"growth over {name}")
         for point in result[name]:
-            table.add_row(*(f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" for value in point.values()))
+            table.add_row(*map(_shown, point.values()))
         console.print(table)
         (args.out / "growth.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
 
