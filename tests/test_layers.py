@@ -38,7 +38,7 @@ LAYERS = (
     {"training": "one run, from plan to summary"},
     {"config": "Hydra, overrides, validation, run directories"},
     {"commands": "the command line's side, one file a command"},
-    {"cli": "the names of commands"},
+    {"cli": "the names of commands", "api": "what `import shiqrun` offers in Python"},
     {"__main__": "python -m shiqrun"},
 )
 """From the bottom up, what belongs in each folder. A part may import what is in a lower line, and its own files."""

@@ -6,37 +6,28 @@ sweeps, serves the further ranks that Lightning starts, and turns errors into ex
 """
 
 import os
-import sys
 import tempfile
-import traceback
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
-from importlib import import_module
+from contextlib import ExitStack
 from pathlib import Path
 
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config import sweep_grid as grid
+from shiqrun.config.command_line import CHILD_CONFIG, FAILED, INTERRUPTED, WRONG_INPUT, CommandLine, print_error
 from shiqrun.config.compose import as_hydra_overrides, compose, job_overrides
 from shiqrun.config.explain import explain
 from shiqrun.config.of_run import with_data_of_run
-from shiqrun.config.process import append_to_log, close_log, environment, leave_process_group
+from shiqrun.config.process import environment
 from shiqrun.config.run_lock import lock_run
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
-from shiqrun.config.validate import check
-from shiqrun.errors import InputError, Interrupted, TrainingError
-from shiqrun.util.full_disk import append_if_possible, full_disk
-from shiqrun.util.quoting import as_override, quote_for_shell, unquote
-
-CHILD_CONFIG = "SHIQRUN_CHILD_CONFIG"
-"""Environment variable with the run directory, for the further ranks of a run."""
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+from shiqrun.errors import InputError
+from shiqrun.util.full_disk import full_disk
+from shiqrun.util.quoting import as_override, unquote
 
 
 def launch(
@@ -54,106 +45,43 @@ def launch(
     Returns:
         The exit code: 0, 1 for a failure, 2 for input that cannot work, 130 for an interrupt.
     """
-    command = _CommandLine(name, module, keeps_files=writes, program=program)
+    command = CommandLine(name, module, keeps_files=writes, program=program)
     try:
         if os.environ.get("LOCAL_RANK", "0") != "0" and CHILD_CONFIG in os.environ:
             return command.run_as_further_rank(Path(os.environ[CHILD_CONFIG]))
         with environment(HYDRA_FULL_ERROR="1"):  # Hydra raises its errors instead of printing them and exiting
             return _dispatch(argv, command)
     except InputError as error:
-        _print_error(f"error: {error}")
+        print_error(f"error: {error}")
         return WRONG_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-@dataclass
-class _CommandLine:
-    """A command line runs the jobs that its words ask for and remembers how they ended.
+def launch_in_process(name: str, words: Sequence[str], *, module: str) -> Path:
+    """Run one job for a Python program that waits for it, and return its run directory.
 
-    Attributes:
+    Args:
         name: the command.
-        module: the module with its `run` and `SCHEMA`.
-        keeps_files: False if the run directory vanishes at the end.
-        program: the words that start a job of a sweep in a process of its own.
-        made_directory: True if the run directory was not there before, so that wrong input may remove it.
-        exit_codes: of the jobs that have run.
-        swept: the keys with several values, if a launcher other than Hydra's own runs the jobs.
+        words: the words behind it, as `launch` takes them.
+        module: as in `launch`.
+
+    Raises:
+        InputError: input that cannot work.
+        TrainingError: the job failed.
+        KeyboardInterrupt: it was interrupted, after it has saved what it can.
     """
-
-    name: str
-    module: str
-    keeps_files: bool
-    program: Sequence[str] | None = None
-    made_directory: bool = True
-    exit_codes: list[int] = field(default_factory=list)
-    swept: Sequence[str] = ()
-
-    def check(self, config: DictConfig) -> None:
-        """Raise InputError if the config cannot be run."""
-        check(config, import_module(self.module).SCHEMA)
-        rundir.expect_run(config)
-
-    def run_as_further_rank(self, folder: Path) -> int:
-        """Run the config of the first rank: Lightning started this process with the first rank's command line."""
-        self.keeps_files = False
-        return self.run_job(rundir.load(folder), folder)
-
-    def resume(self, folder: Path) -> int:
-        """Continue the run in a directory with its saved config."""
-        folder = folder.absolute()
-        with lock_run(folder):
-            config = rundir.with_run_dir(rundir.load(folder), folder, resume=True)
-            self.check(config)
-            rundir.make_directory(folder, numbered=False)
-            self.made_directory = False
-            append_to_log(folder)
-            rundir.save(config, folder)
-            return self.run_job(config, folder)
-
-    def run_composed(self, config: DictConfig) -> None:
-        """Run one job; Hydra calls this with the job's config, once it has made the run directory and the log."""
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        with lock_run(folder) if self.keeps_files else nullcontext():
-            if self.keeps_files:
-                config = rundir.with_run_dir(config, folder, resume=False)
-                if self.swept:
-                    config = grid.with_labels(config, HydraConfig.get().overrides.task, self.swept, folder.parent)
-                rundir.save(config, folder)
-            self.run_job(config, folder)
-
-    def run_job(self, config: DictConfig, folder: Path) -> int:
-        """Run one job; return its exit code and print its error. An interrupt is raised again."""
-        code = 0
-        try:
-            with environment(**{CHILD_CONFIG: str(folder)}):
-                import_module(self.module).run(config, folder)
-        except InputError as error:
-            code = WRONG_INPUT
-            _print_error(f"error: {error}")
-            if self.keeps_files and self.made_directory:
-                rundir.discard_unused(folder)
-        except (KeyboardInterrupt, Interrupted) as interrupt:
-            self._report(": ".join(part for part in ("interrupted", str(interrupt)) if part), folder)
-            raise KeyboardInterrupt from interrupt  # the only exception that no launcher of Hydra's catches
-        except Exception as error:
-            code, line = FAILED, str(error) if isinstance(error, TrainingError) else full_disk(error, folder)
-            self._report(f"failed: {line}" if line else f"failed\n{traceback.format_exc()}", folder)
-        finally:
-            leave_process_group()
-            close_log()
-        self.exit_codes.append(code)
-        return code
-
-    def _report(self, text: str, folder: Path) -> None:
-        """Print how a job ended, and write it into the run's log with how to continue."""
-        if self.keeps_files:
-            text += f"\nrun directory: {folder}\nto go on: shiqrun {self.name} resume={quote_for_shell(folder)}"
-            append_if_possible(folder / rundir.LOG, f"{text}\n")
-        _print_error(text)
+    command = CommandLine(name, module, keeps_files=True, raises=True)
+    with environment(HYDRA_FULL_ERROR="1"):
+        _dispatch(words, command)
+    if command.error is not None:
+        raise command.error
+    if command.directory is None:
+        raise InputError(f"{name}: these words start no run; give them to `shiqrun {name}` in a shell")
+    return command.directory
 
 
-def _dispatch(argv: Sequence[str], command: _CommandLine) -> int:
+def _dispatch(argv: Sequence[str], command: CommandLine) -> int:
     """Show a config or help, resume, sweep or run one job, whichever the words ask for."""
     args = get_args_parser().parse_intermixed_args(list(argv))
     args.overrides = with_data_of_run(as_hydra_overrides(args.overrides))
@@ -178,7 +106,7 @@ def _dispatch(argv: Sequence[str], command: _CommandLine) -> int:
         return _call_hydra(args, command)
 
 
-def _run_one(args: Namespace, command: _CommandLine, stack: ExitStack) -> int:
+def _run_one(args: Namespace, command: CommandLine, stack: ExitStack) -> int:
     """Check the config, make the run directory, and run the job; or continue the same run if it is there unfinished."""
     config = compose(command.name, args.overrides)
     command.check(config)
@@ -190,7 +118,7 @@ def _run_one(args: Namespace, command: _CommandLine, stack: ExitStack) -> int:
 
 
 def _sweep(
-    args: Namespace, command: _CommandLine, stack: ExitStack, *, typed: Sequence[str], config_dir: str | None
+    args: Namespace, command: CommandLine, stack: ExitStack, *, typed: Sequence[str], config_dir: str | None
 ) -> int:
     """Check all jobs, then run each in a process of its own, or as the chosen launcher of Hydra runs them."""
     config = compose(command.name, args.overrides, multirun=True)
@@ -219,7 +147,7 @@ def _sweep(
     return code
 
 
-def _output_directory(config: DictConfig, kind: str, command: _CommandLine, stack: ExitStack) -> Path | None:
+def _output_directory(config: DictConfig, kind: str, command: CommandLine, stack: ExitStack) -> Path | None:
     """Make the directory for a run or a sweep; return None if it holds this very run, unfinished.
 
     Args:
@@ -240,12 +168,12 @@ def _output_directory(config: DictConfig, kind: str, command: _CommandLine, stac
     if not timed and kind == "sweep":
         rundir.expect_neither_run_nor_sweep(folder)
     elif not timed and rundir.holds_unfinished(folder, config):
-        _print_error(f"{folder} holds this run, unfinished: going on with it")
+        print_error(f"{folder} holds this run, unfinished: going on with it")
         return None
     return rundir.make_directory(folder, numbered=timed)
 
 
-def _call_hydra(args: Namespace, command: _CommandLine) -> int:
+def _call_hydra(args: Namespace, command: CommandLine) -> int:
     """Call what Hydra calls after parsing `sys.argv`, which stays as it is: Lightning repeats it for its ranks."""
     version.setbase("1.3")
     try:
@@ -289,10 +217,3 @@ def _folder_to_resume(args: Namespace) -> Path | None:
             f"{', '.join(others)}"
         )
     return Path(value)
-
-
-def _print_error(text: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return  # the main process prints the error once for all ranks
-    lines = text.rstrip().replace("\n", "\n  ")
-    print(f"shiqrun: {lines}", file=sys.stderr)

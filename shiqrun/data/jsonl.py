@@ -18,7 +18,7 @@ A row with the columns of `data/token_columns.py` holds its completions as they 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +215,21 @@ class Jsonl(Source):
             columns=unread | {k: v for k, v in row.columns.items() if k in kept_as or k not in {*NAMES, *tokens}},
             sampled=sampled and [sampled[i] for i in kept],
         )
+
+
+class GivenRows(Jsonl):
+    """A `GivenRows` data set yields the examples of rows that are in memory, in the columns of `data=jsonl`.
+
+    Args:
+        rows: columns of each row by name; messages name them "row 0", "row 1", ...
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        super().__init__(path="rows", val_path=None, pair_rewards=None)
+        self._given = rows
+
+    def _rows(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, row in enumerate(self._given):
+            if not isinstance(row, Mapping):
+                raise InputError(f"row {number}: expected columns by name, found a {type(row).__name__}")
+            yield f"row {number}", dict(row)

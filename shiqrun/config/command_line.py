@@ -1,0 +1,133 @@
+"""`CommandLine` runs the jobs of a command line: it locks their directories and turns their errors into exit codes."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from shiqrun.config import run_directory as rundir
+from shiqrun.config import sweep_grid as grid
+from shiqrun.config.process import append_to_log, close_log, environment, leave_process_group
+from shiqrun.config.run_lock import lock_run
+from shiqrun.config.validate import check
+from shiqrun.errors import InputError, Interrupted, TrainingError
+from shiqrun.util.full_disk import append_if_possible, full_disk
+from shiqrun.util.quoting import quote_for_shell
+
+CHILD_CONFIG = "SHIQRUN_CHILD_CONFIG"
+"""Environment variable with the run directory, for the further ranks of a run."""
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+@dataclass
+class CommandLine:
+    """A `CommandLine` runs the jobs that its words ask for and remembers how they ended.
+
+    Attributes:
+        name: the command.
+        module: the module with its `run` and `SCHEMA`.
+        keeps_files: False if the run directory vanishes at the end.
+        program: the words that start a job of a sweep in a process of its own.
+        made_directory: True if the run directory was not there before, so that wrong input may remove it.
+        exit_codes: of the jobs that have run.
+        swept: the keys with several values, if a launcher other than Hydra's own runs the jobs.
+        raises: a Python program waits for the job: its error is kept for it instead of printed.
+        error: what the last job raised.
+        directory: of the last job.
+    """
+
+    name: str
+    module: str
+    keeps_files: bool
+    program: Sequence[str] | None = None
+    made_directory: bool = True
+    exit_codes: list[int] = field(default_factory=list)
+    swept: Sequence[str] = ()
+    raises: bool = False
+    error: Exception | None = None
+    directory: Path | None = None
+
+    def check(self, config: DictConfig) -> None:
+        """Raise InputError if the config cannot be run."""
+        check(config, import_module(self.module).SCHEMA)
+        rundir.expect_run(config)
+        devices = config.get("hardware", {}).get("devices", 1)
+        if self.raises and devices not in (1, "1", "auto"):
+            raise InputError(
+                f"hardware.devices={devices}: several processes start only from a shell: shiqrun {self.name}"
+            )
+
+    def run_as_further_rank(self, folder: Path) -> int:
+        """Run the config of the first rank: Lightning started this process with the first rank's command line."""
+        self.keeps_files = False
+        return self.run_job(rundir.load(folder), folder)
+
+    def resume(self, folder: Path) -> int:
+        """Continue the run in a directory with its saved config."""
+        folder = folder.absolute()
+        with lock_run(folder):
+            config = rundir.with_run_dir(rundir.load(folder), folder, resume=True)
+            self.check(config)
+            rundir.make_directory(folder, numbered=False)
+            self.made_directory = False
+            append_to_log(folder)
+            rundir.save(config, folder)
+            return self.run_job(config, folder)
+
+    def run_composed(self, config: DictConfig) -> None:
+        """Run one job; Hydra calls this with the job's config, once it has made the run directory and the log."""
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        with lock_run(folder) if self.keeps_files else nullcontext():
+            if self.keeps_files:
+                config = rundir.with_run_dir(config, folder, resume=False)
+                if self.swept:
+                    config = grid.with_labels(config, HydraConfig.get().overrides.task, self.swept, folder.parent)
+                rundir.save(config, folder)
+            self.run_job(config, folder)
+
+    def run_job(self, config: DictConfig, folder: Path) -> int:
+        """Run one job; return its exit code and print its error. An interrupt is raised again."""
+        code, self.directory = 0, folder
+        try:
+            with environment(**{CHILD_CONFIG: str(folder)}):
+                import_module(self.module).run(config, folder)
+        except InputError as error:
+            code, self.error = WRONG_INPUT, error
+            if not self.raises:
+                print_error(f"error: {error}")
+            if self.keeps_files and self.made_directory:
+                rundir.discard_unused(folder)
+        except (KeyboardInterrupt, Interrupted) as interrupt:
+            self._report(": ".join(part for part in ("interrupted", str(interrupt)) if part), folder)
+            raise KeyboardInterrupt from interrupt  # the only exception that no launcher of Hydra's catches
+        except Exception as error:
+            self.error = error
+            code, line = FAILED, str(error) if isinstance(error, TrainingError) else full_disk(error, folder)
+            self._report(f"failed: {line}" if line else f"failed\n{traceback.format_exc()}", folder)
+        finally:
+            leave_process_group()
+            close_log()
+        self.exit_codes.append(code)
+        return code
+
+    def _report(self, text: str, folder: Path) -> None:
+        """Print how a job ended, and write it into the run's log with how to continue."""
+        if self.keeps_files:
+            text += f"\nrun directory: {folder}\nto go on: shiqrun {self.name} resume={quote_for_shell(folder)}"
+            append_if_possible(folder / rundir.LOG, f"{text}\n")
+        print_error(text)
+
+
+def print_error(text: str) -> None:
+    """Print an error of the command on standard error, once for all ranks of a run."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # the main process prints it
+    lines = text.rstrip().replace("\n", "\n  ")
+    print(f"shiqrun: {lines}", file=sys.stderr)
