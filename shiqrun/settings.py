@@ -28,6 +28,7 @@ class AlgoSettings:
         reward_offset: subtracted from the reward of every trajectory's last action: a number in reward units, mean (of
             the training trajectories), group_mean (of the prompt's completions) or none. The optimal policy does not
             depend on it, but what finite data teach about actions that they never show does.
+        same_unit: whether logged rewards are taken to have the unit of `eval.reward` without a check.
         anchor: weight kappa of `losses.anchor`; 0 turns it off.
         anchor_tokens: K, the number of tokens at each state whose logits the anchor holds at the reference's.
         anchor_from: distribution of these tokens: uniform (fixed by the seed and cached with the reference), or policy
@@ -42,6 +43,7 @@ class AlgoSettings:
 
     reference: Kind
     reward_offset: Offset
+    same_unit: bool = False
     anchor: Annotated[float, Ge(0)] = 0.0
     anchor_tokens: Annotated[int, Gt(0)] = 4
     anchor_from: Literal["uniform", "policy"] = "uniform"

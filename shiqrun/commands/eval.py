@@ -68,12 +68,11 @@ def run(config: DictConfig, run_dir: Path) -> None:
 def _evaluate_model(config: DictConfig, run_dir: Path, asked: "AnswerSettings") -> None:
     """Evaluate the policy of a run, or of a directory or the Hub."""
     from shiqrun.evaluation.build import build_evaluator
-    from shiqrun.rewards.labels import same_reward_unit
 
     began = time.perf_counter()
     reward = build_reward(config.reward) if config.get("reward") else None
     subject = _of_run(config) if config.run else _of_path(config)
-    beta = asked.beta or (subject.beta if reward is None or same_reward_unit(subject.source, reward) else None)
+    beta = asked.beta or (subject.beta if reward is None or subject.pays(reward) else None)
     exact = _exact(subject, asked, reward, beta) if subject.source.evaluated_exactly else None
     evaluator = None
     if exact is None:
@@ -233,6 +232,8 @@ def _of_run(config: DictConfig) -> "Subject":
         source=own,
     )
     source, data = build_data(node)
+    shared = OmegaConf.select(former, "rollout._target_") or former.algo.get("same_unit")
+    trained_by = former.eval.get("reward") if shared else None
     return Subject(
         title=f"{former.algo.name} on {former.data.name}, {folder}",
         name=node.name,
@@ -244,6 +245,8 @@ def _of_run(config: DictConfig) -> "Subject":
         reference=trained.reference,
         context=choice.context(),
         beta=beta_of_run(former),
+        learned_from=(former.data.name, own),
+        rewarded_by=None if trained_by is None else build_reward(trained_by).fingerprint(),
         where={"run": str(folder), "checkpoint": config.checkpoint, "algo": former.algo.name, "data": node.name},
     )
 
@@ -280,5 +283,6 @@ def _of_path(config: DictConfig) -> "Subject":
         reference=reference,
         context=choice.context(),
         beta=None,
+        learned_from=(config.data.name, source),
         where={"model": config.model.get("path"), "reference": config.reference, "data": config.data.name},
     )

@@ -54,7 +54,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
     """Score the completions of a data set into `run_dir`, or only print what would be scored."""
     from shiqrun.batching.logged_data import both_splits
     from shiqrun.console import console, track
-    from shiqrun.rewards.labels import SCORED_BY, ScoreCache, label, statistics
+    from shiqrun.rewards.labels import ScoreCache, label, statistics
+    from shiqrun.rewards.units import SCORED_BY
     from shiqrun.training.artifacts import provenance
 
     if is_finished(run_dir):

@@ -45,7 +45,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.estimates.value_report import FILE, TRAJECTORIES, value_table, write_values
     from shiqrun.models.policy import ModelSettings, Policy
     from shiqrun.models.reference import weights_fingerprint
-    from shiqrun.rewards.labels import SCORED_BY
+    from shiqrun.rewards.units import SCORED_BY
     from shiqrun.training.artifacts import provenance
 
     disable_progress_bar()

@@ -64,7 +64,7 @@ class Contest(Source):
         unsolved: Literal["drop", "keep"],
         rewards: Annotated[list[float], Len(2, 2)],
     ) -> None:
-        self._right, self._wrong = check_rewards(rewards)
+        self._right, self._wrong = self.right_and_wrong = check_rewards(rewards)
         self._without, self._most, self.max_tests, self._unsolved = without, per_problem, max_tests, unsolved
         self._rows = ProblemRows(path, self.hub, any_text=True)
         self.splits = self._rows.splits

@@ -27,7 +27,7 @@ class HumanEval(Source):
     """
 
     def __init__(self, *, path: str | None, rewards: Annotated[list[float], Len(2, 2)]) -> None:
-        self._right, _ = check_rewards(rewards)
+        self._right, _ = self.right_and_wrong = check_rewards(rewards)
         self._rows = ProblemRows(path, HUB)
         self.splits = self._rows.splits
 

@@ -141,6 +141,7 @@ class Programs(Source):
         self._fixed = fixed_lists(base, fixed)
         self._per_problem, self._right = per_problem, round(right * per_problem)
         self._rewards, self._seed = rewards, data_seed
+        self.right_and_wrong = (float(rewards[0]), float(rewards[1]))
         self._single = [(step,) for name in primitives for step in steps_of(name, base)]
         self._expect_functions(len(primitives), val_fraction)
 

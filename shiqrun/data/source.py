@@ -62,6 +62,8 @@ class Source(ABC):
         chat_template: Jinja template that goes with the vocabulary; None for the model's own.
         paths: the user's file or directory of each split, where the data set reads one.
         tools: whether the chat template gets the tool schemas of prompts (`data.tools`).
+        right_and_wrong: rewards of a right and of a wrong completion, reward units, where completions are one or the
+            other; None elsewhere.
         evaluated_exactly: whether `exact` knows the optimum; then no completions are sampled to evaluate a policy.
     """
 
@@ -70,6 +72,7 @@ class Source(ABC):
     chat_template: str | None = None
     paths: Mapping[str, str] = {}
     tools: bool = True
+    right_and_wrong: tuple[float, float] | None = None
     evaluated_exactly: bool = False
 
     @cached_property

@@ -20,6 +20,8 @@ from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.models.reference import FrozenReference, Live, weights_fingerprint
 from shiqrun.models.saved_files import check_saved_files
+from shiqrun.rewards.reward import Reward
+from shiqrun.rewards.units import compare_units, of_examples
 from shiqrun.settings import STAMP
 from shiqrun.types import Example
 from shiqrun.util.summary import read_summary
@@ -40,6 +42,8 @@ class Subject:
         reference: the model that the KL is measured against, or None.
         context: tokens that the policy can read, where known.
         beta: KL temperature that the policy was trained with, where known, reward units per nat.
+        learned_from: name and data set that the policy was trained on, whose rewards have the unit of beta.
+        rewarded_by: fingerprint of the reward that a run trained with too, or that its user takes for one of that unit.
         where: what `eval.json` says of the policy's origin.
     """
 
@@ -53,7 +57,16 @@ class Subject:
     reference: Live | None
     context: int | None
     beta: float | None
+    learned_from: tuple[str, Source]
     where: dict[str, Any]
+    rewarded_by: str | None = None
+
+    def pays(self, reward: Reward) -> bool:
+        """Return whether the policy's beta has the unit of a reward, as far as that is known."""
+        if self.rewarded_by is not None:
+            return self.rewarded_by == reward.fingerprint()
+        name, source = self.learned_from
+        return compare_units(of_examples(name, source, self.training()), reward) == "same"
 
     def training_prompts(self) -> frozenset[str]:
         """Return the names of the prompts that the policy was trained on by text and by tokens, as far as known."""

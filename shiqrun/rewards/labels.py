@@ -12,16 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shiqrun.batching.logged_data import SPLITS, Split
-from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Answered, Bounded, Judging, Progress, Reward
 from shiqrun.types import Example
 from shiqrun.util.atomic import write_atomic
 from shiqrun.util.intervals import interval
-from shiqrun.util.summary import read_summary
 
 log = logging.getLogger("shiqrun")
-SCORED_BY = "reward/fingerprint"
 DIGEST = "digest"
 """The key of a chunk of the cache that holds a hash of its scores."""
 CHUNK = 256
@@ -230,15 +227,3 @@ def statistics(labelled: Iterable[Labelled]) -> dict[str, float | int]:
 
 def _wins(chosen: float, rejected: float) -> float:
     return 0.5 if chosen == rejected else float(chosen > rejected)
-
-
-def same_reward_unit(source: Source, reward: Reward) -> bool:
-    """Return whether the data's rewards have this reward's unit: it is verifiable, or the data were scored with it.
-
-    `shiqrun score` writes the reward's fingerprint to the summary beside the data.
-    """
-    if reward.right is not None:
-        return True
-    path = source.paths.get("train")
-    beside = read_summary(Path(path).expanduser().parent) if path else {}
-    return bool(beside.get(SCORED_BY) == reward.fingerprint()) if beside else False

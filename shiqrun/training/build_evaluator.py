@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.logged_data import EncodedData
+from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.evaluation.build import build_evaluator
 from shiqrun.evaluation.evaluator import PolicyEvaluator
 from shiqrun.losses.requirements import needs_of
-from shiqrun.rewards.labels import same_reward_unit
+from shiqrun.rewards.units import of_source, unit_of
 from shiqrun.sampling.prompts import NoPrompts
+from shiqrun.training.checks_units import OVERRIDE, logged_unit
 
 if TYPE_CHECKING:
     from shiqrun.training.plan import Plan
@@ -52,7 +54,7 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
             name=plan.names["data"],
             split="val",
             reward=plan.reward,
-            beta=_beta_in_reward_units(plan),
+            beta=_beta_in_reward_units(plan, encoded.train),
             tokens=plan.trainer.micro_batch_tokens,
             context=plan.choice.context(),
             training_prompts=lambda: encoded.prompts | encoded.prompt_keys(),
@@ -65,16 +67,18 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
         return None
 
 
-def _beta_in_reward_units(plan: "Plan") -> float | None:
+def _beta_in_reward_units(plan: "Plan", logged: Rows) -> float | None:
     """Return the method's beta, or None where the evaluation's rewards may have another unit than the data's."""
     beta = plan.beta
     if plan.reward is None or plan.source.environment() is not None:
         return beta
     log.info("the reward of completions: %s", ", ".join(f"{k} {v}" for k, v in plan.reward.about().items()))
-    if same_reward_unit(plan.source, plan.reward):
+    if logged_unit(plan, logged) == "same":
         return beta
+    rewards = of_source(plan.names["data"], plan.source, logged.returns)
     log.info(
-        "the data's rewards are not known to be those of eval.reward (`shiqrun score` makes such data), so beta "
-        "may have another unit: there is no val/regularised_return, and the best checkpoint goes by val/reward"
+        f"logged rewards are {str(rewards) or 'not there'}, those of eval.reward {unit_of(plan.reward)}, which is not "
+        "known to be one unit (`shiqrun score` makes such data), so beta may have another: there is no "
+        f"val/regularised_return, and the best checkpoint goes by val/reward; {OVERRIDE} says that they agree"
     )
     return None

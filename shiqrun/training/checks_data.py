@@ -12,6 +12,7 @@ from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.estimates.value_file import PromptRewards
+from shiqrun.rewards.units import Verdict, compare_with_sampled, listed, of_source, scored_by, wrong_of
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.training.plan import Plan
 
@@ -142,16 +143,21 @@ def returns_have_the_unit_of_values(
     """Logged returns need the unit of the rewards behind prompt values, and must not exceed `algo.top`."""
     logged = {float(r) for rows in tables for r in np.unique(rows.returns)}
     sampled = {float(r) for found in known.values() for r in np.unique(found.rewards)}
-    if plan.reward is not None and plan.reward.right is not None:
-        possible = {plan.reward.right, float(plan.reward.about()["wrong"])}
-        if not logged <= possible:
+    wrong = None if plan.reward is None else wrong_of(plan.reward)
+    if plan.reward is not None and plan.reward.right is not None and wrong is not None:
+        possible = {plan.reward.right, wrong}
+        if not logged <= possible and not plan.algo.same_unit:
             return (
-                f"the data's rewards are {_listed(logged)}, those of the values {_listed(possible)}: Q0 would be of "
+                f"the data's rewards are {listed(logged)}, those of the values {listed(possible)}: Q0 would be of "
                 "another unit. Set data.rewards where the data set has it, or reward.right and reward.wrong (in "
-                "training eval.reward.right=..., eval.reward.wrong=...), so that they agree"
+                "training eval.reward.right=..., eval.reward.wrong=...), so that they agree, or algo.same_unit=true "
+                "if they have one unit all the same"
             )
-    elif len(sampled) == 2 and not logged <= sampled:
-        return f"the data's rewards are {_listed(logged)}, those of algo.values {_listed(sampled)}; make them agree"
+    elif unit_of_values(plan, tables, known) == "other":
+        return (
+            f"the data's rewards are {listed(logged)}, those of algo.values {listed(sampled)}; make them agree, or set "
+            "algo.same_unit=true if they have one unit all the same"
+        )
     largest = max(logged | sampled)
     if (plan.link == "cross_entropy" or plan.algo.monte_carlo) and largest > plan.top:
         return (
@@ -162,9 +168,26 @@ def returns_have_the_unit_of_values(
     return None
 
 
-def _listed(rewards: set[float]) -> str:
-    shown = [f"{r:g}" for r in sorted(rewards, reverse=True)]
-    return " and ".join(shown) if len(shown) < 4 else f"{shown[0]} to {shown[-1]}"
+def unit_of_values(plan: Plan, tables: Sequence[Rows], known: Mapping[str, PromptRewards]) -> Verdict:
+    """Return whether logged returns have the unit of the rewards behind prompt values."""
+    if plan.algo.same_unit:
+        return "same"
+    logged = of_source(plan.names["data"], plan.source, np.concatenate([rows.returns for rows in tables]))
+    values = None if plan.algo.values is None else scored_by(plan.algo.values)
+    by = values if plan.reward is None else plan.reward.fingerprint()
+    return compare_with_sampled(logged, {float(r) for found in known.values() for r in np.unique(found.rewards)}, by)
+
+
+def warning_of_values(plan: Plan, tables: Sequence[Rows], known: Mapping[str, PromptRewards]) -> str | None:
+    """Return a warning where logged returns may have another unit than the rewards behind prompt values, else None."""
+    if unit_of_values(plan, tables, known) != "unknown":
+        return None
+    returns = listed(float(r) for rows in tables for r in np.unique(rows.returns))
+    return (
+        f"the data's rewards are {returns}, those of the prompt values "
+        f"{listed(float(r) for found in known.values() for r in found.rewards)}: they cannot be known to have one "
+        "unit; score the data with the reward of the values (`shiqrun score`), or set algo.same_unit=true if they agree"
+    )
 
 
 def some_action_has_a_target(plan: Plan, number: int) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.sampling.prompts import stop_tokens
+from shiqrun.training.checks_units import unit_is_unknown
 from shiqrun.training.plan import Run
 from shiqrun.training.step.schedule import learning_rate_factor
 from shiqrun.util.intervals import Z95
@@ -85,5 +86,16 @@ def as_summary(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-RULES = (completions_can_end, reward_model_beats_chance, warmup_ends_before_the_run, reference_is_trained)
+def rewards_have_one_unit(run: Run) -> str | None:
+    """Logged and sampled rewards that are trained on together should be known to have one unit."""
+    return unit_is_unknown(run.plan, run.encoded.train, run.further)
+
+
+RULES = (
+    completions_can_end,
+    reward_model_beats_chance,
+    warmup_ends_before_the_run,
+    reference_is_trained,
+    rewards_have_one_unit,
+)
 """The rules of every prepared run, in the order in which their messages are logged."""

@@ -15,6 +15,7 @@ from shiqrun.training.checks_data import (
     raise_if_wrong,
     returns_have_the_unit_of_values,
     some_action_has_a_target,
+    warning_of_values,
 )
 from shiqrun.training.plan import Run
 
@@ -37,6 +38,8 @@ def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
     for rows in run.all_rows():
         raise_if_wrong(prompts_have_values(rows, known))
     raise_if_wrong(returns_have_the_unit_of_values(plan, run.all_rows(), known))
+    if warning := warning_of_values(plan, run.all_rows(), known):
+        log.warning(warning)
     cost = {
         "seconds/values": time.perf_counter() - began,
         "values/prompts": len(known),

@@ -24,6 +24,7 @@ from shiqrun.training.annotate import RunFacts
 from shiqrun.training.build_evaluator import evaluator_of
 from shiqrun.training.checks import check_settings
 from shiqrun.training.checks_data import check_data, every_trajectory_has_a_reward, raise_if_wrong, warning_of_levels
+from shiqrun.training.checks_units import unit_is_mixed
 from shiqrun.training.checks_warnings import warnings_of
 from shiqrun.training.plan import Plan, Run
 
@@ -50,6 +51,8 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     set_verbosity_error()
     tokenizer = plan.choice.tokenizer(plan.source, examples_of(plan.source, "train", plan.data))
     encoded = _load_data(plan, tokenizer, RowStore(plan.cache_dir / "rows", keeps_rows))
+    further = _load_further(plan, tokenizer, encoded.train)
+    raise_if_wrong(unit_is_mixed(plan, encoded.train, further))
     model = plan.choice.build(tokenizer, plan.seed)
     weights = weights_fingerprint(model)
     policy = _build_policy(plan, model)
@@ -66,7 +69,7 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
         max_steps=plan.trainer.max_steps or _steps_of_epochs(plan, encoded.train),
         evaluator=evaluator,
         scored_by=None if plan.reward is None else plan.reward.fingerprint(),
-        further=_load_further(plan, tokenizer, encoded.train),
+        further=further,
     )
     for warning in warnings_of(run):
         log.warning(warning)

@@ -12,7 +12,7 @@ SETTINGS = ("eval.max_prompts=8", "eval.max_new_tokens=6", "eval.samples_per_pro
 SIZE = ("model.hidden_size=16", "model.intermediate_size=24", "model.num_layers=1", "model.num_heads=2")
 
 
-def write_data(path: Path, answer: str | None = "yes", words: str = "is {} fine?", low: int = -1) -> None:
+def write_data(path: Path, answer: str | None = "yes", words: str = "is {} fine?", low: int = 0) -> None:
     """Questions whose right answer is yes, with a reward for both answers."""
     said = {"completions": ["yes", "no"], "rewards": [1, low], "answer": answer}
     rows = [{"prompt": words.format(n), **said} for n in range(PROMPTS)]

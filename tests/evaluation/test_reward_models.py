@@ -3,12 +3,13 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.evaluation.completion_metrics import completion_metrics
 from shiqrun.rewards.exact_match import ExactMatch
-from shiqrun.rewards.labels import same_reward_unit
+from shiqrun.rewards.units import LoggedRewards, compare_units, of_source
 from shiqrun.sampling.prompts import choose_prompts, fits_reward
 from shiqrun.sampling.sampler import SampledCompletion, score_completions
 from tests.rewards.classifiers import reward, save, tokens
@@ -60,11 +61,27 @@ def test_an_answer_that_spells_a_special_token_is_read_as_letters(tmp_path, word
 
 
 def test_data_and_reward_have_one_unit_where_it_scored_the_data(tmp_path, small):
-    data = tmp_path / "scored.jsonl"
-    source = Jsonl(path=str(data), val_path=None, pair_rewards=None)
-    judge = reward(small)
-    assert not same_reward_unit(source, judge)
+    source = Jsonl(path=str(tmp_path / "scored.jsonl"), val_path=None, pair_rewards=None)
+    judge, scores = reward(small), np.array([0.3127, -1.4159])
+    assert compare_units(of_source("jsonl", source, scores), judge) == "unknown"
     (tmp_path / "summary.json").write_text(json.dumps({"reward/fingerprint": judge.fingerprint()}))
-    assert same_reward_unit(source, judge)
-    assert not same_reward_unit(source, reward(small, scale=2.0))
-    assert same_reward_unit(source, ExactMatch(ignore_case=False)), "right or wrong has no unit of its own"
+    scored = of_source("jsonl", source, scores)
+    assert compare_units(scored, judge) == "same"
+    assert compare_units(scored, reward(small, scale=2.0)) == "other"
+
+
+@pytest.mark.parametrize(
+    ("levels", "said", "verdict"),
+    [
+        ([1, 0], None, "same"),
+        ([0], None, "same"),
+        ([0], (0, -1), "other"),
+        ([1, 0.5], None, "unknown"),
+        ([0, -1], None, "other"),
+        ([2, 0], None, "other"),
+        ([np.nan], None, "unknown"),
+    ],
+)
+def test_a_verifier_has_the_unit_of_its_two_values(levels, said, verdict):
+    logged = LoggedRewards("data=x", np.array(levels, float), said)
+    assert compare_units(logged, ExactMatch(ignore_case=False)) == verdict

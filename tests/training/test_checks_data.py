@@ -28,6 +28,9 @@ def rows(*rewards, together=False, **options):
     return Rows([row(n, reward=r, **options) for n, r in enumerate(rewards)], 0, together=together)
 
 
+UNCHECKED = {"same_unit": False, "values": None}
+
+
 def plan(needs=("rewards",), *, algo=None, train_on="assistant", reward=None, **words):
     """The properties of a plan that the rules read."""
     made = SimpleNamespace(
@@ -35,8 +38,11 @@ def plan(needs=("rewards",), *, algo=None, train_on="assistant", reward=None, **
         needs=frozenset(needs),
         name="shiq_x",
         names={"algo": "shiq_x", "data": "letters"},
-        algo=SimpleNamespace(**{"reward_offset": "none", "monte_carlo": 0.0, "targets": "x.jsonl"} | (algo or {})),
+        algo=SimpleNamespace(
+            **{"reward_offset": "none", "monte_carlo": 0.0, "targets": "x.jsonl", **UNCHECKED} | (algo or {})
+        ),
         data=SimpleNamespace(train_on=train_on),
+        source=SimpleNamespace(right_and_wrong=None, paths={}),
         reward=reward,
     )
     made.link, made.top = Plan.link.fget(made), Plan.top.fget(made)
@@ -44,7 +50,7 @@ def plan(needs=("rewards",), *, algo=None, train_on="assistant", reward=None, **
 
 
 def right_or_wrong(right, wrong):
-    return SimpleNamespace(right=right, about=lambda: {"wrong": wrong})
+    return SimpleNamespace(right=right, about=lambda: {"wrong": wrong}, fingerprint=lambda: "its own")
 
 
 KNOWN = {"p": PromptRewards(np.array([0.0, 1.0]), tokens_key(np.array(PROMPT)))}
@@ -131,11 +137,32 @@ def test_a_prompt_to_answer_without_value_is_named():
         (plan(reward=right_or_wrong(1.0, 0.0)), (1.0, 0.0), None),
         (plan(link="cross_entropy", top=1.0), (1.0, 0.0), None),
         (plan(link="square"), (1.0,), None),
+        (plan(algo={"same_unit": True}), (1.0, 0.5), None),
     ],
 )
 def test_returns_have_the_unit_of_the_values(made, logged, told):
     found = checks_data.returns_have_the_unit_of_values(made, [rows(*logged)], KNOWN)
     assert found is None if told is None else told in found
+
+
+@pytest.mark.parametrize(
+    ("logged", "same_unit", "refused", "warned"),
+    [
+        ((9.0, 2.0), False, True, False),
+        ((0.3127, -1.4159), False, False, True),
+        ((0.3127, -1.4159), True, False, False),
+        ((0.125,), False, False, False),
+    ],
+)
+def test_returns_beside_values_of_many_levels_are_refused_or_warned_of(logged, same_unit, refused, warned):
+    known = {"p": KNOWN["p"]._replace(rewards=np.array([0.125, -0.4001, 0.7]))}
+    made = plan(algo={"same_unit": same_unit})
+    found = checks_data.returns_have_the_unit_of_values(made, [rows(*logged)], known)
+    assert (found is not None) == refused
+    assert not refused or "rewards are 9 and 2, those of algo.values 0.7 and 0.125 and -0.4001" in found
+    warning = checks_data.warning_of_values(made, [rows(*logged)], known)
+    assert (warning is not None) == warned
+    assert not warned or "cannot be known to have one unit" in warning
 
 
 def test_no_target_at_all_is_found():
