@@ -24,7 +24,7 @@ from shiqrun.report.terminal_credit import (
     legend_lines,
 )
 from shiqrun.report.terminal_tokens import trajectory_lines
-from shiqrun.util.summary import read_summary
+from shiqrun.util.summary import SUMMARY, read_summary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -163,8 +163,20 @@ def _with_offset(rows: "Rows", encoded: "EncodedData", former: DictConfig, confi
     how = former.algo.get("reward_offset", "none")
     summary = read_summary(Path(config.run))
     if how == "mean" and summary:
-        how = float(summary["reward_offset"])
+        how = _number(summary, "reward_offset", Path(config.run) / SUMMARY)
     return rows.with_column("offset", reward_offsets(rows, how, offset_center(encoded.train, how)))
+
+
+def _number(summary: dict[str, Any], key: str, file: Path) -> float:
+    """Return a number of a summary.
+
+    Raises:
+        InputError: it is missing or no number.
+    """
+    found = summary.get(key)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise InputError(f"{file}: {key} is {found!r:.40}, expected a number; restore the file")
+    return float(found)
 
 
 def _print_learned(made: "list[Credit]", config: DictConfig, former: DictConfig) -> None:

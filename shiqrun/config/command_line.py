@@ -77,7 +77,7 @@ class CommandLine:
             self.check(config)
             rundir.make_directory(folder, numbered=False)
             self.made_directory = False
-            append_to_log(folder)
+            append_to_log(folder, self.name)
             rundir.save(config, folder)
             return self.run_job(config, folder)
 

@@ -9,7 +9,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.locate import locate
+from shiqrun.config.process import SAVED_BY_HYDRA, saved_by_hydra
 from shiqrun.config.validate import Schema, check
+from shiqrun.config.without_environment import standalone
 from shiqrun.errors import InputError
 from shiqrun.util.quoting import as_override, unquote
 
@@ -40,20 +42,23 @@ def _given_overrides() -> list[tuple[str, str]]:
 def with_data_of_run(overrides: Sequence[str]) -> list[str]:
     """Put the data set of the run before the overrides if `run=DIR` and `data.KEY` are given, but no `data`.
 
-    Hydra knows only the keys of one data set, which would be the default one of the command.
+    Hydra knows only the keys of one data set, which would be the default one of the command. What the run reads from an
+    environment variable stays `${oc.env:NAME}`, because the overrides are written into the new run's directory.
     """
     given = {key: unquote(value) for key, _, value in (word.partition("=") for word in overrides)}
     keys = {key.lstrip("+~") for key in given}
     folder = Path(given.get("run", ""))
-    saved = folder / ".hydra" / "hydra.yaml"
-    if "run" not in given or "data" in keys or not any(k.startswith("data.") for k in keys) or not saved.is_file():
+    if "run" not in given or "data" in keys or not any(k.startswith("data.") for k in keys):
         return list(overrides)
-    choice = OmegaConf.select(OmegaConf.load(saved), "hydra.runtime.choices.data")
-    settings = OmegaConf.to_container(rundir.load(folder).data, resolve=True)
-    if choice is None or not isinstance(settings, dict):
+    former = rundir.load(folder)
+    settings = standalone(former, "data") if "data" in former else None
+    if not isinstance(settings, dict):
         return list(overrides)
+    hydra = saved_by_hydra(folder / SAVED_BY_HYDRA)
+    choice = OmegaConf.select(hydra, "hydra.runtime.choices.data") if hydra is not None else None
     own = {f"data.{key!s}": value for key, value in settings.items() if key not in ("_target_", "name")}
-    return [f"data={choice}", *(f"{k}={_as_override(v)}" for k, v in own.items() if k not in keys), *overrides]
+    given_values = [f"{k}={_as_override(v)}" for k, v in own.items() if k not in keys]
+    return [f"data={choice or settings['name']}", *given_values, *overrides]
 
 
 def _as_override(value: Any) -> str:
@@ -95,7 +100,7 @@ def data_node(config: DictConfig, former: DictConfig, schema: Schema) -> DictCon
         return config.data
     merged = config.copy()
     with open_dict(merged):
-        merged.data = former.data.copy()
+        merged.data = standalone(former, "data")
         for key in given.values():
             if key.startswith("data."):
                 OmegaConf.update(merged, key, OmegaConf.select(config, key), force_add=True)

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.utils import configure_log
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from yaml import YAMLError
 
+from shiqrun.config.compose import compose
+
+log = logging.getLogger("shiqrun")
 SAVED_BY_HYDRA = Path(".hydra", "hydra.yaml")
 
 
@@ -32,13 +36,36 @@ def leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def append_to_log(run_dir: Path) -> None:
-    """Log to the run.log of an earlier run again, with the logging config that Hydra saved when the run began."""
+def append_to_log(run_dir: Path, command: str) -> None:
+    """Log to the run.log of an earlier run again, with the logging config that Hydra saved when the run began.
+
+    Where that is missing or damaged, the logging config of this version serves as well.
+
+    Args:
+        run_dir: of the run.
+        command: whose run it is.
+    """
     file = run_dir / SAVED_BY_HYDRA
-    if file.is_file():
-        saved = OmegaConf.load(file)
-        saved.hydra.runtime.output_dir = str(run_dir)
-        configure_log(saved.hydra.job_logging, saved.hydra.verbose)
+    saved = saved_by_hydra(file)
+    whole = saved is not None and "job_logging" in saved.hydra and "verbose" in saved.hydra
+    config = saved if whole and saved is not None else compose(command, [])
+    with open_dict(config):
+        config.hydra.runtime.output_dir = str(run_dir)
+    configure_log(config.hydra.job_logging, config.hydra.verbose)
+    if not whole:
+        log.warning(f"{file}: is missing or damaged; run.log goes on with the logging config of this version")
+
+
+def saved_by_hydra(file: Path) -> DictConfig | None:
+    """Return what Hydra saved of its own settings when a job began; None where a kill or a power cut left none."""
+    try:
+        found = OmegaConf.load(file)
+    except (YAMLError, ValueError, OSError):
+        return None
+    if not isinstance(found, DictConfig):
+        return None
+    nodes = [OmegaConf.select(found, f"hydra.{node}") for node in ("job", "runtime")]
+    return found if all(isinstance(node, DictConfig) for node in nodes) else None
 
 
 def close_log() -> None:

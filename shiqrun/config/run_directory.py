@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -55,11 +56,17 @@ def make_directory(folder: Path, *, numbered: bool) -> Path:
 def holds_unfinished(folder: Path, config: DictConfig) -> bool:
     """Return whether the folder holds an unfinished run of this config; False if it holds no run.
 
+    A run that a kill or a power cut stopped while its config was written, before anything else, has not begun.
+
     Raises:
         InputError: it holds a finished run, a sweep, or a run with another config; the message names the differences.
     """
     _expect_no_sweep(folder)
     if not (folder / CONFIG).exists():
+        return False
+    if not _began(folder) and _parsed(folder / CONFIG) is None:
+        what = f"{folder / CONFIG}: is damaged, and nothing was trained there yet: the run begins anew"
+        print(f"shiqrun: {what}", file=sys.stderr)
         return False
     differences = list(_differences(_leaves(load(folder)), _leaves(config)))
     if differences:
@@ -108,16 +115,29 @@ def _read(file: Path) -> DictConfig:
     Raises:
         InputError: the file holds no YAML mapping, or an empty one, or has changed since it was written.
     """
-    changed, config = False, None
-    with suppress(YAMLError, ValueError, OSError):  # OmegaConf refuses a bare number by an OSError
-        text = file.read_text(encoding="utf-8")
-        changed = is_changed(text)
-        config = OmegaConf.load(io.StringIO(text))
-    if changed:
+    config = _parsed(file)
+    if config is not None and is_changed(file.read_text(encoding="utf-8")):
         raise InputError(f"{file}: has changed since the run wrote it; {ADVICE}")
-    if not isinstance(config, DictConfig) or not config:
-        raise InputError(f"{file}: is damaged or empty; restore it, or start the run again in another run_dir")
-    return config
+    if config is not None:
+        return config
+    if not _began(file.parents[1]):
+        raise InputError(
+            f"{file}: is damaged or empty, and nothing was trained there yet; start the run again by its command"
+        )
+    raise InputError(f"{file}: is damaged or empty; restore it, or start the run again in another run_dir")
+
+
+def _parsed(file: Path) -> DictConfig | None:
+    """Return a saved config, None where the file holds no YAML mapping or an empty one."""
+    config = None
+    with suppress(YAMLError, ValueError, OSError):  # OmegaConf refuses a bare number by an OSError
+        config = OmegaConf.load(io.StringIO(file.read_text(encoding="utf-8")))
+    return config if isinstance(config, DictConfig) and config else None
+
+
+def _began(folder: Path) -> bool:
+    """Return whether a run directory holds more than what is there before a run begins: config, log and lock."""
+    return bool({entry.name for entry in folder.iterdir()} - {CONFIG.parts[0], LOG, LOCK})
 
 
 def expect_run(config: DictConfig) -> None:

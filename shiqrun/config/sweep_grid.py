@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.config import run_directory as rundir
+from shiqrun.config.process import SAVED_BY_HYDRA, saved_by_hydra
 from shiqrun.console import console, count_of
 from shiqrun.errors import InputError
 from shiqrun.sweeping.run import Runner
@@ -178,10 +179,11 @@ def resume(overrides: Sequence[str], program: Sequence[str] | None) -> int | Non
 def collect_results(sweep: Sweep, folder: Path) -> int:
     """Record how the jobs of a launcher of Hydra's ended, from what they left; return the exit code."""
     sweep.folder = folder
-    saved = [(OmegaConf.load(file), file) for file in folder.rglob(".hydra/hydra.yaml")]
-    places = {config.hydra.job.num: file.parents[1] for config, file in saved}
+    saved = [(saved_by_hydra(file), file) for file in folder.rglob(SAVED_BY_HYDRA.as_posix())]
+    places = {config.hydra.job.get("num"): file.parents[1] for config, file in saved if config is not None}
     for job in sweep.jobs:
-        job.dir = str(places[job.number].relative_to(folder)) if job.number in places else job.dir
+        place = places.get(job.number) or next(folder.glob(f"{job.number}_*/"), sweep.directory_of(job))
+        job.dir = str(place.relative_to(folder))
         values = summary(sweep.directory_of(job))
         job.status, job.seconds = ("finished" if values else "failed"), values.get("seconds", 0.0)
         job.error = [] if values else [f"see {job.dir}/{rundir.LOG}"]

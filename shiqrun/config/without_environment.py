@@ -9,6 +9,9 @@ from omegaconf.errors import OmegaConfBaseException
 from shiqrun.config.process import environment
 
 _READS = re.compile(r"oc\.env:\s*['\"]?([A-Za-z_]\w*)")
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
+_DEEPEST = 8
+"""The largest number of references to keys that lead from a value to its end."""
 _OTHER = "another-value-of-this-variable"
 
 
@@ -35,6 +38,38 @@ def without_environment(config: DictConfig) -> DictConfig:
     except OmegaConfBaseException:  # a resolver that wants a number: then every interpolation stays as it is
         other = raw
     return OmegaConf.create(_merge(raw, now, other))
+
+
+def standalone(config: DictConfig, node: str) -> Any:
+    """Return a node of a saved config as plain values that say the same in another config.
+
+    What depends on an environment variable stays unresolved, and a reference to another key is replaced by what that
+    says, as often as it takes.
+
+    Raises:
+        omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
+    """
+    raw = OmegaConf.to_container(OmegaConf.create(without_environment(config)), resolve=False)
+
+    def expand(value: Any, depth: int = 0) -> Any:
+        if isinstance(value, dict):
+            return {key: expand(inner, depth) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [expand(inner, depth) for inner in value]
+        if not isinstance(value, str) or depth > _DEEPEST:
+            return value
+        if whole := _REFERENCE.fullmatch(value):
+            return expand(_value_at(raw, whole[1]), depth + 1)
+        replaced = _REFERENCE.sub(lambda found: str(_value_at(raw, found[1])), value)
+        return value if replaced == value else expand(replaced, depth + 1)
+
+    return expand(_value_at(raw, node))
+
+
+def _value_at(raw: Any, key: str) -> Any:
+    for part in key.split("."):
+        raw = raw[part]
+    return raw
 
 
 def _merge(raw: Any, now: Any, other: Any) -> Any:

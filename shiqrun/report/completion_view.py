@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.report.run_files import as_number, read_lines
+from shiqrun.report.run_files import AGAIN, as_number, read_lines
 from shiqrun.report.run_records import RunRecord
 
 MOST_ROWS, MOST_CHARACTERS = 4000, 8_000_000
@@ -90,10 +90,19 @@ def select_completions(runs: Sequence[RunRecord], labels: Sequence[str]) -> Sele
 
 
 def _training_completions(directory: Path, *, all_steps: bool) -> list[Labelled]:
-    """Return the completions of `samples.jsonl`, those of the last step first."""
-    rows = [(int(as_number(row.get("step")) or 0), row) for row in read_lines(directory / "samples.jsonl")]
-    last = max((step for step, _ in rows), default=0)
-    return [*sorted((r for r in rows if all_steps or r[0] == last), key=lambda r: -r[0])]
+    """Return the completions of `samples.jsonl`, those of the last step first.
+
+    Raises:
+        InputError: a row is no completion.
+    """
+    path, rows = directory / "samples.jsonl", list[Labelled]()
+    for number, row in enumerate(read_lines(path), 1):
+        step = as_number(row.get("step"))
+        if step is None or not isinstance(row.get("completion"), str):
+            raise InputError(f"{path} line {number}: no completion at a step; {AGAIN}")
+        rows.append((int(step), row))
+    last = max((int(step) for step, _ in rows), default=0)
+    return [*sorted((r for r in rows if all_steps or r[0] == last), key=lambda r: -int(r[0]))]
 
 
 def evaluation_directories(run: Path) -> list[Path]:

@@ -1,12 +1,13 @@
 """Strict readers parse the files that runs leave: JSON, JSON lines, CSV and YAML; errors name the file and line.
 
-A run that was killed may have torn the last line of a file; such a line is dropped. Anything else that is broken ends
-the report, because a reader would not see that a number is missing from a table.
+A kill or a power cut may have torn the last line of a file, or left zero bytes behind it; they are dropped, and that is
+said. Anything else that is broken ends the report: a reader would not see that a number is missing from a table.
 """
 
 import csv
 import io
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from shiqrun.errors import InputError
 from shiqrun.util.seal import ADVICE, is_changed
 
+log = logging.getLogger("shiqrun")
 AGAIN = "restore the file, or move its run out of the way and report on the others"
 """The advice at the end of every error here."""
 
@@ -29,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: no JSON ({error}); {AGAIN}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: a {type(value).__name__}, expected a JSON object; {AGAIN}")
@@ -50,8 +52,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                if not line.endswith("\n"):
+            except (ValueError, RecursionError) as error:
+                if not line.endswith("\n") or not (line.strip("\0\n") or file.readline()):
+                    _tell_torn(path)
                     return
                 raise InputError(f"{path} line {number}: no JSON ({error}); {AGAIN}") from None
             if not isinstance(row, dict):
@@ -59,25 +62,37 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file by the names in its header.
+def read_table(path: Path, column: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file by the names in its header, one of which must be `column`.
 
     Raises:
-        InputError: the file has no header, or a row other than a torn last one has another number of columns.
+        InputError: the file is no table, or a row other than a torn last one has another number of columns.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable ({error}); {AGAIN}") from None
-    lines = list(csv.reader(io.StringIO(text, newline="")))
-    if not lines:
-        raise InputError(f"{path}: empty, expected a header; {AGAIN}")
-    complete = lines if text.endswith("\n") or len(lines) < 2 else lines[:-1]
-    header, rows = complete[0], [row for row in complete[1:] if row]
+    whole = text.rstrip("\0")
+    try:
+        lines = list(csv.reader(io.StringIO(whole, newline=""), strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}: no table ({error}); {AGAIN}") from None
+    if not lines or column not in lines[0]:
+        raise InputError(f"{path}: no header with a column {column}; {AGAIN}")
+    torn = not whole.endswith("\n") and len(lines) > 1
+    if torn or whole != text:
+        _tell_torn(path)
+    header, rows = lines[0], [row for row in (lines[1:-1] if torn else lines[1:]) if row]
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise InputError(f"{path} line {number}: {len(row)} columns, the header has {len(header)}; {AGAIN}")
     return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _tell_torn(path: Path) -> None:
+    log.warning(
+        f"{path}: its end is torn, as a kill or a power cut leaves it; what follows the last whole line is left out"
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -91,7 +106,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         changed, value = is_changed(text), yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: no YAML ({' '.join(str(error).split())}); {AGAIN}") from None
     if changed:
         raise InputError(f"{path}: has changed since the run wrote it; {ADVICE}")

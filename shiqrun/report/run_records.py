@@ -244,11 +244,17 @@ def _config_of_job(job: dict[str, Any]) -> dict[str, Any]:
 
 def _read_history(path: Path) -> History:
     history: History = {}
-    for row in read_table(path) if path.exists() and path.stat().st_size else []:
+    for row in read_table(path, "step") if path.exists() and path.stat().st_size else []:
         step = as_number(row.pop("step", None))
         if step is None:
-            raise InputError(f"{path}: a row without a step; expected the metrics.csv of `shiqrun train`")
+            raise InputError(f"{path}: a row without a step; expected the metrics.csv of `shiqrun train`; {AGAIN}")
         for name, text in row.items():
             if (value := as_number(text)) is not None:
                 history.setdefault(name, {})[int(step)] = value
+            elif text and not _is_infinite(text):
+                raise InputError(f"{path}: {name} at step {step:g} is {text!r:.40}, expected a number; {AGAIN}")
     return history
+
+
+def _is_infinite(text: str) -> bool:
+    return text.strip().lstrip("+-").lower() in ("nan", "inf", "infinity")

@@ -2,8 +2,10 @@
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from shiqrun.cli import main
+from shiqrun.config.without_environment import standalone
 from tests.evaluation.runs import make_base, words
 from tests.support.places import working_in
 
@@ -50,3 +52,23 @@ def test_such_a_run_is_known_again_and_says_what_it_lacks(made, home, monkeypatc
     said = capsys.readouterr().err
     assert "PLACE_OF_CACHES" in said
     assert "Traceback" not in said
+
+
+def test_an_evaluation_with_other_data_settings_copies_no_value_of_an_environment_variable(home, monkeypatch):
+    secret = home / SECRET
+    secret.mkdir(exist_ok=True)
+    (secret / "data.jsonl").write_bytes((home / "data.jsonl").read_bytes())
+    monkeypatch.setenv("PLACE_OF_DATA", str(secret))
+    line = [word for word in words(home, "private") if not word.startswith("data.path")]
+    assert main([*line, "data.path=${oc.env:PLACE_OF_DATA}/data.jsonl", "trainer.max_steps=1"]) == 0
+    assert main(["eval", f"run={home / 'private'}", "data.limit=30", f"run_dir={home / 'answers'}"]) == 0
+    files = [file for file in (home / "answers").rglob("*") if file.is_file()]
+    assert [str(file) for file in files if SECRET.encode() in file.read_bytes()] == []
+    saved = yaml.safe_load((home / "answers" / ".hydra" / "config.yaml").read_text())["data"]
+    assert (saved["path"], saved["limit"]) == ("${oc.env:PLACE_OF_DATA}/data.jsonl", 30)
+
+
+def test_a_node_stands_alone_with_its_references_replaced():
+    made = {"place": "${oc.env:HOME}/x", "n": 3, "data": {"path": "${place}/${n}.jsonl", "limit": "${n}"}}
+    found = standalone(OmegaConf.create(made), "data")
+    assert found == {"path": "${oc.env:HOME}/x/3.jsonl", "limit": 3}

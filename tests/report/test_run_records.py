@@ -158,7 +158,7 @@ def test_a_broken_file_is_named(tmp_path, file, text, said):
 
 
 def test_a_table_without_steps_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"1_seed=2/metrics\.csv: a row without a step"):
+    with pytest.raises(InputError, match=r"1_seed=2/metrics\.csv: no header with a column step"):
         collect_runs([broken(tmp_path, "metrics.csv", "epoch\n1\n")])
 
 

@@ -258,7 +258,7 @@ def test_lists_of_different_lengths_are_named(tmp_path):
 
 def test_a_broken_line_of_completions_is_named(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
-    (run / "samples.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    (run / "samples.jsonl").write_text('{"step": 1, "completion": "a"}\nnonsense\n{"step": 2, "completion": "b"}\n')
     with pytest.raises(InputError, match=r"samples\.jsonl line 2: no JSON"):
         write_report([run])
 

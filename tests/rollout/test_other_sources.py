@@ -40,7 +40,14 @@ def write(path, completions, **columns):
 
 def loaded(folder, data, further, *words, algo="shiq"):
     """The run of such words, ready to train."""
-    given = ("data=jsonl", f"data.path={data}", "data.val_fraction=0.4", "eval.reward=exact_match", "logger=none", "algo.same_unit=true")
+    given = (
+        "data=jsonl",
+        f"data.path={data}",
+        "data.val_fraction=0.4",
+        "eval.reward=exact_match",
+        "logger=none",
+        "algo.same_unit=true",
+    )
     words = (f"algo={algo}", "algo.reference=frozen", *given, *SMALL, *MIXED, f"rollout.path={further}", *words)
     with initialize_config_module("shiqrun.conf", version_base="1.3"):
         config = compose(
