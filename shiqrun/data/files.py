@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shiqrun.data.csv_rows import csv_rows
+from shiqrun.data.sampled_files import check_sampled_files
 from shiqrun.errors import InputError
 
 Row = dict[str, Any]
@@ -35,8 +36,8 @@ def data_files(path: str | Path) -> list[Path]:
     """Return the data files at a path, sorted by name: the file itself, or the files directly in a directory.
 
     Raises:
-        InputError: the path does not exist or cannot be read, or the directory holds no data file or files of several
-            splits.
+        InputError: the path does not exist or cannot be read, or the directory holds no data file, files of several
+            splits, or a run's samples without a shard or with a changed one.
     """
     place = Path(path).expanduser()
     with _explained(place):
@@ -61,6 +62,7 @@ def data_files(path: str | Path) -> list[Path]:
             f"{place}: its files belong to different splits ({', '.join(sorted(splits))}): {names}; name one file, "
             "or move the files of each split to a directory of their own"
         )
+    check_sampled_files(place)
     return files
 
 
@@ -141,7 +143,7 @@ def _table_rows(file: Path, batches: Callable[[Path], Iterator[pa.RecordBatch]])
 
 
 def _parquet_batches(file: Path) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(file) as table:
+    with pq.ParquetFile(file, page_checksum_verification=True) as table:
         yield from table.iter_batches(batch_size=TABLE_ROWS)
 
 

@@ -62,6 +62,7 @@ class Reading(NamedTuple):
 
 
 DONE, RUN = ("done/**/*",), ("done",)
+REPLAYED = training("out", "data.path=online_cut/experience", "data.val_fraction=0", "eval.every=0", "eval.reward=null")
 SPO = training("out", "algo.values=values/values.jsonl", algo="algo=spo")
 READINGS = {
     "resume": Reading(("cut",), ("cut/**/*",), ("train", "resume=cut"), "cut"),
@@ -75,6 +76,7 @@ READINGS = {
     "inspect": Reading(RUN, DONE, ("inspect", "run=done", "limit=2"), ""),
     "from_policy": Reading(RUN, ("done/policy/*", "done/summary.json"), training("out", "model.path=done/policy")),
     "from_values": Reading(("values",), ("values/values.jsonl", "values/summary.json"), SPO),
+    "from_experience": Reading(("online_cut",), ("online_cut/experience/*",), REPLAYED),
     "values": Reading(("values",), ("cache/values/*",), (*VALUES, "run_dir=out")),
     "score": Reading(("scored",), ("cache/scores/**/*",), (*SCORE, "run_dir=out")),
     "cache": Reading(RUN, ("cache/rows/**/*", "cache/reference-*"), training("out")),

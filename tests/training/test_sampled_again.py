@@ -1,7 +1,9 @@
 """What a run has sampled is a data set: read again, its tokens are the ones that the policy drew."""
 
 import json
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +13,9 @@ from shiqrun.batching.encode import encode, with_template
 from shiqrun.batching.logged_data import DataSettings
 from shiqrun.cli import main
 from shiqrun.data.jsonl import Jsonl
+from shiqrun.errors import InputError
 from shiqrun.rollout.other_sources import load_further_rows
+from shiqrun.util.jsonl import append_lines
 from tests.support.command_line import summary
 from tests.support.online_words import TINY, experience, live
 from tests.support.places import working_in
@@ -102,3 +106,44 @@ def test_a_broken_row_is_refused_by_its_place(run, tmp_path, capsys, workplace, 
     words = ("data=jsonl", f"data.path={tmp_path / 'rows.jsonl'}", "data.val_fraction=0", "logger=none", "dry_run=true")
     assert main(["train", "algo=sft", *words]) == 2
     assert f"rows.jsonl:1: column '{named}'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def two_shards(run, tmp_path):
+    """What a run has sampled, as two shards of the same rows."""
+    copy = Path(shutil.copytree(run / "experience", tmp_path / "experience"))
+    first = copy / "experience-000000.parquet"
+    row = json.loads((copy / "INDEX").read_text().splitlines()[0])
+    shutil.copy(first, copy / "experience-000001.parquet")
+    del row["line_digest"]
+    append_lines(copy / "INDEX", [row | {"name": "experience-000001.parquet"}], sealed=True)
+    return copy
+
+
+def without(file):
+    file.unlink()
+
+
+def with_a_changed_name_of_a_column(file):
+    content = file.read_bytes()
+    assert b"behaviour_logp" in content
+    file.write_bytes(content.replace(b"behaviour_logp", b"behaviour_logq"))
+
+
+def with_a_flipped_bit(file):
+    content = bytearray(file.read_bytes())
+    content[300] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [without, with_a_changed_name_of_a_column, with_a_flipped_bit])
+def test_a_changed_or_missing_shard_is_named_and_without_its_line_in_the_index_it_is_not_asked_for(
+    two_shards, run, damage
+):
+    first, index, tokenizer = two_shards / "experience-000000.parquet", two_shards / "INDEX", tokenizer_of(run)
+    damage(first)
+    with pytest.raises(InputError, match=f"{first}: (is missing|has changed|cannot be read)"):
+        read_again(two_shards, tokenizer)
+    first.unlink(missing_ok=True)
+    index.write_text(index.read_text().partition("\n")[2])
+    assert len(read_again(two_shards, tokenizer)[0]) == len(experience(run))
