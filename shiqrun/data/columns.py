@@ -34,6 +34,25 @@ TEXTS = ("prompt", "completion", "chosen", "rejected")
 """Columns that hold texts, or lists of messages."""
 VALUES = tuple({*NAMES, LABEL, *SINGLE, *SEVERAL} - {*TEXTS, "prompt_id", "answer", "answer_json"})
 """Columns that never hold plain text."""
+ColumnName = Literal[
+    "prompt",
+    "completion",
+    "completions",
+    "chosen",
+    "rejected",
+    "messages",
+    "reward",
+    "rewards",
+    "label",
+    "score_chosen",
+    "score_rejected",
+    "tools",
+    "prompt_id",
+    "answer",
+    "answer_json",
+    "tests",
+]
+"""A key of `data.columns`."""
 USUAL = {
     "chosen_score": "score_chosen",
     "rejected_score": "score_rejected",
@@ -47,6 +66,32 @@ USUAL = {
     "unit_tests": "tests",
 }
 """Names that other tools give to columns, and ours."""
+LIKELY = {
+    "question": "prompt",
+    "instruction": "prompt",
+    "query": "prompt",
+    "input": "prompt",
+    "problem": "prompt",
+    "response": "completion",
+    "output": "completion",
+    "generation": "completion",
+    "answer": "completion",
+    "responses": "completions",
+    "outputs": "completions",
+    "generations": "completions",
+    "conversation": "messages",
+    "dialogue": "messages",
+    "dialog": "messages",
+    "chat": "messages",
+    "trajectory": "messages",
+    "score": "reward",
+    "resolved": "reward",
+    "target": "reward",
+    "scores": "rewards",
+    "preferred": "chosen",
+    "dispreferred": "rejected",
+}
+"""Names of columns in files of unknown shape, and what they may be."""
 NEAR = 0.8
 """Similarity (difflib) from which on one name may be meant for another."""
 

@@ -23,16 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.data.chats import drop_reason, trained
-from shiqrun.data.columns import NAMES, TEXTS, VALUES, UnreadColumns
+from shiqrun.data.columns import NAMES, TEXTS, VALUES, ColumnName, UnreadColumns
 from shiqrun.data.csv_rows import CsvRow, typed_cells
 from shiqrun.data.files import data_files, read_rows
 from shiqrun.data.hub_files import hub_files, is_hub_id
+from shiqrun.data.own_columns import OwnColumns
 from shiqrun.data.pair_rewards import (
     announce_label_rewards,
     announce_pair_rewards,
     check_label_rewards,
     check_pair_rewards,
 )
+from shiqrun.data.read_as import RowsRead
 from shiqrun.data.row_parts import Parts, Row
 from shiqrun.data.source import Source
 from shiqrun.data.token_columns import SEVERAL, SINGLE
@@ -54,6 +56,7 @@ class Jsonl(Source):
         tools: whether the chat template gets the tool schemas of the rows.
         label_rewards: rewards of true and false in the column `label` of rows without rewards, reward units; None gives
             them none.
+        columns: the file's own columns by the names that they have here; None for the same name.
 
     Raises:
         InputError: `pair_rewards` or `label_rewards` are not two finite numbers.
@@ -71,6 +74,7 @@ class Jsonl(Source):
         revision: str | None = None,
         tools: bool = True,
         label_rewards: list[float] | None = None,
+        columns: dict[ColumnName, str | None] | None = None,
     ) -> None:
         val_path = path if val_path is None and val_split is not None and is_hub_id(path) else val_path
         self.paths = {"train": path} if val_path is None else {"train": path, "val": val_path}
@@ -80,11 +84,12 @@ class Jsonl(Source):
                 raise InputError(f"data.{name}={given}: only for data.path=ORG/NAME on the Hub; {path} is local")
         self.splits = tuple(self.paths)
         self.tools = tools
+        self.columns = {str(name): own for name, own in (columns or {}).items() if own is not None and own != name}
         self.pair_rewards, self.label_rewards = check_pair_rewards(pair_rewards), check_label_rewards(label_rewards)
         self._rewards_from: tuple[str | None, str] | None = None
         self._repeats: tuple[bool, str] | None = None
         self._announced = self._warned = False
-        self._unread = UnreadColumns()
+        self._unread, self._told = UnreadColumns(), set[str]()
 
     def files(self) -> list[Path] | None:
         """Return the files of all splits; see `Source`."""
@@ -100,12 +105,14 @@ class Jsonl(Source):
 
     def _rows(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (place, columns) of each row of a split; the place of a row of the Hub is its number in the split."""
-        path, number = self.paths[split], 0
+        path, number, own = self.paths[split], 0, OwnColumns(self.columns)
         for file in self._files(split):
             for place, columns in read_rows(file):
                 number += 1
+                columns = own.rename(columns, place)
                 named = f"{path}, {self._hub[0][split]} row {number}" if is_hub_id(path) else place
                 yield named, typed_cells(columns, TEXTS, VALUES) if isinstance(columns, CsvRow) else columns
+        own.expect_all(path)
 
     def load(self, split: str) -> Iterator[Example]:
         """Yield the examples of a split, in file order.
@@ -114,17 +121,26 @@ class Jsonl(Source):
             InputError: unreadable file, broken row, missing column or reward that is no finite number.
         """
         self.dropped.clear()
+        count = RowsRead(self.columns, tools=self.tools)
         try:
             for number, (place, columns) in enumerate(self._rows(split)):
                 row = Row(columns, place)
                 self._unread.see(columns, row.read(labels=self.label_rewards is not None), place, NAMES)
                 if not number:
                     self._unread.tell()
-                example = self._example(row, self._parts(row))
+                parts = self._parts(row)
+                count.see(row.form, row.tools(parts.prompt), parts.rewards, parts.rewards_from)
+                example = self._example(row, parts)
                 if example is not None:
                     yield example
+        except InputError:
+            self._told.add(split)
+            raise
         finally:
             self._unread.tell()
+            if split not in self._told:
+                count.tell(self.paths[split])
+                self._told.add(split)
 
     def _parts(self, row: Row) -> Parts:
         """Return what was read of a row; pairs without scores, and labels, with the rewards that the settings say."""

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from shiqrun.data.chats import as_messages, prompt_name, shared_prompt, with_tools, without_prompt
 from shiqrun.data.columns import LABEL, MARKS, Form, form_of_row, read_columns
 from shiqrun.data.convert.messages import normal_tools
+from shiqrun.data.convert.registry import FORMATS
+from shiqrun.data.own_columns import likely_columns
 from shiqrun.data.pair_rewards import LARGEST_REWARD
 from shiqrun.data.token_columns import sampled_tokens
 from shiqrun.errors import InputError
@@ -239,7 +241,14 @@ class Row:
 
     def _missing(self, wanted: str) -> InputError:
         there = ", ".join(c if self.has(c) else f"{c} (null)" for c in self.columns) or "nothing"
-        return InputError(f"{self.place}: missing column {wanted}; the row has {there}; rename its columns")
+        log = next((name for name, log in FORMATS.items() if name != "openai" and log.fits(self.columns)), None)
+        if log is not None:
+            cure = f"this is a log that `shiqrun convert FILE --from {log}` makes rows of"
+        elif likely := likely_columns(self.columns):
+            cure = f"did you mean {likely}?"
+        else:
+            cure = "name them by data.columns.NAME=COLUMN"
+        return InputError(f"{self.place}: missing column {wanted}; the row has {there}; {cure}")
 
     def _wrong(self, column: str, expected: str, value: Any) -> InputError:
         text = repr(value)
