@@ -61,20 +61,21 @@ class Reading(NamedTuple):
     result: str = "out"
 
 
-DONE, RUN = ("done/**/*",), ("done",)
 REPLAYED = training("out", "data.path=online_cut/experience", "data.val_fraction=0", "eval.every=0", "eval.reward=null")
 SPO = training("out", "algo.values=values/values.jsonl", algo="algo=spo")
+RUN, SAVED, ENDED = ("done",), ("done/.hydra/*.yaml", "done/summary.json"), ("done/policy/*", "done/summary.json")
+PAGE = ("done/metrics.csv", "done/samples.jsonl", "done/credit.jsonl")
 READINGS = {
     "resume": Reading(("cut",), ("cut/**/*",), ("train", "resume=cut"), "cut"),
     "resume_online": Reading(("online_cut",), ("online_cut/**/*",), ("train", "resume=online_cut"), "online_cut"),
     "resume_inputs": Reading(("cut",), ("base/policy/*", "data.jsonl"), ("train", "resume=cut"), "cut"),
-    "resume_done": Reading(RUN, DONE, ("train", "resume=done"), "done"),
-    "eval": Reading(RUN, DONE, ("eval", "run=done", *EVALUATED)),
-    "eval_last": Reading(RUN, DONE, ("eval", "run=done", "checkpoint=last", *EVALUATED)),
-    "eval_best": Reading(RUN, DONE, ("eval", "run=done", "checkpoint=best", *EVALUATED)),
-    "report": Reading(RUN, DONE, ("report", "done", "--out", "out/report.html")),
-    "inspect": Reading(RUN, DONE, ("inspect", "run=done", "limit=2"), ""),
-    "from_policy": Reading(RUN, ("done/policy/*", "done/summary.json"), training("out", "model.path=done/policy")),
+    "resume_done": Reading(RUN, SAVED, ("train", "resume=done"), "done"),
+    "eval": Reading(RUN, (*SAVED, *ENDED), ("eval", "run=done", *EVALUATED)),
+    "eval_last": Reading(RUN, (*ENDED, "done/*/last.ckpt"), ("eval", "run=done", "checkpoint=last", *EVALUATED)),
+    "eval_best": Reading(RUN, (*ENDED, "done/*/best.ckpt"), ("eval", "run=done", "checkpoint=best", *EVALUATED)),
+    "report": Reading(RUN, (*SAVED, *PAGE), ("report", "done", "--out", "out/report.html")),
+    "inspect": Reading(RUN, (*SAVED, *ENDED), ("inspect", "run=done", "limit=2"), ""),
+    "from_policy": Reading(RUN, ENDED, training("out", "model.path=done/policy")),
     "from_values": Reading(("values",), ("values/values.jsonl", "values/summary.json"), SPO),
     "from_experience": Reading(("online_cut",), ("online_cut/experience/*",), REPLAYED),
     "values": Reading(("values",), ("cache/values/*",), (*VALUES, "run_dir=out")),
