@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shiqrun.config.run_directory import LOCK
+from shiqrun.config.run_directory import CONFIG, LOCK
 from shiqrun.errors import InputError
+from shiqrun.util.atomic import remove_partials
 from shiqrun.util.lock import Lock, LockHeld
 from shiqrun.util.quoting import quote_for_shell
 
 log = logging.getLogger("shiqrun")
+WRITTEN = ("*.json", "*.jsonl", "*.csv", "*.yaml")
+"""Files that only the run writes into its directory: a report writes its page there without the lock."""
 _held: dict[Path, Lock] = {}
 
 
@@ -20,7 +23,8 @@ _held: dict[Path, Lock] = {}
 def lock_run(folder: Path) -> Iterator[None]:
     """Keep other processes from writing into a run directory inside the block; do nothing where this one does already.
 
-    The lock ends with the process, and processes that it forks do not hold it. The lock file goes at the end.
+    The lock ends with the process, and processes that it forks do not hold it. The lock file goes at the end; what a
+    killed writer of the run left goes at the start.
 
     Raises:
         InputError: another process, named in the message, writes into the directory.
@@ -32,6 +36,9 @@ def lock_run(folder: Path) -> Iterator[None]:
         return
     _held[folder] = lock
     try:
+        for kind in WRITTEN:
+            remove_partials(folder, kind)
+            remove_partials(folder / CONFIG.parent, kind)
         yield
     finally:
         lock.path.unlink(missing_ok=True)  # while it is held, so that nobody removes the file of another holder

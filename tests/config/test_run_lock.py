@@ -47,6 +47,14 @@ def test_of_two_processes_on_one_run_directory_the_second_is_refused(home, capsy
     assert not (home / "twice" / ".run.lock").exists()
 
 
+def test_what_killed_writers_of_a_run_left_goes_and_the_page_that_a_report_is_writing_stays(tmp_path):
+    page = tmp_path / ".report.html.999.tmp"
+    for file in (tmp_path / ".summary.json.999.tmp", page):
+        file.touch()
+    with lock_run(tmp_path):
+        assert [*tmp_path.glob("*.tmp")] == [page]
+
+
 def test_a_forked_process_does_not_keep_the_lock(tmp_path):
     with lock_run(tmp_path):
         child = os.fork()

@@ -205,10 +205,13 @@ def test_a_checkpoint_of_an_earlier_version_is_accepted_and_that_is_said_once(cu
     assert (printed.out + printed.err).count("earlier version") == 1
 
 
-def test_a_run_killed_after_its_last_step_ends_with_the_same_token_view(cut, done):
+def test_a_run_killed_after_its_last_step_ends_with_the_same_token_view_and_no_partial_file(cut, done):
     (cut / "credit.jsonl").unlink()
+    for partial in (".credit.jsonl.999.tmp", ".hydra/.config.yaml.999.tmp"):
+        (cut / partial).touch()
     assert main(["train", f"resume={cut}"]) == 0
     assert (cut / "credit.jsonl").read_bytes() == (done / "credit.jsonl").read_bytes()
+    assert not list(cut.rglob("*.tmp"))
 
 
 def test_rows_logged_at_the_checkpoints_own_step_after_it_was_saved_are_logged_again(tmp_path):
