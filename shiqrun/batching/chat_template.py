@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from itertools import groupby, takewhile
+from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
@@ -54,19 +54,31 @@ def render(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **opti
     if not talks:
         return {"input_ids": [], "assistant_masks": []}
     options |= {"tokenizer_kwargs": {"verbose": False}}  # rows that are too long are counted, not warned of
-    runs = [[*run] for _, run in groupby(talks, lambda talk: tools_of(talk.messages))]
-    parts = [_rendered(run, tokenizer, options) for run in runs]
-    return parts[0] if len(parts) == 1 else RenderedParts(parts)
+    same: dict[str, list[int]] = {}
+    for row, talk in enumerate(talks):
+        tools = tools_of(talk.messages)  # a template shows the order of their keys, too
+        same.setdefault(json.dumps(tools, default=str) if tools else "", []).append(row)
+    parts = [_rendered([talks[row] for row in rows], tokenizer, options) for rows in same.values()]
+    return parts[0] if len(parts) == 1 else RenderedParts(parts, [*same.values()])
 
 
 class RenderedParts:
-    """`RenderedParts` joins outputs of the chat template, which takes the tools of one prompt at a time."""
+    """`RenderedParts` joins outputs of the chat template, which takes the tools of one prompt at a time.
 
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self._rows = [(part, row) for part in parts for row in range(len(part["input_ids"]))]
+    Args:
+        parts: the outputs.
+        rows: the numbers of each part's conversations.
+    """
+
+    def __init__(self, parts: Sequence[Any], rows: Sequence[Sequence[int]]) -> None:
+        found = {n: (part, place) for part, own in zip(parts, rows, strict=True) for place, n in enumerate(own)}
+        self._rows = [found[n] for n in range(len(found))]
+        self._known: dict[str, list[Any]] = {}
 
     def __getitem__(self, name: str) -> list[Any]:
-        return [part[name][row] for part, row in self._rows]
+        if name not in self._known:
+            self._known[name] = [part[name][place] for part, place in self._rows]
+        return self._known[name]
 
     def token_to_chars(self, row: int, token: int) -> Any:
         """Return the characters of a row's text that a token stands for."""

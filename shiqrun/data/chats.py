@@ -208,6 +208,13 @@ def trained(messages: Sequence[Message]) -> list[Message]:
 
 
 def prompt_name(prompt: Sequence[Message]) -> str:
-    """Return the id of a prompt: 16 hexadecimal digits of a hash of its messages and tools, the same anywhere."""
-    text = json.dumps(list(prompt), sort_keys=True, ensure_ascii=False, default=str)
+    """Return the id of a prompt: 16 hexadecimal digits of a hash of its messages and tools, the same anywhere.
+
+    Templates show the keys of tools and of calls in their order, and so it belongs to the id.
+    """
+    ordered = [
+        {k: json.dumps(v, ensure_ascii=False, default=str) if k in ("tools", "tool_calls") else v for k, v in m.items()}
+        for m in prompt
+    ]
+    text = json.dumps(ordered, sort_keys=True, ensure_ascii=False, default=str)
     return blake2b(text.encode(), digest_size=8).hexdigest()

@@ -126,6 +126,17 @@ def test_equal_messages_with_other_tools_are_another_prompt(workplace):
     assert none.tools == ()
 
 
+def test_keys_in_another_order_are_another_prompt_since_the_template_shows_the_order(workplace):
+    made = helpers.tokenizer(TEMPLATE)
+    turned = {"type": "function", "function": dict(reversed(schema("weather")["function"].items()))}
+    given = [row(0), row(0, tools=[turned]), row(0)]
+    one, other, again = read(*given)
+    assert one.prompt_id == again.prompt_id != other.prompt_id
+    together = [t.input_ids.tolist() for t in encode([one, other, again], made, Counter(), max_length=None)]
+    assert together == [t.input_ids.tolist() for e in (one, other, again) for t in helpers.encoded(made, e)[0]]
+    assert together[0] == together[2] != together[1]
+
+
 def test_an_example_takes_tools_as_a_field_or_in_its_first_message():
     parts = {"completions": [[{"role": "assistant", "content": "a"}]], "rewards": None, "prompt_id": "p"}
     given = Example(messages=[{"role": "user", "content": "q"}], tools=[schema("wind")], **parts)
