@@ -246,3 +246,26 @@ def test_rewards_of_every_form_reach_the_loss():
     lines = [{"messages": talk, "rewards": [1.0, 2.0]} for _ in range(4)]
     assert main(["train", *SHORT, write(lines), "run_dir=run", "data.val_fraction=0"]) == 0
     assert metrics(Path("run"))[0]["train/reward"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "seed=99999999999999999999"),
+        ("train", "seed=4294967296"),
+        ("train", "data.limit=99999999999999999999"),
+        ("train", "-m", "seed=0,99999999999999999999"),
+        ("eval", "eval.seed=99999999999999999999"),
+        ("values", "values.seed=99999999999999999999"),
+        ("sweep", "seed=0,99999999999999999999"),
+        ("toy", "bandit", "study.seeds=99999999999999999999"),
+    ],
+    ids=" ".join,
+)
+def test_an_integer_that_no_array_can_hold_is_refused_in_one_line(words, workplace, capsys):
+    assert main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    key, _, value = words[-1].partition("=")
+    assert f"{key}: met {value.rpartition(',')[2]}, expected" in error
+    assert not list(workplace.iterdir())

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config.choices import build_data, build_reward
@@ -40,7 +40,7 @@ SCHEMA = Schema(
 class Root:
     """`Root` holds the keys of `conf/train.yaml` that are no groups."""
 
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)]  # the largest that NumPy takes
     run_dir: Annotated[str, MinLen(1)]
     resume: Annotated[str, MinLen(1)] | None
     dry_run: bool

@@ -76,6 +76,7 @@ class CommandLine:
             config = rundir.with_run_dir(rundir.load(folder), folder, resume=True)
             self.check(config)
             rundir.make_directory(folder, numbered=False)
+            rundir.remove_leftovers(folder)
             self.made_directory = False
             append_to_log(folder, self.name)
             rundir.save(config, folder)
@@ -86,6 +87,7 @@ class CommandLine:
         folder = Path(HydraConfig.get().runtime.output_dir)
         with lock_run(folder) if self.keeps_files else nullcontext():
             if self.keeps_files:
+                rundir.remove_leftovers(folder)
                 config = rundir.with_run_dir(config, folder, resume=False)
                 if self.swept:
                     config = grid.with_labels(config, HydraConfig.get().overrides.task, self.swept, folder.parent)

@@ -56,7 +56,10 @@ def _unknown_keys(command: str, overrides: Sequence[str]) -> Iterator[str]:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     groups = hydra.config_loader.list_groups("")
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except ValueError:  # an integer of thousands of digits: the first error says so
+        return
     choices = [o for o in parsed if o.package is not None or "/" in o.key_or_group or o.key_or_group in groups]
     try:
         lines = [str(override.input_line) for override in choices]

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from shiqrun.config.without_environment import environment_variables, without_environment
 from shiqrun.errors import InputError
-from shiqrun.util.atomic import write_atomic
+from shiqrun.util.atomic import remove_dead_partials, write_atomic
 from shiqrun.util.quoting import quote_for_shell
 from shiqrun.util.seal import ADVICE, is_changed, sealed
 from shiqrun.util.summary import is_finished
@@ -138,6 +138,15 @@ def _parsed(file: Path) -> DictConfig | None:
 def _began(folder: Path) -> bool:
     """Return whether a run directory holds more than what is there before a run begins: config, log and lock."""
     return bool({entry.name for entry in folder.iterdir()} - {CONFIG.parts[0], LOG, LOCK})
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the partial files that killed writers left in a run directory, beside its saved config and in it.
+
+    Checkpoints and `experience/` remove theirs themselves.
+    """
+    for place in (folder, folder / CONFIG.parts[0]):
+        remove_dead_partials(place)
 
 
 def expect_run(config: DictConfig) -> None:

@@ -23,6 +23,8 @@ from shiqrun.errors import InputError
 
 Settings = TypeVar("Settings")
 Parameters = Mapping[str, inspect.Parameter]
+LARGEST = 2**63 - 1
+"""The largest integer that a key may have."""
 RESERVED = ("_target_", "_partial_")
 
 
@@ -174,12 +176,23 @@ def _mismatches(
 
 def _expectation(value: Any, annotation: Any) -> str:
     """Return in words what the annotation expects instead of the value; empty if the value fits."""
+    if _is_beyond_64_bits(value):
+        return f"an integer of at most 64 bits (up to {LARGEST})"
     try:
         _adapter(annotation).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         wanted = [_wording(detail["msg"], detail["loc"]) for detail in error.errors()]
         return " or ".join(dict.fromkeys(wanted)) + _hint(value, annotation)
     return ""
+
+
+def _is_beyond_64_bits(value: Any) -> bool:
+    """Return whether a value is, or holds, an integer that NumPy and PyTorch cannot represent."""
+    if isinstance(value, dict):
+        return any(map(_is_beyond_64_bits, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_is_beyond_64_bits, value))
+    return isinstance(value, int) and abs(value) > LARGEST
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:

@@ -7,6 +7,7 @@ writer leaves is such a hidden path, which no reader looks at and which `remove_
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import IO
 
 SUFFIX = ".tmp"
 """The ending of the name of every hidden path."""
+_WRITER = re.compile(r"\.(\d+)(\.old)?\.tmp$")
 
 
 @contextmanager
@@ -77,6 +79,28 @@ def remove_partials(directory: Path, name: str = "*") -> None:
     """
     for partial in directory.glob(f".{name}.*{SUFFIX}"):
         _remove(partial)
+
+
+def remove_dead_partials(directory: Path) -> None:
+    """Delete the hidden files and directories in a directory whose writers are gone.
+
+    A hidden path with the number of this process is an earlier one's: in a container, processes have the same few
+    numbers. So this process must not be writing there.
+    """
+    for partial in directory.glob(f".*{SUFFIX}"):
+        found = _WRITER.search(partial.name)
+        if found is not None and (int(found[1]) == os.getpid() or not _is_alive(int(found[1]))):
+            _remove(partial)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def sync(path: Path) -> None:

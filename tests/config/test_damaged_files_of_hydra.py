@@ -1,6 +1,7 @@
 """Damaged files of Hydra's in a run directory are mended and said, or end a command with exit code 2 and one line."""
 
 import shutil
+import subprocess
 
 import pytest
 
@@ -97,3 +98,16 @@ def test_a_sweep_by_hydra_counts_a_job_without_its_record_as_it_ended(home, cont
     words = (*SMALL, "trainer.max_steps=1", "eval.every=0", f"run_dir={tmp_path / 'sweep'}")
     assert main(["train", "-m", *words, "seed=0"]) == 0
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_partial_files_of_a_killed_writer_are_gone_after_the_next_start(begun, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(begun, run)
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    left = [run / f".metrics.csv.{gone.pid}.tmp", run / ".hydra" / f".config.yaml.{gone.pid}.tmp"]
+    for file in left:
+        file.write_text("half")
+    (run / f".policy.{gone.pid}.tmp").mkdir()
+    assert main(["train", f"resume={run}"]) == 0
+    assert not list(run.rglob("*.tmp"))

@@ -10,7 +10,14 @@ import time
 
 import pytest
 
-from shiqrun.util.atomic import atomic_directory, atomic_path, atomic_writer, remove_partials, write_atomic
+from shiqrun.util.atomic import (
+    atomic_directory,
+    atomic_path,
+    atomic_writer,
+    remove_dead_partials,
+    remove_partials,
+    write_atomic,
+)
 
 
 def names(directory):
@@ -177,3 +184,14 @@ def test_a_kill_before_the_rename_leaves_the_old_content(tmp_path):
     assert len(names(tmp_path)) == 2
     remove_partials(tmp_path, "file")
     assert names(tmp_path) == ["file"]
+
+
+def test_partials_of_dead_writers_alone_are_removed(tmp_path):
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    dead = [f".a.csv.{gone.pid}.tmp", f".policy.{gone.pid}.old.tmp", f".b.json.{os.getpid()}.tmp"]
+    kept = [f".a.csv.{os.getppid()}.tmp", "a.csv", f"a.{gone.pid}.tmp", ".notes.tmp"]
+    for name in dead + kept:
+        (tmp_path / name).write_text("x")
+    remove_dead_partials(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
