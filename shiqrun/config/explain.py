@@ -8,7 +8,8 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from shiqrun.config.suggest import did_you_mean, unknown_key
+from shiqrun.config.other_names import NEEDED, choice_here
+from shiqrun.config.suggest import nearest, unknown_key
 
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 """Hydra's launchers, each with the extra of this package that installs it."""
@@ -28,7 +29,8 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher" and option in EXTRAS:
             return f"{group}={option}: not installed; pip install 'shiqrun[{EXTRAS[option]}]'"
-        near = did_you_mean(f"{group}={option}", [f"{group}={known}" for known in error.options])
+        known = nearest(option, error.options)
+        near = choice_here(group, option) or (f"; did you mean {group}={known}?" if known else "")
         return f"{group}={option}: no such choice{near} ({group}: {', '.join(error.options) or 'none there'})"
     unknown = [*_null_groups(overrides), *_unknown_keys(command, overrides)]
     return "\n".join(unknown) or _first_lines(error)
@@ -71,7 +73,31 @@ def _unknown_keys(command: str, overrides: Sequence[str]) -> Iterator[str]:
         key = override.key_or_group
         if override not in choices and not override.is_add() and not override.is_force_add() and key not in known:
             of_sweep = key.partition(".")[0] == "sweep" != command
-            yield f"{key}: belongs to shiqrun sweep, not to shiqrun {command}" if of_sweep else unknown_key(key, known)
+            if of_sweep:
+                yield f"{key}: belongs to shiqrun sweep, not to shiqrun {command}"
+            else:
+                yield _of_other_choice(command, key, groups) or unknown_key(key, known)
+
+
+def _of_other_choice(command: str, key: str, groups: Sequence[str]) -> str | None:
+    """Return one line that names the choices of a key's group that have the key, or None where none has it."""
+    group, hydra = key.partition(".")[0], GlobalHydra.instance().hydra
+    if group not in groups or "." not in key:
+        return None
+    assert hydra is not None
+    having = []
+    for option in hydra.config_loader.get_group_options(group):
+        try:
+            config = hydra.compose_config(command, [f"{group}={option}"], RunMode.RUN, validate_sweep_overrides=False)
+        except Exception:  # it needs further choices
+            continue
+        if key in _dotted_keys("", config):
+            having.append(f"{group}={option}")
+    if not having:
+        return None
+    first = NEEDED[group] if NEEDED.get(group) in having else having[0]
+    others = [choice for choice in having if choice != first]
+    return f"{key}: not a key of the chosen {group}; {first} has it" + f" (so have {', '.join(others)})" * bool(others)
 
 
 def _dotted_keys(prefix: str, node: DictConfig) -> Iterator[str]:

@@ -2,13 +2,22 @@
 
 from collections.abc import Iterable
 
+from shiqrun.config.other_names import name_here
+
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return "; did you mean X?" with the option nearest to `word`, or an empty string where none is near."""
-    from difflib import get_close_matches  # imported here, so that `shiqrun --help` starts without it
+    near = nearest(word, options)
+    return f"; did you mean {near}?" if near else ""
 
-    near = get_close_matches(word, list(options), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+
+def nearest(word: str, options: Iterable[str]) -> str | None:
+    """Return the option that is nearest to a word, of equally near ones that with the same letters; None if none is."""
+    from difflib import SequenceMatcher, get_close_matches  # imported here: `shiqrun --help` starts without it
+
+    near = get_close_matches(word, list(options), n=5)
+    ranks = {name: (SequenceMatcher(a=name, b=word).ratio(), sorted(name) == sorted(word)) for name in near}
+    return max(near, key=ranks.__getitem__, default=None)
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -22,7 +31,10 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     parent, _, _ = key.rpartition(".")
     names = list(known)
     siblings = [name for name in names if name.rpartition(".")[0] == parent]
-    hint = _by_leaf(key, siblings) or did_you_mean(key, [] if siblings and parent else names)
+    hint = name_here(key, names) or _by_leaf(key, siblings)
+    hint = hint or did_you_mean(
+        key, [] if siblings and parent else [n for n in names if _is_hydras(key) or not _is_hydras(n)]
+    )
     listed = [name for name in dict.fromkeys(siblings or names) if _is_hydras(key) or not _is_hydras(name)]
     return f"{key}: unknown key{hint or '; known are ' + ', '.join(listed)}"
 
@@ -33,7 +45,5 @@ def _is_hydras(key: str) -> bool:
 
 def _by_leaf(key: str, siblings: list[str]) -> str:
     leaves = {name.rpartition(".")[2]: name for name in siblings}
-    from difflib import get_close_matches
-
-    near = get_close_matches(key.rpartition(".")[2], list(leaves), n=1)
-    return f"; did you mean {leaves[near[0]]}?" if near else ""
+    near = nearest(key.rpartition(".")[2], leaves)
+    return f"; did you mean {leaves[near]}?" if near else ""
