@@ -68,7 +68,7 @@ class TrainerSettings:
         prompts_together: put all trajectories of a prompt into one step, where the prompt is read once; losses that
             compare completions do so in any case. This changes which trajectories meet in a step.
         learning_rate: peak of the schedule.
-        weight_decay: of AdamW, per step and unit of learning rate.
+        weight_decay: of AdamW, per step and unit of learning rate; it acts on norms, biases and embeddings as well.
         warmup_steps: optimiser steps in which the learning rate rises linearly from 0.
         lr_schedule: learning rate from the end of the warm-up until max_steps.
         grad_clip: largest L2 norm of the gradient; None for no limit.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.sampling.prompts import stop_tokens
+from shiqrun.training import checks_models
 from shiqrun.training.checks_units import unit_is_unknown
 from shiqrun.training.plan import Run
 from shiqrun.training.step.schedule import learning_rate_factor
@@ -97,5 +98,6 @@ RULES = (
     warmup_ends_before_the_run,
     reference_is_trained,
     rewards_have_one_unit,
+    *checks_models.RULES,
 )
 """The rules of every prepared run, in the order in which their messages are logged."""
