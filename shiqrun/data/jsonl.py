@@ -124,7 +124,7 @@ class Jsonl(Source):
         count = RowsRead(self.columns, tools=self.tools)
         try:
             for number, (place, columns) in enumerate(self._rows(split)):
-                row = Row(columns, place)
+                row = Row(columns, place, self.columns)
                 self._unread.see(columns, row.read(labels=self.label_rewards is not None), place, NAMES)
                 if not number:
                     self._unread.tell()

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -31,10 +31,17 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A `Row` holds the columns of a row and its place in the file; a column that holds null counts as missing."""
+    """A `Row` holds the columns of a row and its place in the file; a column that holds null counts as missing.
+
+    Attributes:
+        columns: of the row, by the names that they have here.
+        place: file and row.
+        names: the file's own column by the name that it has here, where they differ.
+    """
 
     columns: dict[str, Any]
     place: str
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, column: str) -> bool:
         """Return whether the row has a value in a column."""
@@ -127,7 +134,7 @@ class Row:
             return bare
         given = self.tools(prompt)
         given = _without_nulls(given) if isinstance(given, list) else given  # Parquet gives all objects the same keys
-        return with_tools(bare, normal_tools(given, f"{self.place}: column 'tools'"))
+        return with_tools(bare, normal_tools(given, f"{self.place}: column {self._named('tools')}"))
 
     def tools(self, prompt: Sequence[Message]) -> Any:
         """Return the tools of the row as they stand, None where it has none."""
@@ -160,8 +167,8 @@ class Row:
         for column, completion in zip(("chosen", "rejected"), completions, strict=True):
             if prompt and completion and completion[0]["role"] in ("system", "user"):
                 raise InputError(
-                    f"{self.place}: column '{column}' begins with a {completion[0]['role']} message that is not the "
-                    "prompt's; give completions alone, or whole chats that begin with the messages of 'prompt'"
+                    f"{self.place}: column {self._named(column)} begins with a {completion[0]['role']} message that is "
+                    "not the prompt's; give completions alone, or whole chats that begin with the messages of 'prompt'"
                 )
         self._refuse("score_chosen and score_rejected", "reward", "rewards")
         if not (self.has("score_chosen") or self.has("score_rejected")):
@@ -184,7 +191,7 @@ class Row:
         prompt, values = self._messages("prompt", "user"), self.columns["completions"]
         if not isinstance(values, list) or not values:
             raise self._wrong("completions", "a list of one or more completions", values)
-        place = f"{self.place}: column 'completions'"
+        place = f"{self.place}: column {self._named('completions')}"
         chats = [as_messages(v, "assistant", f"{place}, completion {i}") for i, v in enumerate(values)]
         chats = [without_prompt(prompt, chat) for chat in chats]
         self._refuse("rewards (a list, one entry a completion)", "reward")
@@ -228,7 +235,7 @@ class Row:
         return number
 
     def _messages(self, column: str, role: str) -> list[Message]:
-        return as_messages(self._need(column), role, f"{self.place}: column '{column}'")
+        return as_messages(self._need(column), role, f"{self.place}: column {self._named(column)}")
 
     def _need(self, column: str) -> Any:
         if not self.has(column):
@@ -237,7 +244,9 @@ class Row:
 
     def _refuse(self, expected: str, *columns: str) -> None:
         for column in filter(self.has, columns):
-            raise InputError(f"{self.place}: column '{column}' does not fit; expected {expected}; rename or remove it")
+            raise InputError(
+                f"{self.place}: column {self._named(column)} does not fit; expected {expected}; rename or remove it"
+            )
 
     def _missing(self, wanted: str) -> InputError:
         there = ", ".join(c if self.has(c) else f"{c} (null)" for c in self.columns) or "nothing"
@@ -250,10 +259,15 @@ class Row:
             cure = "name them by data.columns.NAME=COLUMN"
         return InputError(f"{self.place}: missing column {wanted}; the row has {there}; {cure}")
 
+    def _named(self, column: str) -> str:
+        """Return the name of a column as the user knows it."""
+        own = self.names.get(column)
+        return f"'{own}' (data.columns.{column})" if own else f"'{column}'"
+
     def _wrong(self, column: str, expected: str, value: Any) -> InputError:
         text = repr(value)
         brief = text if len(text) <= 60 else text[:57] + "..."
-        return InputError(f"{self.place}: column '{column}' is {brief}; expected {expected}")
+        return InputError(f"{self.place}: column {self._named(column)} is {brief}; expected {expected}")
 
 
 def _without_nulls(value: Any) -> Any:

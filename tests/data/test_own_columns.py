@@ -112,6 +112,13 @@ def test_a_column_of_no_row_is_refused_after_the_last_one_and_some_rows_may_lack
     assert main(["inspect", *SMALL, *OWN, "data.columns.prompt_id=topic"]) == 0
 
 
+def test_errors_name_the_files_own_column(capfd):
+    written({**own(1), "score": "good"})
+    assert "rows.jsonl:1: column 'score' (data.columns.reward) is 'good'; expected a finite" in refused(capfd, *OWN)
+    written({**own(1), "response": 3})
+    assert "rows.jsonl:1: column 'response' (data.columns.completion): expected a string" in refused(capfd, *OWN)
+
+
 def test_cells_of_a_table_have_the_types_of_their_new_names():
     Path("rows.csv").write_text('question,talk,score\nq,"[{""role"": ""assistant"", ""content"": ""a""}]",0.5\n')
     names = {"prompt": "question", "completion": "talk", "reward": "score"}
