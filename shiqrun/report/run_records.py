@@ -1,5 +1,6 @@
 """`collect_runs` finds every run below some directories and reads its config, status, summary and metrics."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from shiqrun.errors import InputError
 from shiqrun.report.run_files import AGAIN, as_number, as_yaml, read_config, read_json, read_table
 from shiqrun.util.summary import CHANGED, without_digest
 
+log = logging.getLogger("shiqrun")
 SWEEP_FORMAT = 1
 """The number under `format` in `sweep.json`, as `shiqrun.sweeping.state` writes it."""
 FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
@@ -223,6 +225,8 @@ def _read_run(directory: Path, name: str, job: dict[str, Any]) -> RunRecord:
         status = FINISHED if summary else UNFINISHED
     error = " ".join(map(str, job.get("error", ())[-1:]))
     history = _read_history(directory / "metrics.csv")
+    if history and not config:
+        log.warning("%s/.hydra/config.yaml: is missing, so the page has no settings of this run; restore it", directory)
     return RunRecord(directory, name, status, config or _config_of_job(job), bool(config), error, summary, history)
 
 

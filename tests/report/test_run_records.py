@@ -157,6 +157,14 @@ def test_a_broken_file_is_named(tmp_path, file, text, said):
     assert said in str(raised.value)
 
 
+def test_a_run_whose_config_is_gone_is_shown_without_it_and_that_is_said(tmp_path, caplog):
+    run = fake_runs.finished_run(tmp_path / "run")
+    (run / ".hydra" / "config.yaml").unlink()
+    (found,) = collect_runs([run]).runs
+    assert not found.configured
+    assert [r.message for r in caplog.records if f"{run}/.hydra/config.yaml: is missing" in r.message]
+
+
 def test_a_table_without_steps_is_named(tmp_path):
     with pytest.raises(InputError, match=r"1_seed=2/metrics\.csv: no header with a column step"):
         collect_runs([broken(tmp_path, "metrics.csv", "epoch\n1\n")])
