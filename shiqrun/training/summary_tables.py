@@ -14,10 +14,14 @@ from shiqrun.evaluation.result_files import spread
 from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
 from shiqrun.training.plan import Run
 from shiqrun.training.samples_jsonl import append_samples
+from shiqrun.training.verdict import verdict
 from shiqrun.util.intervals import is_bound
+from shiqrun.util.quoting import quote_for_shell
 
 EPISODES = 6
-FIRST = [f"val/{name}" for name in ("regularised_return", "regret", "reward", "kl", "illegal", "loss")]
+FIRST = [f"val/{name}" for name in ("regularised_return", "regret", "reward", "kl", "win_rate", "illegal", "loss")]
+SHOWN = re.compile(r"val/(pass@\d+|accuracy|reward_per_turn|official_score|completions/(mean_length|eos_rate))")
+"""What the last table shows beside FIRST; all other metrics are in its files."""
 
 
 def print_plan_table(run: Run) -> None:
@@ -94,7 +98,8 @@ def print_metrics_table(run_dir: Path, before: dict[str, float], after: dict[str
     for column in columns:
         table.add_column(column, justify="left" if column == "metric" else "right")
     best = {"val/regularised_return": optimum, "val/regret": 0.0}
-    shown = {name for name in names if not is_bound(name)} - {"val/optimum", "val/reference_illegal"}
+    known = {name for name in names if not is_bound(name)} - {"val/optimum", "val/reference_illegal"}
+    shown = {name for name in known if name in FIRST or SHOWN.fullmatch(name)} or known
     for name in sorted(shown, key=_rank):
         row = [
             name,
@@ -105,12 +110,16 @@ def print_metrics_table(run_dir: Path, before: dict[str, float], after: dict[str
             row.append(number(best[name]) if name in best else "")
         table.add_row(*row)
     console.print(table)
-    if before.get("val/regret"):
-        fall = 1 - after["val/regret"] / before["val/regret"]
-        console.print(f"regret on held-out problems {'fell' if fall >= 0 else 'rose'} by [bold]{abs(fall):.1%}[/]")
+    if len(known) > len(shown):
+        console.print(f"{len(known) - len(shown)} more in summary.json; docs/metrics.md explains all", style="dim")
+    if said := verdict(before, after):
+        console.print(said, style="bold", highlight=False)
     for where in ("policy", "reward_model", "metrics.csv", "summary.json"):
         if (run_dir / where).exists():
             console.print(run_dir / where, highlight=False)
+    place = quote_for_shell(run_dir)
+    tokens = f"   or   shiqrun inspect run={place}" if (run_dir / "credit.jsonl").exists() else ""
+    console.print(f"next: shiqrun report {place}{tokens}", highlight=False, soft_wrap=True)
 
 
 def _rank(name: str) -> tuple[int, str]:

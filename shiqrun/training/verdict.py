@@ -1,0 +1,68 @@
+"""`verdict` says in one sentence whether a run improved on its reference, by how much, and how sure that is."""
+
+import math
+from collections.abc import Mapping
+
+from shiqrun.console import number
+
+HALF = "_ci95"
+CHANCE = 0.5
+"""The win rate of a policy that answers as well as its reference, and the accuracy of a reward model that guesses."""
+
+
+def verdict(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    """Return one sentence about a finished run, or None where nothing was measured before and after.
+
+    Args:
+        before: metrics of the reference, `val/NAME`.
+        after: metrics of the trained policy, with half widths of 95 % intervals as `val/NAME_ci95`.
+    """
+    if before.get("val/regret") and "val/regret" in after:
+        return _exactly(before["val/regret"], after["val/regret"])
+    if "val/win_rate" in after:
+        return _by_answers(after)
+    if "val/accuracy" in after:
+        return _of_reward_model(after)
+    if "val/loss" in before and "val/loss" in after:
+        return _by_loss(before["val/loss"], after["val/loss"])
+    return None
+
+
+def _exactly(before: float, after: float) -> str:
+    fall = 1 - after / before
+    word, how = ("Improved", "fell") if fall > 0 else ("Worse", "rose")
+    return f"{word}: regret on held-out problems {how} by {abs(fall):.1%}, from {number(before)} to {number(after)}"
+
+
+def _by_answers(after: Mapping[str, float]) -> str:
+    """Return what the win rate says; it is between policy and reference on the same prompts, so chance is a half."""
+    rate, half = after["val/win_rate"], after.get(f"val/win_rate{HALF}", math.nan)
+    where = f"on {after['val/prompts']:.0f} held-out prompts" if "val/prompts" in after else "on held-out prompts"
+    measured = [f"win rate {rate:.1%}" + (f" ± {half:.1%}" if math.isfinite(half) else "") + " against the reference's"]
+    if "val/reference_reward" in after:
+        measured.append(f"reward {number(after['val/reference_reward'])} -> {number(after['val/reward'])}")
+    if "val/kl" in after:
+        measured.append(f"KL {number(after['val/kl'])} nats an answer")
+    said = ", ".join(measured)
+    if not math.isfinite(half):
+        return f"Too few prompts to tell {where}: {said}; set eval.max_prompts"
+    if rate - half > CHANCE:
+        return f"Improved: {where}, {said}"
+    if rate + half < CHANCE:
+        return f"Worse: {where}, {said}"
+    return f"No sure difference {where}: {said}; more prompts (eval.max_prompts) or steps would tell"
+
+
+def _of_reward_model(after: Mapping[str, float]) -> str:
+    share, half = after["val/accuracy"], after.get(f"val/accuracy{HALF}", math.nan)
+    said = f"{share:.1%}" + (f" ± {half:.1%}" if math.isfinite(half) else "") + " of held-out pairs in the right order"
+    sure = math.isfinite(half) and share - half > CHANCE
+    return f"Learned: {said}" if sure else f"Not surely better than chance: {said}"
+
+
+def _by_loss(before: float, after: float) -> str:
+    how = "fell" if after < before else "rose"
+    return (
+        f"The loss on held-out data {how} from {number(before)} to {number(after)}; whether answers improved is "
+        "measured with eval.reward"
+    )
