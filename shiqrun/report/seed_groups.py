@@ -16,6 +16,8 @@ RANKING_METRICS = ((REWARD, 1), (LOSS, -1))
 
 The regularised return is not one of them: it contains beta, so that those of two betas are returns of two problems.
 """
+LEAST_SEEDS = 3
+"""The number of seeds from which on an interval over them is shown."""
 DIRECTIONS = {1: "highest", -1: "lowest"}
 ORDER = ("shiq", "shiq_init", "shiq_ms", "shiq_tk", "copg", "dpo", "dro", "dro_v", "direct", "sft")
 """The order of methods in every figure and table; others follow by name."""
@@ -28,7 +30,7 @@ ESTIMATE_FILES = ("algo.targets", "algo.values")
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate holds a mean over seeds, half the width of its 95 % interval (NaN for one seed), and their number."""
+    """An estimate holds a mean over seeds, half of its 95 % interval (NaN below `LEAST_SEEDS`), and their number."""
 
     mean: float
     half: float
@@ -38,6 +40,15 @@ class Estimate:
     def known(self) -> bool:
         """Return whether the interval could be computed."""
         return math.isfinite(self.half)
+
+
+def seed_estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean over seeds with its interval, which fewer than `LEAST_SEEDS` seeds do not give.
+
+    Student's t of two seeds has one degree of freedom: its interval is 12.7 standard errors wide, and says nothing.
+    """
+    mean, half = interval(values)
+    return Estimate(mean, half if len(values) >= LEAST_SEEDS else math.nan, len(values))
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class SeedGroup:
     def final(self, metric: str) -> Estimate | None:
         """Return the mean of a metric at the end of the finished runs; None where none has measured it."""
         values = [run.final[metric] for run in self.finished if metric in run.final]
-        return Estimate(*interval(values), len(values)) if values else None
+        return seed_estimate(values) if values else None
 
     def curve(self, metric: str) -> list[tuple[int, Estimate]]:
         """Return the mean of a metric at each step that at least half of the runs have measured."""
@@ -81,7 +92,7 @@ class SeedGroup:
             for step, value in run.history.get(metric, {}).items():
                 by_step.setdefault(step, []).append(value)
         most = max(map(len, by_step.values()), default=0)
-        return [(s, Estimate(*interval(v), len(v))) for s, v in sorted(by_step.items()) if 2 * len(v) > most]
+        return [(s, seed_estimate(v)) for s, v in sorted(by_step.items()) if 2 * len(v) > most]
 
 
 def is_compared(key: str) -> bool:

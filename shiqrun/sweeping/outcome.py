@@ -112,7 +112,7 @@ def _columns(found: Sequence[BestOfMethod]) -> list[str]:
 
 
 def write_best(path: Path, found: Sequence[BestOfMethod]) -> None:
-    """Write `best.csv`, one row a method: means over seeds and half 95 % intervals (empty for one seed)."""
+    """Write `best.csv`, one row a method: means over seeds and half 95 % intervals (empty below three)."""
     metrics, rows = _columns(found), []
     for one in found:
         numbers: list[Any] = []
@@ -120,7 +120,7 @@ def write_best(path: Path, found: Sequence[BestOfMethod]) -> None:
             pair = (estimate.mean, estimate.half) if estimate else (math.nan, math.nan)
             numbers += [x if math.isfinite(x) else "" for x in pair]
         rows.append([*one.swept.values(), len(one.group.finished), one.by[0], *numbers])
-    header = [*found[0].swept, "seeds", "best_by", *(n for m in metrics for n in (m, f"{m}_seeds_ci95"))]
+    header = [*found[0].swept, "seeds", "best_by", *(n for m in metrics for n in (m, f"{m}_ci95_over_seeds"))]
     write_atomic(path, as_csv(header, rows))
 
 
@@ -129,7 +129,9 @@ def as_table(found: Sequence[BestOfMethod]) -> Table:
     keys, metrics = list(found[0].swept), _columns(found)
     by = " or ".join(dict.fromkeys(f"{DIRECTIONS[sign]} mean {metric}" for metric, sign in (one.by for one in found)))
     of = "The best beta of each method" if BETA in keys else "The methods"
-    table = Table(title=f"{of}, by {by} over seeds; ± is the 95 % interval over seeds", title_justify="left")
+    table = Table(
+        title=f"{of}, by {by} over seeds; ± is the 95 % interval over seeds, from three on", title_justify="left"
+    )
     for key in (*keys, "seeds", *metrics):
         table.add_column(key, justify="left" if key in keys else "right")
     for one in found:
@@ -140,5 +142,5 @@ def as_table(found: Sequence[BestOfMethod]) -> Table:
 
 
 def with_interval(mean: float, half: float) -> str:
-    """Return `mean ± half width` as text, or the mean alone where the half width is unknown (one seed)."""
+    """Return `mean ± half width` as text, or the mean alone where the half width is unknown (below three seeds)."""
     return f"{number(mean)} ± {half:.2g}" if math.isfinite(half) else number(mean)

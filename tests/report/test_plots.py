@@ -46,8 +46,8 @@ def axes_of(plot):
 
 
 def test_a_band_below_nothing_does_not_fill_a_logarithmic_axis(tmp_path):
-    """The means are 500, 50 and .505; at step 3 the interval over .01 and 1 goes to .505 - 12.7 * .495 < 0."""
-    losses = {1: (400.0, 40.0, 0.01), 2: (600.0, 60.0, 1.0)}
+    """The means are 500, 50 and .505; at step 3 the interval over .01, .505 and 1 goes to .505 - 4.3 * .286 < 0."""
+    losses = {1: (400.0, 40.0, 0.01), 2: (600.0, 60.0, 1.0), 3: (500.0, 50.0, 0.505)}
     for seed, values in losses.items():
         rows = [{"step": step, "train/loss": loss} for step, loss in enumerate(values, 1)]
         fake_runs.write_run(

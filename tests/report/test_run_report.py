@@ -313,7 +313,7 @@ def test_a_run_without_reward_says_why_there_is_no_frontier(tmp_path):
 def test_one_seed_has_no_interval(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
     page = Reader(write_report([run]).read_text(encoding="utf-8"))
-    assert "none with one seed" in page.text
+    assert "none below three seeds" in page.text
     assert next(row for row in page.rows if row[0] == "shiq")[3] == "1"
 
 

@@ -101,15 +101,17 @@ def test_without_a_sweep_over_algorithms_the_run_names_it(tmp_path):
 
 
 def test_the_table_of_the_best_has_means_and_intervals(tmp_path):
-    found = best_of_methods(sweep_of(tmp_path, *GRID))
+    third = job("shiq", "0.5", "3", reward=2.6, kl=1.0)
+    found = best_of_methods(sweep_of(tmp_path, *GRID, third, job("copg", "0.1", "2", reward=0.4, kl=1.0)))
     write_best(tmp_path / "best.csv", found)
     shiq, copg = table(tmp_path / "best.csv")
-    columns = ["algo", "algo.beta", "seeds", "best_by", "val/reward", "val/reward_seeds_ci95"]
-    assert list(shiq) == [*columns, "val/kl", "val/kl_seeds_ci95"]
-    assert [shiq[name] for name in columns[:4]] == ["shiq", "0.5", "2", "val/reward"]
+    columns = ["algo", "algo.beta", "seeds", "best_by", "val/reward", "val/reward_ci95_over_seeds"]
+    assert list(shiq) == [*columns, "val/kl", "val/kl_ci95_over_seeds"]
+    assert [shiq[name] for name in columns[:4]] == ["shiq", "0.5", "3", "val/reward"]
     assert float(shiq["val/reward"]) == pytest.approx(2.6)
-    assert float(shiq["val/reward_seeds_ci95"]) == pytest.approx(12.7062 * 0.1, rel=1e-4)  # t(.975, 1) s / sqrt(2)
-    assert copg["val/kl_seeds_ci95"] == ""
+    assert float(shiq["val/reward_ci95_over_seeds"]) == pytest.approx(4.30265 * 0.1 / 3**0.5, rel=1e-4)  # t(.975, 2)
+    assert copg["seeds"] == "2"
+    assert copg["val/kl_ci95_over_seeds"] == "", "two seeds give no interval"
     assert "highest mean val/reward" in str(as_table(found).title)
 
 
@@ -132,7 +134,7 @@ def test_the_end_of_a_sweep_and_its_page_name_the_same_best(tmp_path):
         assert (float(row["algo.beta"]), row["seeds"]) == (float(page[name]["beta"]), page[name]["seeds"])
         for metric in ("val/reward", "val/kl", "val/loss"):
             assert row[metric] == page[name][metric]
-            assert row[f"{metric}_seeds_ci95"] == page[name][f"{metric}_ci95_over_seeds"]
+            assert row[f"{metric}_ci95_over_seeds"] == page[name][f"{metric}_ci95_over_seeds"]
 
 
 def test_a_broken_file_of_a_job_ends_without_a_table_and_is_named(tmp_path, capsys):
