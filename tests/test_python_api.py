@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 import shiqrun
-from shiqrun.api.words import NODES, command_words, override_value
+from shiqrun.api.words import NODES, command_words
 from shiqrun.config.compose import compose
+from shiqrun.util.quoting import override_value
 from tests.support.command_line import metrics
 
 SMALL = {"model_hidden_size": 16, "model_num_layers": 1, "data_maps": 20, "data_val_maps": 3, "trainer_batch_size": 8}

@@ -1,11 +1,10 @@
 """`command_words` turns the arguments of a Python call into the words of a command line."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.util.quoting import as_override
+from shiqrun.util.quoting import override_value
 
 NODES = ("algo", "data", "eval", "hardware", "logger", "model", "reward", "rollout", "trainer", "values")
 """Nodes of the config: `data_path=` sets `data.path`. All other settings keep their names (`run_dir`, `seed`)."""
@@ -32,22 +31,3 @@ def setting_key(name: str) -> str:
     """Return the key of the config that a keyword argument sets."""
     node, _, rest = name.partition("_")
     return f"{node}.{rest}" if node in NODES and rest else name
-
-
-def override_value(value: Any) -> str:
-    """Return a Python value as text that Hydra reads as the same value.
-
-    Raises:
-        InputError: a value that no config holds.
-    """
-    if value is None:
-        return "null"
-    if isinstance(value, bool | int | float):
-        return str(value).lower()
-    if isinstance(value, str | Path):
-        return as_override(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{override_value(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, Sequence):
-        return "[" + ",".join(map(override_value, value)) + "]"
-    raise InputError(f"a {type(value).__name__} as a setting: expected a text, number, list, mapping, path or None")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -13,7 +12,7 @@ from shiqrun.config.process import SAVED_BY_HYDRA, saved_by_hydra
 from shiqrun.config.validate import Schema, check
 from shiqrun.config.without_environment import standalone
 from shiqrun.errors import InputError
-from shiqrun.util.quoting import as_override, unquote
+from shiqrun.util.quoting import override_value, unquote
 
 
 def with_evaluation_of_run(config: DictConfig, former: DictConfig) -> DictConfig:
@@ -57,15 +56,8 @@ def with_data_of_run(overrides: Sequence[str]) -> list[str]:
     hydra = saved_by_hydra(folder / SAVED_BY_HYDRA)
     choice = OmegaConf.select(hydra, "hydra.runtime.choices.data") if hydra is not None else None
     own = {f"data.{key!s}": value for key, value in settings.items() if key not in ("_target_", "name")}
-    given_values = [f"{k}={_as_override(v)}" for k, v in own.items() if k not in keys]
+    given_values = [f"{k}={override_value(v)}" for k, v in own.items() if k not in keys]
     return [f"data={choice or settings['name']}", *given_values, *overrides]
-
-
-def _as_override(value: Any) -> str:
-    """Return a YAML value as text that Hydra reads as the same value in an override."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_as_override, value))}]"
-    return as_override(value) if isinstance(value, str) else "null" if value is None else str(value).lower()
 
 
 def beta_of_run(former: DictConfig) -> float | None:

@@ -3,10 +3,12 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from shiqrun.console import count_of
 from shiqrun.data.columns import Form
+from shiqrun.data.hub_files import is_hub_id
 
 log = logging.getLogger("shiqrun")
 WORDS: Mapping[Form, str] = {
@@ -52,7 +54,7 @@ class RowsRead:
         return f"{named} (column {own})" if own else named
 
     def tell(self, path: str) -> None:
-        """Log how the rows at a path were read, if there were any."""
+        """Log how the rows at a path were read, if there were any; its last part names it, as `run.log` is shared."""
         total = self._forms.total()
         if not total:
             return
@@ -62,4 +64,4 @@ class RowsRead:
             forms += ", tools left out"
         elif self._tools:
             forms += " with tools" if self._tools == total else f" ({self._tools} with tools)"
-        log.info(f"{path}: {count_of(total, 'row')}: {forms}, {self._rewards}")
+        log.info(f"{path if is_hub_id(path) else Path(path).name}: {count_of(total, 'row')}: {forms}, {self._rewards}")

@@ -3,8 +3,11 @@
 import os
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from shiqrun.errors import InputError
 
 
 def as_override(value: Any) -> str:
@@ -13,6 +16,25 @@ def as_override(value: Any) -> str:
         return f"[{','.join(map(as_override, value))}]"
     text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value)).replace("'", r"\'")
     return f"'{text}'"
+
+
+def override_value(value: Any) -> str:
+    """Return a Python value as text that Hydra reads as the same value.
+
+    Raises:
+        InputError: a value that no config holds.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    if isinstance(value, str | Path):
+        return as_override(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{override_value(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ",".join(map(override_value, value)) + "]"
+    raise InputError(f"a {type(value).__name__} as a setting: expected a text, number, list, mapping, path or None")
 
 
 def unquote(text: str) -> str:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from shiqrun.data.message_columns import messages_in
 from shiqrun.evaluation.evaluator import CompletionEvaluator
 from shiqrun.evaluation.result_files import write_completions
 from shiqrun.models.policy import Policy
@@ -227,6 +228,6 @@ def test_completions_of_tool_calls_of_any_shape_are_written(tmp_path):
     talks = [[user("go"), {"role": "assistant", "content": "", "tool_calls": c}, user("on")] for c in calls]
     asked = [replace(p, messages=m) for p, m in zip(prompts(2), talks, strict=True)]
     write_completions(tmp_path, evaluated(asked, Policy(model()), None))
-    (first, _) = pq.read_table(tmp_path / "completions.parquet").to_pylist()
-    assert first["messages"] == [{"role": m["role"], "content": m["content"]} for m in talks[0]]
-    assert first["reward"] is None
+    table = pq.read_table(tmp_path / "completions.parquet")
+    assert messages_in(table["messages"]) == talks
+    assert table["reward"].to_pylist() == [None, None]
