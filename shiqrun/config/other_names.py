@@ -25,7 +25,6 @@ KEYS = {
     "algorithm": Here("algo"),
     "attn_implementation": Here("model.attn_implementation"),
     "batch_size": _STEP,
-    "beta": Here("algo.beta"),
     "bf16": Here("hardware.precision", "bf16, fp32 or auto"),
     "dataset": _DATA,
     "dataset_name": _DATA,
