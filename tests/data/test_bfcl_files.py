@@ -1,6 +1,7 @@
 """Files of dialogues for data=bfcl: as an evaluation writes them, as others do, and those that are refused."""
 
 import ast
+import copy
 import json
 from pathlib import Path
 
@@ -78,9 +79,16 @@ def test_dialogues_in_tool_calls_are_scored_and_kept_in_that_form(episodes, tmp_
     for name, example in train(bfcl(path=written(tmp_path, *rows))).items():
         assert example.rewards == [expected[name]]
         kept = [*example.messages, *example.completions[0]]
-        assert kept == [
-            {k: v for k, v in m.items() if v is not None} | {"content": m["content"] or ""} for m in sent[name]
-        ]
+        assert kept == [read_back(m) for m in sent[name]]
+
+
+def read_back(message):
+    """The message without nulls, and with the arguments of calls as objects, whatever form they were sent in."""
+    kept = {k: v for k, v in copy.deepcopy(message).items() if v is not None} | {"content": message["content"] or ""}
+    for call in kept.get("tool_calls", ()):
+        given = call["function"]["arguments"]
+        call["function"]["arguments"] = json.loads(given) if isinstance(given, str) else given
+    return kept
 
 
 @pytest.fixture
@@ -161,7 +169,7 @@ def broken(talk):
         "a reward that is no number": ([row | {"rewards": ["a"] * spoken}], r":1: rewards must be a list"),
         "arguments that are no JSON": (
             [row | {"messages": [talk[0], call]}],
-            r":1, message 1: the arguments of cd are '{no'; expected a JSON object",
+            r":1, messages, message 1, tool call 0 of cd: arguments are no JSON: str '{no'; mend them",
         ),
     }
 

@@ -62,7 +62,7 @@ def test_rows_are_streamed(tmp_path):
         ("a.json", "[{}, {}]", r"a\.json:1: expected a JSON object .* found a list"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}', r"a\.jsonl:2: not UTF-8 \(byte 8"),
         ("a.parquet", "PAR1 and no more", r"a\.parquet: broken Parquet"),
-        ("a.csv", "a,b", r"a\.csv: cannot tell the format .*\.jsonl\.gz"),
+        ("a.txt", "a,b", r"a\.txt: cannot tell the format .*\.jsonl\.gz"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path, name, content, message):
