@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo hh bfcl spo-offline spo test test-all coverage check format clean \
-	bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-sandbox
+	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-sandbox
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,11 @@ check: install ## format, lint, types
 format: install ## format and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install ## the docs site in site/, strictly: a broken link or an unknown name is an error (needs the extra docs)
+	@$(BIN)/python -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
 
 BENCH_OUT ?= bench/out
 DEVICE    ?= cpu

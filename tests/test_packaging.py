@@ -58,7 +58,7 @@ def test_every_pin_is_in_the_declared_range():
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {normalised(name): pin for name, _, pin in (line.partition("==") for line in lines if "==" in line)}
     extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["dev"], *extras["peft"], *extras["ray"]]
+    declared = [*project["dependencies"], *extras["dev"], *extras["peft"], *extras["ray"], *extras["docs"]]
     for requirement in map(Requirement, declared):
         assert requirement.specifier.contains(pins[normalised(requirement.name)]), requirement
 
