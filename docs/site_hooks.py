@@ -39,6 +39,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return markdown if name in PAGES.values() else as_page(markdown, "../")
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Show `|` in the code of tables, where Python's Markdown keeps the backslash that GitHub needs before it."""
+    return re.sub(r"<td.*?</td>", lambda cell: cell.group().replace("\\|", "|"), html, flags=re.DOTALL)
+
+
 def as_page(text: str, to_root: str) -> str:
     """Return Markdown with the links of the site.
 

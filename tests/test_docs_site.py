@@ -161,6 +161,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     code, log = build(ROOT / "mkdocs.yml", tmp_path)
     assert code == 0, log
     assert "trainer.micro_batch_tokens" in (tmp_path / "config.html").read_text(encoding="utf-8")
+    assert "<code>log pi(a|s) = l(s,a) - v(s)</code>" in (tmp_path / "math.html").read_text(encoding="utf-8")
     api = (tmp_path / "api.html").read_text(encoding="utf-8")
     for name in ("losses.shiq", "types.ActionScores", "api.run.Run"):
         assert f'id="shiqrun.{name}"' in api
