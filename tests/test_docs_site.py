@@ -97,6 +97,16 @@ def test_every_choice_of_every_group_has_a_section(reference):
         assert len(section(reference, f"{path.parent.name}={path.stem}").strip().splitlines()) > 2
 
 
+@pytest.mark.parametrize("page", ["quickstart.md", "faq.md"])
+def test_keys_on_a_page_are_in_the_reference(reference, page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    code = [*re.findall(r"(?s)```sh\n(.*?)```", text), *re.findall(r"`([^`\n]+)`", text)]
+    named = {key for part in code for key in re.findall(r"(?<![\w.])([a-z_]+(?:\.[a-z_]+)*)=", part)}
+    known = {name for name, _, _ in rows(reference)} | {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert len(named) > 8
+    assert named <= known
+
+
 def test_every_page_is_in_the_menu_once(docs):
     config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), _IgnoringTags)
     listed = [page for part in config["nav"] for page in _pages(part)]
