@@ -1,6 +1,6 @@
 """These classes hold the settings of a run besides those of its loss, data set and model: one class a YAML node."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,6 +9,9 @@ from annotated_types import Ge, Gt, Le, MinLen
 from shiqrun.batching.reward_offsets import Offset
 from shiqrun.errors import InputError
 from shiqrun.models.reference import Kind
+
+Tracker = Literal["wandb", "tensorboard", "mlflow", "trackio"]
+"""Experiment trackers that a run can write to beside another."""
 
 Schedule = Literal["constant", "linear", "cosine"]
 """Schedules of the learning rate after its warm-up."""
@@ -147,6 +150,19 @@ class AnswerSettings(SamplingSettings):
 
 
 PRECISIONS = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerSettings:
+    """`LoggerSettings` are those of every experiment tracker (`logger:` in `conf/train.yaml`, `conf/logger/*.yaml`).
+
+    Attributes:
+        name: the choice of `logger=`.
+        also: further trackers, which share the settings that the first one has too.
+    """
+
+    name: str
+    also: list[Tracker] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,12 @@ LAYERS = (
         "errors": "the two ways in which shiqrun gives up, with their exit codes",
         "layout": "where each token of a batch lies before the body of the model",
         "console": "the terminal: tables, progress, plain lines elsewhere",
+    },
+    {
+        "types": "Example, Trajectories, ActionScores, LossTerms",
+        "util": "atomic files, intervals, the Hub, quoting",
         "tracking": "experiment trackers",
     },
-    {"types": "Example, Trajectories, ActionScores, LossTerms", "util": "atomic files, intervals, the Hub, quoting"},
     {
         "losses": "pure functions of a batch and two models' scores, one for each paper",
         "sandbox": "running programs that a model wrote where they can do no harm",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le, MinLen
 from omegaconf import DictConfig, OmegaConf
 
-from shiqrun.config.choices import build_data, build_reward
+from shiqrun.config.choices import build_data, build_reward, build_trackers
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import Schema, build, settings, target
 from shiqrun.config.without_environment import environment_variables, without_environment
@@ -26,7 +26,7 @@ SCHEMA = Schema(
         "data": "shiqrun.batching.logged_data.DataSettings",
         "model": "shiqrun.models.policy.ModelSettings",
         "hardware": None,
-        "logger": None,
+        "logger": "shiqrun.settings.LoggerSettings",
         "trainer": "shiqrun.settings.TrainerSettings",
         "eval": "shiqrun.settings.EvalSettings",
         "values": "shiqrun.estimates.prompt_values.ValueSettings",
@@ -82,7 +82,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
     choice, model = build(config.model, ModelSettings)
     shared = without_environment(config)  # what leaves this process: model cards, trackers
     shown: Any = OmegaConf.to_container(shared, resolve=not environment_variables(config))
-    hardware = target(config.hardware)
+    hardware, trackers = target(config.hardware), build_trackers(config.logger)
     if hardware.accelerator == "gpu":
         _expect_gpu(config.hardware)
     return Plan(
@@ -107,7 +107,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
         hardware=hardware,
         cache_dir=Path(config.cache_dir) if config.cache_dir else default_cache_dir(),
         run_dir=run_dir,
-        trackers=lambda: [] if config.logger.name == "none" else [target(config.logger).open(run_dir, shown)],
+        trackers=lambda: [tracker.open(run_dir, shown) for tracker in trackers],
         shown={
             f"{group}.{k}": portable(v) for group in ("algo", "trainer") for k, v in shown[group].items() if k[0] != "_"
         },

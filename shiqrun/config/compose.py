@@ -60,9 +60,11 @@ def _hydra(command: str) -> Iterator[Hydra]:
 def as_hydra_overrides(overrides: Sequence[str]) -> list[str]:
     """Rewrite the overrides that a user may type into those that Hydra reads.
 
-    `reward=DIR` becomes the choice reward=model with its path, and a value that contains `=` is quoted.
+    `reward=DIR` becomes the choice reward=model with its path, `logger=[A,B]` the choice logger=A with logger.also=[B],
+    and a value that contains `=` is quoted.
     """
-    return [quote_value(word) for override in overrides for word in _expand_reward(override)]
+    words = [word for override in overrides for word in _expand_reward(override)]
+    return [quote_value(word) for override in words for word in _expand_loggers(override)]
 
 
 def quote_value(override: str) -> str:
@@ -80,3 +82,12 @@ def _expand_reward(override: str) -> list[str]:
     group = "reward" if key == "reward" else "reward@eval.reward"
     is_path = "/" in plain or Path(plain).is_dir()
     return [f"{group}=model", f"{key}.path={value}"] if is_path else [f"{group}={value}"]
+
+
+def _expand_loggers(override: str) -> list[str]:
+    """Return `logger=[A,B,...]` as the choice of A and the list of the others: their settings would overwrite A's."""
+    listed = re.fullmatch(r"logger=\[([^\[\]]+)\]", override)
+    if listed is None:
+        return [override]
+    first, *others = (name.strip(" '\"") for name in listed[1].split(","))
+    return [f"logger={first}", f"logger.also=[{','.join(others)}]"]

@@ -5,7 +5,6 @@ import logging
 import netrc
 import os
 import shlex
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from shiqrun.tracking.library import names_of, run_name, stored_id
 
 log = logging.getLogger("shiqrun")
 TABLE = "completions"
@@ -60,12 +61,7 @@ class Wandb:
             config: the resolved config, which the dashboard shows.
         """
         mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        folder = run_dir / "wandb"
-        folder.mkdir(exist_ok=True)
-        stored = folder / "run_id"
-        if not stored.is_file():
-            stored.write_text(uuid.uuid4().hex[:12])
-        names = [str(config[node]["name"]) for node in ("algo", "data") if node in config]
+        names = names_of(config)
         tags = dict.fromkeys(tag[:LONGEST_TAG] for tag in (*self.tags, *names) if tag)
         return Dashboard(
             run_dir,
@@ -74,8 +70,8 @@ class Wandb:
             group=self.group,
             job_type=self.job_type or (names[0] if names else None),
             tags=list(tags),
-            name="/".join(run_dir.resolve().parts[-2:]),
-            id=stored.read_text(),
+            name=run_name(run_dir),
+            id=stored_id(run_dir / "wandb"),
             save_dir=run_dir,
             resume="allow",
             mode=mode,
@@ -102,7 +98,7 @@ class Dashboard(WandbLogger):
         if self._experiment is None:
             self._experiment = _start_run(self._wandb_init, self._run_dir / "wandb")
             for name in ("train/global_step", "trainer/global_step"):
-                self._experiment.define_metric(name)
+                self._experiment.define_metric(name, hidden=True)  # an axis needs no panel of its own
             self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return self._experiment
 
@@ -171,11 +167,3 @@ def has_key() -> bool:
         return any(known.authenticators(host) is not None for host in hosts)
     except (FileNotFoundError, netrc.NetrcParseError):
         return False
-
-
-def close(exit_code: int = 0) -> None:
-    """End the W&B run of this process, so that the next job does not write into it."""
-    import sys
-
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish(exit_code=exit_code)
