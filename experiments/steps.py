@@ -98,6 +98,6 @@ def study_parser(description: str | None, *, out: str, betas: str | None = None)
         parser.add_argument("--betas", default=betas, help=f"values of algo.beta (default: {betas})")
     parser.add_argument("--seeds", default="1,2,3", help="seeds of every run (default: 1,2,3)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
-    parser.add_argument("--logger", default="none", help="experiment tracker: none or wandb (default: none)")
+    parser.add_argument("--logger", default="none", help="experiment tracker, as in logger=wandb (default: none)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would run now, and stop")
     return parser

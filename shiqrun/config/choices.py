@@ -47,7 +47,7 @@ def build_trackers(node: DictConfig) -> list[Any]:
         InputError: the library of one is not installed.
     """
     own = {key: value for key, value in node.items() if key not in ("_target_", "name", "also")}
-    nodes = [node] if "_target_" in node else []  # logger=none and logger=csv run none
+    nodes: list[Any] = [node] if "_target_" in node else []  # logger=none and logger=csv run none
     for name in dict.fromkeys(node.get("also") or []):
         if name == node.name:
             continue

@@ -19,7 +19,8 @@ FINISHED, FAILED, UNFINISHED = "finished", "failed", "unfinished"
 INTERRUPTED, RUNNING, WAITING = "interrupted", "running", "waiting"
 """The statuses of a job in `sweep.json`; a run of no sweep is finished or unfinished."""
 ENDED_BADLY, TO_COME = (FAILED, INTERRUPTED, UNFINISHED), (RUNNING, WAITING)
-SKIPPED_FOLDERS = {"checkpoints", "policy", "reward_model", "adapter", "wandb", "eval", "report"}
+TRACKERS = {"wandb", "tensorboard", "mlflow", "trackio"}
+SKIPPED_FOLDERS = {"checkpoints", "policy", "reward_model", "adapter", "eval", "report"} | TRACKERS
 """Folders inside a run directory, in which no run is looked for."""
 DEEPEST = 5
 """The largest number of folders between a directory and a run below it."""

@@ -51,7 +51,7 @@ class EventFiles(TensorBoardLogger):
 
     def __init__(self, run_dir: Path, config: dict[str, Any], purge_step: int | None) -> None:
         super().__init__(run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=purge_step)
-        self.hparams = config
+        self.hparams = config  # Lightning saves them as hparams.yaml
 
     @property
     @rank_zero_experiment
@@ -61,9 +61,9 @@ class EventFiles(TensorBoardLogger):
             from torch.utils.tensorboard import SummaryWriter
             from torch.utils.tensorboard.summary import hparams
 
-            writer = SummaryWriter(self.log_dir, **self._kwargs)
+            writer: Any = SummaryWriter(self.log_dir, **self._kwargs)
             writer.purge_step = None  # else a file that is opened after the end drops the last rows once more
-            flat = _sanitize_params(_flatten_dict(self.hparams))
+            flat = _sanitize_params(_flatten_dict(dict(self.hparams)))
             for part in hparams(flat, dict.fromkeys(SHOWN, 0.0)):
                 writer.file_writer.add_summary(part)
             self._experiment = writer

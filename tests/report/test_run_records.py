@@ -54,7 +54,7 @@ def test_evaluations_and_checkpoints_under_a_run_are_no_runs(tmp_path):
     assert names(tmp_path) == ["run"]
 
 
-@pytest.mark.parametrize("name", ["policy", "eval", "report", "reward_model", "adapter", "checkpoints", "wandb"])
+@pytest.mark.parametrize("name", ["policy", "eval", "report", "reward_model", "adapter", "checkpoints", "tensorboard"])
 def test_a_job_may_have_the_name_of_a_runs_own_folders(tmp_path, name):
     fake_runs.finished_run(tmp_path / name, seed=1)
     fake_runs.finished_run(tmp_path / "other", seed=2)
