@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import yaml
-from pytest import approx
 
 from shiqrun.cli import main
 from shiqrun.tracking import MLflow, TensorBoard, Trackio, close
@@ -13,7 +12,7 @@ from tests.support.command_line import SMALL, command, finished, metrics, wait_f
 from tests.support.places import working_in
 
 TRACKED = [word for word in SMALL if word != "logger=none"]
-OFTEN = ("trainer.log_every=1", "trainer.checkpoint_every=4", "trainer.max_steps=40", "algo.beta=0.3")
+OFTEN = ("trainer.log_every=1", "trainer.checkpoint_every=4", "trainer.max_steps=24", "algo.beta=0.3")
 CONFIG = {"algo": {"name": "dro", "lam": None}, "data": {"name": "hh"}, "seed": 3}
 
 
@@ -40,7 +39,7 @@ def expect_equal(found, expected) -> None:
     for name, points in expected.items():
         assert [step for step, _ in found[name]] == [step for step, _ in points], name
         values = [value for _, value in points]
-        assert [value for _, value in found[name]] == approx(values, rel=1e-5, abs=1e-9, nan_ok=True)  # float32
+        assert [value for _, value in found[name]] == pytest.approx(values, rel=1e-5, abs=1e-9, nan_ok=True)  # float32
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_the_other_tracker_has_the_same_run(both):
     last = max(both.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
     run = wandb_file.read(last)
     assert (run["project"], run["config"]["algo"]["beta"]) == ("shiqrun", 0.3)
-    assert run["history"][-1]["train/global_step"] == 40
+    assert run["history"][-1]["train/global_step"] == 24
 
 
 def test_tensorboard_has_the_config_as_hyperparameters(both):
@@ -81,7 +80,7 @@ def test_tensorboard_has_the_config_as_hyperparameters(both):
     content = reader.PluginTagToContent("hparams")["_hparams_/session_start_info"]
     given = HParamsPluginData.FromString(content).session_start_info.hparams
     assert given["algo/beta"].number_value == 0.3
-    assert given["trainer/max_steps"].number_value == 40
+    assert given["trainer/max_steps"].number_value == 24
 
 
 def test_a_list_of_loggers_is_the_first_and_the_others_beside_it(workplace, capfd):

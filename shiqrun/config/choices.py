@@ -1,4 +1,4 @@
-"""A data set, a reward or a tracker is built here from its config node; a user's own class needs only its essential method."""
+"""A data set, a reward or a tracker is built here from its config node; a user's own class needs one method."""
 
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Experiment trackers get every metric of a run beside `metrics.csv`: W&B, TensorBoard, MLflow, Trackio, one file each."""
+"""Experiment trackers get every metric of a run beside `metrics.csv`: W&B, TensorBoard, MLflow, Trackio."""
 
 from shiqrun.tracking.dashboard import Wandb, has_key, log_samples
 from shiqrun.tracking.ending import close
