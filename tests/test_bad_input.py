@@ -164,13 +164,13 @@ def test_an_empty_run_directory_name(capfd):
 
 def test_returns_that_are_never_positive_are_warned_of(capfd):
     lines = [r | {"reward": r["reward"] - 1} for r in rows()]
-    assert main(["train", *SHORT, write(lines), "run_dir=run"]) == 0
+    assert main(["train", *SHORT, write(lines), "dry_run=true"]) == 0
     assert "algo.reward_offset=mean" in capfd.readouterr().out
 
 
 def test_text_that_spells_a_special_token_is_dropped_and_counted(capfd):
     lines = [*rows(20), rows(1, completion="stop <eos> here")[0]]
-    assert main(["train", *SHORT, write(lines), "run_dir=run"]) == 0
+    assert main(["train", *SHORT, write(lines), "dry_run=true"]) == 0
     assert "1 the text holds the special token <eos>" in capfd.readouterr().out
 
 
