@@ -11,6 +11,8 @@ from shiqrun.util.summary import SUMMARY, read_summary
 PREFIX = "sha256/"
 SAVED = ("policy", "reward_model")
 """The directories in a run directory that hold a model."""
+TABLES = ("metrics.csv", "samples.jsonl", "credit.jsonl")
+"""Files that a report reads again."""
 READ = (".json", ".jinja", ".py", ".safetensors", ".bin", ".model", ".txt")
 """The endings of the files that loading reads; a model card may be edited."""
 
@@ -19,6 +21,11 @@ def file_digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a saved model that loading reads, by keys as `sha256/policy/config.json`."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in READ and path.is_file())
     return {PREFIX + str(path.relative_to(folder.parent)): _digest(path) for path in files}
+
+
+def table_digests(run_dir: Path) -> dict[str, str]:
+    """Return the SHA-256 of the tables that a finished run has written, by keys as `sha256/metrics.csv`."""
+    return {PREFIX + name: _digest(run_dir / name) for name in TABLES if (run_dir / name).is_file()}
 
 
 def _known_digests(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:

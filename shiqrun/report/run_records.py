@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.errors import InputError
+from shiqrun.models.saved_files import PREFIX, TABLES, table_digests
 from shiqrun.report.run_files import AGAIN, as_number, as_yaml, read_config, read_json, read_table
 from shiqrun.util.summary import CHANGED, without_digest
 
@@ -220,6 +221,11 @@ def _jobs_by_folder(sweep: SweepRecord) -> dict[Path, dict[str, Any]]:
 def _read_run(directory: Path, name: str, job: dict[str, Any]) -> RunRecord:
     """Read what files there are of a run; `job` is its entry in `sweep.json`, empty for a run of no sweep."""
     summary = _read_summary(directory / "summary.json")
+    known, now = {PREFIX + table: summary.get(PREFIX + table) for table in TABLES}, table_digests(directory)
+    if changed := [key for key, digest in known.items() if digest is not None and now.get(key) != digest]:
+        file = directory / changed[0].removeprefix(PREFIX)
+        what = "has changed" if file.exists() else "is gone"
+        raise InputError(f"{file}: {what} since the run finished (summary.json has its checksum); restore it")
     config = read_config(directory / ".hydra" / "config.yaml")
     status = str(job.get("status"))
     if status not in (*ENDED_BADLY, *TO_COME) or (summary and status != FAILED):

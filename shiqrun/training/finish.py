@@ -9,7 +9,7 @@ import numpy as np
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.reference import FrozenReference, scores_in_batch, weights_fingerprint
-from shiqrun.models.saved_files import file_digests
+from shiqrun.models.saved_files import file_digests, table_digests
 from shiqrun.rewards.provenance import provenance_of
 from shiqrun.training.artifacts import provenance, save_policy, save_reward_model
 from shiqrun.training.callbacks import Validation
@@ -92,6 +92,7 @@ def _summary(
         "fingerprint/model": run.weights,
         "fingerprint/policy": saved,
         **file_digests(_model_directory(plan)),
+        **table_digests(plan.run_dir),
         **{f"dropped/{why}": n for why, n in run.encoded.dropped.items()},
         **provenance(),
     }

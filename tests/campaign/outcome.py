@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 CLOCK = re.compile(
-    r"second|time|started|finished|memory|_gb|eval_share|wall$|sha256$|digest$|^bytes$|_computed|_from_cache|_cached|/weight_"
+    r"second|time|started|finished|memory|_gb|eval_share|wall$|sha256$|sha256/metrics\.csv$|digest$|^bytes$|_computed|_from_cache|_cached|/weight_"
 )
 """Keys and columns that differ between two equal runs: times, digests that cover times, work of one process."""
 NO_OUTCOME = re.compile(r"\.log$|\.lock$|\.tmp$|\.hydra/(hydra|overrides)\.yaml$|/\.gitignore$|\.png$|\.svg$")

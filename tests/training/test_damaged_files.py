@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import shiqrun
 from shiqrun.cli import main
 from shiqrun.evaluation.checkpoint_files import save_checkpoint
 from shiqrun.sweeping.state import load
@@ -226,3 +227,21 @@ def test_rows_logged_at_the_checkpoints_own_step_after_it_was_saved_are_logged_a
     again.log_metrics({"b": 4.0}, 2)
     again.log_metrics({"b": float("nan")}, 3)
     assert MetricsFile(log.path).mark() == again.mark()
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "samples.jsonl"])
+def test_a_report_refuses_a_table_of_a_finished_run_that_has_changed(home, name, capsys):
+    settings = {"data_maps": 20, "data_val_maps": 3, "model_hidden_size": 16, "trainer_max_steps": 1}
+    run = shiqrun.train("logger=none", **settings, run_dir=home / f"reported_{name}").directory
+    assert main(["report", str(run)]) == 0
+    file = run / name
+    content = file.read_bytes()
+    place = next(n for n in range(len(content) - 2, 0, -1) if content[n : n + 1].isdigit())
+    file.write_bytes(content[:place] + b"%d" % (9 - int(content[place : place + 1])) + content[place + 1 :])
+    assert main(["report", str(run)]) == 2
+    assert f"{name}: has changed since the run finished" in capsys.readouterr().err
+    file.unlink()
+    assert main(["report", str(run)]) == 2
+    assert f"{name}: is gone since the run finished" in capsys.readouterr().err
+    file.write_bytes(content)
+    assert main(["report", str(run)]) == 0
