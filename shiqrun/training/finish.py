@@ -41,7 +41,8 @@ def finish(
         draw_episodes(run, exact)
     _write_credit(run, method, validation)
     write_summary(run.plan.run_dir, _summary(run, method, validation, metrics, cost, saved))
-    print_metrics_table(run.plan.run_dir, validation.first if validation else {}, metrics, cost["seconds"])
+    pairs = len(run.encoded.val) // 2
+    print_metrics_table(run.plan.run_dir, validation.first if validation else {}, metrics, cost["seconds"], pairs)
 
 
 def _model_directory(plan: Plan) -> Path:

@@ -89,7 +89,9 @@ def estimated_bytes(run: Run) -> float:
     return copies * everything + 12 * trained + activations + scoring + TILE_BYTES.get(device, TILE_BYTES["cuda"])
 
 
-def print_metrics_table(run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
+def print_metrics_table(
+    run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float, pairs: int = 0
+) -> None:
     """Print the metrics before and after training, with 95 % intervals where they are known, and the run's files."""
     names = [name for name in after if name.startswith("val/")] or [n for n in after if n.startswith("train/")]
     table = Table(title=f"after {seconds:.0f} s", title_justify="left")
@@ -112,7 +114,7 @@ def print_metrics_table(run_dir: Path, before: dict[str, float], after: dict[str
     console.print(table)
     if len(known) > len(shown):
         console.print(f"{len(known) - len(shown)} more in summary.json; docs/metrics.md explains all", style="dim")
-    if said := verdict(before, after):
+    if said := verdict(before, after, pairs):
         console.print(said, style="bold", highlight=False)
     for where in ("policy", "reward_model", "metrics.csv", "summary.json"):
         if (run_dir / where).exists():

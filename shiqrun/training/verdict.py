@@ -6,23 +6,26 @@ from collections.abc import Mapping
 from shiqrun.console import number
 
 HALF = "_ci95"
+SMALLEST = 0.0005
+"""The smallest change of the regret, as a share, that is shown."""
 CHANCE = 0.5
 """The win rate of a policy that answers as well as its reference, and the accuracy of a reward model that guesses."""
 
 
-def verdict(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+def verdict(before: Mapping[str, float], after: Mapping[str, float], pairs: int = 0) -> str | None:
     """Return one sentence about a finished run, or None where nothing was measured before and after.
 
     Args:
         before: metrics of the reference, `val/NAME`.
         after: metrics of the trained policy, with half widths of 95 % intervals as `val/NAME_ci95`.
+        pairs: number of held-out pairs, of which `val/accuracy` of a reward model is a share.
     """
     if before.get("val/regret") and "val/regret" in after:
         return _exactly(before["val/regret"], after["val/regret"])
     if "val/win_rate" in after:
         return _by_answers(after)
     if "val/accuracy" in after:
-        return _of_reward_model(after)
+        return _of_reward_model(after["val/accuracy"], pairs)
     if "val/loss" in before and "val/loss" in after:
         return _by_loss(before["val/loss"], after["val/loss"])
     return None
@@ -30,6 +33,8 @@ def verdict(before: Mapping[str, float], after: Mapping[str, float]) -> str | No
 
 def _exactly(before: float, after: float) -> str:
     fall = 1 - after / before
+    if abs(fall) < SMALLEST:
+        return f"Unchanged: regret on held-out problems is {number(after)}"
     word, how = ("Improved", "fell") if fall > 0 else ("Worse", "rose")
     return f"{word}: regret on held-out problems {how} by {abs(fall):.1%}, from {number(before)} to {number(after)}"
 
@@ -37,6 +42,8 @@ def _exactly(before: float, after: float) -> str:
 def _by_answers(after: Mapping[str, float]) -> str:
     """Return what the win rate says; it is between policy and reference on the same prompts, so chance is a half."""
     rate, half = after["val/win_rate"], after.get(f"val/win_rate{HALF}", math.nan)
+    if half == 0:  # every prompt had the same outcome: the rule of three bounds how rare another one is
+        half = min(1.0, 3 / after["val/prompts"]) if "val/prompts" in after else math.nan
     where = f"on {after['val/prompts']:.0f} held-out prompts" if "val/prompts" in after else "on held-out prompts"
     measured = [f"win rate {rate:.1%}" + (f" ± {half:.1%}" if math.isfinite(half) else "") + " against the reference's"]
     if "val/reference_reward" in after:
@@ -53,11 +60,10 @@ def _by_answers(after: Mapping[str, float]) -> str:
     return f"No sure difference {where}: {said}; more prompts (eval.max_prompts) or steps would tell"
 
 
-def _of_reward_model(after: Mapping[str, float]) -> str:
-    share, half = after["val/accuracy"], after.get(f"val/accuracy{HALF}", math.nan)
-    said = f"{share:.1%}" + (f" ± {half:.1%}" if math.isfinite(half) else "") + " of held-out pairs in the right order"
-    sure = math.isfinite(half) and share - half > CHANCE
-    return f"Learned: {said}" if sure else f"Not surely better than chance: {said}"
+def _of_reward_model(share: float, pairs: int) -> str:
+    half = 1.96 * math.sqrt(share * (1 - share) / pairs) or 3 / pairs if pairs else math.nan
+    said = f"{share:.1%}" + (f" ± {half:.1%}" if pairs else "") + " of held-out pairs in the right order"
+    return f"Learned: {said}" if share - half > CHANCE else f"Not surely better than chance: {said}"
 
 
 def _by_loss(before: float, after: float) -> str:

@@ -1,5 +1,7 @@
 """The sentence at the end of a run: improved, worse, or not sure, from the numbers that are there."""
 
+import json
+
 import pytest
 
 import shiqrun
@@ -26,8 +28,17 @@ ANSWERS |= {"val/reward": 0.27, "val/reference_reward": -0.05}
         ({}, ANSWERS | {"val/win_rate": 0.4}, "Worse: on 128 held-out prompts, win rate 40.0% ± 5.0%"),
         ({}, ANSWERS | {"val/win_rate": 0.54}, "No sure difference on 128 held-out prompts: win rate 54.0%"),
         ({}, ANSWERS | {"val/win_rate_ci95": float("nan")}, "Too few prompts to tell on 128 held-out prompts"),
-        ({}, {"val/accuracy": 0.66, "val/accuracy_ci95": 0.03}, "Learned: 66.0% ± 3.0% of held-out pairs in the right"),
-        ({}, {"val/accuracy": 0.52, "val/accuracy_ci95": 0.06}, "Not surely better than chance: 52.0% ± 6.0%"),
+        (
+            {},
+            ANSWERS | {"val/win_rate": 1.0, "val/win_rate_ci95": 0.0},
+            "Improved: on 128 held-out prompts, win rate 100.0% ± 2.3%",
+        ),
+        (
+            {},
+            ANSWERS | {"val/win_rate": 1.0, "val/win_rate_ci95": 0.0, "val/prompts": 4.0},
+            "No sure difference on 4 held-out",
+        ),
+        ({"val/regret": 1.0}, {"val/regret": 1.0}, "Unchanged: regret on held-out problems is 1"),
         (
             {"val/loss": 2.0},
             {"val/loss": 1.0},
@@ -37,6 +48,29 @@ ANSWERS |= {"val/reward": 0.27, "val/reference_reward": -0.05}
 )
 def test_the_sentence_says_what_the_numbers_say(before, after, said):
     assert verdict(before, after).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("share", "pairs", "said"),
+    [
+        (0.66, 900, "Learned: 66.0% ± 3.1% of held-out pairs"),
+        (0.52, 256, "Not surely better than chance: 52.0% ± 6.1%"),
+        (1.0, 4, "Not surely better than chance: 100.0% ± 75.0%"),
+        (0.9, 0, "Not surely better than chance: 90.0% of held-out pairs"),
+    ],
+)
+def test_a_reward_model_has_learned_where_its_accuracy_is_surely_above_chance(share, pairs, said):
+    assert verdict({}, {"val/accuracy": share}, pairs).startswith(said)
+
+
+def test_a_reward_model_that_learned_says_so_at_its_end(home, capsys):
+    words = (("yes", "no"), ("good", "bad"))
+    rows = [{"prompt": f"go {n}", "chosen": words[n % 2][0], "rejected": words[n % 2][1]} for n in range(400)]
+    (home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"data_path": home / "pairs.jsonl", "model_hidden_size": 16, "trainer_max_steps": 15}
+    words = ("algo=reward_model", "data=jsonl", "model=tiny", "logger=none", "trainer.learning_rate=0.01")
+    shiqrun.train(*words, **settings, trainer_batch_size=32, run_dir=home / "rm")
+    assert "Learned: " in capsys.readouterr().out
 
 
 def test_nothing_is_said_of_what_was_not_measured():
