@@ -37,7 +37,7 @@ class Watchdog:
         base = base if len(os.fsencode(base)) <= LONGEST - len("/shiqrun-12345678") else "/tmp"
         self.directory = Path(tempfile.mkdtemp(prefix="shiqrun-", dir=base))
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(self.directory)],
+            [sys.executable, "-I", "-S", __file__, str(self.directory), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -106,5 +106,5 @@ def end_cluster(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    _wait_for_end(os.getppid())
+    _wait_for_end(owner=int(sys.argv[2]))  # by then the parent may be another process: the owner may be gone
     end_cluster(sys.argv[1])

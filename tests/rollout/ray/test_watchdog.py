@@ -30,13 +30,15 @@ def clusters(folder):
     return [p for p in folder.iterdir() if p.name.startswith("shiqrun-")]
 
 
-def test_marked_processes_and_what_they_started_end_with_their_owner_and_no_others(tmp_path, monkeypatch):
-    """The owner is killed while a forked child of it still holds the pipe."""
+@pytest.mark.parametrize("starts", ["at once", "after its owner's end"])
+def test_marked_processes_and_what_they_started_end_with_their_owner_and_no_others(starts, monkeypatch):
+    """The owner is killed while a forked child of it still holds the pipe, and perhaps before the watchdog runs."""
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    stop = "" if starts == "at once" else "os.kill(dog._process.pid, signal.SIGSTOP)\n"
     program = (
-        "import os, subprocess, sys, time\n"
+        "import os, signal, subprocess, sys, time\n"
         "from shiqrun.rollout.ray.watchdog import Watchdog\n"
-        "dog = Watchdog()\n"
+        f"dog = Watchdog()\n{stop}"
         "nap = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
         "shell = [sys.executable, '-c', f'import subprocess; subprocess.run({nap})']\n"
         "with dog.marks():\n"
@@ -44,17 +46,19 @@ def test_marked_processes_and_what_they_started_end_with_their_owner_and_no_othe
         "other = subprocess.Popen(nap)\n"
         "forked = os.fork() or time.sleep(600)\n"
         "(dog.directory / 'session').mkdir()\n"
-        "print(dog.directory, marked.pid, other.pid, forked, flush=True)\n"
+        "print(dog.directory, marked.pid, other.pid, forked, dog._process.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
         directory, *pids = owner.stdout.readline().split()
-        marked, other, forked = map(int, pids)
+        marked, other, forked, dog = map(int, pids)
         try:
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while len(processes_of(directory)) < 2:
                 assert time.monotonic() < end
             owner.kill()
+            owner.wait()
+            os.kill(dog, signal.SIGCONT)
             while processes_of(directory) or Path(directory).exists():
                 assert time.monotonic() < end
                 time.sleep(0.1)
