@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from shiqrun import __version__
 from shiqrun.config.suggest import did_you_mean
 from shiqrun.util.full_disk import full_disk
 
@@ -55,7 +54,7 @@ Commands:
 {commands}
 
   shiqrun COMMAND --help       what to choose and to set, with examples
-  shiqrun --version            the version
+  shiqrun --version            the version and its git commit
   eval "$(shiqrun -sc install=bash)"   completion of commands, groups and keys in this shell
 
 Examples:
@@ -74,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP.format(commands=commands), end="")
         return 0
     if words[0] == "--version":
-        print(f"shiqrun {__version__}")
+        from shiqrun.util.code_version import describe
+
+        print(describe())
         return 0
     if words[0] in ("-sc", "--shell-completion"):
         return _complete(words[1:])

@@ -75,7 +75,7 @@ def test_continuous_integration_runs_the_targets_of_make(step):
 def wheel(tmp_path_factory):
     """A wheel built from a copy of the sources, so that no build directory is left in the repository."""
     copy, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, copy / name)
     for name in ("shiqrun", "conf"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))

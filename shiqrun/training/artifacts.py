@@ -4,7 +4,6 @@ import copy
 import importlib.metadata
 import json
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rewards import provenance as trained_on
 from shiqrun.util.atomic import atomic_directory, write_atomic
+from shiqrun.util.code_version import git_commit
 from shiqrun.util.quoting import near_or_portable
 
 LIBRARIES = ("torch", "transformers", "lightning", "hydra-core", "peft", "bitsandbytes")
@@ -154,7 +154,7 @@ def _write_card(
 
 
 def provenance() -> dict[str, Any]:
-    """Return what one needs to reproduce a run: versions, the git commit of the working directory, the thread count."""
+    """Return what one needs to reproduce a run: versions, shiqrun's git commit, the thread count."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -168,16 +168,6 @@ def provenance() -> dict[str, Any]:
         "git_commit": git_commit(),
         "threads": torch.get_num_threads(),
     }
-
-
-def git_commit() -> str | None:
-    """Return the commit of the working directory, with `+` if it has changes; None outside a repository."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if dirty.strip() else "")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

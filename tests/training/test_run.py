@@ -3,7 +3,6 @@
 import json
 import math
 import signal
-import subprocess
 
 import numpy as np
 import pytest
@@ -348,22 +347,6 @@ def test_a_wrong_start_stops_and_says_why(home, capfd):
     capfd.readouterr()
     assert train("run_dir=cold", "trainer.max_steps=1", "cache_dir=poisoned", "data.data_seed=3") == 1
     assert "differ before the first step" in capfd.readouterr().err
-
-
-def test_git_and_library_versions_need_no_repository(tmp_path, monkeypatch):
-    from shiqrun.training.artifacts import git_commit
-
-    monkeypatch.chdir(tmp_path)
-    assert git_commit() is None
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    subprocess.run(
-        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"],
-        cwd=tmp_path,
-        check=True,
-    )
-    assert len(git_commit() or "") == 40
-    (tmp_path / "new").write_text("x")
-    assert (git_commit() or "").endswith("+")
 
 
 def test_activation_checkpointing_recomputes_and_changes_no_weight(done, home):
