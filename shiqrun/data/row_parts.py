@@ -132,9 +132,7 @@ class Row:
         bare = [{key: value for key, value in message.items() if key != "tools"} for message in prompt]
         if not read:
             return bare
-        given = self.tools(prompt)
-        given = _without_nulls(given) if isinstance(given, list) else given  # Parquet gives all objects the same keys
-        return with_tools(bare, normal_tools(given, f"{self.place}: column {self._named('tools')}"))
+        return with_tools(bare, normal_tools(self.tools(prompt), f"{self.place}: column {self._named('tools')}"))
 
     def tools(self, prompt: Sequence[Message]) -> Any:
         """Return the tools of the row as they stand, None where it has none."""
@@ -268,12 +266,3 @@ class Row:
         text = repr(value)
         brief = text if len(text) <= 60 else text[:57] + "..."
         return InputError(f"{self.place}: column {self._named(column)} is {brief}; expected {expected}")
-
-
-def _without_nulls(value: Any) -> Any:
-    """Return a JSON value without the keys of its objects that hold null."""
-    if isinstance(value, list):
-        return [_without_nulls(part) for part in value]
-    if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    return value

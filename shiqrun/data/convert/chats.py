@@ -1,11 +1,28 @@
-"""These converters read logs of whole chats: OpenAI, ShareGPT, agent trajectories, and steps with labels."""
+"""These converters read logs of whole chats: OpenAI, ShareGPT, agent trajectories, and steps with labels.
 
-import json
+The published schemas:
+
+* OpenHands: columns of huggingface.co/datasets/nebius/SWE-rebench-openhands-trajectories (`trajectory_id`,
+  `instance_id`, `trajectory`, `tools`, `resolved` as 0 or 1, ...); arguments of calls are JSON texts, and since the
+  file is Parquet, schemas of tools hold nulls for keys that others have.
+* SWE-agent: columns of huggingface.co/datasets/nebius/SWE-agent-trajectories (`instance_id`, `trajectory` of `role`,
+  `text`, `system_prompt`, `mask`, `cutoff_date`; `target`, ...); `mask`, which its card does not explain, is not read.
+* Steps with labels: TRL's type "stepwise supervision" (docs/source/dataset_formats.md of huggingface/trl).
+"""
+
 from collections.abc import Iterator
 from typing import Any
 
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
-from shiqrun.data.convert.messages import Message, brief, normal_call, normal_message, normal_messages, normal_tools
+from shiqrun.data.convert.messages import (
+    Message,
+    brief,
+    json_value,
+    normal_call,
+    normal_message,
+    normal_messages,
+    normal_tools,
+)
 from shiqrun.errors import InputError
 
 SCORES = ("reward", "score", "label", "resolved", "target")
@@ -57,12 +74,7 @@ def _add_turn(messages: list[Message], turn: Any, place: str) -> None:
         message = {**turn, "role": turn.get("from"), "content": turn.get("value")}
         messages.append(normal_message(message, place))
         return
-    try:
-        value = json.loads(turn["value"]) if isinstance(turn.get("value"), str) else turn.get("value")
-    except ValueError:
-        raise InputError(
-            f"{place}: the tool call is no JSON: {brief(turn['value'])}; mend it or drop the row"
-        ) from None
+    value = json_value(turn.get("value"), f"{place}: the tool call is", "mend it or drop the row")
     calls = [normal_call(call, place) for call in (value if isinstance(value, list) else [value])]
     if messages and messages[-1].get("tool_calls"):
         messages[-1]["tool_calls"] += calls

@@ -21,6 +21,7 @@ class Dialogue:
         tools: schemas of the functions that the model could call.
         scores: numbers of the whole trace, by name.
         turn_scores: numbers of assistant turns by name, then by the index of the turn.
+        place: file and row where it begins, where its name does not say it.
     """
 
     name: str
@@ -28,6 +29,12 @@ class Dialogue:
     tools: list[Row] = field(default_factory=list)
     scores: Mapping[str, float] = field(default_factory=dict)
     turn_scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    place: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """Return the place and the name, for messages."""
+        return f"{self.place}, trace {self.name}" if self.place and self.place != self.name else self.name
 
     @property
     def turns(self) -> int:

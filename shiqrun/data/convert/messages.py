@@ -110,13 +110,9 @@ def normal_arguments(value: Any, place: str) -> dict[str, Any]:
     Raises:
         InputError: no JSON object.
     """
-    if value is None or value == "":
+    value = json_value(value, f"{place}: arguments are", "mend them or drop the row")
+    if value is None:
         return {}
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise InputError(f"{place}: arguments are no JSON: {brief(value)}; mend them or drop the row") from None
     if not isinstance(value, dict):
         raise InputError(f"{place}: arguments must be a JSON object, found {brief(value)}; mend them or drop the row")
     return value
@@ -125,20 +121,18 @@ def normal_arguments(value: Any, place: str) -> dict[str, Any]:
 def normal_tools(value: Any, place: str) -> list[dict[str, Any]]:
     """Return tool schemas as a list of `{"type": "function", "function": {"name", ...}}`; a text is read as JSON.
 
+    Keys that hold null are left out where the value is no text: tables (Parquet) give all objects the same keys.
+
     Raises:
         InputError: no JSON, no list, or a schema without the name of a function.
     """
-    if value is None or value == "":
+    given = json_value(value, f"{place}: tools are", "give a list of function schemas")
+    if given is None:
         return []
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise InputError(f"{place}: tools are no JSON: {brief(value)}; give a list of function schemas") from None
-    if not isinstance(value, list):
-        raise InputError(f"{place}: tools must be a list of function schemas, found {brief(value)}")
+    if not isinstance(given, list):
+        raise InputError(f"{place}: tools must be a list of function schemas, found {brief(given)}")
     made = []
-    for tool in value:
+    for tool in given if isinstance(value, str) else without_nulls(given):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InputError(f"{place}: a tool is {brief(tool)}; expected a function schema with a name")
@@ -146,9 +140,38 @@ def normal_tools(value: Any, place: str) -> list[dict[str, Any]]:
     return made
 
 
+def json_value(value: Any, what: str, cure: str) -> Any:
+    """Return the value that a JSON text spells, None for an empty text; any other value as it stands.
+
+    Args:
+        value: a text, or what it would spell.
+        what: place and subject of the error message, as in "file:1: tools are".
+        cure: its advice.
+
+    Raises:
+        InputError: a text that is no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        raise InputError(f"{what} no JSON: {brief(value)}; {cure}") from None
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a JSON value without the keys of its objects that hold null."""
+    if isinstance(value, list):
+        return [without_nulls(part) for part in value]
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return value
+
+
 def _normal_function(function: dict[str, Any], place: str) -> dict[str, Any]:
     """Return a function's schema in OpenAI's form; `input_schema` is Anthropic's name of its parameters."""
-    made = {{"input_schema": "parameters"}.get(key, key): value for key, value in function.items() if key != "type"}
+    given = {key: value for key, value in function.items() if key != "type" and value is not None}
+    made = {{"input_schema": "parameters"}.get(key, key): value for key, value in given.items()}
     parameters = made.get("parameters", {})
     known = parameters.get("properties", {}) if isinstance(parameters, dict) else None
     if not isinstance(known, dict) or not all(isinstance(value, dict | bool) for value in known.values()):

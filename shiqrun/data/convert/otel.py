@@ -1,54 +1,84 @@
-"""This converter reads OpenTelemetry spans with GenAI attributes, as JSON lines of spans or as OTLP's JSON export."""
+"""This converter reads OpenTelemetry spans with GenAI attributes, as JSON lines of spans or as OTLP's JSON export.
 
-import json
+The published schemas:
+
+* OTLP/JSON: opentelemetry.io/docs/specs/otlp, and `AnyValue` in common.proto of open-telemetry/opentelemetry-proto.
+* Messages, tool definitions, evaluations: open-telemetry/semantic-conventions-genai, model/gen-ai (spans.yaml,
+  events.yaml, gen-ai-input-messages.json, gen-ai-tool-definitions.json). Events are log records there.
+* Events for each message: model/gen-ai/deprecated/events-deprecated.yaml of open-telemetry/semantic-conventions.
+* `gen_ai.prompt.N.*`, `gen_ai.completion.N.*`, `llm.request.functions.N.*`: traceloop/openllmetry.
+* Spans with `context`, `parent_id`: `ReadableSpan.to_json` of opentelemetry-sdk (Python).
+"""
+
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
-from shiqrun.data.convert.messages import Message, brief, normal_message, normal_tools
-from shiqrun.data.convert.traces import Call, by_trace, dialogues_of
+from shiqrun.data.convert.messages import Message, brief, json_value, normal_message, normal_tools
+from shiqrun.data.convert.parts import messages_of_parts, tool_result
+from shiqrun.data.convert.traces import Call, by_trace, dialogues_of, time_key
 from shiqrun.errors import InputError
 
 INDEXED = re.compile(r"gen_ai\.(prompt|completion)\.(\d+)\.(.+)")
+FUNCTION = re.compile(r"llm\.request\.functions\.(\d+)\.(name|description|parameters)")
+OLDER_EVENT = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message|gen_ai\.choice")
+DETAILS = "gen_ai.client.inference.operation.details"
 EVALUATION = "gen_ai.evaluation."
+
+
+@dataclass
+class Span:
+    """A `Span` is one operation of a trace, with the log records that belong to it.
+
+    Attributes:
+        place: file and row.
+        parent: id of the span around it.
+        facts: its attributes.
+        events: name and attributes of each, in order.
+    """
+
+    place: str
+    parent: str = ""
+    facts: Row = field(default_factory=dict)
+    events: list[tuple[str, Row]] = field(default_factory=list)
 
 
 def read_otel(rows: PlacedRows) -> Iterator[Dialogue]:
     """Yield the dialogues of each trace; `execute_tool` spans become tool messages, evaluations scores."""
-    for trace, spans in by_trace(_spans(rows), lambda span, place: str(_need_trace(span, place))):
-        spans.sort(key=lambda placed: str(placed[1].get("startTimeUnixNano") or placed[1].get("start_time") or ""))
-        calls: dict[str, Call] = {}
-        scores: dict[str, float] = {}
+    for trace, placed in by_trace(_records(rows), lambda record, place: str(_need_trace(record, place))):
+        placed.sort(key=lambda one: time_key(one[1].get("startTimeUnixNano") or one[1].get("start_time")))
+        spans = _spans(placed)
         results: dict[str, Message] = {}
-        events: list[tuple[str, Row, str]] = []
-        for place, span in spans:
-            holder = str(span.get("spanId") or span.get("span_id"))
-            facts = _attributes(span)
+        calls: dict[str, Call] = {}
+        answered: dict[str, str] = {}
+        for name, span in spans.items():
+            facts = span.facts | {k: v for event, more in span.events if event == DETAILS for k, v in more.items()}
             if facts.get("gen_ai.operation.name") == "execute_tool":
-                _add_result(results, facts)
-            elif messages := _messages(facts, span, place):
-                tools = normal_tools(facts.get("gen_ai.tool.definitions"), f"{place}: gen_ai.tool.definitions")
-                calls[holder] = Call(messages, tools)
-            events += [(holder, _attributes(event), place) for event in span.get("events") or []]
-            if f"{EVALUATION}name" in facts:  # a span of its own names the judged span by its parent
-                events.append((str(span.get("parentSpanId") or span.get("parent_span_id")), facts, place))
-        for holder, facts, place in events:
-            value = facts.get(f"{EVALUATION}score.value")
-            if value is not None:
-                into = calls[holder].scores if holder in calls else scores
-                into[str(facts.get(f"{EVALUATION}name"))] = score_of(value, place)
-        yield from dialogues_of(trace, [*calls.values()], scores, results)
+                call, said = facts.get("gen_ai.tool.call.id"), facts.get("gen_ai.tool.call.result")
+                if call and said is not None:
+                    results[str(call)] = tool_result(call, said)
+            elif messages := _messages(facts, span.events, span.place):
+                calls[name] = Call(messages, _tools(facts, span.place))
+                answered[str(facts.get("gen_ai.response.id") or name)] = name
+        scores = _add_scores(spans, calls, answered)
+        yield from dialogues_of(trace, [*calls.values()], scores, results, place=placed[0][0])
 
 
-def _spans(rows: PlacedRows) -> Iterator[tuple[str, Row]]:
+def _records(rows: PlacedRows) -> Iterator[tuple[str, Row]]:
+    """Yield spans and log records, each as a row of its own."""
     for place, row in rows:
-        if "resourceSpans" not in row:
+        if not {"resourceSpans", "resourceLogs"} & row.keys():
             yield place, row
             continue
-        for resource in row["resourceSpans"]:
-            for scope in resource.get("scopeSpans", []):
-                yield from ((place, span) for span in scope.get("spans", []))
+        for outer, middle, inner in (
+            ("resourceSpans", "scopeSpans", "spans"),
+            ("resourceLogs", "scopeLogs", "logRecords"),
+        ):
+            for resource in row.get(outer) or []:
+                for scope in resource.get(middle) or []:
+                    yield from ((place, record) for record in scope.get(inner) or [])
 
 
 def _need_trace(span: Row, place: str) -> Any:
@@ -59,16 +89,46 @@ def _need_trace(span: Row, place: str) -> Any:
     return found
 
 
-def _attributes(span: Row) -> Row:
+def _spans(placed: Sequence[tuple[str, Row]]) -> dict[str, Span]:
+    """Return the spans of a trace by id; a log record is an event of the span that it names."""
+    found: dict[str, Span] = {}
+    for number, (place, row) in enumerate(placed):
+        context = row.get("context") or {}
+        name = str(row.get("spanId") or row.get("span_id") or context.get("span_id") or f"row {number}")
+        span = found.setdefault(name, Span(place))
+        if _is_log(row):
+            span.events.append(_event(row))
+            continue
+        span.place, span.facts = place, _attributes(row)
+        span.parent = str(row.get("parentSpanId") or row.get("parent_span_id") or row.get("parent_id") or "")
+        span.events += [_event(event) for event in row.get("events") or []]
+    return found
+
+
+def _is_log(row: Row) -> bool:
+    return bool({"eventName", "event_name", "severityNumber", "severity_number", "body"} & row.keys())
+
+
+def _event(row: Row) -> tuple[str, Row]:
+    """Return name and facts of an event: its attributes, and the fields of its body where it has some."""
+    facts, body = _attributes(row), row.get("body")
+    held = _value(body) if isinstance(body, dict) else body
+    name = row.get("eventName") or row.get("event_name") or row.get("name") or facts.get("event.name")
+    return str(name or ""), facts | (held if isinstance(held, dict) else {})
+
+
+def _attributes(row: Row) -> Row:
     """Return attributes as a plain mapping; OTLP writes them as a list of keys and typed values."""
-    held = span.get("attributes") or {}
+    held = row.get("attributes") or {}
     return {a["key"]: _value(a.get("value")) for a in held} if isinstance(held, list) else held
 
 
 def _value(value: Any) -> Any:
-    """Return the plain value of OTLP's `AnyValue`."""
-    if not isinstance(value, dict) or len(value) != 1:
+    """Return the plain value of OTLP's `AnyValue`; one without a value is null, and a 64-bit integer may be a text."""
+    if not isinstance(value, dict) or len(value) > 1:
         return value
+    if not value:
+        return None
     kind, held = next(iter(value.items()))
     if kind == "intValue":
         return int(held)
@@ -79,56 +139,52 @@ def _value(value: Any) -> Any:
     return held
 
 
-def _messages(facts: Row, span: Row, place: str) -> list[Message]:
+def _add_scores(spans: dict[str, Span], calls: dict[str, Call], answered: dict[str, str]) -> dict[str, float]:
+    """Add evaluations of calls to the calls, and return those of the trace.
+
+    An evaluation is an event of the judged span, a span of its own beneath it, or names the judged response.
+    """
+    scores: dict[str, float] = {}
+    judged = [(name, facts, span.place) for name, span in spans.items() for _, facts in span.events]
+    judged += [(span.parent, span.facts, span.place) for span in spans.values()]
+    for name, facts, place in judged:
+        value = facts.get(f"{EVALUATION}score.value")
+        if value is not None:
+            call = calls.get(name) or calls.get(answered.get(str(facts.get("gen_ai.response.id") or ""), ""))
+            into = scores if call is None else call.scores
+            into[str(facts.get(f"{EVALUATION}name"))] = score_of(value, place)
+    return scores
+
+
+def _tools(facts: Row, place: str) -> list[Row]:
+    given = facts.get("gen_ai.tool.definitions")
+    if given is None:
+        found: dict[int, Row] = {}
+        for key, value in facts.items():
+            if match := FUNCTION.fullmatch(key):
+                schema = _decoded(value, place) if match[2] == "parameters" else value
+                found.setdefault(int(match[1]), {})[match[2]] = schema
+        given = [found[number] for number in sorted(found)]
+    return normal_tools(given, f"{place}: gen_ai.tool.definitions")
+
+
+def _messages(facts: Row, events: Sequence[tuple[str, Row]], place: str) -> list[Message]:
     """Return what the model read and wrote in a span; nothing where the span is no call of a model."""
     made: list[Message] = []
     instructions = _decoded(facts.get("gen_ai.system_instructions"), place)
     if instructions:
-        made += _from_parts({"role": "system", "parts": instructions}, place)
+        made += messages_of_parts({"role": "system", "parts": instructions}, place)
     for key in ("gen_ai.input.messages", "gen_ai.output.messages"):
         said = _decoded(facts.get(key), f"{place}: {key}") or []
         for message in said[:1] if key == "gen_ai.output.messages" else said:  # further ones are other choices
-            made += _from_parts(message, f"{place}: {key}")
-    return made or _indexed(facts, place) or _from_events(span, place)
+            if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
+                raise InputError(f"{place}: {key}: expected a message with role and parts, found {brief(message)}")
+            made += messages_of_parts(message, f"{place}: {key}")
+    return made or _indexed(facts, place) or _from_events(events, place)
 
 
 def _decoded(value: Any, place: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise InputError(f"{place}: no JSON: {brief(value)}; was the attribute cut at a length limit?") from None
-
-
-def _from_parts(message: Row, place: str) -> Iterator[Message]:
-    """Yield a message of `parts`; each tool response in it is a tool message of its own."""
-    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
-        raise InputError(f"{place}: expected a message with role and parts, found {brief(message)}")
-    parts = message["parts"]
-    answers = [part for part in parts if part.get("type") == "tool_call_response"]
-    for part in answers:
-        said = part.get("response", part.get("result"))
-        yield _result(part.get("id"), said)
-    rest = [part for part in parts if part.get("type") not in ("tool_call_response", "tool_call", "reasoning")]
-    calls = [part for part in parts if part.get("type") == "tool_call"]
-    thought = "".join(str(part.get("content")) for part in parts if part.get("type") == "reasoning")
-    if rest or calls or thought or not answers:
-        content = [{"type": p.get("type"), "text": p.get("content")} for p in rest]
-        calls = [{key: call.get(key) for key in ("id", "name", "arguments")} for call in calls]
-        plain = {"role": message.get("role"), "content": content, "tool_calls": calls}
-        yield normal_message(plain | {"reasoning_content": thought or None}, place)
-
-
-def _result(name: Any, said: Any) -> Message:
-    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-    return {"role": "tool", "content": text} | ({"tool_call_id": name} if name else {})
-
-
-def _add_result(results: dict[str, Message], facts: Row) -> None:
-    name, said = facts.get("gen_ai.tool.call.id"), facts.get("gen_ai.tool.call.result")
-    if name and said is not None:
-        results[str(name)] = _result(name, said)
+    return json_value(value, f"{place}:", "was the attribute cut at a length limit?")
 
 
 def _indexed(facts: Row, place: str) -> list[Message]:
@@ -150,14 +206,14 @@ def _indexed(facts: Row, place: str) -> list[Message]:
     return made
 
 
-def _from_events(span: Row, place: str) -> list[Message]:
-    """Return messages of the older span events `gen_ai.user.message`, ..., `gen_ai.choice`."""
+def _from_events(events: Sequence[tuple[str, Row]], place: str) -> list[Message]:
+    """Return messages of the older events `gen_ai.user.message`, ..., `gen_ai.choice`."""
     made = []
-    for event in span.get("events") or []:
-        match = re.fullmatch(r"gen_ai\.(system|user|assistant|tool)\.message|gen_ai\.choice", event.get("name", ""))
-        if match:
-            facts = _attributes(event)
-            body = _decoded(facts.get("message"), place) or facts
-            plain = {**body, "role": match[1] or "assistant", "tool_calls": _decoded(body.get("tool_calls"), place)}
-            made.append(normal_message(plain | ({"tool_call_id": body["id"]} if body.get("id") else {}), place))
+    for name, facts in events:
+        match = OLDER_EVENT.fullmatch(name)
+        if not match or facts.get("index"):  # a further choice
+            continue
+        body = facts | (_decoded(facts.get("message"), place) or {})  # a choice has calls in its message or beside it
+        plain = {**body, "role": match[1] or "assistant", "tool_calls": _decoded(body.get("tool_calls"), place)}
+        made.append(normal_message(plain | ({"tool_call_id": body["id"]} if body.get("id") else {}), place))
     return made

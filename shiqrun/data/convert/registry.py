@@ -7,7 +7,14 @@ from shiqrun.data.convert.otel import read_otel
 
 
 def _is_otel(row: Row) -> bool:
-    return "resourceSpans" in row or bool({"traceId", "trace_id", "context"} & row.keys() and "attributes" in row)
+    whole = {"resourceSpans", "resourceLogs"} & row.keys()
+    return bool(whole or ({"traceId", "trace_id", "context"} & row.keys() and "attributes" in row))
+
+
+def _is_langfuse(row: Row) -> bool:
+    names = row.keys()
+    of_trace, scored = {"traceId", "trace_id"} & names, {"dataType", "data_type"} & names
+    return "observations" in row or bool(of_trace and ({"id", "type", "input", "output"} <= names or scored))
 
 
 def _is_trajectory(row: Row) -> bool:
@@ -21,8 +28,8 @@ FORMATS = {
         read_openai,
     ),
     "sharegpt": Format("conversations [, system, tools]", lambda row: "conversations" in row, read_sharegpt),
-    "otel": Format("traceId, spanId, attributes, or resourceSpans", _is_otel, read_otel),
-    "langfuse": Format("id, observations, scores", lambda row: "observations" in row, read_langfuse),
+    "otel": Format("traceId, spanId, attributes; or resourceSpans, resourceLogs", _is_otel, read_otel),
+    "langfuse": Format("observations, scores; or rows of observations and of scores", _is_langfuse, read_langfuse),
     "langsmith": Format("id, trace_id, run_type, inputs, outputs", lambda row: "run_type" in row, read_langsmith),
     "openhands": Format("trajectory, tools, resolved", _is_trajectory, read_trajectories),
     "swe-agent": Format("trajectory (role, text), target", _is_trajectory, read_trajectories),

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row
 from shiqrun.data.convert.messages import Message
@@ -39,8 +40,14 @@ def by_trace(rows: PlacedRows, name: Callable[[Row, str], str]) -> Iterator[tupl
             store.close()
 
 
+def time_key(value: Any) -> tuple[bool, int, str]:
+    """Return a key that orders times, all given as numbers (or texts of numbers) or all as ISO dates."""
+    text = str(value or "")
+    return (False, int(text), "") if text.isdigit() else (True, 0, text)
+
+
 def dialogues_of(
-    trace: str, calls: list[Call], scores: dict[str, float], results: dict[str, Message]
+    trace: str, calls: list[Call], scores: dict[str, float], results: dict[str, Message], *, place: str
 ) -> Iterator[Dialogue]:
     """Yield the dialogues of a trace: each longest context, with scores of calls at the turns that the calls wrote.
 
@@ -49,13 +56,14 @@ def dialogues_of(
         calls: in the order of time.
         scores: of the whole trace.
         results: tool messages by the id of their call, for calls that no message answers.
+        place: file and row where the trace begins.
     """
     kept: list[Call] = []
     for call in sorted(calls, key=lambda c: -len(c.messages)):
         if not any(_begins(call, longer) for longer in kept):
             kept.append(call)
     if not kept:
-        yield Dialogue(trace, [], scores=scores)
+        yield Dialogue(trace, [], scores=scores, place=place)
     for number, longest in enumerate(kept):
         turns: dict[str, dict[int, float]] = {}
         for call in calls:
@@ -65,7 +73,7 @@ def dialogues_of(
                     turns.setdefault(name, {})[turn] = value
         tools = {json.dumps(tool, sort_keys=True): tool for tool in longest.tools}
         messages = _answered(longest.messages, results)
-        yield Dialogue(f"{trace}/{number}" if number else trace, messages, [*tools.values()], scores, turns)
+        yield Dialogue(f"{trace}/{number}" if number else trace, messages, [*tools.values()], scores, turns, place)
 
 
 def _begins(call: Call, longer: Call) -> bool:

@@ -15,6 +15,8 @@ from shiqrun.data.files import data_files, read_rows
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
 
+SILENT = "no model message"
+
 
 @dataclass
 class Summary:
@@ -57,7 +59,7 @@ def convert(files: Iterable[Path], name: str, out: Path, score: str | None) -> S
             summary.read += 1
             names |= dialogue.scores.keys() | dialogue.turn_scores.keys()
             if not dialogue.turns:
-                summary.drop("no model message", dialogue.name)
+                summary.drop(SILENT, dialogue.known_as)
                 continue
             summary.score = score or (sorted(names)[0] if names else None)
             _stage(waiting, dialogue, summary)
@@ -74,7 +76,8 @@ def convert(files: Iterable[Path], name: str, out: Path, score: str | None) -> S
                 else:
                     summary.drop(f"no score `{summary.score}` of the kind that others have", json.loads(row)["trace"])
             if not summary.kept:
-                raise InputError(f"{out}: nothing to write; {summary}")
+                cure = "; record the content of messages, too" * (SILENT in summary.dropped)
+                raise InputError(f"{out}: nothing to write; {summary}{cure}")
     return summary
 
 
