@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from shiqrun.config.suggest import did_you_mean
 from shiqrun.util.full_disk import full_disk
+from shiqrun.util.nearest import did_you_mean
 
 
 class Command(NamedTuple):

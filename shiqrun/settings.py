@@ -77,6 +77,11 @@ class TrainerSettings:
         grad_clip: largest L2 norm of the gradient; None for no limit.
         log_every: optimiser steps between logged rows; the first and the last step are always logged.
         checkpoint_every: optimiser steps between checkpoints; the last step always gets one.
+        stop_metric: the metric (`val/`, `train/` or `rollout/NAME`) that ends the run where it no longer improves; None
+            for none. Metrics of training are averaged over the rows that were logged since the last evaluation.
+        stop_patience: evaluations without an improvement after which the run ends, or logged rows without evaluations.
+        stop_min_delta: an improvement is larger than this, in the metric's unit.
+        stop_mode: max if more of the metric is better, min if less is, auto for what its name says.
     """
 
     max_steps: Annotated[int, Gt(0)] | None
@@ -91,6 +96,10 @@ class TrainerSettings:
     grad_clip: Annotated[float, Gt(0)] | None
     log_every: Annotated[int, Gt(0)]
     checkpoint_every: Annotated[int, Gt(0)]
+    stop_metric: Annotated[str, MinLen(1)] | None = None
+    stop_patience: Annotated[int, Gt(0)] = 3
+    stop_min_delta: Annotated[float, Ge(0)] = 0.0
+    stop_mode: Literal["auto", "max", "min"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shiqrun.config.suggest import did_you_mean
 from shiqrun.errors import InputError
+from shiqrun.util.nearest import did_you_mean
 
 DESCRIPTION = """\
 Writes a JSON-lines file that `data=jsonl` reads: one row a dialogue, with messages, tools and a reward. docs/data.md

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.of_run import beta_of_run, data_node, with_evaluation_of_run
-from shiqrun.config.suggest import did_you_mean
 from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
+from shiqrun.util.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from shiqrun.data.source import ExactEvaluation, Source

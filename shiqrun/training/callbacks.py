@@ -186,6 +186,7 @@ class Validation(Callback):
         self.every, self.checkpoints, self.exact = every, checkpoints, exact
         self.answers, self.live, self.keep = answers, live, keep
         self.first: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}  # of the last evaluation
         self.last: EvaluationResult | None = None
         self.drifted = False
         self.seconds, self.at = 0.0, -1  # at: the step of the last evaluation
@@ -247,7 +248,7 @@ class Validation(Callback):
         if metrics:
             metrics["eval_share"] = self.share()
             metrics["seconds_training"] = self.wall() - self.seconds
-        metrics = {f"val/{name}": value for name, value in metrics.items()}
+        self.metrics = metrics = {f"val/{name}": value for name, value in metrics.items()}
         module.record(metrics)
         self._warn_of_drift(trainer, metrics.get("val/kl", 0.0))
         return metrics

@@ -8,6 +8,7 @@ Rules about loaded data are in `checks_data.py`.
 from shiqrun.errors import InputError
 from shiqrun.training import checks_rollout
 from shiqrun.training.plan import Plan
+from shiqrun.util.metric_directions import direction_of
 
 
 def check_settings(plan: Plan) -> None:
@@ -139,6 +140,23 @@ def anchor_tokens_are_cached(plan: Plan) -> str | None:
     return None
 
 
+def stop_metric_is_measured(plan: Plan) -> str | None:
+    """A metric that stops a run is one of those that the run logs, and it is known whether more of it is better."""
+    trainer, metric = plan.trainer, plan.trainer.stop_metric
+    if metric is None:
+        return None
+    kind = metric.partition("/")[0]
+    if kind not in ("val", "train", "rollout") or kind == metric:
+        return f"trainer.stop_metric={metric}: expected the name of a logged metric: val/..., train/... or rollout/..."
+    if kind == "val" and not plan.eval.every:
+        return f"trainer.stop_metric={metric}, but eval.every=0 evaluates nothing; set eval.every=50, or train/loss"
+    if kind == "rollout" and plan.rollout is None:
+        return f"trainer.stop_metric={metric}, but nothing is sampled; set rollout=local, or a metric of val/ or train/"
+    if trainer.stop_mode == "auto" and direction_of(metric) is None:
+        return f"trainer.stop_metric={metric}: its name does not say what is better; set trainer.stop_mode=max or min"
+    return None
+
+
 RULES = (
     loss_on_samples_has_a_rollout,
     adapter_reference_has_an_adapter,
@@ -154,5 +172,6 @@ RULES = (
     anchor_has_a_reference,
     anchor_tokens_are_cached,
     training_has_an_end,
+    stop_metric_is_measured,
 )
 """The rules of every run, in the order in which they are checked."""

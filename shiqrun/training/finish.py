@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from shiqrun.console import console
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.reference import FrozenReference, scores_in_batch, weights_fingerprint
@@ -41,6 +42,9 @@ def finish(
         draw_episodes(run, exact)
     _write_credit(run, method, validation)
     write_summary(run.plan.run_dir, _summary(run, method, validation, metrics, cost, saved))
+    if "stopped_early" in cost:
+        schedule = f"trainer.lr_schedule={run.plan.trainer.lr_schedule} is that of {method.max_steps} steps"
+        console.print(f"{cost['stopped_early']}; {schedule}, and policy/ has the last weights", highlight=False)
     pairs = len(run.encoded.val) // 2
     print_metrics_table(run.plan.run_dir, validation.first if validation else {}, metrics, cost["seconds"], pairs)
 

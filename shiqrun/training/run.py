@@ -3,6 +3,7 @@
 import logging
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from shiqrun.models.reference import AdapterOff, FrozenReference, Live, Referenc
 from shiqrun.settings import STAMP
 from shiqrun.tracking import log_samples
 from shiqrun.training.callbacks import MARKS, AtomicCheckpointIO, Checkpoints, Signals, Stopped, Validation
+from shiqrun.training.early_stop import EarlyStop
 from shiqrun.training.estimates import with_estimates
 from shiqrun.training.finish import finish
 from shiqrun.training.live_view import LiveView
@@ -80,9 +82,12 @@ def execute(run: Run, resume: bool) -> None:
     cost = {**cost_of_reference, **cost_of_estimates}
     with batches_of_run(run, prompts, after=max(step, 0)) as (data, rollouts):
         # Rollouts come first, so that a checkpoint saved by validation holds published weights
-        watching = [*([rollouts] if rollouts else []), *([validation] if validation else [])]
-        trainer = _fit(run, method, data, [*watching, LiveView(_title(run)), checkpoints], metrics, checkpoint)
+        watching = [*([rollouts] if rollouts else []), *([validation] if validation else []), LiveView(_title(run))]
+        stop = [EarlyStop(plan.trainer, validation)] if plan.trainer.stop_metric else []
+        trainer = _fit(run, method, data, [*watching, *stop, checkpoints], metrics, checkpoint)
         cost |= rollouts.summary() if rollouts else {}
+    if stop and stop[0].reason:
+        run, cost = replace(run, max_steps=stop[0].step), cost | stop[0].summary()
     if trainer.is_global_zero:
         finish(run, method, validation, exact, {"seconds": time.perf_counter() - began, **cost})
     trainer.strategy.barrier("saved")

@@ -70,6 +70,11 @@ BROKEN = {
         ["trainer.max_steps=null", "trainer.max_epochs=null"],
         "trainer.max_steps and trainer.max_epochs are both",
     ),
+    "stop_metric_is_measured": (
+        "shiq",
+        ["trainer.stop_metric=val/reward", "eval.every=0"],
+        "trainer.stop_metric=val/reward, but eval.every=0 evaluates nothing; set eval.every=50",
+    ),
     "temperatures_are_ordered": (
         "shiq",
         [*LIVE, "rollout.temperature=[0.8,0.1]"],
@@ -265,3 +270,17 @@ def test_a_plan_has_the_hyperparameters_that_its_loss_has_by_default():
     assert (made.beta, made.link, made.top) == (0.3, "cross_entropy", 2.0)
     checks.check_settings(made)
     assert planned("spo", (own, "algo.beta=0.7", "algo.values=x")).beta == 0.7
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("reward", "trainer.stop_metric=reward: expected the name of a logged metric: val/..., train/... or rollout/"),
+        ("rollout/reward", "but nothing is sampled; set rollout=local"),
+        ("val/entropy", "its name does not say what is better; set trainer.stop_mode=max or min"),
+    ],
+)
+def test_a_stop_metric_that_cannot_work_is_refused_before_anything_is_loaded(metric, message):
+    with pytest.raises(InputError) as error:
+        checks.check_settings(planned("shiq", ("eval.every=5", f"trainer.stop_metric={metric}")))
+    assert message in str(error.value)
