@@ -54,6 +54,11 @@ class CommandLine:
     error: Exception | None = None
     directory: Path | None = None
 
+    @property
+    def exit_code(self) -> int:
+        """Exit code of all jobs together: a failure before wrong input."""
+        return FAILED if FAILED in self.exit_codes else max(self.exit_codes, default=0)
+
     def check(self, config: DictConfig) -> None:
         """Raise InputError if the config cannot be run."""
         check(config, import_module(self.module).SCHEMA)

@@ -26,7 +26,7 @@ def compose(command: str, overrides: Sequence[str], *, multirun: bool = False) -
         InputError: the overrides or a YAML file cannot be composed; the message names every unknown key.
     """
     mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-    with _hydra(command) as hydra:
+    with initialised_hydra(command) as hydra:
         try:
             return hydra.compose_config(command, list(overrides), mode)
         except Exception as error:
@@ -42,7 +42,7 @@ def job_overrides(command: str, sweep: DictConfig, overrides: Sequence[str]) -> 
         overrides: the overrides of the command line, some of them with several values.
     """
     from_yaml = [f"{key}={value}" for key, value in (sweep.hydra.sweeper.get("params") or {}).items()]
-    with _hydra(command) as hydra:
+    with initialised_hydra(command) as hydra:
         parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*from_yaml, *overrides])
         of_jobs = [override for override in parsed if not override.is_hydra_override()]
         of_hydra = [str(override.input_line) for override in parsed if override.is_hydra_override()]
@@ -50,7 +50,8 @@ def job_overrides(command: str, sweep: DictConfig, overrides: Sequence[str]) -> 
 
 
 @contextmanager
-def _hydra(command: str) -> Iterator[Hydra]:
+def initialised_hydra(command: str) -> Iterator[Hydra]:
+    """Have Hydra read the project's YAML for a command, inside the context."""
     with initialize_config_module(version_base="1.3", config_module=CONFIG_MODULE, job_name=command):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None

@@ -1,25 +1,28 @@
 """`launch` turns the words behind `shiqrun COMMAND` into finished jobs: Hydra around a command's `run`.
 
-Hydra parses the words, composes the config, makes the run directory and sets up logging. Before it does, the config is
-composed and checked once, so that a mistake leaves no run directory behind. This module also resumes runs, starts
+The config is composed and checked before Hydra makes the run directory and sets up logging, so that a mistake leaves no
+run directory behind. This module also resumes runs, starts
 sweeps, serves the further ranks that Lightning starts, and turns errors into exit codes.
 """
 
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hydra import version
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.utils import configure_log, run_job
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config import sweep_grid as grid
-from shiqrun.config.command_line import CHILD_CONFIG, FAILED, INTERRUPTED, WRONG_INPUT, CommandLine, print_error
-from shiqrun.config.compose import as_hydra_overrides, compose, job_overrides
+from shiqrun.config.command_line import CHILD_CONFIG, INTERRUPTED, WRONG_INPUT, CommandLine, print_error
+from shiqrun.config.compose import as_hydra_overrides, compose, initialised_hydra, job_overrides
 from shiqrun.config.explain import explain
 from shiqrun.config.of_run import with_data_of_run
 from shiqrun.config.process import environment
@@ -113,8 +116,10 @@ def _run_one(args: Namespace, command: CommandLine, stack: ExitStack) -> int:
     folder = _output_directory(config, "run", command, stack)
     if folder is None:
         return command.resume(Path(config.hydra.run.dir))
-    args.overrides.append(f"hydra.run.dir={as_override(folder)}")
-    return _call_hydra(args, command)
+    if config.hydra.mode == RunMode.MULTIRUN:  # a user's hydra.mode=MULTIRUN
+        args.overrides.append(f"hydra.run.dir={as_override(folder)}")
+        return _call_hydra(args, command)
+    return _run_composed(config, folder, args, command)
 
 
 def _sweep(
@@ -177,14 +182,41 @@ def _call_hydra(args: Namespace, command: CommandLine) -> int:
     """Call what Hydra calls after parsing `sys.argv`, which stays as it is: Lightning repeats it for its ranks."""
     version.setbase("1.3")
     try:
-        _run_hydra(args, get_args_parser(), command.run_composed, f"pkg://{CONFIG_MODULE}", command.name)
+        with _explained(command.name, args.overrides):
+            _run_hydra(args, get_args_parser(), command.run_composed, f"pkg://{CONFIG_MODULE}", command.name)
     except SystemExit as done:
         return int(done.code or 0)
-    except Exception as error:  # errors of jobs do not come this way: `run_job` catches them
+    return command.exit_code
+
+
+def _run_composed(config: DictConfig, folder: Path, args: Namespace, command: CommandLine) -> int:
+    """Run a job whose config is composed, in its directory, as Hydra's `run` does after composing it twice more."""
+    settings = config.hydra
+    settings.run.dir = str(folder)
+    settings.overrides.hydra.append(f"hydra.run.dir={as_override(folder)}")
+    if settings.mode is None:
+        settings.mode = RunMode.RUN
+        settings.overrides.hydra.append(f"hydra.mode={RunMode.RUN.name}")
+    with initialised_hydra(command.name) as hydra, _explained(command.name, args.overrides):
+        configure_log(settings.hydra_logging, settings.verbose)
+        callbacks = Callbacks(config)
+        callbacks.on_run_start(config=config, config_name=command.name)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+        done = run_job(command.run_composed, config, "hydra.run.dir", None, context)
+        callbacks.on_run_end(config=config, config_name=command.name, job_return=done)
+        _ = done.return_value  # raises what the job raised
+    return command.exit_code
+
+
+@contextmanager
+def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Turn what Hydra raises into InputError; errors of jobs do not come this way: `run_job` catches them."""
+    try:
+        yield
+    except Exception as error:
         if full_disk(error):
             raise
-        raise InputError(explain(error, command.name, args.overrides)) from error
-    return FAILED if FAILED in command.exit_codes else max(command.exit_codes, default=0)
+        raise InputError(explain(error, name, overrides)) from error
 
 
 def _refuse_flags(args: Namespace) -> None:

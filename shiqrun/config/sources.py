@@ -4,11 +4,12 @@ Both sources add two rules to Hydra's: a choice that says no `name` of its own i
 name starts with an underscore is a base for other files (by `defaults`), which nobody can choose.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
@@ -26,7 +27,9 @@ CONFIG_MODULE = "shiqrun.conf"
 
 
 class ProjectYaml(ImportlibResourcesConfigSource):
-    """This source reads the YAML of the package `shiqrun.conf`."""
+    """This source reads the YAML of the package `shiqrun.conf`, each file once a process unless it changes."""
+
+    _parsed: ClassVar[dict[tuple[str, int, int], ConfigResult]] = {}
 
     @staticmethod
     def scheme() -> str:
@@ -36,6 +39,16 @@ class ProjectYaml(ImportlibResourcesConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         """Load a YAML file of the config; a choice without a `name` is named like its file."""
         return _with_name(super().load_config(config_path), config_path)
+
+    def _read_config(self, res: Any) -> ConfigResult:
+        """Parse a YAML file, or copy what it held when it was parsed; a sweep reads every file once a job."""
+        if not isinstance(res, Path):  # a package in a zip file
+            return super()._read_config(res)
+        state = res.stat()
+        key = (str(res), state.st_mtime_ns, state.st_size)
+        if key not in self._parsed:
+            self._parsed[key] = super()._read_config(res)
+        return copy.deepcopy(self._parsed[key])
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """List the choices of a config group, or the groups."""

@@ -8,6 +8,7 @@ from hydra.errors import MissingConfigException
 from shiqrun.config.compose import as_hydra_overrides, compose
 from shiqrun.config.explain import explain
 from shiqrun.config.resolvers import inside
+from shiqrun.config.sources import ProjectYaml
 from shiqrun.errors import InputError
 
 
@@ -92,3 +93,19 @@ def test_of_the_known_keys_hydras_own_are_not_listed_and_none_twice():
 def test_a_mistyped_key_of_hydras_is_still_helped():
     with pytest.raises(InputError, match=r"hydra.sweep.dri: unknown key; did you mean hydra.sweep.dir\?"):
         compose("train", ["hydra.sweep.dri=x"])
+
+
+def test_a_file_of_the_project_that_was_changed_is_read_again_and_what_is_read_belongs_to_its_reader(
+    workplace, monkeypatch
+):
+    (workplace / "yaml_of_mine").mkdir()
+    (workplace / "yaml_of_mine/__init__.py").touch()
+    file = workplace / "yaml_of_mine/a.yaml"
+    file.write_text("beta: 1")
+    monkeypatch.syspath_prepend(workplace)
+    source = ProjectYaml("main", f"{ProjectYaml.scheme()}://yaml_of_mine")
+    first = source.load_config("a")
+    first.config.beta = 5
+    assert source.load_config("a").config == {"beta": 1}
+    file.write_text("beta: 0.5")
+    assert source.load_config("a").config == {"beta": 0.5}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch.distributed
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from shiqrun.config.launch import launch
 from tests.support.command_line import edit_config
@@ -56,6 +57,20 @@ def test_a_run_gets_its_directory_with_config_overrides_and_log(workplace):
     ]
     assert yaml.safe_load(Path("out/.hydra/overrides.yaml").read_text()) == ["run_dir=out", "algo.beta=0.5"]
     assert said(Path("out"))["beta"] == 0.5
+
+
+def test_the_config_of_a_run_is_composed_once_and_hydra_runs_it(workplace, monkeypatch):
+    composed, load = [], ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", lambda *a, **k: composed.append(a) or load(*a, **k))
+    assert toy("run_dir=out", "hydra.verbose=false") == 0
+    assert len(composed) == 1
+    by_hydra = yaml.safe_load((workplace / "out/.hydra/hydra.yaml").read_text())["hydra"]
+    assert by_hydra["overrides"] == {
+        "hydra": ["hydra.verbose=false", f"hydra.run.dir='{workplace}/out'", "hydra.mode=RUN"],
+        "task": ["run_dir=out"],
+    }
+    assert by_hydra["run"]["dir"] == by_hydra["runtime"]["output_dir"] == f"{workplace}/out"
+    assert by_hydra["mode"] == "RUN"
 
 
 def test_the_saved_config_has_no_interpolation_and_the_true_directory(workplace):
