@@ -158,6 +158,8 @@ def of_choice(group: str, path: Path) -> str:
     """Return the section of one choice of a group: what it is, the choices that it makes, all of its keys."""
     prefix = "" if group == "experiment" else f"{group}."
     keys = keys_with_bases(path, prefix)
+    if path.stem == "mixture":
+        keys |= keys_with_bases(path.with_name("_part.yaml"), f"{prefix}parts.NAME.")
     parts = [f"### `{group}={path.stem}` {{ #{group}-{path.stem.replace('_', '-')} }}", introduction(path)]
     chosen = [f"`{entry.removeprefix('override /')}`" for entry in _chosen(path)]
     if chosen:

@@ -63,6 +63,7 @@ class Example:
             trajectory, and the text is not encoded.
         tools: JSON schemas of the functions that the policy may call, for the chat template. They belong to the prompt:
             its first message holds them under `tools`, where they may be given as well.
+        part: name of the data set that it is of, in a mixture of data sets.
 
     Raises:
         ValueError: tools without a message to hold them, or the numbers of rewards, or of sampled tokens, and of
@@ -79,6 +80,7 @@ class Example:
     columns: Mapping[str, Any] = field(default_factory=dict)
     sampled: Sequence[SampledTokens] | None = None
     tools: Sequence[Mapping[str, Any]] = ()
+    part: str = ""
 
     def __post_init__(self) -> None:
         if self.sampled is not None and len(self.sampled) != len(self.completions):
@@ -177,6 +179,7 @@ class Trajectories:
         offset: `[B]`, reward units that `algo.reward_offset` has taken from the reward of the last action.
         anchor_tokens: `[B, A, K]` int64, tokens whose logits the anchor holds at each action's state.
         source: where the trajectories came from: logged, online, replay, annotated, further or val.
+        part: name of the data set that all rows are of, in a mixture of data sets.
         layout: how the body of a model reads the batch; None for padded rows as they are. It is of these very tokens
             and actions, so `dataclasses.replace` leaves it out.
 
@@ -199,6 +202,7 @@ class Trajectories:
     offset: Tensor | None = None
     anchor_tokens: Tensor | None = None
     source: str = "logged"
+    part: str = ""
     layout: Layout | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

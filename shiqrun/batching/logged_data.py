@@ -12,13 +12,14 @@ from itertools import islice
 from tempfile import TemporaryFile
 from typing import IO, Annotated, Literal, NamedTuple
 
-import numpy as np
 from annotated_types import Ge, Gt, Lt
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.encode import EncodedTrajectory, TrainOn, encode
+from shiqrun.batching.encoded_data import EncodedData as EncodedData  # noqa: PLC0414 - who loads data has it from here
 from shiqrun.batching.fingerprints import fingerprint
-from shiqrun.batching.prompt_identity import expect_one_prompt_an_id, prompt_key
+from shiqrun.batching.joining import join
+from shiqrun.batching.prompt_identity import expect_one_prompt_an_id
 from shiqrun.batching.prompt_names import NameList, PromptNames, drop_trained_prompts, record_names
 from shiqrun.batching.row_keys import rows_key
 from shiqrun.batching.row_store import RowStore
@@ -33,6 +34,7 @@ from shiqrun.batching.selection import (
     family_keys,
 )
 from shiqrun.batching.stored_rows import CountedTrajectories
+from shiqrun.data.part_names import naming
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -66,31 +68,6 @@ class DataSettings:
     completions: Literal["all", "best"]
     train_on: TrainOn
     distinct: bool = False
-
-
-@dataclass(frozen=True)
-class EncodedData:
-    """An `EncodedData` holds both splits of a data set as token ids, and how many rows were dropped, by reason.
-
-    Attributes:
-        train: rows of the training split.
-        val: rows of the validation split.
-        dropped: number of completions left out, by reason.
-        fingerprint: hash of both splits.
-        prompts: `prompt_name` of every prompt of the training split, by its messages whatever the rows' `prompt_id`
-            says, also of rows that were dropped: every method and reward model of one data set knows the same.
-    """
-
-    train: Rows
-    val: Rows
-    dropped: Counter[str]
-    fingerprint: str
-    prompts: Set[str] = frozenset()
-
-    def prompt_keys(self) -> frozenset[str]:
-        """Return the `prompt_key` of every prompt that is trained on."""
-        first = np.unique(self.train.numbers.numbers("family"), return_index=True)[1]
-        return frozenset(prompt_key(self.train.trajectories[int(row)]) for row in first)
 
 
 def is_held_out(prompt_id: str, fraction: float) -> bool:
@@ -154,6 +131,8 @@ def load(
 ) -> EncodedData:
     """Return both splits of a data set, read and encoded; no prompt of the validation split is trained on.
 
+    The data sets of a mixture are read one after another, each by its own settings, and joined.
+
     Args:
         source: the data set.
         tokenizer: with a chat template.
@@ -169,6 +148,38 @@ def load(
     Raises:
         InputError: no row is left of the training split; the message counts the reasons.
     """
+    read = partial(
+        _load_one,
+        tokenizer=tokenizer,
+        context=context,
+        compared_by=compared_by,
+        together=together,
+        source_name=source_name,
+        store=store,
+        progress=progress,
+    )
+    if not source.parts:
+        return read(source, settings)
+    parts = {}
+    for name, part in source.parts.items():
+        with naming(name):
+            parts[name] = read(part.source, part.settings)
+    return join(parts, [part.weight for part in source.parts.values()])
+
+
+def _load_one(
+    source: Source,
+    settings: DataSettings,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int | None,
+    compared_by: str | None,
+    together: bool,
+    source_name: str,
+    store: RowStore | None,
+    progress: Progress,
+) -> EncodedData:
+    """Return both splits of a data set that is no mixture; see `load`."""
     limit = settings.max_length or context
     if settings.max_length and context and settings.max_length > context:
         raise InputError(f"data.max_length={settings.max_length} is more than the model's context of {context} tokens")

@@ -1,7 +1,7 @@
 """The names of the training prompts are kept as one sorted array, so that a million of them take 16 MB."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,13 @@ class NameList:
         """Return the set of all names so far."""
         self._pack()
         return PromptNames(np.unique(np.concatenate(self._blocks)))
+
+
+def joined_names(sets: Sequence[Set[str]]) -> Set[str]:
+    """Return the names of several data sets as one set."""
+    if not all(isinstance(names, PromptNames) for names in sets):
+        return frozenset().union(*sets)
+    return PromptNames(np.unique(np.concatenate([names.names for names in sets if isinstance(names, PromptNames)])))
 
 
 def drop_trained_prompts(examples: Iterable[Example], trained: Set[str], dropped: Counter[str]) -> Iterator[Example]:

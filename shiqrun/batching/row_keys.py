@@ -16,7 +16,7 @@ import shiqrun
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 
-FORMAT = "1"
+FORMAT = "2"
 """The number of the layout of row files is part of every key."""
 CODE = ("data", "batching", "types.py")
 """What reads and encodes rows: a change of it gives other keys."""

@@ -124,6 +124,7 @@ class RowWriter:
                 arrays[f"{split}/{name}_end"] = INT64, _ends(_pieces(parts, f"{name}_count"))
             for name in NAMED:
                 arrays[f"{split}/{name}"] = INT64, _later(self.of(split).numbers, name)
+            arrays[f"{split}/family_key"] = KEY, _pieces(parts, "family_key")
         facts = {"width": names.dtype.itemsize, "dropped": list(self.dropped.items()), "said": said}
         write_row_file(path, arrays, {**facts, "fingerprint": self._digest.hexdigest()})
 

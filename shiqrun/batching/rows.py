@@ -4,6 +4,7 @@ Every stage that knows more about the rows returns a new table (`with_columns`, 
 one. Copies share the trajectories and whatever was computed from them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ import torch
 
 from shiqrun.batching.columns import COLUMNS, AnchorTokens, Values, concat, pad, select
 from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.batching.joined_trajectories import JoinedTrajectories, counted
 from shiqrun.batching.micro_batches import (
     RowsByNumber,
     SingleRows,
@@ -22,6 +24,7 @@ from shiqrun.batching.micro_batches import (
     padded_micro_batches,
 )
 from shiqrun.batching.packing import packed_layout, padded_layout
+from shiqrun.batching.shares import Parts, Shares
 from shiqrun.batching.stored_rows import CountedTrajectories, StoredTrajectories
 from shiqrun.types import Trajectories
 
@@ -40,6 +43,7 @@ class Rows:
         device: type of the device that reads packed batches; decides how branches are put together.
         source: where all rows came from; see `Trajectories`.
         anchor: how the anchor's tokens are drawn; None without an anchor of uniform tokens.
+        parts: the data set of a mixture that each row is of; None elsewhere, and for a selection of rows.
         columns: see `batching/columns.py`; `offset` is always there, 0 unless it is given.
     """
 
@@ -51,6 +55,7 @@ class Rows:
     device: str = field(default="cpu", kw_only=True)
     source: str = field(default="logged", kw_only=True)
     anchor: AnchorTokens | None = field(default=None, kw_only=True)
+    parts: Parts | None = field(default=None, kw_only=True)
     columns: Mapping[str, Values] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -171,10 +176,9 @@ class Rows:
         return self.numbers.plain("rewarded")
 
     @property
-    def numbers(self) -> "StoredTrajectories | CountedTrajectories":
-        """Return what counts the trajectories: those of a file have counts beside them."""
-        given = self.trajectories
-        return given if isinstance(given, StoredTrajectories) else CountedTrajectories(given)
+    def numbers(self) -> "StoredTrajectories | CountedTrajectories | JoinedTrajectories":
+        """Return what counts the trajectories."""
+        return counted(self.trajectories)
 
     # ------------------------------------------------------------------ how they are dealt to steps and batches
     @cached_property
@@ -184,13 +188,30 @@ class Rows:
             return SingleRows(len(self))
         return RowsByNumber(self.group if self.compared else self.numbers.numbers("prompt"))
 
+    @cached_property
+    def shares(self) -> Shares | None:
+        """Return how often an epoch visits the units of each part of a mixture; None where it visits each once."""
+        if self.parts is None:
+            return None
+        grouped = self.group if self.compared else self.numbers.numbers("prompt")
+        return self.parts.shares(grouped if self.together else np.arange(len(self)))
+
+    @property
+    def epoch_units(self) -> int:
+        """Return the number of units that an epoch visits."""
+        return len(self.units) if self.shares is None else sum(self.shares.visits)
+
     def units_per_step(self, batch_size: int) -> int:
         """Return the number of units of an optimiser step: as many as hold about `batch_size` rows, at least one."""
-        return max(1, round(batch_size * len(self.units) / max(len(self), 1)))
+        rows: float = len(self)
+        if self.parts is not None and self.shares is not None:
+            sizes = np.bincount(self.parts.number, minlength=len(self.parts.names)).tolist()
+            rows = sum(v * n / u for n, u, v in zip(sizes, self.shares.units, self.shares.visits, strict=True))
+        return max(1, round(batch_size * self.epoch_units / max(rows, 1)))
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the number of optimiser steps of one pass over all rows."""
-        return -(-len(self.units) // self.units_per_step(batch_size))
+        """Return the number of optimiser steps of an epoch: one pass over all rows, or those that weights ask for."""
+        return -(-self.epoch_units // self.units_per_step(batch_size))
 
     def share(self, units: Units, rank: int, world: int) -> Units:
         """Return the units of one rank: sorted by tokens and dealt in turn, so that ranks have equal work."""
@@ -206,10 +227,19 @@ class Rows:
     def micro_batches(self, units: Units, tokens: int) -> list[list[int]]:
         """Return the units' rows in micro-batches, each of which reads at most `tokens` tokens.
 
-        Units whose rows are compared are not cut; one that reads more tokens forms a batch of its own.
+        Units whose rows are compared are not cut; one that reads more tokens forms a batch of its own. A batch has rows
+        of one part of a mixture, so that each part has its own metrics.
         """
         if not self.compared:
             units = [[i] for unit in units for i in unit]
+        if self.parts is None:
+            return self._micro_batches(units, tokens)
+        apart: dict[int, list[Sequence[int]]] = {}
+        for unit in units:
+            apart.setdefault(int(self.parts.number[unit[0]]), []).append(unit)
+        return [batch for part in sorted(apart) for batch in self._micro_batches(apart[part], tokens)]
+
+    def _micro_batches(self, units: Units, tokens: int) -> list[list[int]]:
         if not self.packed:
             return padded_micro_batches(self.lengths, units, tokens)
         return packed_micro_batches(
@@ -235,14 +265,23 @@ class Rows:
             action_index=index,
             action_mask=mask,
             rewards=_rewards(trajectories, columns["offset"], index.shape[1]).masked_fill(~mask, 0),
-            group=torch.from_numpy(self.group[picked]),
+            group=torch.from_numpy(self._groups(picked)),
             source=self.source,
+            part="" if self.parts is None else self.parts.name(picked[0]),
             anchor_tokens=None if self.anchor is None else self.anchor.draw(picked, self.actions),
             **columns,
         )
         if self.packed:
             return batch.with_layout(packed_layout(trajectories, index.shape[1], device=self.device))
         return batch.with_layout(padded_layout(ids, read, index, mask))
+
+    def _groups(self, picked: Sequence[int]) -> np.ndarray:
+        """Return the group number of each picked row; a group that is picked twice is two groups."""
+        times, before = Counter[int](), []
+        for row in picked:
+            before.append(times[row])
+            times[row] += 1
+        return self.group[picked] + np.array(before, np.int64) * len(self)
 
 
 def _rewards(trajectories: Sequence[EncodedTrajectory], offset: torch.Tensor, actions: int) -> torch.Tensor:

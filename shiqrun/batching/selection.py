@@ -72,10 +72,13 @@ class TrainedFamilies:
     def __init__(self, keys: np.ndarray) -> None:
         self.names = np.unique(np.ascontiguousarray(keys, KEY).view("V16"))
 
+    def have(self, keys: np.ndarray) -> np.ndarray:
+        """Return of each trajectory with these keys whether its prompt is trained on, `[rows]` bool."""
+        return np.isin(np.ascontiguousarray(keys, KEY).view("V16"), self.names)
+
     def without(self, rows: Sequence[EncodedTrajectory], dropped: Counter[str]) -> list[EncodedTrajectory]:
         """Return the rows whose prompt is not trained on; count the others."""
-        own = np.frombuffer(b"".join(map(NAMES["family"], rows)), "V16")
-        seen = np.isin(own, self.names)
+        seen = self.have(family_keys(rows))
         if seen.any():
             dropped[SEEN] += int(seen.sum())
         return [t for t, trained in zip(rows, seen, strict=True) if not trained]
@@ -83,6 +86,8 @@ class TrainedFamilies:
 
 def family_keys(rows: Iterable[EncodedTrajectory]) -> np.ndarray:
     """Return the keys of the trajectories' prompts, as `TrainedFamilies` reads them."""
+    if isinstance(rows, StoredTrajectories):
+        return rows.family_keys()
     return np.frombuffer(b"".join(map(NAMES["family"], rows)), KEY)
 
 

@@ -13,29 +13,33 @@ import torch
 from torch.utils.data import IterableDataset
 
 from shiqrun.batching.rows import Rows
+from shiqrun.batching.shares import Shares
 from shiqrun.types import Trajectories
 
 
 @lru_cache(maxsize=2)
-def _epoch_order(units: int, seed: int, epoch: int) -> np.ndarray:
+def _epoch_order(units: int | Shares, seed: int, epoch: int) -> np.ndarray:
     """Return the shuffled unit numbers of an epoch."""
-    order = np.random.default_rng([seed, epoch]).permutation(units)
+    visited = units.epoch_units(seed, epoch) if isinstance(units, Shares) else units
+    order = np.random.default_rng([seed, epoch]).permutation(visited)
     order.setflags(write=False)
     return order
 
 
-def step_units(units: int, per_step: int, seed: int, step: int) -> np.ndarray:
+def step_units(units: int | Shares, per_step: int, seed: int, step: int) -> np.ndarray:
     """Return the numbers of the units that an optimiser step trains on, `[at most per_step]`.
 
-    Each epoch visits every unit once; its last step may have fewer units than the others.
+    Each epoch visits every unit once, or of a mixture as often as the shares say; its last step may have fewer units
+    than the others.
 
     Args:
-        units: number of units in the split.
+        units: number of units in the split, or the shares of a mixture.
         per_step: units of a step.
         seed: of the order.
         step: from 0.
     """
-    epoch, index = divmod(step, -(-units // per_step))
+    visits = sum(units.visits) if isinstance(units, Shares) else units
+    epoch, index = divmod(step, -(-visits // per_step))
     return _epoch_order(units, seed, epoch)[index * per_step : (index + 1) * per_step]
 
 
@@ -64,7 +68,8 @@ class Steps(IterableDataset):
     def rows_of(self, step: int) -> list[list[int]]:
         """Return the row numbers of this rank's micro-batches of a step; empty where the rank has no row."""
         rows = self.rows
-        picked = step_units(len(rows.units), rows.units_per_step(self.batch_size), self.seed, step)
+        units = len(rows.units) if rows.shares is None else rows.shares
+        picked = step_units(units, rows.units_per_step(self.batch_size), self.seed, step)
         return rows.micro_batches(rows.share([rows.units[i] for i in picked], self.rank, self.world), self.tokens)
 
     def __iter__(self) -> Iterator[list[Trajectories]]:

@@ -125,7 +125,8 @@ class StoredTrajectories(Sequence[EncodedTrajectory]):
     The arrays that `Rows` counts with are attributes, and views of the file.
 
     Args:
-        arrays: by name, those of `RAGGED` (with their ends, `NAME_end`) and `PLAIN`, and the numbers of `NAMED`.
+        arrays: by name, those of `RAGGED` (with their ends, `NAME_end`) and `PLAIN`, the numbers of `NAMED`, and the
+            keys of families.
         origin: file and split of the arrays, by which another process finds them.
         picked: `[rows]` int64, numbers of the rows that are taken, in order; None for all.
     """
@@ -168,6 +169,11 @@ class StoredTrajectories(Sequence[EncodedTrajectory]):
         whole = self.arrays[name]
         return whole if self.picked is None else numbered(np.repeat(whole[self.picked].astype(KEY), 2))
 
+    def family_keys(self) -> np.ndarray:
+        """Return two numbers of `KEY` for each trajectory: the hash of the tokens before its first action."""
+        whole = self.arrays["family_key"]
+        return whole if self.picked is None else whole.reshape(-1, 2)[self.picked].reshape(-1)
+
     def _entries(self, name: str, row: int) -> np.ndarray:
         """Return a row's part of a ragged array."""
         ends = self.arrays[f"{name}_end"]
@@ -199,7 +205,7 @@ class StoredTrajectories(Sequence[EncodedTrajectory]):
 
 def stored_split(file: RowFile, split: str) -> StoredTrajectories:
     """Return the trajectories of a split in a row file."""
-    names = (*RAGGED, *(f"{name}_end" for name in RAGGED), *PLAIN, *NAMED)
+    names = (*RAGGED, *(f"{name}_end" for name in RAGGED), *PLAIN, *NAMED, "family_key")
     return StoredTrajectories({name: file[f"{split}/{name}"] for name in names}, (file.path, split))
 
 

@@ -81,12 +81,26 @@ def _print_data(rows: "Rows", tokenizer: "PreTrainedTokenizerBase", limit: int) 
     from shiqrun.console import console
 
     brackets = ("", "") if console.color_system and not console.no_color else ("[", "]")
-    for trajectory in rows.trajectories[:limit]:
+    for row in rows_to_show(rows, limit):
+        trajectory = rows.trajectories[row]
+        if rows.parts is not None:
+            console.print(f"part {rows.parts.name(row)}", style="bold")
         for line in trajectory_lines(trajectory, tokenizer, width=console.width, brackets=brackets):
             console.print(line, soft_wrap=True, highlight=False)
     if limit:
         where = "in brackets" if brackets[0] else "coloured"
         console.print(f"Actions are {where}; a number below is the reward of the action above it.", style="dim")
+
+
+def rows_to_show(rows: "Rows", limit: int) -> list[int]:
+    """Return the numbers of the first rows, of a mixture the first of each part in turn."""
+    import numpy as np
+
+    first = range(min(limit, len(rows)))
+    if rows.parts is None:
+        return [*first]
+    begins = np.searchsorted(rows.parts.number, rows.parts.number)  # of each row its part's first
+    return sorted(np.argsort(np.arange(len(rows)) - begins, kind="stable")[: len(first)].tolist())
 
 
 def _look_into(config: DictConfig) -> None:
@@ -110,7 +124,7 @@ def _look_into(config: DictConfig) -> None:
         rows,
         trained.tokenizer,
         beta=beta or 1.0,
-        picked=range(min(config.limit, len(rows))),
+        picked=rows_to_show(rows, config.limit),
     )
     _print_learned(made, config, former)
     _print_tables(encoded)
@@ -231,6 +245,9 @@ def tables(encoded: "EncodedData") -> Iterator[Table | Text]:
         lengths.add_column(column, justify="left" if column in ("split", "of a row") else "right")
     for split, rows in (("train", encoded.train), ("val", encoded.val)):
         _add_split(lengths, split, rows)
+        if rows.parts is not None:
+            for part, name in enumerate(rows.parts.names):
+                _add_split(lengths, f"{split} {name}", rows, rows.parts.number == part)
     yield lengths
     if not encoded.dropped:
         yield Text("dropped: nothing")
@@ -243,10 +260,13 @@ def tables(encoded: "EncodedData") -> Iterator[Table | Text]:
     yield dropped
 
 
-def _add_split(table: Table, split: str, rows: "Rows") -> None:
-    head = [split, f"{len(rows):,}", f"{rows.prompts:,}"]
+def _add_split(table: Table, split: str, rows: "Rows", picked: Any = slice(None)) -> None:
+    import numpy as np
+
+    prompts = len(np.unique(rows.numbers.numbers("prompt")[picked]))
+    head = [split, f"{len(rows.lengths[picked]):,}", f"{prompts:,}"]
     for name, values in (("tokens", rows.lengths), ("actions", rows.actions), ("return", rows.returns)):
-        table.add_row(*head, name, *_quantiles(values), end_section=name == "return")
+        table.add_row(*head, name, *_quantiles(values[picked]), end_section=name == "return")
         head = ["", "", ""]
 
 

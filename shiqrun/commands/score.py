@@ -62,6 +62,11 @@ def run(config: DictConfig, run_dir: Path) -> None:
         console.print(f"{run_dir} is finished; see its summary.json")
         return
     began, dropped = time.perf_counter(), Counter[str]()
+    if parts := config.data.get("parts"):
+        raise InputError(
+            f"data=mixture: score its parts ({', '.join(parts)}) one at a time, as in data=jsonl data.path=FILE, and "
+            "mix the files that this writes"
+        )
     reward = _reward(config)
     source, data = build_data(_without_set_rewards(config.data))
     given = [*track(both_splits(source, data, dropped), "reading examples")]

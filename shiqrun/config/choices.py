@@ -1,12 +1,15 @@
 """A data set, a reward or a tracker is built here from its config node; a user's own class needs one method."""
 
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config.sources import CONFIG_MODULE
-from shiqrun.config.validate import build, target
+from shiqrun.config.validate import build, settings, target
+
+MIXTURE = "shiqrun.batching.mixture.Mixture"
 
 if TYPE_CHECKING:
     from shiqrun.batching.logged_data import DataSettings
@@ -17,14 +20,32 @@ if TYPE_CHECKING:
 def build_data(node: DictConfig) -> "tuple[Source, DataSettings]":
     """Return the data set of a checked `data` node and the settings that every data set has.
 
+    The parts of a mixture are built one after another; each applies its own settings, and the mixture none.
+
     Raises:
         InputError: what the class itself raised, or it has no method `load`.
     """
     from shiqrun.batching.logged_data import DataSettings
     from shiqrun.data.source import as_source
 
+    if node.get("_target_") == MIXTURE:
+        return _build_mixture(node)
     made, data = build(node, DataSettings)
     return as_source(made), data
+
+
+def _build_mixture(node: DictConfig) -> "tuple[Source, DataSettings]":
+    from shiqrun.batching.logged_data import DataSettings
+    from shiqrun.batching.mixture import Mixture, Part, PartSettings
+    from shiqrun.data.part_names import naming
+    from shiqrun.data.source import as_source
+
+    shared, parts = settings(node, DataSettings), {}
+    for name, part in node.parts.items():
+        with naming(str(name)):
+            made, own = build(part, PartSettings)
+            parts[str(name)] = Part(as_source(made), own.of_part(shared), own.weight)
+    return Mixture(parts=parts), replace(shared, limit=None, completions="all")
 
 
 def build_reward(node: DictConfig) -> "Reward":

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from shiqrun.config import resolvers  # noqa: F401  # registers the resolvers that the YAML uses
 from shiqrun.config.explain import explain
+from shiqrun.config.mixture_parts import expand_parts
 from shiqrun.config.sources import CONFIG_MODULE
 from shiqrun.errors import InputError
 
@@ -62,9 +63,9 @@ def as_hydra_overrides(overrides: Sequence[str]) -> list[str]:
     """Rewrite the overrides that a user may type into those that Hydra reads.
 
     `reward=DIR` becomes the choice reward=model with its path, `logger=[A,B]` the choice logger=A with logger.also=[B],
-    and a value that contains `=` is quoted.
+    `data.parts={...}` the choice of each part's data set with its keys, and a value that contains `=` is quoted.
     """
-    words = [word for override in overrides for word in _expand_reward(override)]
+    words = [word for override in overrides for each in expand_parts(override) for word in _expand_reward(each)]
     return [quote_value(word) for override in words for word in _expand_loggers(override)]
 
 

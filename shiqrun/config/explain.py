@@ -8,6 +8,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from shiqrun.config.mixture_parts import unknown_parts
 from shiqrun.config.other_names import NEEDED, choice_here
 from shiqrun.config.suggest import nearest, unknown_key
 
@@ -32,7 +33,10 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> str:
         known = nearest(option, error.options)
         near = choice_here(group, option) or (f"; did you mean {group}={known}?" if known else "")
         return f"{group}={option}: no such choice{near} ({group}: {', '.join(error.options) or 'none there'})"
-    unknown = [*_null_groups(overrides), *_unknown_keys(command, overrides)]
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    parts = unknown_parts(overrides, hydra.config_loader.get_group_options("data"))
+    unknown = [*_null_groups(overrides), *parts, *_unknown_keys(command, overrides)]
     return "\n".join(unknown) or _first_lines(error)
 
 

@@ -56,7 +56,8 @@ def with_data_of_run(overrides: Sequence[str]) -> list[str]:
     hydra = saved_by_hydra(folder / SAVED_BY_HYDRA)
     choice = OmegaConf.select(hydra, "hydra.runtime.choices.data") if hydra is not None else None
     own = {f"data.{key!s}": value for key, value in settings.items() if key not in ("_target_", "name")}
-    given_values = [f"{k}={override_value(v)}" for k, v in own.items() if k not in keys]
+    # ++: the parts of a mixture have keys that the YAML of the choice lacks
+    given_values = [f"{'++' * (k == 'data.parts')}{k}={override_value(v)}" for k, v in own.items() if k not in keys]
     return [f"data={choice or settings['name']}", *given_values, *overrides]
 
 

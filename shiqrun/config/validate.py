@@ -151,6 +151,25 @@ def _node_problems(path: str, node: Mapping[str, Any], shared: Parameters) -> It
     yield from _mismatches(f"{path}.", node, valid)
 
 
+def _kind_of_nodes(annotation: Any) -> Any:
+    """Return the settings class of nodes by name, where an annotation is `dict[str, C]` and C names it as `keys`."""
+    inner = get_args(annotation)[-1:] if get_origin(annotation) is dict else ()
+    return getattr(inner[0], "keys", None) if inner and isinstance(inner[0], type) and inner[0] is not dict else None
+
+
+def _nodes_problems(path: str, nodes: Mapping[str, Any], kind: Any) -> Iterator[str]:
+    """Yield the problems of nodes by name, each with a `_target_` and the keys of a settings class."""
+    for name, node in nodes.items():
+        if isinstance(node, dict) and "_target_" in node:
+            yield from _node_problems(f"{path}.{name}", node, parameters(kind))
+        else:
+            here = f"{path.rpartition('.')[2]}.{name}"
+            yield (
+                f"{path}.{name}: met {node!r}, expected the node of a choice; on the command line give "
+                f"{path}.{name}={{data:NAME,...}}, in a YAML of the group the default `/data@{here}: [_part, NAME]`"
+            )
+
+
 def _keys(**types: type) -> dict[str, inspect.Parameter]:
     """Return parameters that may be left out, with these types."""
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -167,6 +186,8 @@ def _mismatches(
             yield unknown_key(prefix + key, [prefix + name for name in names])
         elif isinstance(value, dict) and "_target_" in value:
             yield from _node_problems(prefix + key, value, {})
+        elif isinstance(value, dict) and (kind := _kind_of_nodes(valid[key].annotation)):
+            yield from _nodes_problems(prefix + key, value, kind)
         elif expected := _expectation(value, valid[key].annotation):
             yield f"{prefix}{key}: met {value!r}, expected {expected}"
     for key, parameter in valid.items():

@@ -60,6 +60,7 @@ class Source(ABC):
         vocabulary: all words of a data set written in a closed list of words, of which `model=tiny` makes one token
             each; None for ordinary text.
         chat_template: Jinja template that goes with the vocabulary; None for the model's own.
+        parts: the data sets of a mixture by name, each with its settings and weight; empty elsewhere.
         paths: the user's file or directory of each split, where the data set reads one.
         tools: whether the chat template gets the tool schemas of prompts (`data.tools`).
         right_and_wrong: rewards of a right and of a wrong completion, reward units, where completions are one or the
@@ -70,6 +71,7 @@ class Source(ABC):
     splits: tuple[str, ...] = ("train",)
     vocabulary: list[str] | None = None
     chat_template: str | None = None
+    parts: Mapping[str, Any] = {}
     paths: Mapping[str, str] = {}
     tools: bool = True
     right_and_wrong: tuple[float, float] | None = None

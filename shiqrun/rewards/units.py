@@ -54,7 +54,22 @@ class LoggedRewards:
 
 def of_source(name: str, source: Source, returns: np.ndarray) -> LoggedRewards:
     """Return the logged rewards of a data set, of which `returns` are read."""
-    return LoggedRewards(f"data={name}", returns, source.right_and_wrong, scored_by(source.paths.get("train")))
+    sources = [part.source for part in source.parts.values()] or [source]
+    by = {scored_by(each.paths.get("train")) for each in sources}
+    return LoggedRewards(f"data={name}", returns, source.right_and_wrong, by.pop() if len(by) == 1 else None)
+
+
+def may_differ(one: LoggedRewards, other: LoggedRewards) -> bool:
+    """Return whether the logged rewards of two data sets look like two units.
+
+    They do not if one reward scored both, or if one takes no other values than the other. Else they do where one of
+    them has labels or ratings, or other rewards scored them.
+    """
+    a, b = {*one.levels}, {*other.levels}
+    if (one.scored_by is not None and one.scored_by == other.scored_by) or a <= b or b <= a:
+        return False
+    known = one.scored_by is not None and other.scored_by is not None
+    return known or _are_ratings([*a]) or _are_ratings([*b])
 
 
 def of_examples(name: str, source: Source, examples: Iterable[Example]) -> LoggedRewards:

@@ -44,11 +44,15 @@ def every_trajectory_has_a_reward(plan: Plan, rows: Rows) -> str | None:
         return None
     bare = np.flatnonzero(~rows.rewarded)
     if len(bare):
-        first = rows.trajectories[int(bare[0])].source
+        row, number, data = int(bare[0]), len(rows), "data"
+        if rows.parts is not None:
+            data, of_part = f"data.parts.{rows.parts.name(row)}", rows.parts.number == rows.parts.number[row]
+            bare, number = bare[of_part[bare]], int(of_part.sum())
         return (
-            f"algo={plan.name} needs rewards, but {len(bare)} of {len(rows)} trajectories have none, first {first}; "
-            "add a column `reward` or `rewards`, or set data.pair_rewards=[1,-1] for pairs "
-            "(data.label_rewards=[1,-1] for a column `label` of true and false)"
+            f"{data + ': ' if rows.parts else ''}algo={plan.name} needs rewards, but {len(bare)} of {number} "
+            f"trajectories have none, first {rows.trajectories[row].source}; add a column `reward` or `rewards`, or "
+            f"set {data}.pair_rewards=[1,-1] for pairs ({data}.label_rewards=[1,-1] for a column `label` of true and "
+            "false)"
         )
     return None
 

@@ -17,7 +17,7 @@ from tests.support.helpers import example, tokenizer
 class Listed:
     """A data set in a list."""
 
-    chat_template = None
+    chat_template, parts = None, {}
 
     def __init__(self, train, val=None, lost=0):
         self.given = {"train": train} | ({} if val is None else {"val": val})
