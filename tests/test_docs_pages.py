@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import shiqrun
 from shiqrun.config.compose import compose
 from shiqrun.config.explain import _dotted_keys
 from shiqrun.config.other_names import NEEDED
+from tests.support.places import working_in
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,7 +21,7 @@ def glossary():
     """Names in the first column of the tables of docs/metrics.md, as patterns."""
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     names = {name for line in re.findall(r"(?m)^\| (`.*?`) \|", text) for name in re.findall(r"`([^`]+)`", line)}
-    return [re.compile(re.sub(r"NAME|SOURCE|REASON|PATH|\bK$|\bN$|(?<=_)N$", ".+", name)) for name in names]
+    return [re.compile(re.sub(r"NAME|SOURCE|PART|REASON|PATH|\bK$|\bN$|(?<=_)N$", ".+", name)) for name in names]
 
 
 def unexplained(names):
@@ -48,6 +50,28 @@ def test_every_number_of_a_run_is_explained(home, algo):
         f"algo={algo}", "data=jsonl", "model=tiny", "logger=none", *words, **settings, run_dir=home / algo
     )
     assert not unexplained(set(run.metrics.columns) | set(run.summary))
+
+
+def test_every_number_of_a_run_on_the_mixture_of_the_docs_is_explained(home):
+    """The commands of docs/data.md, word for word; its YAML; and the metrics of the second command."""
+    section = (
+        (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("\n## Mixtures\n")[2].partition("\n## ")[0]
+    )
+    commands = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1].replace("\\\n", "").strip().splitlines()
+    rows = [{"prompt": f"go {n}", "completions": ["left", "right"], "rewards": [n % 2, 1 - n % 2]} for n in range(30)]
+    pairs = [{"prompt": f"stay {n}", "chosen": "yes", "rejected": "no"} for n in range(30)]
+    for name, given in (("chat", rows), ("pairs", pairs)):
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    (home / "conf" / "data").mkdir(parents=True)
+    (home / "conf" / "data" / "mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", section, re.DOTALL)[1])
+    small = {"model_hidden_size": 16, "model_num_layers": 1, "trainer_max_steps": 2, "data_val_fraction": 0.2}
+    small |= {"eval_every": 1, "eval_max_new_tokens": 3, "eval_max_prompts": 4}
+    with working_in(home):
+        for number, command in enumerate([*commands, "shiqrun train data=mine algo=dpo"]):
+            words = [*shlex.split(command)[2:], "model=tiny", "logger=none"]
+            run = shiqrun.train(*words, **small, run_dir=home / f"mixture{number}")
+            assert not unexplained(set(run.metrics.columns) | set(run.summary))
+            assert {"train/loss/chat", "val/loss/pairs", "val/kl/chat"} <= set(run.metrics.columns)
 
 
 def test_every_number_of_the_embedded_problem_is_explained(home):

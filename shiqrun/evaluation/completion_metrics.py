@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,29 @@ def completion_metrics(
         found |= _average("reference_reward", reference, lambda s: s.reward)
         found["win_rate"], found["win_rate_ci95"] = interval([sum(w) / len(w) for w in by_prompt])
     return found if right is None else found | _pass_at(samples, right) | _solutions(samples, right)
+
+
+BY_PART = ("reward", "kl", "logratio_sum", "regularised_return", "win_rate")
+"""Metrics that are also given for each part of a mixture."""
+
+
+def metrics_by_part(
+    samples: Sequence[SampledCompletion], reference: Sequence[SampledCompletion] | None, **asked: Any
+) -> dict[str, float]:
+    """Return the metrics of `BY_PART` on the prompts of each part of a mixture, as `NAME/PART` with intervals.
+
+    Args:
+        samples, reference: as for `completion_metrics`.
+        asked: its other arguments.
+    """
+    found: dict[str, float] = {}
+    for part in sorted({s.prompt.part for s in samples} - {""}):
+        picked = [n for n, s in enumerate(samples) if s.prompt.part == part]
+        other = None if reference is None else [reference[n] for n in picked]
+        of_part = completion_metrics([samples[n] for n in picked], other, **asked)
+        for name in BY_PART:
+            found |= {f"{name}/{part}{end}": of_part[name + end] for end in ("", "_ci95") if name + end in of_part}
+    return found
 
 
 def _average(

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.rows import Rows
-from shiqrun.evaluation.completion_metrics import completion_metrics
+from shiqrun.evaluation.completion_metrics import completion_metrics, metrics_by_part
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Live
 from shiqrun.rewards.reward import Reward
@@ -142,7 +142,9 @@ class CompletionEvaluator:
         reference = None if self._answers is None else self._gather(self._answers)
         on_policy = self.settings.temperature == 1 and self.settings.top_p == 1
         right = None if self.reward is None else self.reward.right
-        metrics = completion_metrics(samples, reference, beta=self.beta, on_policy=on_policy, right=right)
+        asked: dict[str, Any] = {"beta": self.beta, "on_policy": on_policy, "right": right}
+        metrics = completion_metrics(samples, reference, **asked)
+        metrics |= metrics_by_part(samples, reference, **asked)
         return CompletionEvaluation(metrics, samples, reference, on_policy)
 
     def trajectories(self, answers: EvaluationResult, most: int) -> Rows:

@@ -36,6 +36,7 @@ class Prompt:
         tokens: `[T]` int64, ending with what opens the assistant's turn.
         answer: whatever a verifier needs.
         source: file and line, for error messages.
+        part: name of the data set that it is of, in a mixture of data sets.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Prompt:
     tokens: np.ndarray
     answer: Any
     source: str
+    part: str = ""
 
     @property
     def text(self) -> str:
@@ -106,9 +108,8 @@ def prompt_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     """Return an example's prompt in tokens, ending with what opens the assistant's turn."""
     talk = Conversation(list(example.messages), len(example.messages), example.source)
     tokens = np.array(render([talk], tokenizer, add_generation_prompt=True)["input_ids"][0], np.int64)
-    return Prompt(
-        prompt_name(example.messages), example.prompt_id, talk.messages, tokens, example.answer, example.source
-    )
+    named = prompt_name(example.messages), example.prompt_id
+    return Prompt(*named, talk.messages, tokens, example.answer, example.source, example.part)
 
 
 def _misfit(prompt: Prompt, specials: Sequence[str], room: int | None, fits: Callable[[Prompt], bool]) -> str | None:

@@ -291,4 +291,6 @@ class Validation(Callback):
         ]
         module.policy.train()
         found = module.reduce_metrics(tallies) if tallies else {}
-        return {name: total / count for name, (total, count) in found.items() if count and name != "reward"}
+        return {
+            name: total / count for name, (total, count) in found.items() if count and name.split("/")[0] != "reward"
+        }

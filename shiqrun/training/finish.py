@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from shiqrun.batching.joining import rows_by_part
 from shiqrun.console import console
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.credit import credit, write_credit
@@ -91,6 +92,7 @@ def _summary(
         **({"quantize": quantize} if (quantize := getattr(plan.choice, "quantize", None)) else {}),
         "trajectories/train": len(run.encoded.train),
         "trajectories/val": len(run.encoded.val),
+        **rows_by_part(run.encoded),
         "reward_offset": run.offset,
         **({f"reward/{k}": v for k, v in plan.reward.about().items()} if plan.reward else {}),
         "fingerprint/data": run.encoded.fingerprint,

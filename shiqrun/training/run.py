@@ -107,7 +107,7 @@ def _method(run: Run, reference: Reference | None) -> Method:
         beta=plan.beta or 0.0,
         stamp={**run.fingerprints(), "reward_offset": run.offset},
         by_source=source_losses(plan.rollout, plan.loss),
-        sources=[] if plan.rollout is None else list(plan.shares),
+        sources=[*([] if plan.rollout is None else plan.shares), *plan.source.parts],
     )
 
 

@@ -1,6 +1,7 @@
 """This module prints a table of the plan before training, and a table of metrics after it."""
 
 import re
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def print_plan_table(run: Run) -> None:
     table.add_row("steps", f"{run.max_steps:,} of {size} trajectories, {epochs:.3g} epochs of the logged ones")
     for name, text in _rollouts(run):
         table.add_row(name, text)
-    read = sum(train.tokens_read(unit) for unit in train.units)
+    visits = repeat(1.0) if train.shares is None else train.shares.of_unit().tolist()
+    read = round(sum(train.tokens_read(unit) * often for unit, often in zip(train.units, visits, strict=False)))
     table.add_row("reads", f"{read:,} tokens an epoch" + (", packed" if train.packed else " and padding between them"))
     trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
     table.add_row("parameters", f"{sum(p.numel() for p in run.policy.parameters()):,}, {trained:,} trained")

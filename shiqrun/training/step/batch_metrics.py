@@ -25,18 +25,39 @@ STEP_ZERO_TOLERANCE = {None: (1e-5, 1e-4), torch.bfloat16: (5e-3, 5e-2)}
 reference are the same model: cached scores were computed in batches of other shapes."""
 
 
+BY_SOURCE = ("loss", "reward", "logratio_mean", "accuracy", "rewards/accuracies")
+"""Metrics that are also logged by source, and by part of a mixture."""
+
+
+def by_source(metrics: Sums, batch: Trajectories, sources: Sequence[str]) -> Sums:
+    """Return the metrics of `BY_SOURCE` as `NAME/SOURCE` for every source; zeros where the batch is of another.
+
+    Args:
+        metrics: of the batch.
+        batch: trajectories of one source, and in a mixture of data sets of one part.
+        sources: names of sources and of parts.
+    """
+    found: Sums = {}
+    for source in sources:
+        here = source in (batch.source, batch.part)
+        found |= {
+            f"{n}/{source}": (total * here, count * here) for n, (total, count) in metrics.items() if n in BY_SOURCE
+        }
+    return found
+
+
 @torch.no_grad()
 def batch_metrics(scored: ScoredBatch, beta: float, sources: Sequence[str] = ()) -> Sums:
     """Return the metrics of a batch that do not depend on the loss, as sums and counts.
 
-    They are the reward (in total and by source), log-ratios (nats), the shifted value beta W (reward units), and, where
+    They are the reward, log-ratios (nats), the shifted value beta W (reward units), and, where
     the policy gave them, entropy (nats) and the share of actions that are the most likely token. For samples of the
     policy, `acting_gap` is how far the sampler's log-probabilities are from the scored ones (nats).
 
     Args:
         scored: a batch with its scores.
         beta: KL temperature, reward units per nat; where it is 0 (a method without one), the shift is in nats.
-        sources: those of a step that mixes several, whose rewards are logged apart.
+        sources: those of a step that mixes several.
     """
     batch, policy, reference = scored
     actions = action_count(batch)
@@ -45,7 +66,7 @@ def batch_metrics(scored: ScoredBatch, beta: float, sources: Sequence[str] = ())
         metrics["entropy"] = (policy.entropy.sum(), actions)
         metrics["mean_token_accuracy"] = (policy.hits.sum(), actions)
     sources = sources if batch.source in sources else ()  # a validation batch has none of them
-    metrics |= _rewards(batch, sources)
+    metrics["reward"] = _reward(batch)
     if sources:
         sampled, gap = torch.zeros_like(actions), torch.zeros_like(policy.logit[:0].sum())
         if batch.acting_logp is not None and batch.source == "online":
@@ -60,13 +81,11 @@ def batch_metrics(scored: ScoredBatch, beta: float, sources: Sequence[str] = ())
     return metrics
 
 
-def _rewards(batch: Trajectories, sources: Sequence[str]) -> Sums:
-    """Return the sum of returns and the number of trajectories that have one, in total and by source."""
+def _reward(batch: Trajectories) -> tuple[Tensor, Tensor]:
+    """Return the sum of returns and the number of trajectories that have one."""
     earned = returns_before_offset(batch)
     known = batch.action_mask.any(-1) & ~earned.isnan()  # `sft` takes data without rewards
-    total, count = earned.masked_fill(~known, 0).sum(), known.sum()
-    by_source = {f"reward/{name}": (total * (batch.source == name), count * (batch.source == name)) for name in sources}
-    return {"reward": (total, count), **by_source}
+    return earned.masked_fill(~known, 0).sum(), known.sum()
 
 
 def returns_before_offset(batch: Trajectories) -> Tensor:

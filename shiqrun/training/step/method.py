@@ -20,7 +20,7 @@ from shiqrun.losses.requirements import needs_of
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
 from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
-from shiqrun.training.step.batch_metrics import ScoredBatch, batch_metrics, check_step_zero
+from shiqrun.training.step.batch_metrics import ScoredBatch, batch_metrics, by_source, check_step_zero
 from shiqrun.training.step.extra_terms import ExtraTerms, TermWeights
 from shiqrun.training.step.loss_by_source import Loss, LossBySource, StepLoss
 from shiqrun.training.step.optimiser import adamw, divide_and_clip, set_learning_rates
@@ -46,7 +46,7 @@ class Method(LightningModule):
         beta: KL temperature of the extra terms and of metrics, reward units per nat.
         stamp: kept in every checkpoint: fingerprints of data and model, the reward offset.
         by_source: source -> loss, for sources that `loss` does not train.
-        sources: the sources of a run that mixes several; the logs tell their rewards apart.
+        sources: the sources of a run that mixes several, and parts of a mixture of data: the logs tell them apart.
         reads_late: defers the check that losses and gradient norms are finite to logged steps, checkpoints and
             evaluations, which avoids a GPU synchronisation at every other step; until it is read, a step that was not
             finite and all later ones change nothing. None: defer wherever reading means waiting.
@@ -144,12 +144,12 @@ class Method(LightningModule):
         self, scored: ScoredBatch, weights: TermWeights | None, measure: bool, loss: Loss
     ) -> tuple[LossTerms, Sums]:
         """Return `terms` of a scored batch. Loss-independent metrics are computed in the first update only."""
-        batch, policy, reference = scored
-        terms = loss(batch, policy, reference)
+        (batch, policy, reference), terms = scored, loss(*scored)
         metrics: Sums = {"loss": (terms.total.detach(), terms.count)}
         if measure:
             metrics |= terms.metrics
             metrics |= batch_metrics(scored, self.beta, self.sources) if batch.proximal is None else {}
+            metrics |= by_source(metrics, batch, self.sources)
         if weights is not None and reference is not None:
             terms, more = self.extra_terms.add_to(terms, batch, policy, reference, weights)
             metrics |= more if measure else {}
