@@ -9,7 +9,7 @@ from typing import Any
 from shiqrun.batching.rows import Rows
 from shiqrun.losses.requirements import needs_of
 from shiqrun.rewards.model import RewardModel
-from shiqrun.rewards.units import LoggedRewards, Verdict, compare_units, of_source, scored_by, unit_of
+from shiqrun.rewards.units import LoggedRewards, Verdict, compare_units, may_differ, of_source, scored_by, unit_of
 from shiqrun.training.plan import Plan
 from shiqrun.training.source_losses import source_losses
 
@@ -33,6 +33,26 @@ def unit_is_unknown(plan: Plan, logged: Rows, further: Rows | None) -> str | Non
         f"{rewards.origin} pays {rewards}, eval.reward {unit_of(plan.reward)}: they cannot be known to have one unit, "
         f"and {where}; score the logged rows with that reward (`shiqrun score`), or set {OVERRIDE} if they agree"
     )
+
+
+def parts_look_different(plan: Plan, logged: Rows) -> str | None:
+    """The rewards of all parts of a mixture should have one unit, since one method learns from all of them."""
+    parts = logged.parts
+    if parts is None or plan.algo.same_unit or not _reads_the_unit(plan.loss):
+        return None
+    first, *others = (
+        of_source(name, part.source, logged.returns[parts.number == number])
+        for number, (name, part) in enumerate(plan.source.parts.items())
+    )
+    for other in others:
+        if may_differ(first, other):
+            one, two = (rewards.origin.replace("data=", "data.parts.") for rewards in (first, other))
+            return (
+                f"{one} pays {first}, {two} {other}: these do not look like one unit, and {plan.name} learns from "
+                "both; give the parts rewards that agree (pair_rewards, or `shiqrun score` on each file with one "
+                f"reward), or set {OVERRIDE} if they do"
+            )
+    return None
 
 
 def logged_unit(plan: Plan, logged: Rows) -> Verdict:

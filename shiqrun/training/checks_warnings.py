@@ -11,7 +11,7 @@ from typing import Any
 
 from shiqrun.sampling.prompts import stop_tokens
 from shiqrun.training import checks_models
-from shiqrun.training.checks_units import unit_is_unknown
+from shiqrun.training.checks_units import parts_look_different, unit_is_unknown
 from shiqrun.training.plan import Run
 from shiqrun.training.step.schedule import learning_rate_factor
 from shiqrun.util.intervals import Z95
@@ -92,12 +92,18 @@ def rewards_have_one_unit(run: Run) -> str | None:
     return unit_is_unknown(run.plan, run.encoded.train, run.further)
 
 
+def parts_have_one_unit(run: Run) -> str | None:
+    """The parts of a mixture should pay rewards of one unit."""
+    return parts_look_different(run.plan, run.encoded.train)
+
+
 RULES = (
     completions_can_end,
     reward_model_beats_chance,
     warmup_ends_before_the_run,
     reference_is_trained,
     rewards_have_one_unit,
+    parts_have_one_unit,
     *checks_models.RULES,
 )
 """The rules of every prepared run, in the order in which their messages are logged."""
