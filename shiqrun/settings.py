@@ -60,7 +60,7 @@ class AlgoSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """`TrainerSettings` configure the training loop and its optimiser, AdamW (`trainer:` in `conf/train.yaml`).
+    """`TrainerSettings` configure the training loop and its optimiser (`trainer:` in `conf/train.yaml`).
 
     Attributes:
         max_steps: optimiser steps; None counts by epochs.
@@ -82,6 +82,7 @@ class TrainerSettings:
         stop_patience: evaluations without an improvement after which the run ends, or logged rows without evaluations.
         stop_min_delta: an improvement is larger than this, in the metric's unit.
         stop_mode: max if more of the metric is better, min if less is, auto for what its name says.
+        optimizer: adamw (moments in the weights' precision), or adamw_8bit (moments of 8 bits, by `bitsandbytes`).
     """
 
     max_steps: Annotated[int, Gt(0)] | None
@@ -100,6 +101,7 @@ class TrainerSettings:
     stop_patience: Annotated[int, Gt(0)] = 3
     stop_min_delta: Annotated[float, Ge(0)] = 0.0
     stop_mode: Literal["auto", "max", "min"] = "auto"
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +185,27 @@ class Hardware:
         devices: number of processes, one device each.
         strategy: auto or ddp, as Lightning names them.
         precision: fp32, bf16 (the body in bfloat16 under autocast; weights, scores and losses in float32), or auto.
+        weights: fp32, or bf16 (weights, gradients and moments in bfloat16, updates rounded stochastically; adapters and
+            value heads stay in float32).
+
+    Raises:
+        InputError: bfloat16 weights with another precision.
     """
 
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: Annotated[int, Gt(0)]
     strategy: Literal["auto", "ddp"]
     precision: PRECISIONS
+    weights: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.weights == "bf16" and self.precision == "fp32":
+            raise InputError("hardware.weights=bf16 computes in bfloat16; set hardware.precision=bf16, or weights=fp32")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the model's weights."""
+        return torch.bfloat16 if self.weights == "bf16" else torch.float32
 
     def device(self) -> torch.device:
         """Return the device of the main process.
@@ -203,6 +220,8 @@ class Hardware:
 
     def autocast(self) -> torch.dtype | None:
         """Return the dtype of autocast: bfloat16 if asked for, or with `auto` if the GPU supports it; else None."""
+        if self.weights == "bf16":
+            return torch.bfloat16
         if self.precision == "auto":
             return torch.bfloat16 if self.device().type == "cuda" and torch.cuda.is_bf16_supported() else None
         return torch.bfloat16 if self.precision == "bf16" else None

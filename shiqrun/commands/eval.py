@@ -228,6 +228,7 @@ def _of_run(config: DictConfig) -> "Subject":
         checkpoint=config.checkpoint,
         seed=former.seed,
         autocast=target(config.hardware).autocast(),
+        weights=target(former.hardware).dtype,
         examples=lambda: examples_of(own, "train", own_settings),
         source=own,
     )
@@ -256,22 +257,24 @@ def _of_path(config: DictConfig) -> "Subject":
     from shiqrun.batching.logged_data import examples_of
     from shiqrun.evaluation.subject import Subject
     from shiqrun.models.policy import ModelSettings, Policy
+    from shiqrun.models.precision import build_model
     from shiqrun.models.pretrained import Pretrained
     from shiqrun.models.reference import FrozenReference
 
     source, data = build_data(config.data)
     choice, _ = build(config.model, ModelSettings)
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
-    autocast, reference = target(config.hardware).autocast(), None
+    hardware, reference = target(config.hardware), None
     if config.reference is not None:
         other = Pretrained(path=config.reference, trust_remote_code=bool(config.model.get("trust_remote_code")))
         try:
-            vocabulary, started = other.tokenizer(source, ()).get_vocab(), other.build(tokenizer, config.seed)
+            vocabulary = other.tokenizer(source, ()).get_vocab()
+            started = build_model(other, tokenizer, config.seed, hardware.dtype)
         except InputError as error:
             raise InputError(str(error).replace("model.path", "reference")) from error
         if vocabulary != tokenizer.get_vocab():
             raise InputError(f"reference={config.reference}: another vocabulary than the policy's; no KL between them")
-        reference = FrozenReference(Policy(started, autocast=autocast))
+        reference = FrozenReference(Policy(started, autocast=hardware.autocast()))
     return Subject(
         title=f"{config.model.get('path') or 'random weights'} on {config.data.name}",
         name=config.data.name,
@@ -279,7 +282,7 @@ def _of_path(config: DictConfig) -> "Subject":
         data=data,
         training=lambda: examples_of(source, "train", data),
         tokenizer=tokenizer,
-        policy=Policy(choice.build(tokenizer, config.seed), autocast=autocast),
+        policy=Policy(build_model(choice, tokenizer, config.seed, hardware.dtype), autocast=hardware.autocast()),
         reference=reference,
         context=choice.context(),
         beta=None,

@@ -155,6 +155,7 @@ def _load_run(config: DictConfig, former: DictConfig) -> "Trained":
         checkpoint=config.checkpoint,
         seed=former.seed,
         autocast=None,
+        weights=target(former.hardware).dtype,
         examples=lambda: examples_of(source, "train", data),
         source=source,
     )

@@ -62,6 +62,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.estimates.prefix_sampler import PrefixSampler
     from shiqrun.estimates.prompt_values import settings_key
     from shiqrun.models.policy import ModelSettings, Policy
+    from shiqrun.models.precision import build_model
     from shiqrun.models.reference import weights_fingerprint
     from shiqrun.report.run_report import write_report
     from shiqrun.training.artifacts import provenance
@@ -82,7 +83,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
         console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(chosen):,} trajectories, {asked.rollouts} rollouts from each position that is visited")
         return
-    hardware, model = target(config.hardware), choice.build(tokenizer, config.seed)
+    hardware = target(config.hardware)
+    model = build_model(choice, tokenizer, config.seed, hardware.dtype)
     reward.to(hardware.device())
     policy = Policy(model, autocast=hardware.autocast()).eval().to(hardware.device())
     trajectories = score_trajectories(policy, chosen, tokenizer)

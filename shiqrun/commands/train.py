@@ -76,6 +76,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
     from shiqrun.models.policy import ModelSettings
     from shiqrun.settings import AlgoSettings, EvalSettings, TrainerSettings
     from shiqrun.training.plan import Plan
+    from shiqrun.training.step.eight_bit import library
 
     loss, algo = build(config.algo, AlgoSettings)
     source, data = build_data(config.data)
@@ -85,6 +86,9 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
     hardware, trackers = target(config.hardware), build_trackers(config.logger)
     if hardware.accelerator == "gpu":
         _expect_gpu(config.hardware)
+    trainer = settings(config.trainer, TrainerSettings)
+    if trainer.optimizer == "adamw_8bit":
+        library()  # before anything is loaded
     return Plan(
         names={
             "algo": config.algo.name,
@@ -98,7 +102,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
         model=model,
         loss=loss,
         algo=algo,
-        trainer=settings(config.trainer, TrainerSettings),
+        trainer=trainer,
         eval=settings(config.eval, EvalSettings),
         values=settings(config["values"], ValueSettings),
         reward=build_reward(config.eval.reward) if config.eval.reward else None,

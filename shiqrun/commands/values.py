@@ -44,6 +44,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.estimates.value_cache import cached_prompt_rewards, read_prompts
     from shiqrun.estimates.value_report import FILE, TRAJECTORIES, value_table, write_values
     from shiqrun.models.policy import ModelSettings, Policy
+    from shiqrun.models.precision import build_model
     from shiqrun.models.reference import weights_fingerprint
     from shiqrun.rewards.units import SCORED_BY
     from shiqrun.training.artifacts import provenance
@@ -63,7 +64,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(prompts):,} prompts, {asked.samples} completions each")
         return
-    hardware, model = target(config.hardware), choice.build(tokenizer, config.seed)
+    model = build_model(choice, tokenizer, config.seed, (hardware := target(config.hardware)).dtype)
     policy = Policy(model, autocast=hardware.autocast()).eval()
     cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
     made_of, device = weights_fingerprint(model), hardware.device()

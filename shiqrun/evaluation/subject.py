@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ from shiqrun.errors import InputError
 from shiqrun.evaluation.checkpoint_files import read_checkpoint
 from shiqrun.models.adapter import merge_adapter
 from shiqrun.models.policy import ModelSettings, Policy, prepare
+from shiqrun.models.precision import build_model
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.models.reference import FrozenReference, Live, weights_fingerprint
 from shiqrun.models.saved_files import check_saved_files
@@ -99,6 +100,7 @@ def trained_policy(
     checkpoint: Literal["policy", "last", "best"],
     seed: int,
     autocast: torch.dtype | None,
+    weights: torch.dtype,
     examples: Callable[[], Iterable[Example]],
     source: Source,
 ) -> Trained:
@@ -110,7 +112,8 @@ def trained_policy(
         model: settings of the model.
         checkpoint: policy (the model that the run saved at its end), or its last or best checkpoint.
         seed: of the run.
-        autocast: dtype of matrix products.
+        autocast: dtype of matrix products; None for that of the weights.
+        weights: dtype of the weights that the run trained.
         examples: yields the run's training examples, for a tokenizer that is trained on them.
         source: the run's data set.
 
@@ -121,24 +124,31 @@ def trained_policy(
     saved = Pretrained(path=str(folder / "policy"), trust_remote_code=bool(getattr(choice, "trust_remote_code", False)))
     finished = (folder / "policy" / "config.json").is_file()
     tokenizer = saved.tokenizer(source, ()) if finished else choice.tokenizer(source, examples())
-    start = choice.build(tokenizer, seed)
+    autocast = autocast or (None if weights == torch.float32 else weights)
+    start = build_model(choice, tokenizer, seed, weights)
     now = weights_fingerprint(start)
     _expect_same_start(folder, read_summary(folder).get("fingerprint/model"), now)
     reference = FrozenReference(Policy(start, autocast=autocast))
     if checkpoint == "policy":
         if not finished:
-            check_saved_files(str(folder / "policy"), "run's policy")
-            what = "the run is not finished; checkpoint=last takes what there is"
-            if (folder / "reward_model").is_dir():
-                what = "the run made a reward model, which answers nothing; give a run that trained a policy"
-            raise InputError(f"run={folder}: no policy/ in it; {what}")
-        policy = Policy(saved.build(tokenizer, seed), autocast=autocast)
+            _refuse_without_policy(folder)
+        weights = torch.float32 if model.lora_r else weights  # see `merge_adapter`
+        policy = Policy(build_model(saved, tokenizer, seed, weights), autocast=autocast)
     else:
         policy = Policy(prepare(start, model), autocast=autocast)
         saved_state = read_checkpoint(folder / "checkpoints" / f"{checkpoint}.ckpt")
         _expect_same_start(folder, saved_state[STAMP]["model"], now)
         policy.load_state_dict(_weights(saved_state))
     return Trained(tokenizer, policy.eval(), reference)
+
+
+def _refuse_without_policy(folder: Path) -> NoReturn:
+    """Raise InputError for a run directory that has no saved policy; name the reason."""
+    check_saved_files(str(folder / "policy"), "run's policy")
+    what = "the run is not finished; checkpoint=last takes what there is"
+    if (folder / "reward_model").is_dir():
+        what = "the run made a reward model, which answers nothing; give a run that trained a policy"
+    raise InputError(f"run={folder}: no policy/ in it; {what}")
 
 
 def _expect_same_start(folder: Path, before: str | None, now: str) -> None:

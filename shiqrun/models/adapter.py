@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shiqrun.errors import InputError
+from shiqrun.models.precision import half_weights
 
 BASE = "base"
 """The folder, in an adapter's directory, of a base model that has no directory of its own."""
@@ -114,11 +115,15 @@ def merge_adapter(model: Any) -> Any:
     """Return a copy of the model with its LoRA adapter merged into the weights, or the model itself without one.
 
     An adapter that was trained on 4-bit weights is merged into the base's original weights, so that nothing is rounded
-    twice; the copy's logits then differ from those of training by the rounding to 4 bits.
+    twice; the copy's logits then differ from those of training by the rounding to 4 bits. A copy of bfloat16 weights is
+    float32: rounded to bfloat16, most weights would lose what the adapter adds.
     """
     if not has_adapter(model):
         return model
-    return merge_into_saved_base(model) if is_quantized(model) else copy.deepcopy(model).merge_and_unload()
+    if is_quantized(model):
+        return merge_into_saved_base(model)
+    copied = copy.deepcopy(model)
+    return (copied.float() if half_weights(copied) else copied).merge_and_unload()
 
 
 def merge_into_saved_base(model: Any) -> Any:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+HALF = (torch.bfloat16, torch.float16)
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma 2 and on; RecurrentGemma; xLSTM
 MULTIPLY_BY_SCALING = ("hyperclovax",)  # model types that multiply by `logits_scaling`; Granite and MiniCPM3 divide
 
@@ -31,12 +33,30 @@ class Head(NamedTuple):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits `[..., V]` of hidden states `[..., D]`, float32 or float64, even under autocast."""
-        dtype = torch.promote_types(torch.promote_types(hidden.dtype, self.weight.dtype), torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.to(dtype)
-            out = nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), bias)
+            out = self._product(hidden)
         out = out if self.scale == 1 else out * self.scale
         return out if self.cap is None else torch.tanh(out / self.cap) * self.cap
+
+    def _product(self, hidden: Tensor) -> Tensor:
+        """Return W h + b; a GPU sums products of bfloat16 weights in float32 without a copy of them in float32."""
+        if self._multiplies_halves():
+            flat = torch.mm(hidden.flatten(0, -2).to(self.weight.dtype), self.weight.t(), out_dtype=torch.float32)
+            out = flat.view(*hidden.shape[:-1], -1)
+            return out if self.bias is None else out + self.bias
+        dtype = torch.promote_types(torch.promote_types(hidden.dtype, self.weight.dtype), torch.float32)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), bias)
+
+    def _multiplies_halves(self) -> bool:
+        halves = self.weight.is_cuda and self.weight.dtype in HALF
+        return halves and hasattr(torch.ops.aten.mm, "dtype")  # torch 2.8 and later
+
+    def for_decoding(self) -> "Head":
+        """Return the head with the weights that `logits` multiplies by, so that no step of decoding casts them anew."""
+        if self._multiplies_halves():
+            return self
+        return self._replace(weight=self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)))
 
 
 def head_of(model: Any) -> Head:
@@ -52,3 +72,22 @@ def head_of(model: Any) -> Head:
     scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
     cap = next((float(cap) for name in CAPS if (cap := getattr(config, name, None))), None)
     return Head(linear.weight, getattr(linear, "bias", None), scale, cap)
+
+
+def give_float32_logits(model: Any) -> RemovableHandle:
+    """Let a model's own forward pass compute its logits in float32, also of bfloat16 weights and under autocast.
+
+    Logits near 16 move in steps of 0.125 in bfloat16, and samples must follow the distribution that is scored.
+
+    Returns:
+        What removes this again.
+    """
+    handle: RemovableHandle = model.get_output_embeddings().register_forward_hook(_in_float32)
+    return handle
+
+
+def _in_float32(layer: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+    """Return the logits of a linear layer in float32 where they were rounded, None where not; a forward hook."""
+    if logits.dtype in (torch.float32, torch.float64) or not isinstance(layer, nn.Linear):
+        return None
+    return Head(layer.weight, layer.bias, 1.0, None).logits(inputs[0])

@@ -121,7 +121,7 @@ class Pretrained:
     Attributes:
         path: a local directory or a Hub id.
         trust_remote_code: whether to run Python code that comes with the model.
-        quantize: "nf4" for 4-bit weights, on a CUDA GPU only; None for float32.
+        quantize: "nf4" for 4-bit weights, on a CUDA GPU only; None for none.
         lora_r: rank of the LoRA adapter, as in `ModelSettings`: 4-bit weights are only trained through an adapter.
 
     Raises:
@@ -168,19 +168,22 @@ class Pretrained:
             raise InputError(f"model.path={self.path}: its tokenizer is not a fast one, so spans cannot be traced")
         return with_template(tokenizer)
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """Load the model without dropout, in float32 on the CPU or, with `quantize`, with 4-bit weights on the GPU.
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, seed: int, dtype: torch.dtype = torch.float32
+    ) -> PreTrainedModel:
+        """Load the model without dropout on the CPU or, with `quantize`, with 4-bit weights on the GPU.
 
         Raises:
             InputError: weights are missing, do not fit or have changed since a run saved them, the head has fewer rows
                 than the tokenizer has tokens, or 4-bit weights are wanted without a GPU or `bitsandbytes`.
         """
-        options: dict[str, Any] = {"config": self._config, "dtype": torch.float32, "output_loading_info": True}
+        options: dict[str, Any] = {"config": self._config, "dtype": dtype, "output_loading_info": True}
         if self.quantize:
             options |= {"quantization_config": four_bit_config(), "device_map": {"": torch.cuda.current_device()}}
         model: PreTrainedModel
         model, info = self._load(AutoModelForCausalLM, "weights", **options)
-        self._expect_saved_weights(model)
+        if dtype == torch.float32:
+            self._expect_saved_weights(model)
         if info["missing_keys"]:
             some = ", ".join(sorted(info["missing_keys"])[:3])
             raise InputError(f"model.path={self.path}: the weights lack {some}; they would start at random")

@@ -19,6 +19,7 @@ from shiqrun.batching.encode import with_template
 from shiqrun.data.chats import wording
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
+from shiqrun.models.precision import cast_weights
 from shiqrun.types import Example
 
 Count = Annotated[int, Gt(0)]
@@ -93,8 +94,10 @@ class Tiny:
         model.train_from_iterator((wording(m) for dialogue in dialogues for m in dialogue), trainer)
         return model
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """Return a freshly initialised LlamaForCausalLM with one logit for each token of the tokenizer, float32."""
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, seed: int, dtype: torch.dtype = torch.float32
+    ) -> PreTrainedModel:
+        """Return a freshly initialised LlamaForCausalLM with one logit for each token of the tokenizer."""
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=self.hidden_size,
@@ -111,7 +114,7 @@ class Tiny:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return LlamaForCausalLM(config)
+            return cast_weights(LlamaForCausalLM(config), dtype)
 
     def context(self) -> int:
         """Return the context length of the model in tokens."""

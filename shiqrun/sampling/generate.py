@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
 from shiqrun.console import track
-from shiqrun.models.head import head_of
+from shiqrun.models.head import give_float32_logits, head_of
 from shiqrun.models.policy import Policy
 from shiqrun.sampling.decode import (
     DecodedTokens,
@@ -152,9 +152,7 @@ def _loop_for(model: Any, pad: int) -> Any:
     """Return `decode` where it supports the model, else a loop by `generate` of transformers, with a warning."""
     reason = decode_refusal(model)
     if reason is None:
-        head = head_of(model)
-        exact = torch.promote_types(head.weight.dtype, torch.float32)  # once, not at every step
-        return partial(decode, model, head._replace(weight=head.weight.to(exact)))
+        return partial(decode, model, head_of(model).for_decoding())
     _warn_once(type(model).__name__, reason)
     return partial(_generate, model, pad)
 
@@ -179,7 +177,7 @@ def _generate(
         top_p=sampling.top_p,
         describe=sampling.describe,
     )
-    with _head_in_float32(model):
+    with give_float32_logits(model):
         out = model.generate(
             input_ids=torch.from_numpy(ids).to(model.device),
             attention_mask=torch.from_numpy(mask).to(model.device),
@@ -207,25 +205,6 @@ def _sampling_mode(policy: Policy) -> Iterator[Any]:
     finally:
         policy.train(mode)
         model.generation_config = own
-
-
-@contextlib.contextmanager
-def _head_in_float32(model: Any) -> Iterator[None]:
-    """Compute logits in float32 even under autocast: samples must follow the distribution that is scored."""
-    hook = model.get_output_embeddings().register_forward_hook(_in_float32)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _in_float32(head: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
-    """Return the head's logits in float32 where autocast has rounded them; a forward hook."""
-    if logits.dtype in (torch.float32, torch.float64):
-        return None
-    bias = None if head.bias is None else head.bias.float()
-    with torch.autocast(logits.device.type, enabled=False):
-        return nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
 
 
 def _completion(decoded: DecodedTokens, row: int, stop: Sequence[int]) -> Completion:

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,8 +32,10 @@ class ModelChoice(Protocol):
     def tokenizer(self, source: Source, training: Any) -> PreTrainedTokenizerBase:
         """Return the tokenizer of the model, with a chat template."""
 
-    def build(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """Return the model with the weights that training starts from."""
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, seed: int, dtype: torch.dtype = torch.float32
+    ) -> PreTrainedModel:
+        """Return the model with the weights that training starts from, in a dtype."""
 
     def context(self) -> int | None:
         """Return the context length of the model in tokens, or None where there is no limit."""

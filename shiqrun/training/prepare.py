@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from lightning.pytorch import seed_everything
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -18,6 +19,7 @@ from shiqrun.batching.rows import Rows
 from shiqrun.console import quiet_other_ranks, track
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy, ValueHead, check_head, enable_packing, prepare
+from shiqrun.models.precision import build_model, half_weights
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.rollout.other_sources import load_further_rows
 from shiqrun.training.annotate import RunFacts
@@ -53,7 +55,8 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     encoded = _load_data(plan, tokenizer, RowStore(plan.cache_dir / "rows", keeps_rows))
     further = _load_further(plan, tokenizer, encoded.train)
     raise_if_wrong(unit_is_mixed(plan, encoded.train, further))
-    model = plan.choice.build(tokenizer, plan.seed)
+    model = build_model(plan.choice, tokenizer, plan.seed, plan.hardware.dtype)
+    _expect_float32(plan, model)
     weights = weights_fingerprint(model)
     policy = _build_policy(plan, model)
     check_head(policy, encoded.train.collate([int(encoded.train.lengths.argmin())]))
@@ -74,6 +77,21 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     for warning in warnings_of(run):
         log.warning(warning)
     return run.with_facts(facts)
+
+
+def _expect_float32(plan: Plan, model: PreTrainedModel) -> None:
+    """Check that a model has 16-bit weights only where they are rounded stochastically.
+
+    Raises:
+        InputError: a `model` of the user's own has some, which AdamW would leave where they are.
+    """
+    half = half_weights(model)
+    if half and (plan.hardware.weights != "bf16" or any(p.dtype == torch.float16 for p in model.parameters())):
+        raise InputError(
+            f"model: {len(half)} of its weights, {half[0]} among them, have 16 bits, and most would never move: at a "
+            "learning rate of 1e-5 AdamW's updates are lost in rounding; build the model in float32, or with bfloat16 "
+            "weights set hardware.weights=bf16, which rounds stochastically"
+        )
 
 
 def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase, store: RowStore) -> EncodedData:

@@ -23,7 +23,7 @@ from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
 from shiqrun.training.step.batch_metrics import ScoredBatch, batch_metrics, by_source, check_step_zero
 from shiqrun.training.step.extra_terms import ExtraTerms, TermWeights
 from shiqrun.training.step.loss_by_source import Loss, LossBySource, StepLoss
-from shiqrun.training.step.optimiser import adamw, divide_and_clip, set_learning_rates
+from shiqrun.training.step.optimiser import adamw, divide_and_clip, heeds_flag, set_learning_rates
 from shiqrun.training.step.schedule import learning_rate_factor
 from shiqrun.training.step.sums import FiniteCheck, Numbers, PendingStep, Sums, sum_parts, to_numbers
 from shiqrun.types import LossTerms, Trajectories
@@ -82,9 +82,9 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW over the parameters with a gradient; no scheduler, because each step sets its learning rate."""
-        optimizer = adamw(self.policy, self.settings, value_lr_ratio=self.algo.value_lr_ratio or 1.0)
+        optimizer = adamw(self.policy, self.settings, value_lr_ratio=self.algo.value_lr_ratio or 1.0, seed=self.seed)
         if self.reads_late is None:
-            self.reads_late = self.device.type != "cpu" and bool(optimizer.defaults["fused"])
+            self.reads_late = self.device.type != "cpu" and heeds_flag(optimizer)
         return [optimizer], []
 
     def on_fit_start(self) -> None:
@@ -183,7 +183,7 @@ class Method(LightningModule):
             numbers |= to_numbers(sums) if logged else {}
             if not self.global_step:
                 check_step_zero(numbers, self.policy.autocast)
-            rate = self._update(optimizer, step, counted=last)
+            rate = self._update(optimizer, (step, update), counted=last)
         self.seconds += time.perf_counter() - began
         if logged:
             self._log(numbers, float(norms[0]), rate)
@@ -233,20 +233,20 @@ class Method(LightningModule):
         wrapped = self.trainer.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
 
-    def _update(self, optimizer: Any, step: int, counted: bool) -> float:
+    def _update(self, optimizer: Any, moment: tuple[int, int], counted: bool) -> float:
         """Apply the gradients and return the learning rate; nothing is applied while a pending step is not finite.
 
         Lightning counts the updates that go through its own wrapper, and with them `global_step`.
         """
         schedule = (self.settings.lr_schedule, self.settings.warmup_steps, self.max_steps)
-        rate = set_learning_rates(optimizer, learning_rate_factor(step - 1, *schedule))
-        optimizer.optimizer.found_inf = self._finite.found_inf
+        rate = set_learning_rates(optimizer, learning_rate_factor(moment[0] - 1, *schedule))
+        optimizer.optimizer.found_inf, optimizer.optimizer.moment = self._finite.found_inf, moment
         (optimizer if counted else optimizer.optimizer).step()
         optimizer.zero_grad(set_to_none=True)
         return rate
 
     def check_pending(self) -> None:
-        """Read the deferred numbers of all steps so far; the time it takes counts as training time.
+        """Read the deferred numbers of all steps so far, which counts as training time.
 
         Raises:
             TrainingError: a loss or a gradient was not finite; nothing was updated from that step on.
