@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from shiqrun.util.closed_pipe import drop_output, is_output_closed
 from shiqrun.util.full_disk import full_disk
 from shiqrun.util.nearest import did_you_mean
 
@@ -88,14 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("shiqrun: error: the working directory was deleted; cd to one that exists", file=sys.stderr)
         return 2
     try:
-        return _launch(words[0], words[1:])
+        code = _launch(words[0], words[1:])
+        sys.stdout.flush()
+        return code
     except Exception as error:
+        if is_output_closed(error):
+            drop_output()
+            return CLOSED_PIPE
         if (line := full_disk(error)) is None:
             raise
         print(f"shiqrun: failed: {line}", file=sys.stderr)
         return 1
 
 
+CLOSED_PIPE = 141
+"""The exit code of a command whose output nobody reads any more: what a shell shows for a program ended by SIGPIPE."""
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other where cores are shared
     # bfloat16 products on a CPU compile a kernel for every length that batches have, and keep 1024 of them, twice
@@ -133,7 +141,18 @@ def _complete(words: Sequence[str]) -> int:
     rest = line.split(maxsplit=2)[1:]
     if not rest or (len(rest) == 1 and not line[-1].isspace()):
         print(" ".join(name for name in COMMANDS if name.startswith("".join(rest))))
-    elif rest[0] in COMMANDS:
-        os.environ["COMP_LINE"] = "shiqrun " + "".join(rest[1:])
-        return _launch(rest[0], ["-sc", *words])
-    return 0
+        return 0
+    command, last = COMMANDS.get(rest[0]), "" if line[-1].isspace() else line.split()[-1]
+    if command is None or command.plain:
+        return 0  # the shell completes the names of files
+    from shiqrun.config.completion import choices, paths
+
+    if command.word and len(line.split()) == 2 + bool(last) and "=" not in last:
+        print(*(name for name in choices(command.word) if name.startswith(last)))
+        return 0
+    print(*paths(last))
+    typed = "".join(rest[1:])
+    if command.word and "=" not in typed.split()[0]:
+        typed = f"{command.word}={typed}"
+    os.environ["COMP_LINE"] = f"shiqrun {typed}"
+    return _launch(rest[0], ["-sc", *words])

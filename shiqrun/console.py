@@ -3,9 +3,10 @@
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -80,6 +81,35 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         yield item
     if said:
         console.print(f"{description}: {count:,} in {time.perf_counter() - start:.0f} s")
+
+
+@contextmanager
+def waiting(description: str) -> Iterator[None]:
+    """Say what takes time inside the context: at once on a terminal, elsewhere with one line after two seconds.
+
+    Progress bars may be shown inside it, below each other.
+    """
+    if console.is_terminal and not console.quiet:
+        with console.status(description):
+            yield
+        return
+    late = threading.Timer(PATIENCE_SECONDS, console.print, [f"{description} ..."])
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+
+
+def say_next(*steps: str) -> None:
+    """Print what to do after a command: its last line."""
+    console.print(f"next: {'   or   '.join(steps)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def say_dry_run() -> None:
+    """Print how a dry run becomes a run."""
+    say_next("the same without dry_run=true", "with --cfg job --resolve, which prints every setting")
 
 
 def count_of(count: int, noun: str) -> str:

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,29 @@ def test_help_lists_every_command(capsys):
     assert main([]) == main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"{name} " in shown and command.summary in shown for name, command in COMMANDS.items())
+
+
+@pytest.mark.parametrize(("command", "absent"), [("eval", "algo|rollout|study"), ("score", "algo|model|experiment")])
+def test_help_of_a_command_lists_only_the_groups_that_matter_to_it(capsys, command, absent):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^data: bfcl, .*jsonl", shown, re.M)
+    assert re.search(r"^reward: exact_match, ", shown, re.M)
+    assert not re.search(rf"^({absent}): ", shown, re.M)
+
+
+def test_choices_of_the_user_are_in_the_help(capsys):
+    write("conf/data/mine.yaml", "_target_: mine.Data\n")
+    assert main(["eval", "--help"]) == 0
+    assert re.search(r"^data: .*\bmine\b", capsys.readouterr().out, re.M)
+
+
+def test_a_reader_that_goes_away_gets_no_traceback():
+    script = f"{sys.executable} -m shiqrun train --help | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[0].startswith("Trains a policy")
+    assert done.stdout.splitlines()[1] in ("0", "141")  # 0: all of it fitted into the pipe before the reader had gone
+    assert done.stderr == ""
 
 
 def test_help_of_train_lists_groups_with_their_choices_and_keys(capsys):
@@ -225,13 +249,28 @@ class TestCompletion:
             ("shiqrun train algo=sft trainer.max_s", "trainer.max_steps="),
             ("/some/where/shiqrun train algo=sft algo.", "algo.reference="),
             ("shiqrun train ", "trainer."),
+            ("shiqrun toy ", "bandit"),
+            ("shiqrun toy gr", "grid"),
+            ("shiqrun toy grid se", "seed="),
+            ("shiqrun train data.path=ro", "data.path=rows.jsonl"),
+            ("shiqrun eval run=./ou", "run=./outputs/"),
+            ("shiqrun eval reward=", "reward=outputs/"),
+            ("shiqrun eval reward=", "reward=exact_match"),
         ],
     )
-    def test_completes_commands_groups_and_keys(self, capsys, monkeypatch, line, word):
+    def test_completes_commands_groups_keys_and_paths(self, capsys, monkeypatch, line, word):
+        Path("outputs").mkdir()
+        Path("rows.jsonl").touch()
         monkeypatch.setenv("COMP_LINE", line)
         monkeypatch.setenv("COMP_POINT", str(len(line)))
         assert main(["-sc", "query=bash"]) == 0
         assert word in capsys.readouterr().out.split()
+
+    def test_leaves_file_names_to_the_shell_where_a_command_takes_no_keys(self, capsys, monkeypatch):
+        monkeypatch.setenv("COMP_LINE", "shiqrun report ou")
+        assert main(["-sc", "query=bash"]) == 0
+        out, err = capsys.readouterr()
+        assert (out, err) == ("", "")
 
     def test_completes_where_the_cursor_is(self, capsys, monkeypatch):
         monkeypatch.setenv("COMP_LINE", "shiqrun train algo=sh seed=1")

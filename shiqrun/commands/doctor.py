@@ -36,7 +36,9 @@ def main(words: Sequence[str]) -> int:
         ("bfcl-eval", _version("bfcl-eval") or "not installed; data=bfcl needs: pip install --no-deps bfcl-eval"),
     ):
         _say(name, what)
-    return 0 if _sandbox() else 1
+    holds = _sandbox()
+    print("next: shiqrun train   or   shiqrun train --help")
+    return 0 if holds else 1
 
 
 def accelerators() -> list[str]:

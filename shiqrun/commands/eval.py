@@ -16,6 +16,7 @@ from shiqrun.config.of_run import beta_of_run, data_node, with_evaluation_of_run
 from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
 from shiqrun.util.nearest import did_you_mean
+from shiqrun.util.quoting import quote_for_shell
 
 if TYPE_CHECKING:
     from shiqrun.data.source import ExactEvaluation, Source
@@ -30,6 +31,8 @@ SCHEMA = Schema(
     nodes={**COMMON_NODES, "eval": "shiqrun.settings.AnswerSettings"},
     groups=[*COMMON_NODES],
 )
+READABLE = ("completions.md", "episodes.md")
+"""The files of an evaluation that are written for reading."""
 MODEL = "model"
 """`eval.policy=model` evaluates a model; other names are scripted policies of the data set's environment."""
 
@@ -67,11 +70,13 @@ def run(config: DictConfig, run_dir: Path) -> None:
 
 def _evaluate_model(config: DictConfig, run_dir: Path, asked: "AnswerSettings") -> None:
     """Evaluate the policy of a run, or of a directory or the Hub."""
+    from shiqrun.console import waiting
     from shiqrun.evaluation.build import build_evaluator
 
     began = time.perf_counter()
-    reward = build_reward(config.reward) if config.get("reward") else None
-    subject = _of_run(config) if config.run else _of_path(config)
+    with waiting("loading the policy and its reference"):
+        reward = build_reward(config.reward) if config.get("reward") else None
+        subject = _of_run(config) if config.run else _of_path(config)
     beta = asked.beta or (subject.beta if reward is None or subject.pays(reward) else None)
     exact = _exact(subject, asked, reward, beta) if subject.source.evaluated_exactly else None
     evaluator = None
@@ -90,9 +95,10 @@ def _evaluate_model(config: DictConfig, run_dir: Path, asked: "AnswerSettings") 
             training_prompts=subject.training_prompts,
         )
     if config.dry_run:
-        _print_dry_run(config, evaluator.description() if evaluator else "evaluated exactly, nothing is sampled")
+        _print_dry_run(evaluator.description() if evaluator else "evaluated exactly, nothing is sampled")
         return
-    metrics = exact.evaluate(subject.policy.model) if exact else {}
+    with waiting("evaluating exactly"):
+        metrics = exact.evaluate(subject.policy.model) if exact else {}
     if evaluator is not None:
         metrics = _sample_and_measure(evaluator, subject, config, run_dir)
     about = {"exact": exact is not None, "beta": beta, **subject.about()}
@@ -156,7 +162,7 @@ def _evaluate_script(config: DictConfig, run_dir: Path, asked: "AnswerSettings")
             )
     tasks = choose_tasks(tasks_of(source, asked.split, data), asked.max_prompts, data.limit)
     if config.dry_run:
-        _print_dry_run(config, f"{len(tasks)} tasks, played by the scripted policy {name}")
+        _print_dry_run(f"{len(tasks)} tasks, played by the scripted policy {name}")
         return
     result = evaluate_script(name, source.environment, tasks)
     write_results(run_dir, result)
@@ -179,11 +185,11 @@ def _expect_script(name: str, source: "Source", data: str) -> None:
         raise InputError(f"eval.policy={name}: {data} does not know it{hint}")
 
 
-def _print_dry_run(config: DictConfig, what: str) -> None:
-    from shiqrun.console import console
+def _print_dry_run(what: str) -> None:
+    from shiqrun.console import console, say_dry_run
 
-    console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
     console.print(what)
+    say_dry_run()
 
 
 def _write_metrics(
@@ -196,7 +202,7 @@ def _write_metrics(
     title: str,
 ) -> None:
     """Write the metrics to `eval.json` and print their table."""
-    from shiqrun.console import console
+    from shiqrun.console import console, say_next
     from shiqrun.evaluation.result_files import result_table
     from shiqrun.training.artifacts import provenance, write_json
 
@@ -206,6 +212,9 @@ def _write_metrics(
     write_json(run_dir / "eval.json", {**known, "seconds": seconds, **about, **asked_for, **provenance()})
     console.print(result_table(found, title=title))
     console.print(run_dir / "eval.json", highlight=False)
+    read = [f"read {quote_for_shell(run_dir / name)}" for name in READABLE if (run_dir / name).exists()]
+    credit = [f"shiqrun inspect run={quote_for_shell(about['run'])}"] if about.get("run") else []
+    say_next(*read, *credit, *(["shiqrun eval --help: other prompts and rewards"] if not read + credit else []))
 
 
 def _of_run(config: DictConfig) -> "Subject":

@@ -1,12 +1,14 @@
 """`shiqrun inspect` prints trajectories with actions and rewards, or what a run's policy learned at each action."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, MinLen
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +26,7 @@ from shiqrun.report.terminal_credit import (
     legend_lines,
 )
 from shiqrun.report.terminal_tokens import trajectory_lines
+from shiqrun.util.quoting import quote_for_shell
 from shiqrun.util.summary import SUMMARY, read_summary
 
 if TYPE_CHECKING:
@@ -39,6 +42,10 @@ SCHEMA = Schema(
     nodes=COMMON_NODES,
     groups=[*COMMON_NODES],
 )
+
+
+CHOSEN = ("data", "model")
+"""The config groups that training shares with `shiqrun inspect`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +77,10 @@ def run(config: DictConfig, run_dir: Path) -> None:
     choice, _ = build(config.model, ModelSettings)
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
     encoded = _encode(source, tokenizer, data, choice.context())
-    if config.dry_run:
-        _print_config(config)
-    else:
+    if not config.dry_run:
         _print_data(_split(encoded, config), tokenizer, config.limit)
     _print_tables(encoded)
+    _print_next(config)
 
 
 def _print_data(rows: "Rows", tokenizer: "PreTrainedTokenizerBase", limit: int) -> None:
@@ -105,27 +111,29 @@ def rows_to_show(rows: "Rows", limit: int) -> list[int]:
 
 def _look_into(config: DictConfig) -> None:
     """Print the token view of a run: trajectories coloured by what the policy learned."""
-    from shiqrun.console import console
+    from shiqrun.console import console, waiting
     from shiqrun.evaluation.credit import credit, write_credit
 
     former = rundir.load(Path(config.run))
     source, data = build_data(data_node(config, former, SCHEMA))
-    trained = _load_run(config, former)
+    with waiting("loading the run's policy and its reference"):
+        trained = _load_run(config, former)
     encoded = _encode(source, trained.tokenizer, data, _context(trained))
     if config.dry_run:
-        _print_config(config)
         _print_tables(encoded)
+        _print_next(config)
         return
     rows, beta = _split(encoded, config), beta_of_run(former)
     rows = _with_offset(rows, encoded, former, config)
-    made = credit(
-        trained.policy,
-        trained.reference,
-        rows,
-        trained.tokenizer,
-        beta=beta or 1.0,
-        picked=rows_to_show(rows, config.limit),
-    )
+    with waiting("scoring the trajectories"):
+        made = credit(
+            trained.policy,
+            trained.reference,
+            rows,
+            trained.tokenizer,
+            beta=beta or 1.0,
+            picked=rows_to_show(rows, config.limit),
+        )
     _print_learned(made, config, former)
     _print_tables(encoded)
     if config.out is not None:
@@ -134,6 +142,7 @@ def _look_into(config: DictConfig) -> None:
             console.print(config.out, highlight=False, markup=False)
         except OSError as error:
             raise InputError(f"out={config.out}: cannot be written ({error.strerror}); give another file") from error
+    _print_next(config)
 
 
 def _load_run(config: DictConfig, former: DictConfig) -> "Trained":
@@ -226,10 +235,17 @@ def _split(encoded: "EncodedData", config: DictConfig) -> "Rows":
     return encoded.train if config.split == "train" else encoded.val
 
 
-def _print_config(config: DictConfig) -> None:
-    from shiqrun.console import console
+def _print_next(config: DictConfig) -> None:
+    """Print what to do next: train on the same data, or see the run's report."""
+    from shiqrun.console import say_dry_run, say_next
 
-    console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False)
+    if config.dry_run:
+        say_dry_run()
+    elif config.run:
+        say_next(f"shiqrun report {quote_for_shell(config.run)}")
+    else:
+        said = [word for word in HydraConfig.get().overrides.task if word.partition("=")[0].split(".")[0] in CHOSEN]
+        say_next(shlex.join(["shiqrun", "train", *said, "dry_run=true"]))
 
 
 def _print_tables(encoded: "EncodedData") -> None:

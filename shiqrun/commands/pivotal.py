@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, MinLen
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +19,7 @@ from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
+from shiqrun.util.quoting import quote_for_shell
 from shiqrun.util.summary import write_summary
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from shiqrun.batching.logged_data import examples_of
-    from shiqrun.console import console, track
+    from shiqrun.console import console, say_dry_run, track
     from shiqrun.estimates.jsonl_cache import JsonlCache, lock_cache
     from shiqrun.estimates.pivotal_inputs import choose_trajectories, score_trajectories
     from shiqrun.estimates.pivotal_search import KIND, search
@@ -80,8 +81,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
     chosen, dropped = choose_trajectories(source, data, tokenizer, asked, reward, choice.context())
     if config.dry_run:
-        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(chosen):,} trajectories, {asked.rollouts} rollouts from each position that is visited")
+        say_dry_run()
         return
     hardware = target(config.hardware)
     model = build_model(choice, tokenizer, config.seed, hardware.dtype)
@@ -157,7 +158,7 @@ def _cost(estimates: "PrefixSampler", seconds: float, new: int) -> dict[str, Any
 def _tell(
     run_dir: Path, found: dict[str, Any], kept: "JsonlCache", trajectories: Sequence["SearchedTrajectory"], page: Path
 ) -> None:
-    from shiqrun.console import console, number
+    from shiqrun.console import console, number, say_next
 
     table = Table(title="pivotal tokens", title_justify="left")
     table.add_column("quantity")
@@ -171,12 +172,9 @@ def _tell(
     for row in heapq.nlargest(SHOWN, searched, key=lambda row: len(row["rates"])):
         console.print(_picture(row), soft_wrap=True)
     console.print(f"the picture of more of them: {page}", highlight=False, soft_wrap=True)
-    console.print(
-        f"train on the estimates: algo=spo algo.monte_carlo=1 algo.targets={run_dir / FILE}",
-        highlight=False,
-        soft_wrap=True,
-    )
     console.print(f"the rollouts: data=jsonl data.path={run_dir / ROLLOUTS}", highlight=False, soft_wrap=True)
+    targets = f"algo.targets={quote_for_shell(run_dir / FILE)}"
+    say_next(f"shiqrun train algo=spo algo.monte_carlo=1 {targets} data=... model=...")
 
 
 def _picture(row: dict[str, Any]) -> Text:

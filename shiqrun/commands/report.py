@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
     from shiqrun.report.run_report import write_report
 
     try:
-        print(write_report(given.directories, given.out))
+        print(f"next: open {write_report(given.directories, given.out)}")
     except InputError as error:
         print(f"shiqrun: error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, MinLen
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
 from shiqrun.config.choices import build_data, build_reward
@@ -53,7 +53,7 @@ class Root:
 def run(config: DictConfig, run_dir: Path) -> None:
     """Score the completions of a data set into `run_dir`, or only print what would be scored."""
     from shiqrun.batching.logged_data import both_splits
-    from shiqrun.console import console, track
+    from shiqrun.console import console, say_dry_run, track
     from shiqrun.rewards.labels import ScoreCache, label, statistics
     from shiqrun.rewards.units import SCORED_BY
     from shiqrun.training.artifacts import provenance
@@ -72,8 +72,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
     given = [*track(both_splits(source, data, dropped), "reading examples")]
     _expect(given, dropped, config.data.name)
     if config.dry_run:
-        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         console.print(f"{sum(len(e.completions) for _, e in given):,} completions of {len(given):,} examples to score")
+        say_dry_run()
         return
     cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
     kept = ScoreCache(reward, cache, data.max_length)
@@ -169,7 +169,7 @@ def _tell(
     config: DictConfig, found: dict[str, Any], dropped: Counter[str], files: dict["Split", Path], where: str
 ) -> None:
     """Print the statistics of the scores, and how to train on them."""
-    from shiqrun.console import console, number
+    from shiqrun.console import console, number, say_next
 
     table = Table(
         title=f"scores of {config.data.name} by {config.reward.get('path') or config.reward.name}", title_justify="left"
@@ -194,4 +194,4 @@ def _tell(
     console.print(where, highlight=False, soft_wrap=True)
     words = [f"{key}={shlex.quote(str(files[s]))}" for s, key in USED.items() if s in files]
     words += [] if "val" in files else [f"data.val_fraction={config.data.val_fraction}"]
-    console.print("use it: shiqrun train data=jsonl " + " ".join(words), highlight=False, soft_wrap=True)
+    say_next("shiqrun train data=jsonl " + " ".join(words))

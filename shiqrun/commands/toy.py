@@ -33,12 +33,13 @@ class Root:
 
 def run(config: DictConfig, run_dir: Path) -> None:
     """Run the toy study, and write its files into `out` or the run directory."""
-    from shiqrun.console import console
+    from shiqrun.console import console, say_dry_run, say_next, waiting
     from shiqrun.training.artifacts import provenance
 
     study = target(config.study)
     if config.dry_run:
         console.print(OmegaConf.to_yaml(config.study, resolve=True), highlight=False, markup=False)
+        say_dry_run()
         return
     began = time.perf_counter()
     with _one_thread():
@@ -46,12 +47,15 @@ def run(config: DictConfig, run_dir: Path) -> None:
     seconds = time.perf_counter() - began
     for table in findings.tables:
         console.print(table.as_table())
-    files = findings.write(Path(config.out) if config.out else run_dir)
+    with waiting("drawing"):
+        files = findings.write(Path(config.out) if config.out else run_dir)
     about = {"study": findings.name, "seed": config.seed, "seeds": config.study.seeds, "seconds": round(seconds, 1)}
     write_summary(run_dir, {**findings.summary(), **about, **provenance()})
     console.print(f"mean ± half of the 95 % interval over {config.study.seeds} seeds; {seconds:.0f} s")
     for file in files:
         console.print(str(file), highlight=False, soft_wrap=True)
+    picture = next(file for file in files if file.suffix == ".png")
+    say_next(f"look at {picture}", "shiqrun toy --help: other studies")
 
 
 @contextmanager

@@ -49,18 +49,20 @@ class Root:
 
 def run(config: DictConfig, run_dir: Path) -> None:
     """Train the policy in `run_dir`, or only print what would be done."""
-    from shiqrun.console import console
-    from shiqrun.tracking import close
-    from shiqrun.training import run as training
-    from shiqrun.training.prepare import prepare_run
+    from shiqrun.console import console, say_dry_run, waiting
+
+    with waiting("starting: Lightning and transformers are loaded"):
+        from shiqrun.tracking import close
+        from shiqrun.training import run as training
+        from shiqrun.training.prepare import prepare_run
 
     if is_finished(run_dir):
         console.print(f"{run_dir} is finished; see its summary.json")
         return
     loaded = prepare_run(plan(config, run_dir), keeps_rows=not config.dry_run)
     if config.dry_run:
-        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         training.describe(loaded)
+        say_dry_run()
         return
     try:
         training.execute(loaded, resume=config.resume is not None)

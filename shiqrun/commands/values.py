@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
 from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
 from shiqrun.errors import InputError
+from shiqrun.util.quoting import quote_for_shell
 from shiqrun.util.summary import write_summary
 
 SCHEMA = Schema(
@@ -39,7 +40,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from shiqrun.batching.logged_data import examples_of
-    from shiqrun.console import console
+    from shiqrun.console import console, say_dry_run, say_next
     from shiqrun.estimates.prompt_values import ValueSettings
     from shiqrun.estimates.value_cache import cached_prompt_rewards, read_prompts
     from shiqrun.estimates.value_report import FILE, TRAJECTORIES, value_table, write_values
@@ -61,8 +62,8 @@ def run(config: DictConfig, run_dir: Path) -> None:
     splits = read_prompts(source, data, tokenizer, asked.max_new_tokens, choice.context())
     prompts = [prompt for of_split in splits.values() for prompt in of_split]
     if config.dry_run:
-        console.print(OmegaConf.to_yaml(config, resolve=True), highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(prompts):,} prompts, {asked.samples} completions each")
+        say_dry_run()
         return
     model = build_model(choice, tokenizer, config.seed, (hardware := target(config.hardware)).dtype)
     policy = Policy(model, autocast=hardware.autocast()).eval()
@@ -80,7 +81,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     words = f"{len(prompts):,} prompts, {asked.samples:,} completions each; {found.new:,} prompts computed now"
     console.print(words, highlight=False, soft_wrap=True)
     console.print(value_table(said, config.beta))
-    console.print(f"use them: shiqrun train algo=spo algo.values={run_dir / FILE}", highlight=False, soft_wrap=True)
     beside = f" data.val_path={run_dir / TRAJECTORIES['val']}" if own_val else ""
     where = f"data.path={run_dir / TRAJECTORIES['train']}{beside}"
     console.print(f"their completions: data=jsonl {where}", highlight=False, soft_wrap=True)
+    say_next(f"shiqrun train algo=spo algo.values={quote_for_shell(run_dir / FILE)} data=... model=...")

@@ -17,7 +17,9 @@ from shiqrun.config import sweep_grid as grid
 from shiqrun.config.process import append_to_log, close_log, environment, leave_process_group
 from shiqrun.config.run_lock import lock_run
 from shiqrun.config.validate import check
+from shiqrun.console import waiting
 from shiqrun.errors import InputError, Interrupted, TrainingError
+from shiqrun.util.closed_pipe import is_output_closed
 from shiqrun.util.full_disk import append_if_possible, full_disk
 from shiqrun.util.quoting import quote_for_shell
 
@@ -61,7 +63,8 @@ class CommandLine:
 
     def check(self, config: DictConfig) -> None:
         """Raise InputError if the config cannot be run."""
-        check(config, import_module(self.module).SCHEMA)
+        with waiting("starting: torch, transformers and Lightning are loaded"):
+            check(config, import_module(self.module).SCHEMA)
         rundir.expect_run(config)
         devices = config.get("hardware", {}).get("devices", 1)
         if self.raises and devices not in (1, "1", "auto"):
@@ -115,6 +118,8 @@ class CommandLine:
             self._report(": ".join(part for part in ("interrupted", str(interrupt)) if part), folder)
             raise KeyboardInterrupt from interrupt  # the only exception that no launcher of Hydra's catches
         except Exception as error:
+            if is_output_closed(error):
+                raise
             self.error = error
             code, line = FAILED, str(error) if isinstance(error, TrainingError) else full_disk(error, folder)
             self._report(f"failed: {line}" if line else f"failed\n{traceback.format_exc()}", folder)

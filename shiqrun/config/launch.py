@@ -29,6 +29,7 @@ from shiqrun.config.process import environment
 from shiqrun.config.run_lock import lock_run
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
 from shiqrun.errors import InputError
+from shiqrun.util.closed_pipe import is_output_closed
 from shiqrun.util.full_disk import full_disk
 from shiqrun.util.quoting import as_override, unquote
 
@@ -214,7 +215,7 @@ def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if full_disk(error):
+        if full_disk(error) or is_output_closed(error):
             raise
         raise InputError(explain(error, name, overrides)) from error
 

@@ -1,9 +1,10 @@
-"""`conf/*.yaml` uses these OmegaConf resolvers: `${slug:...}`, `${inside:...}` and `${suggested:...}`."""
+"""`conf/*.yaml` uses these OmegaConf resolvers: `${slug:}`, `${inside:}`, `${suggested:}` and `${choices:}`."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config.locate import locate
@@ -42,5 +43,14 @@ def suggested(group: str, key: str, otherwise: Any, *, _root_: DictConfig) -> An
     return getattr(chosen, "suggested", {}).get(key, otherwise)
 
 
-for _resolver in (slug, inside, suggested):  # registered at import: workers of Hydra's launchers only import this
+def choices(*groups: str) -> str:
+    """Return a line of help for each config group: its name and its choices, those of the user's folders too."""
+    hydra = GlobalHydra.instance()
+    if not hydra.is_initialized():
+        return ", ".join(groups)
+    return "\n".join(f"{group}: {', '.join(hydra.config_loader().get_group_options(group))}" for group in groups)
+
+
+# registered at import: workers of Hydra's launchers only import this
+for _resolver in (slug, inside, suggested, choices):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)

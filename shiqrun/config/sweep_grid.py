@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.process import SAVED_BY_HYDRA, saved_by_hydra
-from shiqrun.console import console, count_of
+from shiqrun.console import console, count_of, say_next
 from shiqrun.errors import InputError
 from shiqrun.sweeping.run import Runner
 from shiqrun.sweeping.state import Job, Sweep, load, summary
@@ -208,11 +208,12 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
     from shiqrun.sweeping.outcome import conclude
 
     conclude(sweep)
+    page = None
     if sweep.command == JOBS_OF_IT and sweep.finished_jobs():
         try:
             from shiqrun.report.run_report import write_report
 
-            console.print(write_report([sweep.folder]), highlight=False, soft_wrap=True)
+            page = write_report([sweep.folder])
         except Exception as error:  # the runs are there, and the page can be made again
             log.warning("no report: %s; later: shiqrun report %s", error, shlex.quote(str(sweep.folder)))
     console.print(sweep.folder / "sweep.csv", highlight=False, soft_wrap=True)
@@ -223,6 +224,8 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
             parallel > 1
         )
         console.print(how, highlight=False, markup=False, soft_wrap=True)
+    if page is not None:
+        say_next(f"open {page}")
 
 
 def _parse(words: Sequence[str], keys: Sequence[str] | None = None) -> list[Override]:

@@ -16,7 +16,7 @@ from shiqrun.batching.logged_data import EncodedData, examples_of, load
 from shiqrun.batching.reward_offsets import offset_center
 from shiqrun.batching.row_store import RowStore
 from shiqrun.batching.rows import Rows
-from shiqrun.console import quiet_other_ranks, track
+from shiqrun.console import quiet_other_ranks, track, waiting
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy, ValueHead, check_head, enable_packing, prepare
 from shiqrun.models.precision import build_model, half_weights
@@ -55,12 +55,13 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     encoded = _load_data(plan, tokenizer, RowStore(plan.cache_dir / "rows", keeps_rows))
     further = _load_further(plan, tokenizer, encoded.train)
     raise_if_wrong(unit_is_mixed(plan, encoded.train, further))
-    model = build_model(plan.choice, tokenizer, plan.seed, plan.hardware.dtype)
-    _expect_float32(plan, model)
-    weights = weights_fingerprint(model)
-    policy = _build_policy(plan, model)
-    check_head(policy, encoded.train.collate([int(encoded.train.lengths.argmin())]))
-    facts = _facts(plan, policy, encoded.train)
+    with waiting("loading the model, and checking how it reads batches"):
+        model = build_model(plan.choice, tokenizer, plan.seed, plan.hardware.dtype)
+        _expect_float32(plan, model)
+        weights = weights_fingerprint(model)
+        policy = _build_policy(plan, model)
+        check_head(policy, encoded.train.collate([int(encoded.train.lengths.argmin())]))
+        facts = _facts(plan, policy, encoded.train)
     evaluator = evaluator_of(plan, tokenizer, encoded)
     run = Run(
         plan,

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
 from shiqrun.batching.data_module import LoggedData
-from shiqrun.console import is_main_process
+from shiqrun.console import is_main_process, waiting
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted
 from shiqrun.evaluation.checkpoint_files import read_checkpoint, remove_leftovers
@@ -73,9 +73,10 @@ def execute(run: Run, resume: bool) -> None:
     step, metrics, samples = _begun(run, checkpoints, checkpoint)
     describe(run)
     prompts = prompts_to_answer(run)
+    with waiting("solving the validation problems exactly"):
+        exact = _exact(run)  # before any scoring, since it needs a tokenizer of its own
     run, cost_of_estimates = with_estimates(run)  # first, so that a wrong file is found before any scoring
     run, reference, cost_of_reference = with_reference(run)
-    exact = _exact(run)
     method = _method(run, reference)
     method.latest = metrics.latest()
     validation = _validation(run, checkpoints, exact, reference, samples) if plan.eval.every else None
@@ -129,7 +130,8 @@ def _fit(
         Interrupted: a signal arrived; the checkpoint is saved.
     """
     signals = Signals(callbacks[-1])
-    trainer = _trainer(run, [*callbacks, signals], [metrics, *run.plan.trackers()])
+    with waiting("starting the trainer"):
+        trainer = _trainer(run, [*callbacks, signals], [metrics, *run.plan.trackers()])
     signals.install()
     try:
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -9,7 +9,7 @@ from rich.columns import Columns
 from rich.panel import Panel
 from rich.table import Table
 
-from shiqrun.console import console, number
+from shiqrun.console import console, number, say_next
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.result_files import spread
 from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
@@ -122,8 +122,8 @@ def print_metrics_table(
         if (run_dir / where).exists():
             console.print(run_dir / where, highlight=False)
     place = quote_for_shell(run_dir)
-    tokens = f"   or   shiqrun inspect run={place}" if (run_dir / "credit.jsonl").exists() else ""
-    console.print(f"next: shiqrun report {place}{tokens}", highlight=False, soft_wrap=True)
+    tokens = [f"shiqrun inspect run={place}"] if (run_dir / "credit.jsonl").exists() else []
+    say_next(f"shiqrun report {place}", *tokens)
 
 
 def _rank(name: str) -> tuple[int, str]:

@@ -84,7 +84,11 @@ def test_limit_is_the_number_of_trajectories_shown_and_dry_run_shows_none(inspec
         assert code == 0
         assert out.count("<bos> start") == shown
         assert "│ train │   80 │      20 │ tokens" in out
-        assert ("data_seed: 0" in out) == (words == ["dry_run=true"])
+        assert "data_seed: 0" not in out
+        goes_on = (
+            "the same without dry_run=true" if words == ["dry_run=true"] else "shiqrun train data=treasure data.maps=20"
+        )
+        assert out.splitlines()[-1].startswith(f"next: {goes_on}")
 
 
 def test_the_split_is_chosen(inspect):

@@ -130,12 +130,12 @@ def test_other_data_are_read_with_the_runs_tokenizer(inspect, tmp_path):
     assert "[ N" in out
 
 
-def test_dry_run_prints_the_config_and_no_token(inspect):
+def test_dry_run_prints_tables_and_no_token(inspect):
     code, out, _ = inspect("run=made", "dry_run=true")
     assert code == 0
-    assert "run: made" in out
     assert "<bos>" not in out
     assert "│ train │" in out
+    assert out.splitlines()[-1].startswith("next: the same without dry_run=true")
 
 
 def test_a_method_without_beta_is_shown_in_nats(inspect, tmp_path):

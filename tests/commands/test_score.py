@@ -125,7 +125,7 @@ def test_scoring_pairs_reports_the_accuracy_of_training_and_of_held_out_pairs(ch
         assert (told[f"{split}/score_min"], told[f"{split}/score_max"]) == (min(numbers), max(numbers))
     assert told["val/accuracy"] == summary(chain / "rm")["val/accuracy"]
     out = capfd.readouterr().out
-    assert "use it: shiqrun train data=jsonl data.path=" in out
+    assert "next: shiqrun train data=jsonl data.path=" in out
     assert "chosen gets reward" not in out
     assert "in the training" not in out
 
@@ -139,8 +139,8 @@ def test_held_out_prompts_that_the_reward_model_was_trained_on_are_told(chain, c
 def test_the_command_that_it_prints_trains_on_the_scores(chain, capfd):
     model = f"reward={chain}/rm/reward_model"
     assert score(f"data.path={chain}/pairs.jsonl", model, "data.val_fraction=0.3", "run_dir=out") == 0
-    (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("use it: shiqrun "))
-    words = line.removeprefix("use it: shiqrun ").split()
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("next: shiqrun "))
+    words = line.removeprefix("next: shiqrun ").split()
     small = ("model.hidden_size=32", "logger=none", "trainer.max_steps=1", "eval.every=0", "run_dir=used")
     assert main([*words, *small]) == 0
     told = summary(Path("used"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 
 import numpy as np
@@ -319,6 +320,7 @@ def test_the_main_process_alone_speaks_and_lines_are_plain_where_there_is_no_ter
     code, out = finished(start("run_dir=plainlines", "trainer.max_steps=3"))
     assert code == 0
     assert "step 3/3" in out
+    assert re.search(r"policy at step 3:  reward \S+  return \S+ ", out), "the policy's own, and how old it is"
     assert "\x1b[" not in out
     assert len([line for line in out.splitlines() if line.startswith("step ")]) == 2
 
@@ -327,7 +329,7 @@ def test_dry_run_says_what_would_be_done_and_leaves_nothing(home, capsys):
     before = set(home.iterdir())
     assert train("dry_run=true", "run_dir=dry", "trainer.max_steps=12") == 0
     shown = capsys.readouterr().out
-    for word in ("160 trajectories", "actions", "12 of 8 trajectories", "parameters", "GiB", "beta: 0.1"):
+    for word in ("160 trajectories", "actions", "12 of 8 trajectories", "parameters", "GiB", "next: the same without"):
         assert word in shown, word
     assert set(home.iterdir()) == before
 
