@@ -10,6 +10,7 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger
 
 from shiqrun.tracking import Wandb, close, has_key, log_samples
+from shiqrun.tracking.panels import MAIN
 from tests.support import wandb_file
 from tests.support.command_line import SMALL, command, finished, metrics
 from tests.support.places import working_in
@@ -67,6 +68,23 @@ def test_steps_have_the_names_of_trl_and_of_lightning_and_are_the_axis(tracked):
     assert run["history"][-1]["train/global_step"] == 7
 
 
+def test_the_first_screen_has_the_main_metrics_alone_and_the_others_are_logged(tracked):
+    run = offline_run(tracked[0])
+    logged = {name.split(".")[0] for row in run["history"] for name in row if not name.startswith("_")}
+    drawn = logged - run["hidden"]
+    assert {"val/reward", "val/kl", "val/regularised_return", "val/regret", "train/loss"} <= drawn
+    assert drawn <= {*MAIN, "completions"}, "a panel for each of these, by W&B's own grouping: train, val"
+    assert len(logged) > 2 * len(drawn)
+    assert all(run["axes"][name] == "trainer/global_step" for name in run["hidden"] if "global_step" not in name)
+
+
+def test_every_metric_gets_its_panel_where_that_is_asked(tmp_path, board):
+    logger = board(panels="all")
+    logger.log_metrics({"val/reward": 1.0, "val/seconds_training": 2.0}, 1)
+    ended()
+    assert offline_run(tmp_path)["hidden"] == {"train/global_step", "trainer/global_step"}
+
+
 def test_config_group_tags_and_exit_code_are_there(tracked):
     run = offline_run(tracked[0])
     assert run["config"]["algo"]["beta"] == 0.3
@@ -92,9 +110,9 @@ def board(tmp_path, monkeypatch):
     """Opens a W&B logger, as a run and as the run that goes on with it."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
-    settings = Wandb(project="p", entity=None, group=None, job_type=None, tags=["mine", "x" * 80])
+    settings = {"project": "p", "entity": None, "group": None, "job_type": None, "tags": ["mine", "x" * 80]}
     config = {"algo": {"name": "dro"}, "data": {"name": "hh"}, "seed": 3}
-    yield lambda: settings.open(tmp_path, config)
+    yield lambda **more: Wandb(**settings, **more).open(tmp_path, config)
     ended()
 
 

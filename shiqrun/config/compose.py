@@ -10,6 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -42,12 +43,22 @@ def job_overrides(command: str, sweep: DictConfig, overrides: Sequence[str]) -> 
         sweep: the config of the sweep as a whole, from `compose(..., multirun=True)`.
         overrides: the overrides of the command line, some of them with several values.
     """
+    parsed = parsed_overrides(command, sweep, overrides)
+    for override in parsed:
+        if override.is_interval_sweep():
+            raise InputError(
+                f"{override.input_line}: a grid needs values; an interval is searched: sweep.search=optuna (or wandb)"
+            )
+    of_jobs = [override for override in parsed if not override.is_hydra_override()]
+    of_hydra = [str(override.input_line) for override in parsed if override.is_hydra_override()]
+    return [of_hydra + list(job) for job in BasicSweeper.split_arguments(of_jobs, None)[0]]
+
+
+def parsed_overrides(command: str, sweep: DictConfig, overrides: Sequence[str]) -> list[Override]:
+    """Return the overrides of a sweep as Hydra reads them, those of `hydra.sweeper.params` first."""
     from_yaml = [f"{key}={value}" for key, value in (sweep.hydra.sweeper.get("params") or {}).items()]
     with initialised_hydra(command) as hydra:
-        parsed = OverridesParser.create(hydra.config_loader).parse_overrides([*from_yaml, *overrides])
-        of_jobs = [override for override in parsed if not override.is_hydra_override()]
-        of_hydra = [str(override.input_line) for override in parsed if override.is_hydra_override()]
-        return [of_hydra + list(job) for job in BasicSweeper.split_arguments(of_jobs, None)[0]]
+        return OverridesParser.create(hydra.config_loader).parse_overrides([*from_yaml, *overrides])
 
 
 @contextmanager

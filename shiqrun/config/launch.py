@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config import sweep_grid as grid
+from shiqrun.config import sweep_search as search
 from shiqrun.config.command_line import CHILD_CONFIG, INTERRUPTED, WRONG_INPUT, CommandLine, print_error
 from shiqrun.config.compose import as_hydra_overrides, compose, initialised_hydra, job_overrides
 from shiqrun.config.explain import explain
@@ -29,6 +30,7 @@ from shiqrun.config.process import environment
 from shiqrun.config.run_lock import lock_run
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
 from shiqrun.errors import InputError
+from shiqrun.sweeping.study import expect_optuna
 from shiqrun.util.closed_pipe import is_output_closed
 from shiqrun.util.full_disk import full_disk
 from shiqrun.util.quoting import as_override, unquote
@@ -128,6 +130,8 @@ def _sweep(
 ) -> int:
     """Check all jobs, then run each in a process of its own, or as the chosen launcher of Hydra runs them."""
     config = compose(command.name, args.overrides, multirun=True)
+    if search.is_search(config):
+        return _search(args, command, stack, config, typed=typed, config_dir=config_dir)
     command.swept = grid.swept_keys(config, args.overrides)
     each_words = job_overrides(command.name, config, args.overrides)
     each = [(words, compose(command.name, words)) for words in each_words]
@@ -151,6 +155,31 @@ def _sweep(
     finally:  # also where the launcher itself gave up
         code = grid.collect_results(sweep, folder)
     return code
+
+
+def _search(
+    args: Namespace,
+    command: CommandLine,
+    stack: ExitStack,
+    config: DictConfig,
+    *,
+    typed: Sequence[str],
+    config_dir: str | None,
+) -> int:
+    """Check the ends of the searched space, then have Optuna choose the jobs, or write what W&B's agents read."""
+    sweep, corners = search.plan_search(config, args.overrides, typed)
+    for corner in corners:
+        command.check(corner)
+    if config.sweep.search == "wandb":
+        folder = None if config.dry_run else _output_directory(config, "sweep", command, stack)
+        return search.write_for_wandb(sweep, folder, corners[0], config_dir)
+    expect_optuna()
+    if config.dry_run:
+        search.print_search(sweep)
+        return 0
+    folder = _output_directory(config, "sweep", command, stack)
+    assert folder is not None
+    return grid.run(search.place(sweep, folder, corners[0], config_dir), config, command.program)
 
 
 def _output_directory(config: DictConfig, kind: str, command: CommandLine, stack: ExitStack) -> Path | None:

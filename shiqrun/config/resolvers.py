@@ -1,6 +1,5 @@
 """`conf/*.yaml` uses these OmegaConf resolvers: `${slug:}`, `${inside:}`, `${suggested:}` and `${choices:}`."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.config.locate import locate
 from shiqrun.errors import InputError
-
-
-def slug(text: str) -> str:
-    """Return `text` as a part of a file name: at most 100 characters, each run of unsafe ones as one underscore.
-
-    Letters, digits and `. _ = + -` are safe.
-    """
-    return re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)[:100].strip("_")
+from shiqrun.util.quoting import slug
 
 
 def inside(folder: str | None, name: str, otherwise: str) -> str:

@@ -164,15 +164,20 @@ def resume(overrides: Sequence[str], program: Sequence[str] | None) -> int | Non
     if folder in ("", "null"):
         return None
     parallel = given.pop("sweep.parallel", "1")
-    if given:
-        others = [word for word in overrides if _key(word) in given]
-        raise InputError(
-            f"sweep.resume={folder}: goes on with the settings of that sweep, so nothing but sweep.parallel can be "
-            f"set; leave out {', '.join(others)}"
-        )
     if not parallel.isdecimal() or not int(parallel):
         raise InputError(f"sweep.parallel: met {parallel!r}, expected a whole number greater than 0")
     sweep = load(Path(folder).absolute())
+    if sweep.search is not None:
+        from shiqrun.config.sweep_search import change_search
+
+        change_search(sweep, given)
+    if given:
+        others = [word for word in overrides if _key(word) in given]
+        too = "" if sweep.search is None else ", sweep.trials and sweep.metric"
+        raise InputError(
+            f"sweep.resume={folder}: goes on with the settings of that sweep, so nothing but sweep.parallel{too} can "
+            f"be set; leave out {', '.join(others)}"
+        )
     return _run(sweep, program, int(parallel))
 
 
@@ -198,7 +203,10 @@ def print_jobs(sweep: Sweep) -> None:
 
 
 def _run(sweep: Sweep, program: Sequence[str] | None, parallel: int) -> int:
-    code = Runner(sweep, program or [sys.executable, "-m", "shiqrun", sweep.command], parallel).run()
+    chosen: type[Runner] = Runner
+    if sweep.search is not None:
+        from shiqrun.sweeping.search_run import SearchRunner as chosen  # noqa: N813  # Optuna only for a search
+    code = chosen(sweep, program or [sys.executable, "-m", "shiqrun", sweep.command], parallel).run()
     _conclude(sweep, parallel)
     return code
 
@@ -207,25 +215,40 @@ def _conclude(sweep: Sweep, parallel: int = 1) -> None:
     """Write the sweep's tables and report, and print how to continue."""
     from shiqrun.sweeping.outcome import conclude
 
-    conclude(sweep)
+    drawn: list[Path] = [sweep.folder]
+    best: list[str] = []
+    if sweep.search is None:
+        conclude(sweep)
+    else:
+        from shiqrun.sweeping.trials import conclude_search
+
+        drawn, best = conclude_search(sweep)
     page = None
-    if sweep.command == JOBS_OF_IT and sweep.finished_jobs():
+    if sweep.command == JOBS_OF_IT and sweep.finished_jobs() and drawn:
         try:
             from shiqrun.report.run_report import write_report
 
-            page = write_report([sweep.folder])
+            page = write_report(drawn, sweep.folder / "report.html")
         except Exception as error:  # the runs are there, and the page can be made again
             log.warning("no report: %s; later: shiqrun report %s", error, shlex.quote(str(sweep.folder)))
     console.print(sweep.folder / "sweep.csv", highlight=False, soft_wrap=True)
-    if any(job.status != "finished" for job in sweep.jobs):
-        left = len(sweep.jobs) - sweep.count("finished")
-        how = f"{left} of {count_of(len(sweep.jobs), 'job')} {'is' if left == 1 else 'are'} not finished; to go on:  "
+    if best:
+        words = shlex.join(["shiqrun", sweep.command, *best])
+        console.print(f"the best again:  {words}", highlight=False, markup=False, soft_wrap=True)
+    _say_what_is_left(sweep, parallel)
+    if page is not None:
+        say_next(f"open {page}")
+
+
+def _say_what_is_left(sweep: Sweep, parallel: int) -> None:
+    """Print how to go on with the jobs that are not finished; a search does not repeat those that failed."""
+    left = sweep.expected - sweep.count("finished") - (sweep.count("failed") if sweep.search is not None else 0)
+    if left:
+        how = f"{left} of {count_of(sweep.expected, 'job')} {'is' if left == 1 else 'are'} not finished; to go on:  "
         how += f"shiqrun sweep sweep.resume={quote_for_shell(sweep.folder)}" + f" sweep.parallel={parallel}" * (
             parallel > 1
         )
         console.print(how, highlight=False, markup=False, soft_wrap=True)
-    if page is not None:
-        say_next(f"open {page}")
 
 
 def _parse(words: Sequence[str], keys: Sequence[str] | None = None) -> list[Override]:

@@ -65,10 +65,11 @@ class Runner:
             InputError: another process is running jobs of this sweep, or its directory cannot be locked.
         """
         with self._hold_lock(), self._listening():
-            waiting = [job for job in self.sweep.jobs if job.status != "finished"]
+            waiting = self._unfinished()
             for job in waiting:
                 job.status, job.exit_code, job.error = "waiting", None, []
-            self.view.say(f"{count_of(len(waiting), 'job')}, {self.parallel} at a time, in {self.sweep.folder}")
+            count = len(waiting) + self.sweep.expected - len(self.sweep.jobs)
+            self.view.say(f"{count_of(count, 'job')}, {self.parallel} at a time, in {self.sweep.folder}")
             self.sweep.save()
             with self.view:
                 self._loop(waiting)
@@ -100,10 +101,27 @@ class Runner:
         finally:
             self._lock.release()
 
+    def _unfinished(self) -> list[Job]:
+        """Return the jobs that are to be run, those that failed before among them."""
+        return [job for job in self.sweep.jobs if job.status != "finished"]
+
+    def _refill(self, waiting: list[Job]) -> bool:
+        """Return whether a job waits; a search adds its next ones to the list first."""
+        return bool(waiting)
+
+    def _note_end(self, job: Job) -> None:
+        """Take note of a job that has ended; a search learns from it."""
+
+    def _watch(self) -> None:
+        """Look at the running jobs; a search asks whether they measure what it optimises."""
+
     def _loop(self, waiting: list[Job]) -> None:
-        while self.running or (waiting and not self._asked):
-            while waiting and len(self.running) < self.parallel and not self._asked:
+        while True:
+            while len(self.running) < self.parallel and not self._asked and self._refill(waiting):
                 self._start(waiting.pop(0))
+            if not self.running:
+                return
+            self._watch()
             self._pass_on()
             for process in [p for p in self.running if p.popen.poll() is not None]:
                 self._end(process)
@@ -143,6 +161,7 @@ class Runner:
             job.error = error_lines(self.sweep.directory_of(job) / CONSOLE, code)
         self.sweep.save()
         self.view.note_end(job)
+        self._note_end(job)
 
     def _pass_on(self) -> None:
         """Pass signals on to the jobs: the first asks them to save and end, the second to end now, the third kills."""

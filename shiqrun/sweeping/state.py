@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shiqrun import __version__
 from shiqrun.errors import InputError
+from shiqrun.sweeping.search import Search
 from shiqrun.util.atomic import write_atomic
 from shiqrun.util.summary import SUMMARY, is_finished, read_summary
 
@@ -68,7 +69,8 @@ class Sweep:
         typed: the words after `shiqrun` that made the sweep.
         cwd: the directory in which they were typed; relative paths in the jobs' words start there.
         fixed: overrides that all jobs share.
-        jobs: all jobs, in the order of the grid.
+        jobs: all jobs, in the order of the grid; of a search, those that Optuna has asked for so far.
+        search: what is searched; None for a grid.
     """
 
     folder: Path
@@ -77,6 +79,12 @@ class Sweep:
     cwd: str
     fixed: list[str]
     jobs: list[Job]
+    search: Search | None = None
+
+    @property
+    def expected(self) -> int:
+        """Return the number of jobs that the sweep will have run at its end."""
+        return len(self.jobs) if self.search is None else self.search.trials * self.search.jobs_per_trial
 
     @property
     def swept(self) -> list[str]:
@@ -111,6 +119,7 @@ class Sweep:
             "swept": self.swept,
             "fixed": self.fixed,
             "jobs": [asdict(job) for job in self.jobs],
+            "search": None if self.search is None else asdict(self.search),
         }
 
     def _table(self) -> str:

@@ -103,12 +103,13 @@ class SweepView:
         """Return the line above the table: counts of jobs and time."""
         running = self.sweep.count("running")
         spent = time.monotonic() - self._began
-        text = f"{count_of(len(self.sweep.jobs), 'job')}: {running} running" + (
+        text = f"{count_of(self.sweep.expected, 'job')}: {running} running" + (
             f", {self.counts()}" if self.counts() else ""
         )
         text += f"  ·  {as_clock(spent)}"
         if self._ended and running:
-            left = spent / self._ended * (running + self.sweep.count("waiting"))
+            to_come = self.sweep.expected - len(self.sweep.jobs) + self.sweep.count("waiting")
+            left = spent / self._ended * (running + to_come)
             text += f", about {as_clock(left)} left"
         return Text(text, style="bold")
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -16,9 +16,10 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from shiqrun.tracking.library import names_of, run_name, stored_id
+from shiqrun.tracking.panels import is_main
 
 log = logging.getLogger("shiqrun")
-TABLE = "completions"
+TABLE, AXIS = "completions", "trainer/global_step"
 COLUMNS = {
     "step": "step",
     "prompt": "prompt",
@@ -45,6 +46,7 @@ class Wandb:
         group: name shared by runs that belong together.
         job_type: kind of run within the group, None for the algorithm's name.
         tags: words to find the run by, beside the names of the algorithm and the data.
+        panels: which metrics W&B draws by itself: main (those of `panels.MAIN`) or all; it logs all of them.
     """
 
     project: str
@@ -52,6 +54,7 @@ class Wandb:
     group: str | None
     job_type: str | None
     tags: list[str]
+    panels: Literal["main", "all"] = "main"
 
     def open(self, run_dir: Path, config: dict[str, Any]) -> Logger:
         """Return a logger that resumes the W&B run of the run directory, or starts one.
@@ -65,13 +68,14 @@ class Wandb:
         tags = dict.fromkeys(tag[:LONGEST_TAG] for tag in (*self.tags, *names) if tag)
         return Dashboard(
             run_dir,
+            self.panels == "main",
             project=self.project,
             entity=self.entity,
             group=self.group,
             job_type=self.job_type or (names[0] if names else None),
             tags=list(tags),
             name=run_name(run_dir),
-            id=stored_id(run_dir / "wandb"),
+            id=stored_id(run_dir / "wandb", _id_of_agent()),
             save_dir=run_dir,
             resume="allow",
             mode=mode,
@@ -84,12 +88,14 @@ class Dashboard(WandbLogger):
 
     Args:
         run_dir: holds `samples.jsonl`.
+        hides: W&B draws a panel by itself for the main metrics alone.
         init: arguments of `WandbLogger`.
     """
 
-    def __init__(self, run_dir: Path, **init: Any) -> None:
+    def __init__(self, run_dir: Path, hides: bool, **init: Any) -> None:
         super().__init__(**init)
-        self._run_dir = run_dir
+        self._run_dir, self._hides = run_dir, hides
+        self._known: set[str] = set()
 
     @property
     @rank_zero_experiment
@@ -97,15 +103,20 @@ class Dashboard(WandbLogger):
         """Return the W&B run, which starts when it is first asked for, on rank 0."""
         if self._experiment is None:
             self._experiment = _start_run(self._wandb_init, self._run_dir / "wandb")
-            for name in ("train/global_step", "trainer/global_step"):
+            for name in ("train/global_step", AXIS):
                 self._experiment.define_metric(name, hidden=True)  # an axis needs no panel of its own
-            self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+            self._experiment.define_metric("*", step_metric=AXIS, step_sync=True)
         return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics at a step, under the names that TRL and Lightning give the step."""
-        steps = {} if step is None else {"train/global_step": step, "trainer/global_step": step}
+        steps = {} if step is None else {"train/global_step": step, AXIS: step}
+        new = set(metrics) - self._known if self._hides else set()
+        for name in sorted(new):
+            if not is_main(name):
+                self.experiment.define_metric(name, step_metric=AXIS, step_sync=True, hidden=True)
+        self._known |= new
         self.experiment.log({**metrics, **steps})
 
     @rank_zero_only
@@ -125,6 +136,11 @@ def log_samples(logger: Logger, step: int, rows: Sequence[Mapping[str, Any]]) ->
     """Add an evaluation's rows of `samples.jsonl` to the dashboard's table; do nothing for other loggers."""
     if isinstance(logger, Dashboard):
         logger.log_samples(step, rows)
+
+
+def _id_of_agent() -> str | None:
+    """Return the id that an agent of a W&B sweep has given to this run, None outside of one."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 def _earlier(path: Path, step: int) -> Iterator[dict[str, Any]]:

@@ -25,12 +25,17 @@ def run_name(run_dir: Path) -> str:
     return "/".join(run_dir.resolve().parts[-2:])
 
 
-def stored_id(folder: Path) -> str:
-    """Return the id of a tracked run that a folder of the run directory keeps for a resume; the first call makes it."""
+def stored_id(folder: Path, given: str | None = None) -> str:
+    """Return the id of a tracked run that a folder of the run directory keeps for a resume; the first call makes it.
+
+    Args:
+        folder: in the run directory.
+        given: the id that the tracker itself has given to a new run; None makes one.
+    """
     folder.mkdir(exist_ok=True)
     stored = folder / "run_id"
     if not stored.is_file():
-        stored.write_text(uuid.uuid4().hex[:12])
+        stored.write_text(given or uuid.uuid4().hex[:12])
     return stored.read_text()
 
 

@@ -67,3 +67,11 @@ def portable(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("/") and len(Path(value).parts) > 2:
         return "/".join(Path(value).parts[-2:])
     return value
+
+
+def slug(text: str) -> str:
+    """Return `text` as a part of a file name: at most 100 characters, each run of unsafe ones as one underscore.
+
+    Letters, digits and `. _ = + -` are safe.
+    """
+    return re.sub(r"[^\w.=+-]+", "_", text, flags=re.ASCII)[:100].strip("_")

@@ -46,7 +46,7 @@ def pairs(items) -> dict:
 
 
 def read(path: Path) -> dict:
-    run = {"history": [], "config": {}, "summary": {}, "metrics": [], "axes": {}, "exit_code": None}
+    run = {"history": [], "config": {}, "summary": {}, "metrics": [], "axes": {}, "hidden": set(), "exit_code": None}
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "history":
@@ -58,6 +58,7 @@ def read(path: Path) -> dict:
         elif kind == "metric":
             run["metrics"].append(record.metric.name or record.metric.glob_name)
             run["axes"][run["metrics"][-1]] = record.metric.step_metric
+            run["hidden"] |= {run["metrics"][-1]} if record.metric.options.hidden else set()
         elif kind == "run":
             run |= {"id": record.run.run_id, "project": record.run.project, "group": record.run.run_group}
             run |= {"job_type": record.run.job_type}
