@@ -133,8 +133,9 @@ class SearchRunner(Runner):
             self._choose(found)
         elif self.search.direction == 0:
             self.search.direction = direction_of(self.search.metric) or 1
-        if self.search.metric not in found and self.study.best() is None:
-            self._refuse(found)
+        names = {**self.view.latest(job), **found}  # a metric that is not finite is in metrics.csv alone
+        if self.search.metric not in names and self.study.best() is None:
+            self._refuse(names)
         return found.get(self.search.metric or "")
 
     def _choose(self, found: Mapping[str, float]) -> None:
