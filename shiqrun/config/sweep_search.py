@@ -11,7 +11,7 @@ from rich.table import Table
 
 from shiqrun.config import sweep_grid as grid
 from shiqrun.config.compose import compose, parsed_overrides
-from shiqrun.console import console, count_of
+from shiqrun.console import console, count_of, say_next
 from shiqrun.errors import InputError
 from shiqrun.sweeping.search import SEED, Dimension, Search
 from shiqrun.sweeping.state import Sweep
@@ -146,13 +146,8 @@ def write_for_wandb(sweep: Sweep, folder: Path | None, config: DictConfig, confi
     file = folder / FILE
     write_atomic(file, text)
     console.print(file, highlight=False, soft_wrap=True)
-    console.print(
-        f"next: wandb sweep {quote_for_shell(file)}   and here, as often as jobs are to run at a time, the line "
-        f"`wandb agent ...` that it prints; at the end: shiqrun report {quote_for_shell(folder)}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    console.print("wandb sweep prints a line `wandb agent ...`: give that line here, once for each job at a time")
+    say_next(f"wandb sweep {quote_for_shell(file)}", f"at the end: shiqrun report {quote_for_shell(folder)}")
     return 0
 
 
