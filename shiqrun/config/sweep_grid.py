@@ -17,6 +17,7 @@ from shiqrun.console import console, count_of, say_next
 from shiqrun.errors import InputError
 from shiqrun.sweeping.run import Runner
 from shiqrun.sweeping.state import Job, Sweep, load, summary
+from shiqrun.sweeping.study import change_search
 from shiqrun.sweeping.view import jobs_table
 from shiqrun.util.quoting import as_override, quote_for_shell, unquote
 
@@ -168,9 +169,7 @@ def resume(overrides: Sequence[str], program: Sequence[str] | None) -> int | Non
         raise InputError(f"sweep.parallel: met {parallel!r}, expected a whole number greater than 0")
     sweep = load(Path(folder).absolute())
     if sweep.search is not None:
-        from shiqrun.config.sweep_search import change_search
-
-        change_search(sweep, given)
+        change_search(sweep.folder, sweep.search, given)
     if given:
         others = [word for word in overrides if _key(word) in given]
         too = "" if sweep.search is None else ", sweep.trials and sweep.metric"

@@ -13,17 +13,14 @@ from shiqrun.config import sweep_grid as grid
 from shiqrun.config.compose import compose, parsed_overrides
 from shiqrun.console import console, count_of, say_next
 from shiqrun.errors import InputError
-from shiqrun.sweeping.search import SEED, Dimension, Search
+from shiqrun.sweeping.search import SEED, Dimension, Search, direction
 from shiqrun.sweeping.state import Sweep
-from shiqrun.sweeping.study import Study, expect_optuna
 from shiqrun.sweeping.wandb_sweep import FILE, wandb_sweep
 from shiqrun.util.atomic import write_atomic
-from shiqrun.util.metric_directions import direction_of
 from shiqrun.util.nearest import did_you_mean
 from shiqrun.util.quoting import as_override, quote_for_shell
 
 GRID, SEARCHES = "grid", ("optuna", "wandb")
-SIGNS = {"max": 1, "min": -1}
 
 
 def is_search(config: DictConfig) -> bool:
@@ -86,20 +83,6 @@ def plan_search(config: DictConfig, overrides: Sequence[str], typed: Sequence[st
     return Sweep(Path(), grid.JOBS_OF_IT, [grid.COMMAND, *typed], str(Path.cwd()), fixed, [], search), corners
 
 
-def direction(metric: str | None, asked: str) -> int:
-    """Return 1 where more of a search's metric is better, -1 where less is, 0 where the metric is not known yet.
-
-    Raises:
-        InputError: the metric is none of a summary, or its name does not say which.
-    """
-    if metric is not None and metric.partition("/")[0] not in ("val", "train"):
-        raise InputError(f"sweep.metric={metric}: expected a metric of summary.json, val/... or train/...")
-    found = SIGNS.get(asked) or (direction_of(metric) if metric is not None else 0)
-    if found is None:
-        raise InputError(f"sweep.metric={metric}: its name does not say what is better; set sweep.direction=max or min")
-    return found
-
-
 def place(sweep: Sweep, folder: Path, config: DictConfig, config_dir: str | None) -> Sweep:
     """Return the sweep with its directory: its jobs get W&B's group and tags, and the folder of further YAML."""
     sweep.folder, search = folder, sweep.search
@@ -110,27 +93,6 @@ def place(sweep: Sweep, folder: Path, config: DictConfig, config_dir: str | None
     tags = [str(tag) for tag in of_logger["tags"]] if of_logger else None
     sweep.search = replace(search, words=[*search.words, *words], tags=tags)
     return sweep
-
-
-def change_search(sweep: Sweep, given: dict[str, str]) -> None:
-    """Take from the settings of a resume what a search may change: more trials, and a metric that it has not used yet.
-
-    Raises:
-        InputError: they are no such values.
-    """
-    search = sweep.search
-    assert search is not None
-    expect_optuna()
-    trials, metric = given.pop("sweep.trials", str(search.trials)), given.pop("sweep.metric", None)
-    if not trials.isdecimal() or not int(trials):
-        raise InputError(f"sweep.trials: met {trials!r}, expected a whole number greater than 0")
-    if metric not in (None, search.metric):
-        if any(row.state == "complete" for row in Study(sweep.folder, search).trials()):
-            raise InputError(
-                f"sweep.metric={metric}: trials of this search were judged by {search.metric}; start another"
-            )
-        search.metric, search.direction = metric, direction(metric, "auto")
-    search.trials = int(trials)
 
 
 def write_for_wandb(sweep: Sweep, folder: Path | None, config: DictConfig, config_dir: str | None) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shiqrun.errors import InputError
+from shiqrun.util.metric_directions import direction_of
 from shiqrun.util.quoting import as_override
 
 SEED = "seed"
@@ -12,6 +14,7 @@ METRICS = ("val/regularised_return", "val/reward", "val/loss", "train/loss")
 ACROSS_BETAS = METRICS[1:]
 """Where beta is searched: the regularised return contains it, and those of two betas are returns of two problems."""
 Value = str | int | float
+SIGNS = {"max": 1, "min": -1}
 
 
 @dataclass
@@ -121,3 +124,17 @@ def short(text: str) -> str:
         return text if text.lstrip("-").isdecimal() else f"{float(text):.4g}"
     except ValueError:
         return text
+
+
+def direction(metric: str | None, asked: str) -> int:
+    """Return 1 where more of a search's metric is better, -1 where less is, 0 where the metric is not known yet.
+
+    Raises:
+        InputError: the metric is none of a summary, or its name does not say which.
+    """
+    if metric is not None and metric.partition("/")[0] not in ("val", "train"):
+        raise InputError(f"sweep.metric={metric}: expected a metric of summary.json, val/... or train/...")
+    found = SIGNS.get(asked) or (direction_of(metric) if metric is not None else 0)
+    if found is None:
+        raise InputError(f"sweep.metric={metric}: its name does not say what is better; set sweep.direction=max or min")
+    return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shiqrun.errors import InputError
-from shiqrun.sweeping.search import Dimension, Search, Value
+from shiqrun.sweeping.search import Dimension, Search, Value, direction
 
 STORAGE, NAME = "optuna.db", "search"
 RANDOM = 5
@@ -102,6 +102,25 @@ class Study:
             return self.optuna.samplers.TPESampler(
                 seed=int.from_bytes(digest, "big"), n_startup_trials=RANDOM, constant_liar=True
             )
+
+
+def change_search(folder: Path, search: Search, given: dict[str, str]) -> None:
+    """Take from the settings of a resume what a search may change: more trials, and a metric that it has not used yet.
+
+    Raises:
+        InputError: they are no such values.
+    """
+    expect_optuna()
+    trials, metric = given.pop("sweep.trials", str(search.trials)), given.pop("sweep.metric", None)
+    if not trials.isdecimal() or not int(trials):
+        raise InputError(f"sweep.trials: met {trials!r}, expected a whole number greater than 0")
+    if metric not in (None, search.metric):
+        if any(row.state == "complete" for row in Study(folder, search).trials()):
+            raise InputError(
+                f"sweep.metric={metric}: trials of this search were judged by {search.metric}; start another"
+            )
+        search.metric, search.direction = metric, direction(metric, "auto")
+    search.trials = int(trials)
 
 
 def _distribution(dimension: Dimension) -> Any:
