@@ -36,7 +36,8 @@ def main(words: Sequence[str]) -> int:
     from shiqrun.report.run_report import write_report
 
     try:
-        print(f"next: open {write_report(given.directories, given.out)}")
+        print(write_report(given.directories, given.out))
+        print("next: open it in a browser")
     except InputError as error:
         print(f"shiqrun: error: {error}", file=sys.stderr)
         return 2

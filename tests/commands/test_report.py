@@ -10,7 +10,7 @@ from tests.report import fake_runs
 def test_it_prints_where_the_page_is(tmp_path, capsys):
     run = fake_runs.finished_run(tmp_path / "r")
     assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert capsys.readouterr().out == f"{run / 'report.html'}\nnext: open it in a browser\n"
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
