@@ -31,6 +31,7 @@ from shiqrun.batching.chat_template import Conversation, is_stable_prefix, prefi
 from shiqrun.batching.special_tokens import special_ids, special_pattern, special_text
 from shiqrun.batching.stored_tokens import CUT_OFF, Spans, StoredTokens
 from shiqrun.data.chats import drop_reason, expect_calls, expect_reasoning
+from shiqrun.data.drops import drop
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
@@ -115,20 +116,23 @@ def encode(
     while chunk := list(islice(flat, CHUNK)):
         drawn = stored.spans([(e, k) for _, k, e in chunk])
         reasons = [None if d else _drop_reason(e, k, specials) for (_, k, e), d in zip(chunk, drawn, strict=True)]
-        dropped.update(why for why in reasons if why)
+        for (_, k, e), why in zip(chunk, reasons, strict=True):
+            if why:
+                drop(dropped, why, e.source, e.completions[k])
         kept = [(row, d) for row, d, why in zip(chunk, drawn, reasons, strict=True) if not why]
         rendered = _rendered([(e, k) for (_, k, e), d in kept if d is None], tokenizer, spans_of, train_on)
         for (n, k, e), own in kept:
             span = own or next(rendered)
             if span is None:
-                dropped[MERGED] += 1
+                drop(dropped, MERGED, e.source, e.completions[k])
                 continue
             ids, turns = span[0], [(max(start, 1), end) for start, end in span[1] if end > max(start, 1)]
             positions = _positions(turns, len(ids), train_on)
             if not len(positions):
-                dropped["no actions"] += 1
+                drop(dropped, "no actions", e.source, e.completions[k])
             elif max_length is not None and len(ids) > max_length:
-                dropped[f"longer than max_length ({max_length} tokens)"] += 1
+                why = f"longer than max_length ({max_length} tokens)"
+                drop(dropped, why, f"{e.source}, {len(ids):,} tokens", e.completions[k])
             else:
                 reward = None if e.rewards is None else place_rewards(e, k, turns, positions)
                 group = f"{e.prompt_id}/{n}" if e.alone else e.prompt_id

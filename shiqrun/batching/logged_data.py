@@ -34,6 +34,7 @@ from shiqrun.batching.selection import (
     family_keys,
 )
 from shiqrun.batching.stored_rows import CountedTrajectories
+from shiqrun.data.drops import Drops
 from shiqrun.data.part_names import naming
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -212,7 +213,7 @@ class _Read(NamedTuple):
 
 def _read(source: Source, settings: DataSettings, encoder: Encoder, progress: Progress) -> _Read:
     """Return the trajectories of both splits, in memory."""
-    found, names = _Read({}, set(), Counter()), list[str]()
+    found, names = _Read({}, set(), Drops()), list[str]()
     for split in SPLITS:
         examples = progress(examples_of(source, split, settings), f"encoding {split}")
         known = frozenset(names)
@@ -228,7 +229,9 @@ def _read(source: Source, settings: DataSettings, encoder: Encoder, progress: Pr
     known = frozenset(names)
     for split in SPLITS:
         rows = CountedTrajectories(found.splits[split])
-        expect_one_prompt_an_id(rows, partial(_numbered, source, settings, split, known), encoder.keywords["tokenizer"])
+        expect_one_prompt_an_id(
+            rows, partial(numbered_examples, source, settings, split, known), encoder.keywords["tokenizer"]
+        )
     return found._replace(prompts=known)
 
 
@@ -258,12 +261,12 @@ def _write(
             if split in source.splits:
                 writer.dropped.update(source.dropped)
     for split in SPLITS:
-        again = partial(_numbered, source, settings, split, names.known())
+        again = partial(numbered_examples, source, settings, split, names.known())
         expect_one_prompt_an_id(writer.of(split), again, encoder.keywords["tokenizer"])
     return names.known()
 
 
-def _numbered(source: Source, settings: DataSettings, split: Split, trained: Set[str]) -> Iterator[Example]:
+def numbered_examples(source: Source, settings: DataSettings, split: Split, trained: Set[str]) -> Iterator[Example]:
     """Yield the examples of a split in the order in which their trajectories number them."""
     given = examples_of(source, split, settings)
     return given if split == "train" else drop_trained_prompts(given, trained, Counter())

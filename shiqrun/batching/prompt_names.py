@@ -8,6 +8,7 @@ import numpy as np
 
 from shiqrun.batching.selection import SEEN
 from shiqrun.data.chats import prompt_name
+from shiqrun.data.drops import drop
 from shiqrun.types import Example
 
 BLOCK = 4096
@@ -75,7 +76,7 @@ def drop_trained_prompts(examples: Iterable[Example], trained: Set[str], dropped
     """Yield the validation examples whose prompt is not trained on; count the completions of the others as dropped."""
     for example in examples:
         if prompt_name(example.messages) in trained:
-            dropped[SEEN] += len(example.completions)
+            drop(dropped, SEEN, example.source, example.messages[-1:], len(example.completions))
         else:
             yield example
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.stored_rows import KEY, NAMES, StoredTrajectories
+from shiqrun.data.drops import drop
 from shiqrun.errors import InputError
 
 REPEATED = "the same as another completion of its prompt"
@@ -29,7 +30,7 @@ class DistinctRows:
             name = hashlib.blake2b(t.group.encode(), digest_size=8).digest()
             tokens = hashlib.blake2b(name + t.input_ids.tobytes() + t.action_index.tobytes(), digest_size=16).digest()
             if tokens in self._seen:
-                dropped[REPEATED] += 1
+                drop(dropped, REPEATED, t.source)
             else:
                 self._seen.add(tokens)
                 kept.append(t)
@@ -80,7 +81,7 @@ class TrainedFamilies:
         """Return the rows whose prompt is not trained on; count the others."""
         seen = self.have(family_keys(rows))
         if seen.any():
-            dropped[SEEN] += int(seen.sum())
+            drop(dropped, SEEN, rows[int(seen.argmax())].source, number=int(seen.sum()))
         return [t for t, trained in zip(rows, seen, strict=True) if not trained]
 
 
@@ -97,7 +98,7 @@ def drop_undecided(rows: Iterable[EncodedTrajectory], dropped: Counter[str]) -> 
     for _, same in groupby(rows, lambda t: t.example):
         made = list(same)
         if len(made) == 2 and made[0].group != made[0].prompt_id and _contradict(*made):
-            dropped[UNDECIDED] += 2
+            drop(dropped, UNDECIDED, made[0].source, number=2)
         else:
             kept += made
     return kept

@@ -1,7 +1,7 @@
 """`shiqrun inspect` prints trajectories with actions and rewards, or what a run's policy learned at each action."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, MinLen
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.table import Table
 from rich.text import Text
 
 from shiqrun.config import run_directory as rundir
@@ -17,6 +16,7 @@ from shiqrun.config.choices import build_data
 from shiqrun.config.of_run import beta_of_run, data_node
 from shiqrun.config.validate import COMMON_NODES, Schema, build, target
 from shiqrun.errors import InputError
+from shiqrun.report.data_tables import rows_to_show, tables
 from shiqrun.report.terminal_credit import (
     Colours,
     Quantity,
@@ -25,7 +25,7 @@ from shiqrun.report.terminal_credit import (
     largest_table,
     legend_lines,
 )
-from shiqrun.report.terminal_tokens import trajectory_lines
+from shiqrun.report.terminal_messages import message_lines
 from shiqrun.util.quoting import quote_for_shell
 from shiqrun.util.summary import SUMMARY, read_summary
 
@@ -56,6 +56,7 @@ class Root:
     split: Literal["train", "val"]
     run: Annotated[str, MinLen(1)] | None
     checkpoint: Literal["policy", "last", "best"]
+    tools: Literal["folded", "shown"]
     show: Quantity
     out: Annotated[str, MinLen(1)] | None
     dry_run: bool
@@ -78,35 +79,42 @@ def run(config: DictConfig, run_dir: Path) -> None:
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
     encoded = _encode(source, tokenizer, data, choice.context())
     if not config.dry_run:
-        _print_data(_split(encoded, config), tokenizer, config.limit)
+        _print_data(_split(encoded, config), source, data, encoded.prompts, tokenizer, config)
     _print_tables(encoded)
     _print_next(config)
 
 
-def _print_data(rows: "Rows", tokenizer: "PreTrainedTokenizerBase", limit: int) -> None:
+def _print_data(
+    rows: "Rows",
+    source: Any,
+    data: Any,
+    prompts: Set[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: DictConfig,
+) -> None:
+    """Print the first trajectories, message by message."""
+    from shiqrun.batching.row_examples import examples_of_rows
     from shiqrun.console import console
 
     brackets = ("", "") if console.color_system and not console.no_color else ("[", "]")
-    for row in rows_to_show(rows, limit):
-        trajectory = rows.trajectories[row]
+    picked = rows_to_show(rows, config.limit)
+    examples = examples_of_rows(rows, picked, source, data, config.split, prompts)
+    for row, example in zip(picked, examples, strict=True):
         if rows.parts is not None:
             console.print(f"part {rows.parts.name(row)}", style="bold")
-        for line in trajectory_lines(trajectory, tokenizer, width=console.width, brackets=brackets):
+        lines = message_lines(
+            rows.trajectories[row],
+            example,
+            tokenizer,
+            width=console.width,
+            brackets=brackets,
+            fold=config.tools == "folded",
+        )
+        for line in lines:
             console.print(line, soft_wrap=True, highlight=False)
-    if limit:
+    if picked:
         where = "in brackets" if brackets[0] else "coloured"
         console.print(f"Actions are {where}; a number below is the reward of the action above it.", style="dim")
-
-
-def rows_to_show(rows: "Rows", limit: int) -> list[int]:
-    """Return the numbers of the first rows, of a mixture the first of each part in turn."""
-    import numpy as np
-
-    first = range(min(limit, len(rows)))
-    if rows.parts is None:
-        return [*first]
-    begins = np.searchsorted(rows.parts.number, rows.parts.number)  # of each row its part's first
-    return sorted(np.argsort(np.arange(len(rows)) - begins, kind="stable")[: len(first)].tolist())
 
 
 def _look_into(config: DictConfig) -> None:
@@ -253,45 +261,3 @@ def _print_tables(encoded: "EncodedData") -> None:
 
     for table in tables(encoded):
         console.print(table)
-
-
-def tables(encoded: "EncodedData") -> Iterator[Table | Text]:
-    """Yield tables of trajectories and prompts with their lengths and returns; then what was dropped, by reason."""
-    lengths = Table(title="lengths and returns", title_justify="left")
-    for column in ("split", "rows", "prompts", "of a row", "min", "p50", "p90", "max"):
-        lengths.add_column(column, justify="left" if column in ("split", "of a row") else "right")
-    for split, rows in (("train", encoded.train), ("val", encoded.val)):
-        _add_split(lengths, split, rows)
-        if rows.parts is not None:
-            for part, name in enumerate(rows.parts.names):
-                _add_split(lengths, f"{split} {name}", rows, rows.parts.number == part)
-    yield lengths
-    if not encoded.dropped:
-        yield Text("dropped: nothing")
-        return
-    dropped = Table(title="dropped", title_justify="left")
-    dropped.add_column("reason")
-    dropped.add_column("number", justify="right")
-    for reason, count in encoded.dropped.most_common():
-        dropped.add_row(reason, f"{count:,}")
-    yield dropped
-
-
-def _add_split(table: Table, split: str, rows: "Rows", picked: Any = slice(None)) -> None:
-    import numpy as np
-
-    prompts = len(np.unique(rows.numbers.numbers("prompt")[picked]))
-    head = [split, f"{len(rows.lengths[picked]):,}", f"{prompts:,}"]
-    for name, values in (("tokens", rows.lengths), ("actions", rows.actions), ("return", rows.returns)):
-        table.add_row(*head, name, *_quantiles(values[picked]), end_section=name == "return")
-        head = ["", "", ""]
-
-
-def _quantiles(values: Any) -> list[str]:
-    """Return minimum, median, 90th percentile (values that occur, no interpolation) and maximum, as text."""
-    import numpy as np
-
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return ["-"] * 4
-    return [f"{q:,.6g}" for q in np.quantile(known, (0, 0.5, 0.9, 1), method="nearest")]

@@ -20,6 +20,7 @@ import numpy as np
 from annotated_types import Ge
 
 from shiqrun.data.chats import as_messages, calls_of
+from shiqrun.data.drops import drop
 from shiqrun.data.files import read_rows
 from shiqrun.data.source import Source
 from shiqrun.environments.bfcl.corruptions import Together, corrupt_turn, turn_messages
@@ -191,7 +192,7 @@ class Bfcl(Source):
             messages = as_messages(row.get("messages"), "user", f"{place}, messages")
             start = next((i for i, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
             if start == len(messages):
-                self.dropped["no actions"] += 1
+                drop(self.dropped, "no actions", place, messages)
                 continue
             prompt, first = prompts.setdefault(name, (messages[:start], place))
             if messages[:start] != prompt:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Len
 
+from shiqrun.data.drops import drop
 from shiqrun.data.files import Row, read_rows
 from shiqrun.data.problem_rows import Hub, ProblemRows, check_rewards, example, is_readable
 from shiqrun.data.source import Source
@@ -81,19 +82,20 @@ class Contest(Source):
         for place, row in self._rows.read_split(split):
             made = self.read(row, place)
             if isinstance(made, str):
-                self.dropped[made] += 1
+                drop(self.dropped, made, place)
                 continue
             if not is_readable(made.statement):
-                self.dropped["a statement that is empty or not UTF-8"] += 1
+                drop(self.dropped, "a statement that is empty or not UTF-8", place)
                 continue
             name = statement_name(made.statement)
             if name in elsewhere or name in seen:
-                self.dropped["also in data.without" if name in elsewhere else "the same problem as an earlier row"] += 1
+                why = "also in data.without" if name in elsewhere else "the same problem as an earlier row"
+                drop(self.dropped, why, place, made.statement)
                 continue
             seen.add(name)
-            right, wrong = self._programs(made.right), self._programs(made.wrong)
+            right, wrong = self._programs(made.right, place), self._programs(made.wrong, place)
             if not right and self._unsolved == "drop":
-                self.dropped["no Python 3 solution"] += 1
+                drop(self.dropped, "no Python 3 solution", place, made.statement)
                 continue
             said = [(program, self._right) for program in right] + [(program, self._wrong) for program in wrong]
             yield example(made.statement, said, made.tests, place, made.columns)
@@ -106,7 +108,7 @@ class Contest(Source):
         """
         raise NotImplementedError
 
-    def _programs(self, given: Sequence[str]) -> list[str]:
+    def _programs(self, given: Sequence[str], place: str) -> list[str]:
         """Return the first `per_problem` different programs that are readable text; count the others as dropped."""
         kept: dict[str, None] = {}
         for program in given:
@@ -115,7 +117,7 @@ class Contest(Source):
             if is_readable(program):
                 kept.setdefault(program)
             else:
-                self.dropped["a program that is empty or not UTF-8"] += 1
+                drop(self.dropped, "a program that is empty or not UTF-8", place)
         return list(kept)
 
 

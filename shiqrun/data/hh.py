@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from shiqrun.data.chats import prompt_name
 from shiqrun.data.columns import UnreadColumns
+from shiqrun.data.drops import drop
 from shiqrun.data.files import SUFFIXES, data_files, read_rows
 from shiqrun.data.pair_rewards import announce_pair_rewards, check_pair_rewards
 from shiqrun.data.source import Source
@@ -77,7 +78,7 @@ class HH(Source):
             chosen, rejected = _text(row, "chosen", place), _text(row, "rejected", place)
             example = self._example(chosen, rejected, place)
             if isinstance(example, str):
-                self.dropped[example] += 1
+                drop(self.dropped, example, place, rejected)
             else:
                 yield example
 

@@ -25,6 +25,7 @@ from typing import Any
 from shiqrun.data.chats import drop_reason, trained
 from shiqrun.data.columns import NAMES, TEXTS, VALUES, ColumnName, UnreadColumns
 from shiqrun.data.csv_rows import CsvRow, typed_cells
+from shiqrun.data.drops import drop
 from shiqrun.data.files import data_files, read_rows
 from shiqrun.data.hub_files import hub_files, is_hub_id
 from shiqrun.data.own_columns import OwnColumns
@@ -205,14 +206,14 @@ class Jsonl(Source):
         sampled = row.sampled(len(parts.completions))
         # What was sampled is trained on as it was sampled, without words too.
         reasons = [None if sampled and trained(c) else drop_reason(c) for c in parts.completions]
-        bad = [reason for reason in reasons if reason is not None]
+        bad = [(reason, said) for reason, said in zip(reasons, parts.completions, strict=True) if reason is not None]
         if not parts.prompt:
-            self.dropped["no prompt"] += 1
+            drop(self.dropped, "no prompt", row.place, parts.completions[0])
             return None
+        for reason, said in bad[:1] if row.form == "pair" else bad:  # one completion is no pair
+            drop(self.dropped, reason, row.place, said)
         if bad and row.form == "pair":
-            self.dropped[bad[0]] += 1  # one completion is no pair
             return None
-        self.dropped.update(bad)
         kept = [i for i, reason in enumerate(reasons) if reason is None]
         if not kept:
             return None

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from shiqrun.data.drops import Drops
 from shiqrun.environments.environment import Environment
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -79,8 +80,8 @@ class Source(ABC):
 
     @cached_property
     def dropped(self) -> Counter[str]:
-        """Return the number of rows that `load` left out, by reason."""
-        return Counter()
+        """Return the number of rows that `load` left out, by reason; `drop` adds one and remembers the first."""
+        return Drops()
 
     @abstractmethod
     def load(self, split: str) -> Iterable[Example]:

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from shiqrun.data.contests import Contest, ContestProblem, is_python3
+from shiqrun.data.drops import drop
 from shiqrun.data.files import Row
 from shiqrun.data.problem_rows import Hub, text
 from shiqrun.errors import InputError
@@ -48,7 +49,8 @@ class Taco(Contest):
         if not all(isinstance(program, str) for program in programs):
             raise InputError(f"{place}: column 'solutions' must be a list of texts")
         right = [program for program in programs if is_python3(program)]
-        self.dropped["a program that is not Python 3"] += len(programs) - len(right)
+        wrong = next((program for program in programs if program not in right), "")
+        drop(self.dropped, "a program that is not Python 3", place, wrong, len(programs) - len(right))
         kept = {key: row[key] for key in ("name", "source", "difficulty") if row.get(key) is not None}
         return ContestProblem(_statement(question, starter, name), tests, right, columns=kept)
 

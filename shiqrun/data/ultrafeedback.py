@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shiqrun.data.chats import as_messages, drop_reason, prompt_name
+from shiqrun.data.drops import drop
 from shiqrun.data.files import SUFFIXES, read_rows
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -65,9 +66,9 @@ class UltraFeedback(Source):
         for place, row in self._rows(split):
             made = self._pair(row, place) if self.variant == "binarized" else self._group(row, place)
             if isinstance(made, str):
-                self.dropped[made] += 1
+                drop(self.dropped, made, place)
             elif not made.messages[-1]["content"].strip():
-                self.dropped["no prompt"] += 1
+                drop(self.dropped, "no prompt", place, made.completions[0])
             else:
                 yield made
 
@@ -121,7 +122,7 @@ class UltraFeedback(Source):
             turn = as_messages(_need(answer, "response", str, where), "assistant", where)
             score, reason = _score(answer, self.score, where), drop_reason(turn)
             if reason or score is None:
-                self.dropped[reason or "no score"] += 1
+                drop(self.dropped, reason or "no score", where, turn)
             else:
                 kept.append((turn, score))
         if not kept:

@@ -1,4 +1,4 @@
-"""`trajectory_lines` prints a trajectory's tokens in lines of a terminal, with rewards and numbers beneath them."""
+"""`TokenLines` sets a trajectory's tokens in lines of a terminal, with rewards and numbers beneath them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,40 +9,18 @@ from rich.style import Style
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from shiqrun.batching.encode import EncodedTrajectory
 
 ACTION_STYLES = ("black on green", "black on cyan")  # by turns, so that neighbouring tokens can be told apart
 WORD_ROOM = 10  # columns at the right margin where a line breaks before a word instead of within it
 
 
-def trajectory_lines(
-    trajectory: "EncodedTrajectory", tokenizer: "PreTrainedTokenizerBase", *, width: int, brackets: tuple[str, str]
-) -> Iterator[Text]:
-    """Yield the lines of an encoded trajectory: a heading, then its tokens with the rewards beneath them.
-
-    Args:
-        trajectory: from `encode`.
-        tokenizer: that encoded it.
-        width: columns of the terminal.
-        brackets: put around each sequence of neighbouring actions.
-    """
-    from shiqrun.batching.token_text import pieces
-
+def heading_lines(trajectory: "EncodedTrajectory") -> Iterator[Text]:
+    """Yield the heading of a trajectory: where it is from, then its tokens, actions and return."""
     t = trajectory
     earned = "no rewards" if t.rewards is None else f"return {t.rewards.sum():g}"
     yield Text(f"{t.source}, completion {t.completion + 1} of prompt {t.prompt_id}", style="bold")
     yield Text(f"{len(t.input_ids):,} tokens, {len(t.action_index):,} actions, {earned}", style="dim")
-    at = t.action_index.tolist()
-    shown = rewards_to_show(dict(zip(at, [] if t.rewards is None else t.rewards.tolist(), strict=False)))
-    number = {place: n for n, place in enumerate(at)}
-    lines = TokenLines(width)
-    for i, piece in enumerate(pieces(t.input_ids.tolist(), tokenizer)):
-        style = ACTION_STYLES[number[i] % 2] if i in number else "dim"
-        lines.add(piece, style, [reward_text(shown, i)], brackets_around(number, i, brackets))
-    yield from lines.finish()
-    yield Text()
 
 
 def rewards_to_show(rewards: dict[int, float]) -> dict[int, float]:

@@ -36,13 +36,13 @@ def test_actions_stand_in_brackets_with_each_turns_reward_below_its_end(inspect,
     code, out, _ = inspect(*words)
     assert code == 0
     lines = out.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("<bos>"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("user       <bos>"))
     shown = lines[start : lines.index("", start)]
     assert [line for line in shown if "Assistant" not in line and re.search("[a-z]", line)] == [
-        "<bos>User: hi↵",
-        "User: more↵",
+        "user       <bos>User: hi↵",
+        "user       User: more↵",
     ]
-    for text, reward in (("Assistant:[ yes<eos>]", "0.25"), ("Assistant:[ no<eos>]", "-1")):
+    for text, reward in (("assistant  Assistant:[ yes<eos>]", "0.25"), ("assistant  Assistant:[ no<eos>]", "-1")):
         at = next(i for i, line in enumerate(shown) if line.startswith(text))
         assert shown[at + 1] == " " * text.index("<eos>") + reward
 
@@ -51,7 +51,7 @@ def test_text_is_shown_as_it_is_and_cannot_steer_the_terminal(inspect, tmp_path)
     words = write(tmp_path, {"prompt": "[red]é日[/red]", "completion": "naïve 本\x1b[31m\ttab\nnew", "reward": 0})
     _, out, _ = inspect(*words, "model.vocab_size=261")  # so few that a letter beyond ASCII is several tokens
     assert "User: [red]é日[/red]↵" in out
-    assert "[ naïve 本\\x1b[31m\\ttab↵\nnew<eos>]\n" in out
+    assert "[ naïve 本\\x1b[31m\\ttab↵\n           new<eos>]\n" in out
     assert "\x1b" not in out
     assert re.search(r"^ +0$", out, re.MULTILINE)  # a return of 0 is told from no reward
 
@@ -75,7 +75,8 @@ def test_the_tables_count_rows_prompts_lengths_and_drops(inspect, tmp_path):
     assert cells("return")[4:] == ["1", "2", "3", "3"]
     assert cells("actions")[4] == "3"  # a blank, x and <eos>; 261 tokens are the bytes, 3 special ones and 2 merges
     assert "longer than max_length (40 tokens) │      1 │" in out
-    assert "empty completion                   │      1 │" in out
+    assert "empty completion                   │      1 │ rows.jsonl:5  assistant: " in out
+    assert "│ rows.jsonl:4, " in out
 
 
 def test_limit_is_the_number_of_trajectories_shown_and_dry_run_shows_none(inspect):
