@@ -93,7 +93,25 @@ def _rendered(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, opt
         raise
     except Exception:
         render_texts(talks, tokenizer, add_generation_prompt=options.get("add_generation_prompt", False))
+        for talk in talks:
+            _expect_words(talk, tokenizer)
         raise
+
+
+def _expect_words(talk: Conversation, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a tokenizer has tokens for a conversation: one of whole words alone may lack some.
+
+    Raises:
+        InputError: it has none for a part.
+    """
+    try:
+        _applied([talk], tokenizer, tokenize=True)
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"{talk.source}: the tokenizer has no token for a part of the conversation ({why}); "
+            "that of model=tiny knows the words of the run's data alone: write the rows in these, or use another model"
+        ) from error
 
 
 def render_texts(

@@ -16,6 +16,7 @@ from shiqrun.batching.prompt_names import PromptNames
 from shiqrun.batching.row_file import DamagedFile, RowFile
 from shiqrun.batching.row_writer import SPLITS, RowWriter
 from shiqrun.batching.stored_rows import StoredTrajectories, stored_split
+from shiqrun.data.drops import Drops
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import remove_partials
 from shiqrun.util.lock import wait_for_lock
@@ -121,7 +122,7 @@ def _data_in(file: RowFile) -> StoredData:
     width = file.facts["width"]
     names = file["names"].view(f"S{width}")
     splits = {split: stored_split(file, split) for split in SPLITS}
-    return StoredData(splits, PromptNames(names), Counter(dict(file.facts["dropped"])), file.facts["fingerprint"])
+    return StoredData(splits, PromptNames(names), Drops.of(file.facts), file.facts["fingerprint"])
 
 
 class _Notes(logging.Filter):

@@ -29,6 +29,7 @@ from shiqrun.batching.stored_rows import (
     numbered,
     trajectories_of,
 )
+from shiqrun.data.drops import Drops
 from shiqrun.types import Example
 
 log = logging.getLogger("shiqrun")
@@ -59,7 +60,7 @@ class RowWriter:
 
     def __init__(self, directory: Path, *, distinct: bool) -> None:
         self.directory, self.distinct = directory, distinct
-        self.dropped: Counter[str] = Counter()
+        self.dropped = Drops()
         self._parts: dict[str, list[PartArrays]] = {split: [] for split in SPLITS}
         self._digest = blake2b(digest_size=16)
 
@@ -72,17 +73,17 @@ class RowWriter:
             part: Any = self._found(path, len(chunk))
             rows: Sequence[EncodedTrajectory]
             if part is None:
-                lost: Counter[str] = Counter()
+                lost = Drops()
                 rows = drop_undecided(encode(chunk, dropped=lost, first=number * PART), lost)
                 rows = rows if trained is None else trained.without(rows, lost)
                 rows = rows if seen is None else seen.kept(rows, lost)
                 part = flat_arrays(rows)
                 if len(chunk) == PART:
-                    facts = {"examples": len(chunk), "dropped": lost.most_common()}
+                    facts = {"examples": len(chunk), **lost.facts()}
                     write_row_file(path, {name: (values.dtype, [values]) for name, values in part.items()}, facts)
                     part = RowFile(path, mapped=False)
             else:
-                lost = Counter(dict(part.facts["dropped"]))
+                lost = Drops.of(part.facts)
                 rows = trajectories_of(part)
                 if seen is not None:
                     seen.kept(rows, Counter())
@@ -125,7 +126,7 @@ class RowWriter:
             for name in NAMED:
                 arrays[f"{split}/{name}"] = INT64, _later(self.of(split).numbers, name)
             arrays[f"{split}/family_key"] = KEY, _pieces(parts, "family_key")
-        facts = {"width": names.dtype.itemsize, "dropped": list(self.dropped.items()), "said": said}
+        facts = {"width": names.dtype.itemsize, **self.dropped.facts(), "said": said}
         write_row_file(path, arrays, {**facts, "fingerprint": self._digest.hexdigest()})
 
 

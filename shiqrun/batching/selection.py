@@ -7,9 +7,9 @@ from itertools import groupby
 
 import numpy as np
 
-from shiqrun.batching.encode import EncodedTrajectory
+from shiqrun.batching.encode import MERGED, EncodedTrajectory
 from shiqrun.batching.stored_rows import KEY, NAMES, StoredTrajectories
-from shiqrun.data.drops import drop
+from shiqrun.data.drops import Drops, drop
 from shiqrun.errors import InputError
 
 REPEATED = "the same as another completion of its prompt"
@@ -110,16 +110,29 @@ def _contradict(one: EncodedTrajectory, other: EncodedTrajectory) -> bool:
     return not np.array_equal(one.rewards, other.rewards)
 
 
+CURES = {
+    "no actions": "give rows an assistant message",
+    "no prompt": "give rows a message of the user before the first one of the assistant",
+    "empty completion": "give rows an answer",
+    MERGED: "the tokenizer joins the white space that ends the generation prompt with what follows it; use the "
+    "tokenizer that the chat template was made for, or a template whose generation prompt does not end in white space",
+}
+"""What helps where rows are dropped for a reason."""
+
+
 def expect_training_rows(train: Sized, val: Sized, dropped: Counter[str]) -> None:
     """Check that a trajectory is left to train on.
 
     Raises:
-        InputError: none is; the message counts the reasons.
+        InputError: none is; the message counts the reasons, with the first row of each.
     """
     if len(train):
         return
-    why = [f"{n} {reason}" for reason, n in dropped.most_common()]
+    first = dropped.first if isinstance(dropped, Drops) else {}
+    places = {reason: f" (first: {row.place})" for reason, row in first.items()}
+    why = [f"{n} {reason}{places.get(reason, '')}" for reason, n in dropped.most_common()]
     why += [f"all {len(val)} are held out for validation (data.val_fraction)"] if len(val) else []
     reasons = ", ".join(why) or "the data set is empty"
+    cures = [cure for reason, cure in CURES.items() if reason in dropped]
     advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
-    raise InputError(f"no training trajectory is left: {reasons}; {advice}")
+    raise InputError(f"no training trajectory is left: {reasons}; {cures[0] if cures else advice}")

@@ -1,25 +1,27 @@
 """The data set `bfcl` holds tasks of BFCL-V3 multi-turn: calling functions over several turns, on real backends.
 
-prompt    [functions,] the user's first turn
-turn      messages with calls, `[f(a=1), g()]`, each answered by its results; a message without a call ends the turn
+prompt    [functions,] the user's first turn; a chat template that shows tools gets the functions so
+turn      messages with calls, `[f(a=1), g()]` or in the form of the template, each answered by its results; a message
+          without a call ends the turn
 reward    1 for a turn after which the backends' state and the results are those of the reference answer
 logged    reference answers and copies of them with mistakes, or any file of dialogues
 
 A policy is trained on 160 samples; `data.split` says which of the 200 it is evaluated on, by default the 40 others.
 """
 
-import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
 
-from shiqrun.data.chats import as_messages, calls_of
+from shiqrun.data.bfcl_replay import differences, replay
+from shiqrun.data.bfcl_template import TemplateCalls, template_calls
+from shiqrun.data.chats import as_messages, tools_of, with_tools
 from shiqrun.data.drops import drop
 from shiqrun.data.files import read_rows
 from shiqrun.data.source import Source
@@ -28,8 +30,9 @@ from shiqrun.environments.bfcl.dialogue import Arguments, Dialogue, Rewards, Rul
 from shiqrun.environments.bfcl.environment import BfclEnvironment
 from shiqrun.environments.bfcl.filling import without_arguments
 from shiqrun.environments.bfcl.harness import Harness
-from shiqrun.environments.bfcl.rendering import Functions
+from shiqrun.environments.bfcl.rendering import Functions, Shown
 from shiqrun.environments.bfcl.samples import RELEASE, BfclSample, installed_data, load_samples, release
+from shiqrun.environments.bfcl.tool_calls import schemas
 from shiqrun.errors import InputError
 from shiqrun.types import Example, Message, UnitInterval
 
@@ -76,16 +79,43 @@ class Bfcl(Source):
         if release() != RELEASE:
             log.warning("bfcl-eval %s is installed, figures of BFCL-V3 are of release %s", release(), RELEASE)
         self.samples = load_samples(Path(samples) if samples else folder)
-        self.rules = Rules(rewards, max_steps, functions, result_chars, arguments)
+        self.functions = functions
+        shown: Shown = "signatures" if functions == "auto" or functions == "tools" else functions
+        self.rules = Rules(rewards, max_steps, shown, result_chars, arguments)
         self.splits: tuple[str, ...] = ("train", "val")
         self.split, self.path = split, path
         self._made = (together, per_sample, corrupt, data_seed)
+        self._said = set[str]()
         self._played: dict[str, list[Example]] = {}
         self._read: dict[str, tuple[list[Example], Counter[str]]] = {}
 
     def evaluated(self) -> list[BfclSample]:
         """Return the samples that a policy is evaluated on, as `data.split` names them."""
         return [s for s in self.samples if self.split == "all" or s.is_test == (self.split == "test")]
+
+    def use_template(self, tokenizer: Any, *, own: bool, specials: Sequence[str]) -> None:
+        """Let a chat template show the functions as tools, as `data.functions` has it; see `Source`.
+
+        Raises:
+            InputError: `data.functions=tools`, and the template cannot.
+        """
+        if self.functions not in ("auto", "tools"):
+            return
+        found: TemplateCalls | str = "the model has no chat template of its own"
+        if own:
+            found = template_calls(tokenizer, specials)
+        if self.functions == "auto" and self.path is not None:
+            found = "data.path shows them as it does"
+        if isinstance(found, str) and self.functions == "tools":
+            raise InputError(f"data.functions=tools: {found}; use data.functions=signatures, or another model")
+        how = f"in the system message ({found})" if isinstance(found, str) else "as tools, by the model's chat template"
+        if how not in self._said:
+            log.info(f"data=bfcl: the functions are shown {how}; data.functions={self.functions}")
+            self._said.add(how)
+        calls = None if isinstance(found, str) else found
+        if calls != self.rules.calls:
+            self.rules = replace(self.rules, calls=calls)
+            self._played, self._read = {}, {}
 
     def environment(self) -> BfclEnvironment:
         """Return the environment that plays the samples of `split`."""
@@ -103,7 +133,7 @@ class Bfcl(Source):
         if not samples:
             raise InputError(f"data.split={self.split}: there are no samples on this side of data.samples")
         for s in samples:
-            yield Example(opening_messages(s, self.rules.functions), [], None, prompt_id=s.id, source=s.source)
+            yield Example(opening_messages(s, self.rules), [], None, prompt_id=s.id, source=s.source)
 
     def expect_training(self) -> None:
         """Check that a run is evaluated on test samples while it trains."""
@@ -173,7 +203,7 @@ class Bfcl(Source):
         episode = Dialogue(sample, harness, self.rules)
         for text in texts:
             if not episode.done:
-                episode.say(text)
+                episode.say(self.rules.message(sample, text))
         episode.close()
         return episode
 
@@ -194,11 +224,14 @@ class Bfcl(Source):
             if start == len(messages):
                 drop(self.dropped, "no actions", place, messages)
                 continue
-            prompt, first = prompts.setdefault(name, (messages[:start], place))
-            if messages[:start] != prompt:
+            asked = messages[:start]
+            if self.rules.calls is not None and not tools_of(asked):
+                asked = with_tools(asked, schemas(wanted[name].documents))
+            prompt, first = prompts.setdefault(name, (asked, place))
+            if asked != prompt:
                 raise InputError(f"{place}: another prompt than that of {first}, which is of {name} too")
             episode = replay(wanted[name], messages, place, harness, self.rules)
-            for kind in _differences(row, messages, episode, place):
+            for kind in differences(row, messages, episode, place):
                 odd.setdefault(kind, place)
             found.setdefault(name, []).append((messages[start:], episode.message_rewards()))
         for kind, place in odd.items():
@@ -206,87 +239,6 @@ class Bfcl(Source):
         for name, dialogues in found.items():
             prompt, first = prompts[name]
             yield _example(wanted[name], dialogues, prompt, first)
-
-
-OTHER_REWARDS = "rewards of the file differ from those of the checker under data.rewards, which are used"
-OTHER_STATES = (
-    "functions or results are shown otherwise than data.functions, data.result_chars and data.arguments have it: the "
-    "policy will be evaluated in other states than it is trained in"
-)
-
-
-def _differences(row: dict[str, Any], messages: Sequence[Message], episode: Dialogue, place: str) -> Iterator[str]:
-    """Yield a warning for each way in which a logged dialogue differs from the same dialogue replayed here.
-
-    Raises:
-        InputError: `rewards` are not one finite number for each assistant message.
-    """
-    rewards = row.get("rewards")
-    spoken = sum(m["role"] == "assistant" for m in messages)
-    if rewards is not None:
-        if not isinstance(rewards, list) or not all(isinstance(r, int | float) and math.isfinite(r) for r in rewards):
-            raise InputError(f"{place}: rewards must be a list of {spoken} finite numbers, one an assistant message")
-        if len(rewards) != spoken:
-            raise InputError(f"{place}: {len(rewards)} rewards for {spoken} assistant messages")
-        if rewards != episode.message_rewards():
-            yield OTHER_REWARDS
-    shown = [m["content"] for m in messages if m["role"] in ("system", "tool")]
-    here = [m["content"] for m in episode.messages if m["role"] in ("system", "tool")]
-    if shown != here[: len(shown)]:
-        yield OTHER_STATES
-
-
-def replay(sample: BfclSample, messages: Sequence[Message], place: str, harness: Harness, rules: Rules) -> Dialogue:
-    """Replay a logged dialogue against the backends; return the episode in which the policy says what was logged.
-
-    A dialogue that stops early, be it in the middle of a call, is judged like an episode that is truncated there: the
-    unfinished turn by its calls so far, later turns as wrong.
-
-    Raises:
-        InputError: the user says something else than in the sample, or at another place; or the arguments of a tool
-            call are no object.
-    """
-    episode = Dialogue(sample, harness, rules)
-    start = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
-    if start == 0 or messages[start - 1]["content"] != sample.questions[0]:
-        raise InputError(f"{place}, message {max(start - 1, 0)}: not what the user of {sample.id} says first")
-    awaited: Message | None = None  # the user's next message, once a turn has ended
-    for n, message in enumerate(messages[start:], start):
-        here = f"{place}, message {n}"
-        if message["role"] == "assistant":
-            if episode.done:
-                raise InputError(f"{here}: {sample.id} is over before it ({episode.ended or 'all turns'})")
-            if awaited:
-                raise InputError(f"{here}: the user of {sample.id} says something before it: {awaited['content']!r}")
-            episode.say(message_text(message, here))
-            awaited = episode.messages[-1] if episode.messages[-1]["role"] == "user" else None
-        elif message["role"] == "user":
-            if awaited is None or awaited["content"] != message["content"]:
-                expected = "other words are expected" if awaited else "no turn has ended"
-                raise InputError(f"{here}: not what the user of {sample.id} says here: {expected}")
-            awaited = None
-    if not episode.done:
-        episode.give_up("the dialogue ends here")
-    episode.close()
-    return episode
-
-
-def message_text(message: Message, place: str) -> str:
-    """Return an assistant message as the policy would write it: its tool calls as `[f(a=1)]`, else its content.
-
-    Raises:
-        InputError: the arguments of a tool call are neither an object nor the JSON of one.
-    """
-    calls = []
-    for name, given in calls_of(message):
-        try:
-            arguments = json.loads(given) if isinstance(given, str) else given or {}
-        except ValueError:
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise InputError(f"{place}: the arguments of {name} are {str(given)[:60]!r}; expected a JSON object")
-        calls.append(f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})")
-    return f"[{', '.join(calls)}]" if calls else str(message["content"])
 
 
 def _example(

@@ -17,6 +17,20 @@ FORMS: Mapping[Form, tuple[str, ...]] = {
     "chat": ("messages", "reward", "rewards"),
 }
 """The columns of each form of row; the first of these forms that has its own columns is the row's."""
+SHAPES: Mapping[Form, str] = {
+    "chat": "messages [, reward]",
+    "single": "prompt, completion [, reward]",
+    "pair": "prompt, chosen, rejected",
+    "several": "prompt, completions [, rewards]",
+}
+"""What each form of row is called in an error; of equally near ones the first is named."""
+NEEDED: Mapping[Form, tuple[str, ...]] = {
+    "chat": ("messages",),
+    "single": ("prompt", "completion"),
+    "pair": ("prompt", "chosen", "rejected"),
+    "several": ("prompt", "completions"),
+}
+"""The columns that each form of row must have."""
 MARKS: Mapping[Form, tuple[str, ...]] = {
     "pair": ("chosen", "rejected"),
     "several": ("completions",),
@@ -82,11 +96,19 @@ LIKELY = {
     "conversation": "messages",
     "dialogue": "messages",
     "dialog": "messages",
+    "conversations": "messages",
+    "turns": "messages",
     "chat": "messages",
     "trajectory": "messages",
     "score": "reward",
     "resolved": "reward",
     "target": "reward",
+    "quality": "reward",
+    "rating": "reward",
+    "preference": "reward",
+    "good": "chosen",
+    "bad": "rejected",
+    "accepted": "chosen",
     "scores": "rewards",
     "preferred": "chosen",
     "dispreferred": "rejected",

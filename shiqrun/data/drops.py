@@ -29,10 +29,25 @@ class Drops(Counter[str]):
         for reason, row in iterable.first.items() if isinstance(iterable, Drops) else ():
             self.first.setdefault(reason, row)
 
+    def facts(self) -> dict[str, Any]:
+        """Return counts and first rows as JSON values."""
+        return {"dropped": list(self.items()), "first": self.first}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Drops":
+        """Return what `facts` gave."""
+        made = cls(dict(facts["dropped"]))
+        made.first.update({reason: DroppedRow(*row) for reason, row in facts["first"].items()})
+        return made
+
     def clear(self) -> None:
         """Forget all counts and rows."""
         super().clear()
         self.first.clear()
+
+
+LONGEST_TEXT = 400
+"""Characters of a dropped row that are kept."""
 
 
 def drop(dropped: Counter[str], reason: str, place: str, said: Sequence[Message] | str = "", number: int = 1) -> None:
@@ -47,7 +62,8 @@ def drop(dropped: Counter[str], reason: str, place: str, said: Sequence[Message]
     """
     dropped[reason] += number
     if number and isinstance(dropped, Drops) and reason not in dropped.first:
-        dropped.first[reason] = DroppedRow(place, said if isinstance(said, str) else _words(said))
+        text = said if isinstance(said, str) else _words(said)
+        dropped.first[reason] = DroppedRow(place, text[:LONGEST_TEXT])
 
 
 def _words(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -126,6 +126,7 @@ class Jsonl(Source):
         try:
             for number, (place, columns) in enumerate(self._rows(split)):
                 row = Row(columns, place, self.columns)
+                row.expect_form(after=count.forms())
                 self._unread.see(columns, row.read(labels=self.label_rewards is not None), place, NAMES)
                 if not number:
                     self._unread.tell()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from shiqrun.data.columns import LIKELY
+from shiqrun.data.columns import LIKELY, NEEDED, SHAPES
 from shiqrun.errors import InputError
 
 
@@ -55,11 +55,32 @@ class OwnColumns:
         )
 
 
-def likely_columns(row: Mapping[str, Any]) -> str:
-    """Return the settings `data.columns.NAME=COLUMN` by which a row of unknown shape may be read; empty if unknown."""
+def likely_columns(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of a row of unknown shape that may be known ones, by the name that each would get."""
     there, found = {name for name, value in row.items() if value is not None}, dict[str, str]()
     for own in row:
-        name = LIKELY.get(own.strip().lower())
+        name = "messages" if _is_chat(row[own]) else LIKELY.get(own.strip().lower())
         if name and own in there and name not in there and name not in found:
             found[name] = own
-    return " ".join(f"data.columns.{name}={own}" for name, own in found.items())
+    return found
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+
+
+def nearest_shape(row: Mapping[str, Any]) -> str:
+    """Return what an error says of a row of unknown shape: the nearest known shape, and settings that may fit."""
+    likely = likely_columns(row)
+    known = {name for name, value in row.items() if value is not None} | likely.keys()
+    form = max(SHAPES, key=lambda form: sum(name in known for name in NEEDED[form]) / len(NEEDED[form]))
+    missing = [name for name in NEEDED[form] if name not in known]
+    settings = " ".join(f"data.columns.{name}={own}" for name, own in likely.items())
+    if len(missing) == len(NEEDED[form]):
+        shapes = "; or ".join(SHAPES.values())
+        return f"known shapes are {shapes}; name its columns by data.columns.NAME=COLUMN"
+    nearest = f"the nearest shape is {SHAPES[form]}"
+    if missing:
+        lacks = f"it lacks {' and '.join(missing)}, which data.columns.{missing[0]}=COLUMN may name"
+        return f"{nearest}: {lacks}" + (f"; did you mean {settings}?" if settings else "")
+    return f"{nearest}; did you mean {settings}?"

@@ -53,13 +53,17 @@ class RowsRead:
         named = f"`{source}`" if source in ("reward", "rewards") else source
         return f"{named} (column {own})" if own else named
 
+    def forms(self) -> str:
+        """Return the forms of the rows so far, with their numbers where there are several."""
+        several = len(self._forms) > 1
+        return ", ".join(f"{n} {WORDS[f]}" if several else WORDS[f] for f, n in sorted(self._forms.items()))
+
     def tell(self, path: str) -> None:
         """Log how the rows at a path were read, if there were any; its last part names it, as `run.log` is shared."""
         total = self._forms.total()
         if not total:
             return
-        several = len(self._forms) > 1
-        forms = ", ".join(f"{n} {WORDS[f]}" if several else WORDS[f] for f, n in sorted(self._forms.items()))
+        forms = self.forms()
         if self._tools and not self.read_tools:
             forms += ", tools left out"
         elif self._tools:

@@ -11,7 +11,7 @@ from shiqrun.data.chats import as_messages, prompt_name, shared_prompt, with_too
 from shiqrun.data.columns import LABEL, MARKS, Form, form_of_row, read_columns
 from shiqrun.data.convert.messages import normal_tools
 from shiqrun.data.convert.registry import FORMATS
-from shiqrun.data.own_columns import likely_columns
+from shiqrun.data.own_columns import likely_columns, nearest_shape
 from shiqrun.data.pair_rewards import LARGEST_REWARD
 from shiqrun.data.token_columns import sampled_tokens
 from shiqrun.errors import InputError
@@ -58,6 +58,18 @@ class Row:
         if form is None:
             raise self._missing("completion, completions, chosen and rejected, or messages")
         return form
+
+    def expect_form(self, *, after: str) -> None:
+        """Check that the row has a known form; `after` says which forms the rows before it have, for the message.
+
+        Raises:
+            InputError: it has no column with a completion.
+        """
+        try:
+            _ = self.form
+        except InputError as error:
+            before = f"; the rows before it are: {after}" if after else ""
+            raise InputError(f"{error}{before}") from None
 
     def read(self, *, labels: bool) -> frozenset[str]:
         """Return the names of the columns that are read of this row; `labels` says whether a label is a reward."""
@@ -251,10 +263,12 @@ class Row:
         log = next((name for name, log in FORMATS.items() if name != "openai" and log.fits(self.columns)), None)
         if log is not None:
             cure = f"this is a log that `shiqrun convert FILE --from {log}` makes rows of"
+        elif form_of_row(self.has) is None:
+            cure = nearest_shape(self.columns)
         elif likely := likely_columns(self.columns):
-            cure = f"did you mean {likely}?"
+            cure = f"did you mean {' '.join(f'data.columns.{name}={own}' for name, own in likely.items())}?"
         else:
-            cure = "name them by data.columns.NAME=COLUMN"
+            cure = "name it by data.columns.NAME=COLUMN"
         return InputError(f"{self.place}: missing column {wanted}; the row has {there}; {cure}")
 
     def _named(self, column: str) -> str:

@@ -98,6 +98,18 @@ class Source(ABC):
         """
         return None
 
+    def use_template(self, tokenizer: Any, *, own: bool, specials: Sequence[str]) -> None:  # noqa: B027 - as below
+        """Learn the chat template that will render prompts, before anything is loaded for it.
+
+        Args:
+            tokenizer: with the template.
+            own: whether it is the model's own template, and not the plain one of models without.
+            specials: texts of the special tokens.
+
+        Raises:
+            InputError: the data set's settings ask for something that the template cannot do.
+        """
+
     def environment(self) -> Environment | None:
         """Return the environment in which a policy plays episodes; None where it completes prompts instead."""
         return None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Set
 
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.logged_data import DataSettings, Split, examples_of
+from shiqrun.batching.logged_data import DataSettings, Split, examples_of, tell_template
 from shiqrun.console import track
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -51,6 +51,7 @@ def build_evaluator(
         InputError: a reward beside an environment, or a reward model that was trained on the validation prompts.
         NoPrompts: there is no prompt to complete.
     """
+    tell_template(source, tokenizer)
     if source.environment() is not None:
         if reward is not None:
             raise InputError(f"reward: the environment of data={name} pays its own rewards; leave it out")

@@ -102,11 +102,18 @@ def test_values_are_of_prompts_with_tools(home):
     assert main(["train", *data(path=f"values/{next(Path('values').glob('*trajector*.jsonl')).name}"), *TRAIN]) == 0
 
 
-def test_rollouts_are_of_prompts_with_tools_and_are_read_again(home):
+RAY = ("rollout=ray", "rollout.actors=1", "rollout.actor_cpus=0.5", "rollout.waiting=16")
+
+
+@pytest.mark.parametrize(
+    "engine", [("rollout=local",), pytest.param(RAY, marks=pytest.mark.slow)], ids=["local", "ray"]
+)
+def test_rollouts_are_of_prompts_with_tools_and_are_read_again(home, engine):
+    run_dir = engine[0].replace("=", "-")
     words = (
         "algo=copg",
         "algo.reference=frozen",
-        "rollout=local",
+        *engine,
         "rollout.max_new_tokens=3",
         "rollout.samples_per_prompt=2",
     )
@@ -117,13 +124,15 @@ def test_rollouts_are_of_prompts_with_tools_and_are_read_again(home):
         "rollout.sources.further=1",
         "trainer.max_steps=2",
     )
-    assert main(["train", *data(path="several.jsonl"), *TRAIN, *words, *more, "run_dir=online"]) == 0
-    table = [found for file in Path("online/experience").glob("*.parquet") for found in pq.read_table(file).to_pylist()]
+    assert main(["train", *data(path="several.jsonl"), *TRAIN, *words, *more, f"run_dir={run_dir}"]) == 0
+    table = [
+        found for file in Path(f"{run_dir}/experience").glob("*.parquet") for found in pq.read_table(file).to_pylist()
+    ]
     assert table
     for found in table:
         (tool,) = json.loads(found["prompt"][0]["tools"])
         assert f"{tool['function']['name']} of a city" in spelled(found["input_ids"])
-    assert main(["inspect", *WORDS[:3], "data.path=online/experience"]) == 0
+    assert main(["inspect", *WORDS[:3], f"data.path={run_dir}/experience"]) == 0
 
 
 def test_pivotal_tokens_are_searched_behind_prompts_with_tools(home):

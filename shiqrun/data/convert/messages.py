@@ -6,6 +6,7 @@ a tool message a `tool_call_id` and a `name`, and any message `"train": false`.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from shiqrun.errors import InputError
@@ -29,6 +30,10 @@ ROLE_OF = {
 }
 """The role in a chat of every name that formats have for it."""
 
+TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
+"""The types of JSON schemas."""
+KEYWORDS = {"type", "properties", "required", "additionalProperties", "anyOf", "oneOf", "allOf", "$ref", "$schema"}
+"""Keys by one of which the parameters of a function show that they are a JSON schema."""
 KEPT = ("reasoning_content", "tool_call_id", "name", "train")
 TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -173,13 +178,46 @@ def _normal_function(function: dict[str, Any], place: str) -> dict[str, Any]:
     given = {key: value for key, value in function.items() if key != "type" and value is not None}
     made = {{"input_schema": "parameters"}.get(key, key): value for key, value in given.items()}
     parameters = made.get("parameters", {})
-    known = parameters.get("properties", {}) if isinstance(parameters, dict) else None
-    if not isinstance(known, dict) or not all(isinstance(value, dict | bool) for value in known.values()):
+    if not isinstance(parameters, dict) or (parameters and not KEYWORDS & parameters.keys()):
         expected = 'a JSON schema such as {"type": "object", "properties": {"city": {"type": "string"}}}'
         raise InputError(f"{place}: parameters are {brief(parameters)}; expected {expected}")
+    _check_schema(parameters, f"{place}: parameters")
     if not isinstance(made.get("description", ""), str):
         raise InputError(f"{place}: the description is {brief(made['description'])}; expected a text")
     return made
+
+
+def _check_schema(schema: Any, place: str) -> None:
+    """Check what a chat template reads of a JSON schema: types, properties, required ones, and the parts of both.
+
+    Raises:
+        InputError: a part is no JSON schema.
+    """
+    if not isinstance(schema, dict | bool):
+        expected = 'a JSON schema such as {"type": "string"}'
+        raise InputError(f"{place}: found {brief(schema)}; expected {expected}")
+    if isinstance(schema, bool):
+        return
+    kinds, required = schema.get("type", []), schema.get("required", [])
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if kind not in TYPES:
+            raise InputError(f"{place}: type {brief(kind)}; JSON schemas have {', '.join(TYPES)}")
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise InputError(f"{place}: required is {brief(required)}; expected a list of names, as in a JSON schema")
+    for name, part in _parts(schema, place):
+        _check_schema(part, f"{place}: {name}")
+
+
+def _parts(schema: dict[str, Any], place: str) -> Iterator[tuple[str, Any]]:
+    """Yield the schemas within a schema, by name."""
+    properties = schema.get("properties", {})
+    if not isinstance(properties, dict):
+        raise InputError(f"{place}: properties are {brief(properties)}; expected a JSON schema for each, by name")
+    yield from ((f"property '{name}'", part) for name, part in properties.items())
+    for key in ("anyOf", "oneOf", "allOf"):
+        yield from ((key, part) for part in (schema[key] if isinstance(schema.get(key), list) else ()))
+    if isinstance(schema.get("items"), dict):
+        yield "items", schema["items"]
 
 
 def brief(value: Any) -> str:

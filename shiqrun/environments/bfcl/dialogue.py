@@ -9,8 +9,9 @@ from typing import Literal
 from shiqrun.environments.bfcl.calls import Call, Refusal, calls_in
 from shiqrun.environments.bfcl.filling import Filler
 from shiqrun.environments.bfcl.harness import Harness, Verdict
-from shiqrun.environments.bfcl.rendering import Functions, shorten, system_messages
+from shiqrun.environments.bfcl.rendering import Shown, shorten, system_messages
 from shiqrun.environments.bfcl.samples import BfclSample
+from shiqrun.environments.bfcl.tool_calls import CallFormat, schemas
 from shiqrun.types import Message
 
 Rewards = Literal["independent", "official_prefix"]
@@ -28,13 +29,20 @@ class Rules:
         functions: how the functions are shown to the policy, see `system_messages`.
         result_chars: characters of a result that the policy sees, None for all; the checker sees all.
         arguments: whose arguments calls run with: the policy's ("said") or the reference answer's (see `Filler`).
+        calls: how the chat template writes calls; then it shows the functions as tools. None: `[f(a=1)]`, and the
+            functions in a system message.
     """
 
     rewards: Rewards
     max_steps: int
-    functions: Functions
+    functions: Shown
     result_chars: int | None
     arguments: Arguments
+    calls: CallFormat | None = None
+
+    def message(self, sample: BfclSample, text: str) -> str:
+        """Return a message of `[f(a=1)]` as the policy would write it."""
+        return text if self.calls is None else self.calls.message(text, sample.documents)
 
 
 class Dialogue:
@@ -50,7 +58,7 @@ class Dialogue:
 
     def __init__(self, sample: BfclSample, harness: Harness, rules: Rules) -> None:
         self.sample, self.rules = sample, rules
-        self.messages = opening_messages(sample, rules.functions)
+        self.messages = opening_messages(sample, rules)
         self.prompt = len(self.messages)
         self.verdicts: list[Verdict] = []
         self.refused: list[str] = []
@@ -77,7 +85,8 @@ class Dialogue:
         self.messages.append({"role": "assistant", "content": text})
         self._turn_of.append(len(self.verdicts))
         self._steps += 1
-        calls = calls_in(text, self.sample.documented)
+        form = self.rules.calls
+        calls = calls_in(text if form is None else form.read(text), self.sample.documented)
         if calls is None:
             self._end_turn()
             return
@@ -159,9 +168,15 @@ class Dialogue:
         return begun and self._harness.official(self.sample, self._calls)
 
 
-def opening_messages(sample: BfclSample, functions: Functions) -> list[Message]:
-    """Return the messages before the policy's first: the functions, if they are shown, and the user's first turn."""
-    return [*system_messages(sample.documents, functions), _user(sample.questions[0])]
+def opening_messages(sample: BfclSample, rules: Rules) -> list[Message]:
+    """Return the messages before the policy's first: the functions, if they are shown, and the user's first turn.
+
+    Functions as tools lie in the first message under `tools`, as those of any prompt.
+    """
+    asked = _user(sample.questions[0])
+    if rules.calls is not None:
+        return [{**asked, "tools": schemas(sample.documents)}]
+    return [*system_messages(sample.documents, rules.functions), asked]
 
 
 def _user(text: str) -> Message:

@@ -46,7 +46,8 @@ class BfclEpisode(environment.Episode):
 
     def __init__(self, dialogue: Dialogue) -> None:
         self.dialogue, self.opening = dialogue, list(dialogue.messages)
-        self._truth = [text for calls in dialogue.sample.truth for text in turn_messages(calls, "one")]
+        truth = (text for calls in dialogue.sample.truth for text in turn_messages(calls, "one"))
+        self._truth = [dialogue.rules.message(dialogue.sample, text) for text in truth]
         self._remarks: list[tuple[int, str]] = []
 
     def step(self, text: str) -> Step:

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 from shiqrun.types import Message
 
-Functions = Literal["official", "signatures", "names", "none"]
+Functions = Literal["auto", "tools", "official", "signatures", "names", "none"]
+Shown = Literal["official", "signatures", "names", "none"]
 DONE = "Done."
 """The message with which a logged trajectory ends a turn; any message without a call would end it."""
 _FORMAT = "Call functions as [f(a=1), g()], nothing else in the message. Without calls the turn ends."
 
 
-def system_messages(documents: Sequence[dict[str, Any]], functions: Functions) -> list[Message]:
+def system_messages(documents: Sequence[dict[str, Any]], functions: Shown) -> list[Message]:
     """Return the system message that shows the functions, or none.
 
     official      the prompt of `bfcl-eval`: instructions and each function's document as JSON
