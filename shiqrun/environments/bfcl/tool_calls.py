@@ -103,6 +103,6 @@ def _calls(text: str, documents: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 def _call(node: ast.Call, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     name = ast.unparse(node.func)
     plain, named = arguments(node)
-    document = next((dict(d) for d in documents if d["name"] == name), {"parameters": {}})
-    keys = list(document["parameters"].get("properties", {}))[: len(plain)]
+    found = [document for document in documents if document["name"] == name]
+    keys = list(found[0]["parameters"].get("properties", {}))[: len(plain)] if found else []
     return {"name": name, "arguments": dict(zip(keys, plain, strict=True)) | named}
