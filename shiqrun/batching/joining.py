@@ -17,6 +17,7 @@ from shiqrun.batching.prompt_names import joined_names
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.selection import SEEN, TrainedFamilies, family_keys
 from shiqrun.batching.shares import Parts
+from shiqrun.data.drops import Drops, drop
 
 log = logging.getLogger("shiqrun")
 
@@ -35,15 +36,15 @@ def join(parts: Mapping[str, EncodedData], weights: Sequence[float]) -> EncodedD
         InputError: a weight leaves no unit of a part.
     """
     trained = {name: family_keys(part.train.trajectories) for name, part in parts.items()}
-    dropped: Counter[str] = Counter()
+    dropped = Drops()
     validation, prints = {}, []
     for name, part in parts.items():
-        lost = Counter(part.dropped)
+        lost = Drops(part.dropped)
         others = [keys for other, keys in trained.items() if other != name]
         validation[name] = val = _without(part.val, others, lost)
         whole = len(val) == len(part.val)
         prints.append(part.fingerprint if whole else fingerprint(part.train, val))
-        dropped.update({f"{name}: {why}": number for why, number in lost.items()})
+        dropped.update(lost.of_part(name))
     train = _joined({name: part.train for name, part in parts.items()}, weights)
     val = _joined(validation, weights)
     for line in described(train, val):
@@ -64,7 +65,7 @@ def _without(val: Rows, trained: Sequence[np.ndarray], dropped: Counter[str]) ->
     seen = TrainedFamilies(np.concatenate(trained)).have(family_keys(val.trajectories))
     if not seen.any():
         return val
-    dropped[SEEN] += int(seen.sum())
+    drop(dropped, SEEN, val.trajectories[int(seen.argmax())].source, number=int(seen.sum()))
     return val.select(np.flatnonzero(~seen).tolist())
 
 

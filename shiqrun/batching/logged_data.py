@@ -15,7 +15,7 @@ from typing import IO, Annotated, Literal, NamedTuple
 from annotated_types import Ge, Gt, Lt
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.encode import PLAIN_TEMPLATE, EncodedTrajectory, TrainOn, encode
+from shiqrun.batching.encode import EncodedTrajectory, TrainOn, encode
 from shiqrun.batching.encoded_data import EncodedData as EncodedData  # noqa: PLC0414 - who loads data has it from here
 from shiqrun.batching.fingerprints import fingerprint
 from shiqrun.batching.joining import join
@@ -33,7 +33,7 @@ from shiqrun.batching.selection import (
     expect_training_rows,
     family_keys,
 )
-from shiqrun.batching.special_tokens import special_token_texts
+from shiqrun.batching.source_template import tell_template
 from shiqrun.batching.stored_rows import CountedTrajectories
 from shiqrun.data.drops import Drops
 from shiqrun.data.part_names import naming
@@ -203,12 +203,6 @@ def _load_one(
     whole = len(train) + len(val) == sum(map(len, found.splits.values()))
     known = stored.fingerprint if stored is not None and whole else fingerprint(train, val)
     return EncodedData(train, val, found.dropped, known, found.prompts)
-
-
-def tell_template(source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell a data set which chat template renders its prompts; see `Source.use_template`."""
-    own = tokenizer.chat_template not in (None, PLAIN_TEMPLATE)
-    source.use_template(tokenizer, own=own, specials=special_token_texts(tokenizer))
 
 
 class _Read(NamedTuple):

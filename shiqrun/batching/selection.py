@@ -133,6 +133,6 @@ def expect_training_rows(train: Sized, val: Sized, dropped: Counter[str]) -> Non
     why = [f"{n} {reason}{places.get(reason, '')}" for reason, n in dropped.most_common()]
     why += [f"all {len(val)} are held out for validation (data.val_fraction)"] if len(val) else []
     reasons = ", ".join(why) or "the data set is empty"
-    cures = [cure for reason, cure in CURES.items() if reason in dropped]
+    most = dropped.most_common(1)[0][0] if dropped else ""
     advice = "raise data.max_length" if any("max_length" in reason for reason in dropped) else "look at the data"
-    raise InputError(f"no training trajectory is left: {reasons}; {cures[0] if cures else advice}")
+    raise InputError(f"no training trajectory is left: {reasons}; {CURES.get(most, advice)}")

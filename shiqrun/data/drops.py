@@ -29,6 +29,12 @@ class Drops(Counter[str]):
         for reason, row in iterable.first.items() if isinstance(iterable, Drops) else ():
             self.first.setdefault(reason, row)
 
+    def of_part(self, name: str) -> "Drops":
+        """Return the same with the name of a mixture's part before each reason."""
+        made = Drops({f"{name}: {reason}": number for reason, number in self.items()})
+        made.first.update({f"{name}: {reason}": row for reason, row in self.first.items()})
+        return made
+
     def facts(self) -> dict[str, Any]:
         """Return counts and first rows as JSON values."""
         return {"dropped": list(self.items()), "first": self.first}

@@ -5,7 +5,8 @@ from collections.abc import Callable, Set
 
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.logged_data import DataSettings, Split, examples_of, tell_template
+from shiqrun.batching.logged_data import DataSettings, Split, examples_of
+from shiqrun.batching.source_template import tell_template
 from shiqrun.console import track
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError

@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("bfcl_eval", reason="bfcl-eval is not installed: pip install --no-deps bfcl-eval==2025.6.8")
 
-from shiqrun.batching.logged_data import load, tell_template
+from shiqrun.batching.logged_data import load
+from shiqrun.batching.source_template import tell_template
 from shiqrun.cli import main
 from shiqrun.data.bfcl_template import template_calls
 from shiqrun.environments.bfcl.calls import calls_in

@@ -96,7 +96,7 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest_one(capfd):
         ({"prompt": "q", "outputs": ["a"]}, "did you mean data.columns.completions=outputs?"),
         ({"conversation": talk()}, "did you mean data.columns.messages=conversation?"),
         ({"conversations": [{"from": "human", "value": "q"}]}, "shiqrun convert FILE --from sharegpt"),
-        ({"a": "q", "b": "r"}, "the row has a, b; name them by data.columns.NAME=COLUMN"),
+        ({"a": "q", "b": "r"}, "the row has a, b; known shapes are messages [, reward]; or prompt, completion"),
     ],
 )
 def test_an_unknown_shape_is_refused_with_what_would_make_it_fit(capfd, row, said):
