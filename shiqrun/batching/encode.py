@@ -28,9 +28,10 @@ from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.action_rewards import place_rewards
 from shiqrun.batching.chat_template import Conversation, is_stable_prefix, prefixes_of, render, unstable_template_error
-from shiqrun.batching.special_tokens import special_ids, special_pattern, special_text
-from shiqrun.batching.stored_tokens import CUT_OFF, Spans, StoredTokens
-from shiqrun.data.chats import drop_reason, expect_calls, expect_reasoning
+from shiqrun.batching.special_tokens import special_ids, special_pattern
+from shiqrun.batching.stored_tokens import Spans, StoredTokens
+from shiqrun.batching.usable import drop_rows, expect_no_marks, unusable
+from shiqrun.data.chats import expect_calls, expect_reasoning
 from shiqrun.data.drops import drop
 from shiqrun.errors import InputError
 from shiqrun.types import Example
@@ -110,15 +111,12 @@ def encode(
         InputError: a template that is not prefix-stable or leaves out tool calls, or a wrong number of rewards.
     """
     flat = ((n, k, e) for n, e in enumerate(examples, first) for k in range(len(e.completions)))
-    trusted = _template(tokenizer) == stable
+    trusted, stored = _template(tokenizer) == stable, StoredTokens(tokenizer)
     specials, spans_of = None if trusted else special_pattern(tokenizer), _spans_by(_template(tokenizer), trusted)
-    stored = StoredTokens(tokenizer)
     while chunk := list(islice(flat, CHUNK)):
         drawn = stored.spans([(e, k) for _, k, e in chunk])
-        reasons = [None if d else _drop_reason(e, k, specials) for (_, k, e), d in zip(chunk, drawn, strict=True)]
-        for (_, k, e), why in zip(chunk, reasons, strict=True):
-            if why:
-                drop(dropped, why, e.source, e.completions[k])
+        reasons = [None if d else unusable(e, k, specials) for (_, k, e), d in zip(chunk, drawn, strict=True)]
+        drop_rows([(e, k) for _, k, e in chunk], reasons, dropped)
         kept = [(row, d) for row, d, why in zip(chunk, drawn, reasons, strict=True) if not why]
         rendered = _rendered([(e, k) for (_, k, e), d in kept if d is None], tokenizer, spans_of, train_on)
         for (n, k, e), own in kept:
@@ -139,29 +137,12 @@ def encode(
                 yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source, group)
 
 
-def _drop_reason(example: Example, completion: int, specials: re.Pattern[str] | None) -> str | None:
-    """Return why a completion whose text would be encoded cannot be trained on, or None."""
-    if example.sampled is not None and not example.sampled[completion].ended:
-        return CUT_OFF  # its text would be closed by an end that was never drawn
-    return drop_reason(example.completions[completion]) or special_text(example, completion, specials)
-
-
-def _expect_no_marks(rows: Sequence[tuple[Example, int]]) -> None:
-    """Check that no message of a completion says that its tokens are state."""
-    marked = next((e for e, k in rows if any(m.get("train") is False for m in e.completions[k])), None)
-    if marked is not None:
-        raise InputError(
-            f"{marked.source}: a message says train: false, but data.train_on=response trains on everything from the "
-            "first action on; use data.train_on=assistant"
-        )
-
-
 def _rendered(
     rows: Sequence[tuple[Example, int]], tokenizer: PreTrainedTokenizerBase, spans_of: "SpansOf", train_on: TrainOn
 ) -> "Iterator[Spans | None]":
     """Yield tokens and turns of (example, number of a completion) as the chat template renders them."""
     if train_on == "response":
-        _expect_no_marks(rows)
+        expect_no_marks(rows)
     talks = [Conversation([*e.messages, *e.completions[k]], len(e.messages), e.source) for e, k in rows]
     for talk, span in zip(talks, spans_of(talks, tokenizer), strict=True):
         if span is not None:
