@@ -74,12 +74,14 @@ class ExactTreasure:
             value = torch.cat([stay, leave], -1).logsumexp(-1)  # nats, [maps, 4^level]
             self._optimal_logp.insert(0, stay - value[..., None])
             self._value.insert(0, (self._beta * value).masked_fill(~self._alive[level], 0))
+        self._optimum_kl = self._kl_of_optimum(reference)
 
     def evaluate(self, model: Model) -> dict[str, float]:
         """Return the exact metrics of a policy as means over maps; `set_reference` must be called before.
 
-        optimum, regularised_return, regret and reward are in reward units, kl = E_pi sum_t D_t in nats; illegal and
-        reference_illegal are the probability that an episode ends with an illegal token.
+        optimum, regularised_return, regret and reward are in reward units, kl = E_pi sum_t D_t in nats; optimum_reward
+        and optimum_kl are those of pi*; illegal and reference_illegal are the probability that an episode ends with an
+        illegal token.
 
         Raises:
             InputError: the policy has not as many tokens as the reference.
@@ -92,6 +94,8 @@ class ExactTreasure:
         self.identity_gap = gap.abs().max().item()
         figures = {
             "optimum": optimum,
+            "optimum_reward": optimum + self._beta * self._optimum_kl,
+            "optimum_kl": self._optimum_kl,
             "regularised_return": returned,
             "regret": optimum - returned,
             "reward": reward,
@@ -165,6 +169,13 @@ class ExactTreasure:
         nodes = zip(policy.illegal, policy.illegal_divergence, self._value, strict=True)
         illegal = [divergence + mass * value / self._beta for mass, divergence, value in nodes]
         return self._expect(self._divergence(policy, self._optimal_logp, illegal), policy)
+
+    def _kl_of_optimum(self, reference: "_Nodes") -> Tensor:
+        """Return KL(pi* || pi_ref), `[maps]`, nats; an illegal token has D = -v*(s) / beta under pi*."""
+        illegal = [mass * (-v / self._beta).exp() for mass, v in zip(reference.illegal, self._value, strict=True)]
+        divergence = [-mass * v / self._beta for mass, v in zip(illegal, self._value, strict=True)]
+        optimum = _Nodes(self._optimal_logp, illegal, divergence)
+        return self._expect(self._divergence(optimum, reference.logp, divergence), optimum)
 
     def _below(self, levels: list[Tensor], level: int) -> Tensor:
         """Return the values of the nodes below a level, the first of `levels`, `[maps, 4^level, 4]`; 0 at the end."""

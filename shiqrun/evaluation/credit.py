@@ -28,6 +28,7 @@ from shiqrun.types import Trajectories
 from shiqrun.util.atomic import atomic_writer
 
 Numbers = list[float | None]
+Side = Literal["chosen", "rejected", ""]
 DIGITS = 7
 
 
@@ -37,6 +38,7 @@ class Credit:
 
     Attributes:
         kind: "data" or "sample".
+        side: "chosen" or "rejected" of a logged pair, else empty.
         source: file and line of the trajectory.
         prompt_id: of its prompt.
         earned: the return, reward units, without any offset; None where the data have no rewards.
@@ -46,10 +48,13 @@ class Credit:
         advantage: beta (log pi - log pi_ref).
         shifted_value: beta (v - v_ref) before the token.
         residual: ShiQ's path residual, of the rewards that training sees (with its offset); None without rewards.
+        logp: log pi, nats.
+        reference_logp: log pi_ref, nats.
         reward: what the token earned, without any offset.
     """
 
     kind: Literal["data", "sample"]
+    side: Side = ""
     source: str
     prompt_id: str
     earned: float | None
@@ -59,6 +64,8 @@ class Credit:
     advantage: Numbers
     shifted_value: Numbers
     residual: Numbers
+    logp: Numbers
+    reference_logp: Numbers
     reward: Numbers
 
     def row(self) -> dict[str, Any]:
@@ -111,13 +118,15 @@ def credit(
 
 
 def _compute_numbers(batch: Trajectories, policy: Policy, reference: Reference, beta: float) -> dict[str, torch.Tensor]:
-    """Return advantage, shifted value and residual of every action, `[B, A]`, reward units."""
+    """Return what is shown of every action, `[B, A]`: reward units, log-probabilities in nats."""
     ours, theirs = policy(batch), reference(batch)
     shift = beta * partition_shifts(batch, ours, theirs)
     return {
         "advantage": beta * log_ratios(batch, ours, theirs),
         "shifted_value": shift,
         "residual": path_residuals(batch, ours, theirs, shift, beta),
+        "logp": ours.logp,
+        "reference_logp": theirs.logp,
     }
 
 
@@ -130,6 +139,7 @@ def _credit(
     actions = set(at)
     return Credit(
         kind=kind,
+        side=_side(t) if kind == "data" else "",
         source=t.source,
         prompt_id=t.prompt_id,
         earned=None if t.rewards is None else _round_to_float32(float(t.rewards.sum())),
@@ -139,6 +149,12 @@ def _credit(
         reward=_place_at_tokens(rewards, at, len(ids)),
         **{name: _place_at_tokens(values, at, len(ids)) for name, values in learned.items()},
     )
+
+
+def _side(t: EncodedTrajectory) -> Side:
+    """Return which answer of a logged pair a trajectory is; empty where its completions are no pair."""
+    is_pair = t.group != t.prompt_id and t.completion in (0, 1)
+    return ("chosen", "rejected")[t.completion] if is_pair else ""
 
 
 def _place_at_tokens(values: Sequence[float], at: Sequence[int], length: int) -> Numbers:

@@ -102,7 +102,9 @@ def print_metrics_table(
     for column in columns:
         table.add_column(column, justify="left" if column == "metric" else "right")
     best = {"val/regularised_return": optimum, "val/regret": 0.0}
-    known = {name for name in names if not is_bound(name)} - {"val/optimum", "val/reference_illegal"}
+    best |= {f"val/{name}": after[key] for name in ("reward", "kl") if (key := f"val/optimum_{name}") in after}
+    known = {name for name in names if not is_bound(name) and not name.startswith("val/optimum")}
+    known -= {"val/reference_illegal"}
     shown = {name for name in known if name in FIRST or SHOWN.fullmatch(name)} or known
     for name in sorted(shown, key=_rank):
         row = [

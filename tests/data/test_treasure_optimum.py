@@ -100,6 +100,8 @@ def naive_figures(source, tokenizer, reference, policy, horizon):
         star = [q + (r - optimum) / BETA for q, r in zip(ref, returns, strict=True)]
         row = {
             "optimum": optimum,
+            "optimum_reward": sum(exp(p) * r for p, r in zip(star, returns, strict=True)),
+            "optimum_kl": sum(exp(p) * (p - q) for p, q in zip(star, ref, strict=True)),
             "reward": sum(exp(p) * r for p, r in zip(pol, returns, strict=True)),
             "kl": sum(exp(p) * (p - q) for p, q in zip(pol, ref, strict=True)),
             "regret": BETA * sum(exp(p) * (p - s) for p, s in zip(pol, star, strict=True)),
@@ -202,6 +204,8 @@ def test_the_optimal_policy_has_no_regret():
     figures = exact.evaluate(optimal)
     assert figures["kl"] > 0.1
     assert figures["regret"] == pytest.approx(0, abs=1e-6)
+    assert figures["kl"] == pytest.approx(figures["optimum_kl"], abs=1e-5)
+    assert figures["reward"] == pytest.approx(figures["optimum_reward"], abs=1e-5)
 
 
 def test_modes_of_the_model_and_its_parts_are_restored():

@@ -1,21 +1,24 @@
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from shiqrun.batching.columns import AnchorTokens
+from shiqrun.batching.encode import encode, with_template
 from shiqrun.batching.rows import Rows
 from shiqrun.evaluation.credit import credit, write_credit
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import FrozenReference, scores_in_batch, weights_fingerprint
 from shiqrun.models.reference_cache import cache_key, cached_scores
+from shiqrun.types import Example
 from tests.support.helpers import llama, rows, tokenizer, trajectory
 
 BETA = 0.3
-KEYS = ["kind", "source", "prompt_id", "return", "beta", "tokens", "action"]
-NUMBERS = ["advantage", "shifted_value", "residual", "reward"]
+KEYS = ["kind", "side", "source", "prompt_id", "return", "beta", "tokens", "action"]
+NUMBERS = ["advantage", "shifted_value", "residual", "logp", "reference_logp", "reward"]
 TOKENIZER = tokenizer()
 VOCABULARY = len(TOKENIZER)
 
@@ -46,6 +49,28 @@ def looped(t, offset=0.0):
     for k in range(len(rewards)):
         left.append(sum(rewards[k:]) - sum(advantage[k:]) - value[k])
     return advantage, value, left
+
+
+def test_the_log_probabilities_of_both_models_are_those_of_their_dense_logits():
+    data = rows(vocabulary=VOCABULARY)
+    for c, t in zip(credit(*two(), data, TOKENIZER, beta=BETA), data.trajectories, strict=True):
+        for seed, numbers in ((0, c.logp), (1, c.reference_logp)):
+            with torch.no_grad():
+                logits = llama(VOCABULARY, seed).double()(torch.from_numpy(t.input_ids).long()[None]).logits[0]
+            at = t.action_index.tolist()
+            expected = [float(logits.log_softmax(-1)[i - 1, int(t.input_ids[i])]) for i in at]
+            assert of_actions(numbers) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_answers_of_a_logged_pair_are_told_apart_and_nothing_else_is_called_so():
+    prompt = [{"role": "user", "content": "a"}]
+    answers = [[{"role": "assistant", "content": text}] for text in ("yes", "no")]
+    pair = Example(messages=prompt, completions=answers, rewards=[1.0, -1.0], prompt_id="p", alone=True)
+    group = Example(messages=prompt, completions=answers, rewards=[1.0, -1.0], prompt_id="q")
+    words = with_template(tokenizer())
+    data = Rows(list(encode([pair, group], words, Counter(), max_length=None)), pad=0)
+    for kind, sides in (("data", ["chosen", "rejected", "", ""]), ("sample", [""] * 4)):
+        assert [c.side for c in credit(*two(), data, words, beta=BETA, kind=kind)] == sides
 
 
 def of_actions(numbers):

@@ -22,6 +22,7 @@ def made(tokens, advantage, rewards=None, **fields):
 
     about = {"kind": "data", "source": "f:1", "prompt_id": "p", "earned": 2.0, "beta": 0.5}
     numbers = {"advantage": advantage, "shifted_value": times(2), "residual": times(3)}
+    numbers |= {"logp": times(4), "reference_logp": times(5)}
     reward = rewards or [None if x is None else 0.0 for x in advantage]
     action = [x is not None for x in advantage]
     return Credit(**(about | {"tokens": tokens, "action": action, "reward": reward} | numbers | fields))
