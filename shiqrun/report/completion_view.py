@@ -1,13 +1,16 @@
 """`select_completions` selects the sampled completions that the report's browser shows beside the reference's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shiqrun.errors import InputError
+from shiqrun.report.number_text import format_plus_minus
+from shiqrun.report.plots import page_colour
 from shiqrun.report.run_files import AGAIN, as_number, read_lines
 from shiqrun.report.run_records import RunRecord
+from shiqrun.report.seed_groups import KL, REWARD, SeedGroup
 
 MOST_ROWS, MOST_CHARACTERS = 4000, 8_000_000
 """The largest number of completions on the page and of characters in them; a browser opens that without waiting."""
@@ -15,6 +18,8 @@ MOST_ROWS, MOST_CHARACTERS = 4000, 8_000_000
 TEXTS = ("prompt", "completion", "reference_completion")
 EVALUATION_COLUMNS = {"ref_completion": "reference_completion", "ref_reward": "reference_reward", "log_ratio": "kl"}
 """Columns of `completions.parquet` and their names in `samples.jsonl`."""
+LOG_RATIO = 7
+"""The place of an answer's log-ratio in a row of the page."""
 Labelled = tuple[int | str, dict[str, Any]]
 """A completion behind the training step, or the name of the evaluation, at which it was sampled."""
 
@@ -25,6 +30,7 @@ class SelectedCompletions:
 
     Attributes:
         runs: label of each run that has completions.
+        places: number of each of these runs among those that were given.
         texts: every prompt and completion once.
         rows: run, step (or name of an evaluation), prompt, completion, reference's completion (indices into texts, -1
             for none), reward, reference's reward, KL in nats, tokens, whether it ended with EOS.
@@ -32,6 +38,7 @@ class SelectedCompletions:
     """
 
     runs: list[str] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
     found: int = 0
@@ -74,10 +81,11 @@ def select_completions(runs: Sequence[RunRecord], labels: Sequence[str]) -> Sele
     """
     selected = SelectedCompletions()
     queues: list[tuple[int, Iterator[Labelled]]] = []
-    for run, label in zip(runs, labels, strict=True):
+    for place, (run, label) in enumerate(zip(runs, labels, strict=True)):
         rows = _training_completions(run.directory, all_steps=len(runs) == 1) + _evaluation_completions(run.directory)
         if rows:
             selected.runs.append(label)
+            selected.places.append(place)
             queues.append((len(selected.runs) - 1, iter(rows)))
     while queues:  # a row of each run in turn, so that the limits cut all runs alike
         remaining = []
@@ -87,6 +95,17 @@ def select_completions(runs: Sequence[RunRecord], labels: Sequence[str]) -> Sele
                 remaining.append((run_index, queue))
         queues = remaining
     return selected
+
+
+def compared_method(group: SeedGroup, style: Mapping[str, Any]) -> dict[str, str]:
+    """Return the head of a method's answers beside those of others: name with beta, colour, mean reward and KL."""
+    beta = "" if group.beta is None else f" β={group.beta:g}"
+    means = [
+        f"{title} {' ± '.join(filter(None, format_plus_minus(e.mean, e.half)))}{unit}"
+        for metric, title, unit in ((REWARD, "mean reward", ""), (KL, "KL", " nats"))
+        if (e := group.final(metric))
+    ]
+    return {"name": group.method + beta, "colour": page_colour(style["color"]), "small": ", ".join(means)}
 
 
 def _training_completions(directory: Path, *, all_steps: bool) -> list[Labelled]:

@@ -1,7 +1,12 @@
-"""The CSV files beside the report's page hold every number of its tables and figures, and metrics left out there."""
+"""The CSV files beside the report's page hold every number of its tables and figures, and metrics left out there.
+
+Their columns have the names that `sweep.csv` and `best.csv` use, too: a setting has that of its config key, a metric
+its own, and half the width of its interval over seeds the metric's with `OVER_SEEDS` behind it.
+"""
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,10 @@ from shiqrun.report.run_records import RunRecord
 from shiqrun.report.seed_groups import SeedGroup, differing_keys
 from shiqrun.util.intervals import is_bound
 from shiqrun.util.quoting import portable
+
+OVER_SEEDS = "_ci95_over_seeds"
+"""Behind the name of a metric: half the width of its 95 % interval over seeds."""
+BETA = "algo.beta"
 
 
 def write_csv_files(
@@ -33,7 +42,7 @@ def _write_methods(
     """Write `methods.csv` with a row for each method and beta: means of the final metrics over seeds."""
     names = sorted({name for run in runs for name in run.final if "/" in name and not is_bound(name)})
     metrics = measured_metrics(groups, [name for name in names if name.startswith(("val/", "train/"))])
-    header = ["method", "beta", "seeds", "best", *(c for m in metrics for c in (m, f"{m}_ci95_over_seeds"))]
+    header = ["method", BETA, "seeds", "best", *(c for m in metrics for c in (m, f"{m}{OVER_SEEDS}"))]
     rows = []
     for group in groups:
         estimates = [group.final(metric) for metric in metrics]
@@ -44,9 +53,11 @@ def _write_methods(
 
 def _write_runs(path: Path, groups: Sequence[SeedGroup], runs: Sequence[RunRecord]) -> Path:
     """Write `runs.csv` with a row for each run: the settings in which runs differ and every final number."""
-    keys, names = differing_keys(runs), sorted({name for run in runs for name in run.final})
+    stands = ["dir", "status", "method", BETA, "seed"]
+    keys = [key for key in differing_keys(runs) if key not in stands]
+    names = sorted({name for run in runs for name in run.final} - {*stands, *keys})
     methods = {id(run): group.method for group in groups for run in group.runs}
-    header = ["run", "status", "method", "beta", "seed", *(f"config/{key}" for key in keys), *names]
+    header = [*stands, *keys, *map(_column_name, names)]
     rows = [
         [
             *(run.name, run.status, methods[id(run)], run.beta, run.seed),
@@ -66,7 +77,7 @@ def _write_curves(path: Path, groups: Sequence[SeedGroup], runs: Sequence[RunRec
         for metric in sorted({name for run in runs for name in run.history})
         for step, e in group.curve(metric)
     ]
-    return _write_table(path, ["method", "beta", "metric", "step", "mean", "ci95_over_seeds", "seeds"], rows)
+    return _write_table(path, ["method", BETA, "metric", "step", "mean", f"mean{OVER_SEEDS}", "seeds"], rows)
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path:
@@ -76,6 +87,11 @@ def _write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]
         writer.writerow(header)
         writer.writerows([["" if _is_missing(cell) else cell for cell in row] for row in rows])
     return path
+
+
+def _column_name(name: str) -> str:
+    """Return the column of a number of a summary; a reason for which rows were dropped is a sentence, no name."""
+    return re.sub(r"[^\w/.-]+", "_", name).strip("_") if name.startswith("dropped/") else name
 
 
 def _is_missing(value: Any) -> bool:

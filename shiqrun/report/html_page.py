@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from shiqrun import __version__
 
-SCRIPTS = ("page.js", "completions.js", "tokens.js")
+SCRIPTS = ("page.js", "compare.js", "completions.js", "tokens.js")
 
 
 @dataclass(frozen=True)

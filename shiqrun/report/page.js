@@ -61,3 +61,9 @@ function sortable(table) {
 }
 
 document.querySelectorAll("table.sortable").forEach(sortable);
+
+// The column of beta stays beside that of the method while a wide table scrolls.
+const firstColumns = new ResizeObserver((changed) => {
+  for (const { target } of changed) target.closest("table").style.setProperty("--first", `${target.getBoundingClientRect().width}px`);
+});
+document.querySelectorAll(".with-beta th:first-child").forEach((header) => firstColumns.observe(header));

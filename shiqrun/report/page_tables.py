@@ -32,6 +32,9 @@ METRIC_TITLES = {
 }
 """The metrics that tables of methods show, with their column titles; the CSV files have every metric."""
 
+NAMING_KEYS = ("algo.name", "algo.beta")
+"""The settings that stand before the numbers of a run; the others in which runs differ stand behind them."""
+
 
 class Cell(NamedTuple):
     """A table cell holds the text that it shows and the value by which its column is sorted.
@@ -122,10 +125,12 @@ def methods_table(groups: Sequence[SeedGroup], best: Mapping[str, SeedGroup], co
 
 
 def runs_table(runs: Sequence[RunRecord]) -> Table:
-    """Return a table with a row for each run: its status, the settings in which runs differ, its final metrics."""
+    """Return a table with a row for each run: its status, its final metrics, the settings in which runs differ."""
     keys = [key for key in differing_keys(runs) if not key.endswith(("_target_", "_partial_"))]
     metrics = [name for name in (REWARD, KL, RETURN) if any(name in run.final for run in runs)]
-    header = ["run", "status", "seed", *keys, *(METRIC_TITLES[name] for name in metrics), "steps", "seconds"]
+    first = [key for key in NAMING_KEYS if key in keys]
+    others = [key for key in keys if key not in first]
+    header = ["run", "status", "seed", *first, *(METRIC_TITLES[name] for name in metrics), "steps", "seconds", *others]
     rows = []
     for run in runs:
         last_step = max((max(values) for values in run.history.values()), default=None)
@@ -134,10 +139,11 @@ def runs_table(runs: Sequence[RunRecord]) -> Table:
                 name_cell(run.name),
                 Cell(run.status, run.status, is_bad=run.status in ENDED_BADLY),
                 setting_cell(run.seed, run.seed is not None),
-                *(setting_cell(run.config.get(key), key in run.config) for key in keys),
+                *(setting_cell(run.config.get(key), key in run.config) for key in first),
                 *(number_cell(run.final.get(metric)) for metric in metrics),
                 number_cell(run.final.get("steps", last_step)),
                 number_cell(run.final.get("seconds")),
+                *(setting_cell(run.config.get(key), key in run.config) for key in others),
             ]
         )
     return Table(header, rows, [False] * len(rows))

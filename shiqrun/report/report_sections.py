@@ -9,18 +9,18 @@ from typing import Any
 from markupsafe import Markup
 
 from shiqrun.report import plots
-from shiqrun.report.completion_view import SelectedCompletions, select_completions
+from shiqrun.report.completion_view import LOG_RATIO, SelectedCompletions, compared_method, select_completions
 from shiqrun.report.csv_files import write_csv_files
+from shiqrun.report.curve_panels import curve_values
+from shiqrun.report.frontier_plot import LEAST_POINTS, frontier_plot, frontier_points, known_optima
 from shiqrun.report.html_page import Section
+from shiqrun.report.latex_files import write_latex_files
+from shiqrun.report.number_text import format_number
 from shiqrun.report.page_tables import evaluations_table, methods_table, runs_table
 from shiqrun.report.run_facts import summary_values
 from shiqrun.report.run_records import RunRecord
 from shiqrun.report.seed_groups import (
     DIRECTIONS,
-    KL,
-    LOSS,
-    RETURN,
-    REWARD,
     SeedGroup,
     best_groups,
     differing_keys,
@@ -33,42 +33,25 @@ from shiqrun.report.seed_groups import (
 from shiqrun.report.token_view import select_trajectories
 from shiqrun.util.quoting import portable
 
-CURVES = {
-    REWARD: "reward of the policy's answers",
-    KL: "KL to the reference, nats a sequence",
-    RETURN: "regularised return",
-    "val/reward_per_turn": "reward of a turn",
-    "val/official_score": "official score",
-    "val/regret": "regret",
-    "val/pass@1": "solved by one try",
-    "val/pass@10": "solved by one of ten tries",
-    "val/win_rate": "win rate against the reference",
-    "val/completions/mean_length": "length of the answers, tokens",
-    "val/entropy": "entropy, nats a token",
-    "train/loss": "training loss",
-    LOSS: "validation loss",
-    "val/logratio_mean": "log-ratio on the data's tokens, nats",
-}
-"""The metrics with a learning curve on the page, each method at its best beta, and the titles of the curves."""
-CURVES_BY_BETA = (REWARD, KL)
-"""The metrics whose curves are also drawn for every beta."""
 DROPPED_ALONE = "dropped/alone with its prompt"
 """The beginning of the summary's key for trajectories dropped because a method could compare them with no other."""
 
 
 @dataclass
 class ReportSections:
-    """`ReportSections` makes the sections of one page from runs, and writes figures and CSV files into a folder.
+    """`ReportSections` makes the sections of one page from runs, and writes figures and tables into a folder.
 
     Attributes:
         runs: every run, in the order of their names.
         groups: the same runs by method and beta.
-        folder: for figures and CSV files.
+        folder: for figures and tables.
+        formats: of the figures' files.
     """
 
     runs: list[RunRecord]
     groups: list[SeedGroup]
     folder: Path
+    formats: Sequence[str] = plots.FORMATS
 
     @cached_property
     def best(self) -> dict[str, SeedGroup]:
@@ -98,23 +81,28 @@ class ReportSections:
     def script_data(self) -> dict[str, Any]:
         """Return the JSON values that the page's scripts read, by element id."""
         completions = {"completions-data": self._completions.script_data()} if self._completions.rows else {}
+        if columns := self._compared:
+            completions["compare-data"] = columns
         return completions | ({"tokens-data": self._trajectories[0]} if self._trajectories[0]["rows"] else {})
 
     def sections(self, sweeps: Sequence[dict[str, Any]], pivotal: Sequence[Section] = ()) -> list[Section]:
-        """Return the page's sections that have content, in order; draw the figures and write the CSV files.
+        """Return the page's sections that have content, in order; draw the figures and write the tables.
 
         Args:
             sweeps: `sweep.json` of each sweep.
             pivotal: the sections about searches for pivotal tokens.
         """
+        finished = [group for group in self.groups if group.finished]
         tables = write_csv_files(self.folder, self.groups, self.runs, self.best)
+        tables += write_latex_files(self.folder, finished, self.best)
         sections = [
             Section("summary", "Summary", summary_values(self.runs, self.groups, sweeps)),
             Section("frontier", "Reward and KL", self._frontier()),
             Section("methods", "Methods", self._methods()),
-            Section("curves", "Learning curves", self._curves()),
+            Section("curves", "Learning curves", curve_values(self.groups, self.best, self.styles, self._draw)),
             Section("tokens", "Credit, token by token", self._tokens()),
             *pivotal,
+            Section("compare", "One prompt, every method", self._compare()),
             Section("completions", "Completions", self._shown_completions()),
             Section("runs", "Runs and configs", self._runs()),
             Section("files", "Files", self._files(tables)),
@@ -123,19 +111,29 @@ class ReportSections:
 
     def _draw(self, name: str, title: str, plot: plots.Plot, size: tuple[float, float]) -> Markup:
         """Write a figure of the report as files and return it as an SVG element."""
-        return plots.inline_svg(plots.draw_svg(plot, size, self.folder / "figures" / name), name, title, {})
+        return plots.inline_svg(self._write(name, plot, size), name, title, {})
+
+    def _write(self, name: str, plot: plots.Plot, size: tuple[float, float]) -> str:
+        return plots.write_figure(plot, size, self.folder / "figures" / name, self.formats)
 
     def _frontier(self) -> dict[str, Any]:
-        if not any(group.final(KL) and group.final(REWARD) for group in self.groups):
-            return {"figures": []}
-        figures = []
+        """Return the frontier, wide and for a phone; no figure for fewer points than make one."""
+        points, figures = frontier_points(self.groups), list[Markup]()
         for name, size in (("frontier", plots.WIDE), ("frontier_narrow", plots.NARROW)):
-            wide = size == plots.WIDE
-            plot, tips = plots.frontier_plot(self.groups, self.styles, reference_reward(self.runs), wide=wide)
-            svg = plots.draw_svg(plot, size, self.folder / "figures" / name)
+            if len(points) < LEAST_POINTS:
+                break
+            plot = frontier_plot(points, self.styles, reference_reward(self.runs), known_optima(self.groups))
+            tips = {f"point{i}": point.tip for i, point in enumerate(points)}
+            svg = self._write(name, plot, size)
             figures.append(plots.inline_svg(svg, name, "reward over KL, a point a method and beta", tips))
         dropped = any(key.startswith(DROPPED_ALONE) for run in self.runs for key in run.summary)
-        return {"figures": figures, "amounts": training_amounts(self.groups), "dropped": dropped}
+        return {
+            "figures": figures,
+            "lone": points[0].tip if len(points) == 1 else "",
+            "has_optimum": bool(known_optima(self.groups)),
+            "amounts": training_amounts(self.groups),
+            "dropped": dropped,
+        }
 
     def _methods(self) -> dict[str, Any]:
         finished = [group for group in self.groups if group.finished]
@@ -143,8 +141,7 @@ class ReportSections:
         for method in self.best:
             if ranked := ranking_metric([group for group in finished if group.method == method]):
                 criteria.setdefault((DIRECTIONS[ranked[1]], ranked[0]), []).append(method)
-        black = "#000000"  # a dark page would hide black markers
-        colours = {n: "currentColor" if s["color"] == black else s["color"] for n, s in self.styles.items()}
+        colours = {name: plots.page_colour(style["color"]) for name, style in self.styles.items()}
         best = [group for group in self.best.values() if group.finished]
         several = len(finished) > len({group.method for group in finished})
         return {
@@ -155,59 +152,28 @@ class ReportSections:
             "criteria": criteria,
         }
 
-    def _curves(self) -> dict[str, Any]:
-        best = list(self.best.values())
-        panels = [
-            self._curve_panel(f"curve_{_file_name(metric)}", title, metric, best)
-            for metric, title in CURVES.items()
-            if any(group.curve(metric) for group in best)
-        ]
-        panels_by_beta = self._curves_by_beta()
-        if not panels and not panels_by_beta:
-            return {}
-        return {
-            "panels": panels,
-            "panels_by_beta": panels_by_beta,
-            "many_betas": len(self.groups) > len(self.best),
-            "any_unfinished": not all(group.finished for group in best),
-        }
-
-    def _curves_by_beta(self) -> list[list[Markup]]:
-        """Return the curve panels of each metric, one for each beta, with the same axis limits."""
-        betas = sorted({group.beta for group in self.groups if group.beta is not None})
-        panels = []
-        for metric in CURVES_BY_BETA if len(betas) > 1 else ():
-            limits = plots.common_limits(metric, self.groups)
-            by_beta = {beta: [group for group in self.groups if group.beta == beta] for beta in betas}
-            panels.append(
-                [
-                    self._curve_panel(
-                        f"curve_{_file_name(metric)}_beta_{beta:g}",
-                        f"β = {beta:g}: {CURVES[metric]}",
-                        metric,
-                        groups,
-                        limits,
-                    )
-                    for beta, groups in by_beta.items()
-                    if any(group.curve(metric) for group in groups)
-                ]
-            )
-        return panels
-
-    def _curve_panel(
-        self,
-        name: str,
-        title: str,
-        metric: str,
-        groups: Sequence[SeedGroup],
-        limits: tuple[float, float] | None = None,
-    ) -> Markup:
-        plot = plots.curve_plot(metric, groups, title, self.styles, limits)
-        return self._draw(name, title, plot, plots.PANEL)
-
     def _tokens(self) -> dict[str, Any]:
         trajectories, found = self._trajectories
         return {"kept": len(trajectories["rows"]), "found": found} if trajectories["rows"] else {}
+
+    @cached_property
+    def _compared(self) -> dict[str, Any]:
+        """Return the methods whose answers stand side by side, as compare.js reads them; empty for fewer than two."""
+        shown = [self._labelled_runs[0][place] for place in self._completions.places]
+        method_of = {id(run): name for name, group in self.best.items() for run in group.plotted}
+        names = list(dict.fromkeys(method_of[id(run)] for run in shown))
+        if len(names) < 2:
+            return {}
+        reference = reference_reward(self.runs)
+        return {
+            "methods": [compared_method(self.best[name], self.styles[name]) for name in names],
+            "method_of": [names.index(method_of[id(run)]) for run in shown],
+            "seed_of": ["" if run.seed is None else str(run.seed) for run in shown],
+            "reference": "" if reference is None else f"mean reward {format_number(reference)}",
+        }
+
+    def _compare(self) -> dict[str, Any]:
+        return {"has_kl": any(row[LOG_RATIO] is not None for row in self._completions.rows)} if self._compared else {}
 
     def _shown_completions(self) -> dict[str, Any]:
         selected = self._completions
@@ -228,18 +194,14 @@ class ReportSections:
 
     def _files(self, tables: Sequence[Path]) -> dict[str, Any]:
         """Return the paths, relative to the folder, of what lies beside the page."""
-        figures = [f"figures/{svg.stem}" for svg in sorted((self.folder / "figures").glob("*.svg"))]
+        drawn = sorted({path.stem for path in (self.folder / "figures").iterdir() if path.suffix[1:] in self.formats})
         return {
             "folder": self.folder.name,
             "tables": [path.relative_to(self.folder).as_posix() for path in tables],
-            "figures": [(f"{stem}.svg", f"{stem}.png") for stem in figures],
+            "figures": [(stem, [f"figures/{stem}.{ending}" for ending in self.formats]) for stem in drawn],
         }
 
 
 def _label(run: RunRecord, group: SeedGroup) -> str:
     beta = "" if group.beta is None else f" β={group.beta:g}"
     return f"{group.method}{beta}" + ("" if run.seed is None else f" seed {run.seed}")
-
-
-def _file_name(metric: str) -> str:
-    return metric.replace("/", "_")

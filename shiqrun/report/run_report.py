@@ -1,4 +1,4 @@
-"""`write_report` turns run directories into `report.html`, with figures and CSV files in a folder beside it."""
+"""`write_report` turns run directories into `report.html`, with figures and tables in a folder beside it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from shiqrun.errors import InputError
 from shiqrun.report.html_page import render_page
 from shiqrun.report.pivotal_view import FILE as PIVOTAL
 from shiqrun.report.pivotal_view import pivotal_section
+from shiqrun.report.plots import FORMATS
 from shiqrun.report.report_sections import ReportSections
 from shiqrun.report.run_facts import page_title
 from shiqrun.report.run_records import collect_runs
@@ -14,13 +15,14 @@ from shiqrun.report.seed_groups import group_runs
 from shiqrun.util.atomic import write_atomic
 
 
-def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page about all runs in and below the directories, its figures and its CSV files.
+def write_report(directories: Sequence[Path], out: Path | None = None, formats: Sequence[str] = FORMATS) -> Path:
+    """Write the page about all runs in and below the directories, its figures and its tables.
 
     Args:
         directories: run directories, sweep directories, folders of them, or searches of `shiqrun pivotal`.
         out: the page, by default `report.html` in the first directory. The folder beside it with the page's name less
-            its extension gets `figures/*.png`, `figures/*.svg` and `*.csv`.
+            its extension gets `figures/*.png` (300 dpi), `figures/*.pdf`, `figures/*.svg`, `*.csv` and `*.tex`.
+        formats: of the figures' files: those of png, pdf and svg that are written.
 
     Returns:
         The page's path.
@@ -39,7 +41,7 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
         if found is None:
             html = render_page("Pivotal tokens", str(directories[0]), pivotal, {})
         else:
-            report = ReportSections(found.runs, group_runs(found.runs), folder)
+            report = ReportSections(found.runs, group_runs(found.runs), folder, formats)
             sections = report.sections([sweep.state for sweep in found.sweeps], pivotal)
             html = render_page(*page_title(found.runs), sections, report.script_data)
         write_atomic(out, html.encode("utf-8", errors="replace"))
@@ -49,9 +51,11 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _empty_folder(folder: Path) -> Path:
-    """Make the folder for figures and CSV files, or remove the figures of a former report from it."""
+    """Make the folder for figures and tables, or remove the figures of a former report from it."""
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for old in (*figures.glob("frontier*"), *figures.glob("curve_*")):
         old.unlink()
+    for old in (folder / "methods.tex", folder / "best.tex"):
+        old.unlink(missing_ok=True)
     return folder

@@ -12,6 +12,8 @@ from shiqrun.report.run_records import RunRecord
 from shiqrun.util.quoting import portable
 
 QUANTITIES = ("advantage", "shifted_value", "residual")
+PROBABILITIES = ("logp", "reference_logp")
+"""The log-probabilities of each token, nats; runs of older versions have none."""
 MOST_TOKENS = 60_000
 """The largest number of tokens on the page, over all trajectories; about 3 MB."""
 
@@ -42,13 +44,14 @@ def select_trajectories(runs: Sequence[RunRecord], labels: Sequence[str]) -> tup
 
 def _read_row(row: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a row of `credit.jsonl` with its numbers rounded, after a check that its lists have one length."""
-    lists = ("tokens", "action", *QUANTITIES, "reward")
+    numbers = (*QUANTITIES, *(name for name in PROBABILITIES if name in row), "reward")
+    lists = ("tokens", "action", *numbers)
     lengths = {name: len(row[name]) if isinstance(row.get(name), list) else None for name in lists}
     if None in lengths.values() or len(set(lengths.values())) > 1:
         raise InputError(f"{where}: expected lists of one length, met {lengths}; {AGAIN}")
     return {
-        **{name: [_round(value) for value in row[name]] for name in (*QUANTITIES, "reward")},
-        **{name: str(portable(row.get(name)) or "") for name in ("kind", "source", "prompt_id")},
+        **{name: [_round(value) for value in row[name]] for name in numbers},
+        **{name: str(portable(row.get(name)) or "") for name in ("kind", "side", "source", "prompt_id")},
         **{name: _round(row.get(name)) for name in ("return", "beta")},
         "tokens": [str(token) for token in row["tokens"]],
         "action": [bool(is_action) for is_action in row["action"]],

@@ -9,9 +9,10 @@
     shifted_value: ["shifted value", "β · (v − v_ref): what the policy expects to earn beyond the reference, net of the KL penalty, from before this token to the end."],
     residual: ["residual", "R_t − β Σ log π/π_ref − β (v − v_ref), summed from this token on: the return from here on that the policy's advantages and value do not explain. ShiQ drives it to 0; blue where the policy underestimates the rest, orange where it overestimates it."],
   };
-  const BATCH = 8, STRONGEST = 0.75, SATURATES = 0.98, STRIP = 84, WIDEST = 24, CONTEXT = 240;
+  const NOTHING = "Point at a token or a bar, or tap it, for its numbers; the arrow keys go on from there.";
+  const BATCH = 8, STRONGEST = 0.75, SATURATES = 0.98, STRIP = 84, EDGE = 5, WIDEST = 24, CONTEXT = 240;
   const at = (id) => document.getElementById(id);
-  const list = at("tokens-list"), readout = at("readout"), more = at("tokens-more");
+  const list = at("tokens-list"), more = at("tokens-more");
   let quantity = "advantage", limit = 1, queue = [], drawn = 0, current = null;
 
   const colour = (value) => {
@@ -77,15 +78,26 @@
       if (index !== undefined) rect.dataset.i = index;
       node.appendChild(rect);
     };
-    const middle = STRIP / 2;
-    bar(0, middle, actions.length, 0.6, "var(--line)");
+    const middle = STRIP / 2, full = middle - EDGE;
+    for (const y of [EDGE, middle, STRIP - EDGE]) bar(0, y - 0.3, actions.length, 0.6, "var(--line)");
     actions.forEach((i, x) => {
-      const value = row[quantity][i], height = value === null ? 0 : Math.min(1, Math.abs(value) / limit) * (middle - 4);
+      const value = row[quantity][i], height = value === null ? 0 : Math.min(1, Math.abs(value) / limit) * full;
       if (row.reward[i]) bar(x + 0.42, 0, 0.16, STRIP, "var(--line)");
       bar(x + 0.1, value > 0 ? middle - height : middle, 0.8, height, `rgb(var(--${value < 0 ? "down" : "up"}))`);
+      if (Math.abs(value) > limit) bar(x + 0.1, value > 0 ? 0 : STRIP - EDGE, 0.8, EDGE, "var(--ink)");
       bar(x, 0, 1, STRIP, "transparent", i);
     });
     return node;
+  }
+
+  // The bars with their axes: the quantity in reward units upwards, the number of the action to the right.
+  function chart(row, actions) {
+    const beyond = row[quantity].some((value) => value !== null && Math.abs(value) > limit);
+    const axis = add(make("div", "axis"), ...[limit, 0, -limit].map((value) => make("span", "", numberText(value, true))));
+    const along = add(make("div", "along"), make("span", "", actions.length > 1 ? "action 1" : "1"), actions.length > 1 ? make("span", "", String(actions.length)) : null);
+    along.style.maxWidth = `${WIDEST * actions.length}px`;
+    const title = `${MEANING[quantity][0]}, reward units${beyond ? "; a dark end: the value goes beyond the axis" : ""}`;
+    return [make("p", "", title), add(make("div", "plot"), axis, strip(row, actions), along)];
   }
 
   function paint(node, row) {
@@ -94,14 +106,14 @@
       const value = row[quantity][span.dataset.i];
       span.style.background = value === null ? "" : colour(value);
     }
-    node.querySelector(".strip")?.remove();
-    node.querySelector(".bars").appendChild(strip(row, actions));
+    node.querySelector(".bars").replaceChildren(...chart(row, actions));
   }
 
   function card(row) {
     const node = make("article", "card");
     const top = make("div", "top");
     add(top, make("b", "", row.kind === "sample" ? "sampled by the policy" : "from the data"));
+    if (row.side) add(top, make("span", `side ${row.side}`, row.side));
     if (row.return !== null) add(top, make("span", "", `return ${numberText(row.return)}`));
     if (row.beta !== null) add(top, make("span", "", `β = ${row.beta}`));
     const sum = row.advantage.reduce((total, v) => total + (v ?? 0), 0);
@@ -112,33 +124,31 @@
     if (Math.abs(offset) > 0.001 * (Math.abs(row.return) + Math.abs(sum) + Math.abs(left))) parts += `, ${numberText(offset)} offset`;
     add(top, make("span", "", parts));
     add(top, make("span", "quiet", [row.prompt_id, row.source].filter(Boolean).join(" · ")));
-    add(node, top, tokenLine(row), make("div", "bars"));
+    const readout = make("div", "readout", NOTHING);
+    readout.setAttribute("role", "status");
+    add(node, top, tokenLine(row), readout, make("div", "bars"));
     node.row = row;
     paint(node, row);
     return node;
   }
 
-  function explain(node, index, x, y) {
-    const row = node.row, table = make("table");
-    const line = (name, value, is) => {
-      const cells = add(make("tr", is ? "is" : ""), make("td", "", name), make("td", "", value));
-      table.appendChild(cells);
-    };
-    const place = row.action.slice(0, index + 1).filter(Boolean).length;
-    line(JSON.stringify(row.tokens[index]), `action ${place}`);
-    for (const name of Object.keys(MEANING)) line(MEANING[name][0], numberText(row[name][index], true), name === quantity);
-    if (row.reward[index]) line("reward earned here", numberText(row.reward[index], true));
-    readout.replaceChildren(table);
-    readout.hidden = false;
-    const box = readout.getBoundingClientRect();
-    const below = y + 22 + box.height < innerHeight;
-    readout.style.left = `${Math.max(8, Math.min(x - box.width / 2, innerWidth - box.width - 8))}px`;
-    readout.style.top = `${below ? y + 22 : Math.max(8, y - box.height - 16)}px`;
+  // The numbers of a token stand in the card below its text, where they cover nothing.
+  function explain(node, index) {
+    const row = node.row, place = row.action.slice(0, index + 1).filter(Boolean).length;
+    const facts = [add(make("span"), make("code", "", JSON.stringify(row.tokens[index])), document.createTextNode(` action ${place}`))];
+    const fact = (name, value, is) => facts.push(add(make("span", is ? "is" : ""), document.createTextNode(`${name} `), make("b", "", value)));
+    for (const name of Object.keys(MEANING)) fact(MEANING[name][0], numberText(row[name][index], true), name === quantity);
+    for (const [key, name] of [["logp", "π"], ["reference_logp", "π_ref"]]) {
+      const logp = row[key]?.[index];
+      if (logp !== undefined && logp !== null) fact(name, numberText(Math.exp(logp)));
+    }
+    if (row.reward[index]) fact("reward earned here", numberText(row.reward[index], true));
+    node.querySelector(".readout").replaceChildren(...facts);
   }
 
   function leave() {
-    readout.hidden = true;
     list.querySelectorAll(".on").forEach((span) => span.classList.remove("on"));
+    current?.node.querySelector(".readout").replaceChildren(document.createTextNode(NOTHING));
     current = null;
   }
 
@@ -148,8 +158,7 @@
     if (!span) return;
     span.classList.add("on");
     current = { node, index };
-    const box = span.getClientRects()[0] ?? span.getBoundingClientRect();
-    explain(node, index, box.left + box.width / 2, box.bottom - 14);
+    explain(node, index);
   }
 
   function over(event) {
@@ -213,6 +222,5 @@
   list.addEventListener("click", over);
   list.addEventListener("pointerleave", leave);
   list.addEventListener("keydown", step);
-  addEventListener("scroll", leave, { passive: true });
   update(false);
 })();

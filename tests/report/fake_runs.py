@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import yaml
 
@@ -88,6 +89,9 @@ def credit():
         "shifted_value": [*number, 1.5, 1.0, 1.25, 1.25, 1.15, 0.15, 1.15],
         "residual": [*number, 0.1, 0.1, -0.1, 0.0, 0.2, 0.2, -0.2],
         "reward": [*number, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 1.0],
+        "side": "chosen",
+        "logp": [*number, -0.1, math.log(0.05), -0.5, -0.1, -0.2, -3.0, -0.1],
+        "reference_logp": [*number, -5.1, math.log(0.625), -0.5, -1.1, -10.2, -7.0, -0.6],
     }
     values = [*number, 0.3, 0.2, -0.1, 0.0, 0.1, -0.2, 0.4]
     hostile = [*tokens[:-1], HOSTILE]
