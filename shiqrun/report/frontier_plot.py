@@ -126,7 +126,7 @@ def _plot_method(axes: Any, points: list[tuple[int, Point]], style: dict[str, An
     axes.plot([p.kl.mean for _, p in points], [p.reward.mean for _, p in points], **style | {"marker": ""}, lw=1.3)
     for i, p in points:
         for whisker in _whiskers(p):
-            axes.plot(*zip(*whisker, strict=True), color=style["color"], lw=0.8, alpha=0.5)
+            axes.plot(*zip(*whisker, strict=True), color=style["color"], lw=0.8, alpha=0.4)
         x, y = p.place
         size = MARKER * (1.4 if style["marker"] == "*" else 1)  # a star looks small because it is thin
         axes.plot([x], [y], **style, **EDGE, markersize=size, gid=f"point{i}", zorder=3)

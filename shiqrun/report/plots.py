@@ -15,8 +15,21 @@ from shiqrun.toy.plotting import COLOURS, STYLE
 
 INK, QUIET = "#24292f", "#6e7781"
 """Colours of text and axes in the files; the page replaces them by its own (`inline_svg`)."""
-TEXT_COLOURS = ("#0072b3", "#b34f00", "#007a58", "#a8477e", "#8f6200", "#20749f", "#000001", "#7a5c12", "#6b6b6b")
-"""For each of `COLOURS` one in which small text can be read on white, unlike any other colour of a figure."""
+PALETTE = (*COLOURS, "#7b3294")
+"""The colours of lines and markers: ten, as `ORDER` has methods."""
+TEXT_COLOURS = (
+    "#0072b3",
+    "#b34f00",
+    "#007a58",
+    "#a8477e",
+    "#8f6200",
+    "#20749f",
+    "#000001",
+    "#7a5c12",
+    "#6b6b6b",
+    "#7b3295",
+)
+"""For each colour of the palette one in which small text can be read on white, unlike any other colour of a figure."""
 MARKERS = "osD^vPX<>hp*"
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 WIDE, NARROW, PANEL = (7.4, 4.6), (3.7, 5.0), (3.7, 2.6)
@@ -64,9 +77,9 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _style(place: int) -> dict[str, Any]:
     return {
-        "color": COLOURS[place % len(COLOURS)],
+        "color": PALETTE[place % len(PALETTE)],
         "marker": MARKERS[place % len(MARKERS)],
-        "linestyle": DASHES[(place // len(COLOURS) + place) % len(DASHES)],
+        "linestyle": DASHES[(place // len(PALETTE) + place) % len(DASHES)],
     }
 
 
@@ -83,12 +96,12 @@ def method_labels(methods: Iterable[str], line: int = LINE) -> dict[str, str]:
 
 def text_colour(style: Mapping[str, Any]) -> str:
     """Return the colour of text that names a method with this style."""
-    return TEXT_COLOURS[COLOURS.index(style["color"])]
+    return TEXT_COLOURS[PALETTE.index(style["color"])]
 
 
 def page_colour(colour: str) -> str:
     """Return the CSS value by which a page shows one of the colours of figures, in light and in dark."""
-    for kind, palette in (("line", COLOURS), ("text", TEXT_COLOURS)):
+    for kind, palette in (("line", PALETTE), ("text", TEXT_COLOURS)):
         if colour.lower() in (own := [one.lower() for one in palette]):
             return f"var(--{kind}-{own.index(colour.lower())})"
     return colour

@@ -27,6 +27,10 @@ CONTRAST = """
   });
 })()
 """
+BOXES_OF_TOKENS = """
+[...document.querySelectorAll('#tokens-list .t')]
+  .map((token) => token.getBoundingClientRect()).map((box) => [box.top, box.bottom])
+"""
 CELLS = """
 [...document.querySelectorAll('.scroll td:first-child')].map((cell) => {
   const look = getComputedStyle(cell), box = cell.getBoundingClientRect();
@@ -40,7 +44,7 @@ CELLS = """
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """Of a sweep with 2,016 completions on the page: nine runs at the best betas, 224 each."""
-    return write_report([fake_runs.sweep(tmp_path_factory.mktemp("sweep"), count=224)])
+    return write_report([fake_runs.sweep(tmp_path_factory.mktemp("sweep"), count=224)], formats=("svg",))
 
 
 @pytest.fixture(scope="module")
@@ -182,23 +186,108 @@ def test_a_trajectory_tells_what_its_return_is_made_of(desk):
     assert "return 1.5 β = 0.1 1.5 expected at the start, 0.4 from advantages, 0.1 left over" in said
 
 
-def test_a_token_tells_its_numbers(desk):
+def test_a_token_tells_its_numbers_beside_its_text(desk):
+    """The probabilities .05 and .625, whose logarithms the run has kept; nothing covers the text or moves."""
     desk.run("document.getElementById('tokens').scrollIntoView({behavior: 'instant'})")
-    desk.run("new Promise((told) => requestAnimationFrame(() => requestAnimationFrame(told)))")  # the scroll event
+    desk.run("new Promise((told) => requestAnimationFrame(() => requestAnimationFrame(told)))")  # until it is drawn
+    before = desk.run(BOXES_OF_TOKENS)
     x, y = desk.run(
         "(() => { const r = document.querySelectorAll('#tokens-list .t')[1].getBoundingClientRect();"
         " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
     )
     desk.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    desk.wait("!document.getElementById('readout').hidden")
-    said = " ".join(texts(desk, "#readout")[0].split())
-    assert said == f'" mix" action 2 advantage {MINUS}0.25 shifted value +1 residual +0.1'
+    desk.wait("document.querySelectorAll('#tokens-list .on').length === 1")
+    said = " ".join(texts(desk, ".readout")[0].split())
+    assert said == f'" mix" action 2 advantage {MINUS}0.25 shifted value +1 residual +0.1 π 0.05 π_ref 0.625'
+    assert desk.run(BOXES_OF_TOKENS) == before
+    low = desk.run("document.querySelector('.readout').getBoundingClientRect().top")
+    assert low >= max(bottom for _, bottom in before[:7])
+
+
+def test_the_numbers_of_a_long_trajectory_stay_in_the_window(desk):
+    desk.size(DESK[0], 240)
+    desk.run("document.querySelector('#tokens-list .card').scrollIntoView({block: 'start', behavior: 'instant'})")
+    top, bottom = desk.run(
+        "(({top, bottom}) => [top, bottom])(document.querySelector('.readout').getBoundingClientRect())"
+    )
+    assert 0 < top < bottom <= 241
+
+
+def test_the_answers_of_a_pair_are_marked(desk):
+    assert texts(desk, "#tokens-list .card:first-child .side") == ["chosen"]
+    assert texts(desk, "#tokens-list .card:nth-child(2) .side") == []
+
+
+def test_bars_have_axes(desk):
+    """The largest advantage is 1, of seven actions."""
+    assert texts(desk, "#tokens-list .card:first-child .axis span") == ["+1", "0", f"{MINUS}1"]
+    assert texts(desk, "#tokens-list .card:first-child .along span") == ["action 1", "7"]
+    assert texts(desk, "#tokens-list .card:first-child .bars p") == ["advantage, reward units"]
+    top, low = desk.run(
+        "[...document.querySelectorAll('#tokens-list .card:first-child .axis span')]"
+        ".map((s) => s.getBoundingClientRect()).map((r) => (r.top + r.bottom) / 2).filter((_, i) => i !== 1)"
+    )
+    longest = desk.run(
+        "(({top, bottom}) => [top, bottom])([...document.querySelectorAll('.card:first-child .strip rect')]"
+        ".find((r) => r.style.fill.includes('--up') && r.height.baseVal.value > 30).getBoundingClientRect())"
+    )
+    assert longest[0] == pytest.approx(top, abs=3)
+    assert longest[1] == pytest.approx((top + low) / 2, abs=3)
+
+
+def test_one_prompt_has_the_answers_of_all_methods_side_by_side(desk):
+    heads = texts(desk, "#compare-grid .card .top b")
+    assert heads == ["reference", "shiq β=0.03", "copg β=0.1", "dpo β=0.03"]
+    answers = texts(desk, "#compare-grid .card .body-text")
+    assert answers == ["the reference says 0", "shiq 0.03 1 says 0", "copg 0.1 1 says 0", "dpo 0.03 1 says 0"]
+    numbers = [" ".join(text.split()) for text in texts(desk, "#compare-grid .card .numbers")]
+    assert numbers[1] == "reward 1.21 (+0.71) · log-ratio 1.5 nats · 5 tokens · 1 of 56 answers"
+    assert texts(desk, "#compare-grid .card small")[1] == "mean reward 1.20 ± 0.25, KL 20.0 ± 5.0 nats"
+    tops = desk.run("[...document.querySelectorAll('#compare-grid .card')].map((c) => c.getBoundingClientRect().top)")
+    assert len(set(tops)) == 1
+
+
+def test_another_prompt_and_another_seed_are_chosen(desk):
+    desk.run("document.getElementById('compare-on').click()")
+    assert texts(desk, "#compare-asked") == ["Tell me about the sea.\n\nIn two lines."]
+    choose(desk, "compare-seed", "3")
+    choose(desk, "compare-order", "spread")
+    assert texts(desk, "#compare-grid .card .body-text")[1].startswith("shiq 0.03 3 says")
+    assert texts(desk, "#compare-place") == ["prompt 1 of 4"]
 
 
 def test_tokens_can_be_read_in_the_dark(desk):
     for scheme in ("light", "dark"):
         desk.scheme(scheme)
         assert min(desk.run(CONTRAST)) > 4.5
+
+
+def test_figures_can_be_read_in_the_dark(desk):
+    """Names and lines of methods have other colours in the dark than on white; the contrasts are tested with them."""
+    colours = {}
+    for scheme in ("light", "dark"):
+        desk.scheme(scheme)
+        colours[scheme] = desk.run(
+            "[...document.querySelectorAll('figure svg text, figure svg path')].map((e) => getComputedStyle(e))"
+            ".flatMap((look) => [look.fill, look.stroke])"
+        )
+    assert not {"rgb(0, 114, 178)", "rgb(36, 41, 47)", "rgb(0, 0, 0)"} & {
+        colour
+        for colour, light in zip(colours["dark"], colours["light"], strict=True)
+        if light in ("rgb(0, 114, 178)", "rgb(36, 41, 47)")
+    }
+    assert "rgb(63, 155, 220)" in colours["dark"]
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_no_table_is_cut_while_there_is_room_beside_it(desk, width):
+    desk.size(width, 1000)
+    room, used = desk.run("[innerWidth, document.querySelector('main').getBoundingClientRect().width]")
+    assert used > 0.96 * room
+    wide, seen = desk.run(
+        "(({scrollWidth, clientWidth}) => [scrollWidth, clientWidth])(document.querySelector('.scroll'))"
+    )
+    assert wide <= seen
 
 
 def test_names_in_tables_stand_in_one_line_on_a_desk(desk):
@@ -219,8 +308,6 @@ def test_a_phone_has_all_of_it_at_its_width(desk, page):
         ".filter((e) => e.getClientRects().length).map((e) => parseFloat(getComputedStyle(e).fontSize))"
     )
     assert min(small) >= 13
-    inside = "document.getElementById('readout').appendChild(document.createElement('table')).insertRow().insertCell()"
-    assert desk.run(f"getComputedStyle({inside}).backgroundColor") == "rgba(0, 0, 0, 0)"
     labels = desk.run(
         "[...document.querySelectorAll('figure svg text')].map((t) => t.getBoundingClientRect().height).filter(Boolean)"
     )
@@ -230,3 +317,21 @@ def test_a_phone_has_all_of_it_at_its_width(desk, page):
         "[...document.querySelector('#completions-list .pair').children].map((c) => c.getBoundingClientRect().top)"
     )
     assert other > one
+
+
+def test_beta_stays_beside_its_method_while_a_phone_scrolls_the_numbers(desk, page):
+    desk.size(*PHONE, phone=True)
+    desk.open(page)
+    found = []
+    for left in (0, 300):
+        desk.run(f"document.querySelector('#methods .scroll').scrollLeft = {left}")
+        boxes = desk.run(
+            "[...document.querySelectorAll('#methods .scroll tbody tr:first-child td')].slice(0, 2)"
+            ".map((c) => [c.innerText, ...(({left, right}) => [left, right])(c.getBoundingClientRect())])"
+        )
+        found.append(boxes)
+    assert found[0] == found[1]
+    (method, beta) = found[1]
+    assert (method[0], beta[0]) == ("shiq", "0.03")
+    assert method[2] == pytest.approx(beta[1], abs=1)
+    assert beta[2] < 0.6 * PHONE[0]

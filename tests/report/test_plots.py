@@ -31,6 +31,7 @@ def test_no_two_of_twelve_methods_look_alike(names):
     looks = plots.method_styles(names)
     assert list(looks) == list(names)
     assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(names)
+    assert len({look["color"] for look in looks.values()}) == min(len(names), 10)
 
 
 def test_a_long_name_is_written_whole():
@@ -249,7 +250,7 @@ def test_small_text_and_lines_can_be_read_on_white_and_in_the_dark():
     for part, page in ((light, "#ffffff"), (dark, "#0d1117")):
         for kind, least in (("text", 4.5), ("line", 3.0 if page != "#ffffff" else 2.0)):
             colours = re.findall(rf"--{kind}-\d: (#[0-9a-f]{{6}})", part)
-            assert len(colours) == len(plots.COLOURS)
+            assert len(colours) == len(plots.PALETTE)
             assert min(contrast(colour, page) for colour in colours) >= least
     assert min(contrast(colour, "#ffffff") for colour in plots.TEXT_COLOURS) >= 4.5
 

@@ -16,6 +16,11 @@ from tests.report import fake_runs
 from tests.report.page_reader import Reader, table
 
 
+def page_about(directories, out=None):
+    """The page without files of figures but SVG, which are quickly made."""
+    return write_report(directories, out, ("svg",))
+
+
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
     folder = fake_runs.sweep(tmp_path_factory.mktemp("sweep"))
@@ -43,18 +48,20 @@ def test_every_link_leads_somewhere(reported):
         else:
             assert (reported.folder / link).is_file()
     assert sum(link.endswith(".csv") for link in reported.html.links) == 3
+    assert sum(link.endswith(".tex") for link in reported.html.links) == 2
 
 
-def test_every_figure_is_there_twice_and_shows_something(reported):
+def test_every_figure_is_there_in_three_formats_and_shows_something(reported):
     drawn = sorted(path.name for path in (reported.folder / "report" / "figures").iterdir())
-    assert {"frontier.png", "frontier.svg", "curve_val_reward.svg", "curve_val_kl_beta_0.3.png"} <= set(drawn)
-    assert [n[:-4] for n in drawn if n.endswith(".png")] == [n[:-4] for n in drawn if n.endswith(".svg")]
+    assert {"frontier.png", "frontier.svg", "curve_val_reward.pdf", "curve_val_kl_beta_0.3.png"} <= set(drawn)
+    stems = [sorted(name[:-4] for name in drawn if name.endswith(ending)) for ending in (".png", ".pdf", ".svg")]
+    assert stems[0] == stems[1] == stems[2]
     frontier = (reported.folder / "report" / "figures" / "frontier.svg").read_text()
     assert all(f">{name}</" in frontier for name in (*fake_runs.METHODS, "reference"))
 
 
 def test_methods_have_their_means_and_intervals(reported):
-    rows = {(row["method"], row["beta"]): row for row in table(reported.folder / "report" / "methods.csv")}
+    rows = {(row["method"], row["algo.beta"]): row for row in table(reported.folder / "report" / "methods.csv")}
     assert len(rows) == 12
     for method in fake_runs.METHODS:
         for place, beta in enumerate(fake_runs.BETAS):
@@ -119,7 +126,7 @@ def test_it_says_where_methods_trained_on_different_amounts(reported, tmp_path):
         values = json.loads((run / "summary.json").read_text()) | {"trajectories/train": rows, "steps": steps}
         values |= {"dropped/alone with its prompt (algo=copg compares)": 188} if method == "copg" else {}
         (run / "summary.json").write_text(json.dumps(values))
-    said = Reader(write_report([tmp_path]).read_text(encoding="utf-8")).text
+    said = Reader(page_about([tmp_path]).read_text(encoding="utf-8")).text
     assert (
         "Not all methods trained on the same amount (those that compare completions drop rows that are alone with "
         "their prompt): shiq on 1,188 trajectories in 38 steps; copg on 1,000 trajectories in 32 steps."
@@ -136,7 +143,7 @@ def test_runs_to_come_are_counted_and_broken_ones_named(tmp_path):
         fake_runs.write_run(
             tmp_path / str(number), settings=fake_runs.config(seed=number), rows=rows, log="[x] told to stop\n"
         )
-    page = Reader(write_report([tmp_path]).read_text(encoding="utf-8"))
+    page = Reader(page_about([tmp_path]).read_text(encoding="utf-8"))
     assert "1 of 77 runs did not finish" in page.text
     assert "The sweep has not ended: 1 running, 74 waiting." in page.text
     assert "1 of 1 runs read them from the cache" in page.text
@@ -150,19 +157,21 @@ def test_a_long_list_of_broken_runs_is_folded(tmp_path):
         fake_runs.write_run(
             tmp_path / str(number), settings=fake_runs.config(seed=number), rows=[{"step": 1, "train/loss": 1.0}]
         )
-    raw = write_report([tmp_path]).read_text(encoding="utf-8")
+    raw = page_about([tmp_path]).read_text(encoding="utf-8")
     assert "7 of 8 runs did not finish" in raw
     assert "<details><summary>the 7 runs and the last line of each log</summary><ul><li><b>0</b>" in raw
 
 
 def test_configs_are_compared(reported):
     header = next(row for row in reported.html.rows if row[:2] == ["run", "status"])
-    assert header[2:5] == ["seed", "algo.beta", "algo.name"]
+    assert header[2:5] == ["seed", "algo.name", "algo.beta"]
     assert ["trainer.learning_rate", "0.001"] in reported.html.rows
 
 
 def test_curves_are_in_a_table(reported):
-    rows = [r for r in table(reported.folder / "report" / "curves.csv") if r["method"] == "copg" and r["beta"] == "0.1"]
+    rows = [
+        r for r in table(reported.folder / "report" / "curves.csv") if r["method"] == "copg" and r["algo.beta"] == "0.1"
+    ]
     middle = next(r for r in rows if r["metric"] == "val/reward" and r["step"] == "50")
     assert float(middle["mean"]) == pytest.approx(0.1 + 1.05 / 2)
     assert middle["seeds"] == "3"
@@ -201,7 +210,7 @@ def test_hostile_names_stay_text(tmp_path):
         rows=fake_runs.history(1.0, 1.0, 0.1),
         summary={"val/reward": 1.0, "val/kl": 1.0, "git_commit": fake_runs.HOSTILE},
     )
-    raw = write_report([tmp_path]).read_text(encoding="utf-8")
+    raw = page_about([tmp_path]).read_text(encoding="utf-8")
     assert Reader(raw).open == []
     assert "<img" not in raw
     assert "<script>window" not in raw
@@ -218,7 +227,7 @@ def test_one_run_carries_all_its_steps(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
     early = [row | {"step": 0} for row in fake_runs.samples("shiq", 0.1, 1)]
     fake_runs.write_lines(run / "samples.jsonl", [*early, *fake_runs.samples("shiq", 0.1, 1)])
-    rows = Reader(write_report([run]).read_text(encoding="utf-8")).data["completions-data"]["rows"]
+    rows = Reader(page_about([run]).read_text(encoding="utf-8")).data["completions-data"]["rows"]
     assert [row[1] for row in rows] == [100] * 4 + [0] * 4
 
 
@@ -226,7 +235,7 @@ def test_a_cap_cuts_all_runs_alike_and_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(completion_view, "MOST_ROWS", 10)
     for seed in fake_runs.SEEDS:
         fake_runs.finished_run(tmp_path / str(seed), seed=seed)
-    page = Reader(write_report([tmp_path]).read_text(encoding="utf-8"))
+    page = Reader(page_about([tmp_path]).read_text(encoding="utf-8"))
     rows = page.data["completions-data"]["rows"]
     assert [sum(row[0] == run for row in rows) for run in range(3)] == [4, 3, 3]
     assert "10 of 12 completions are here" in page.text
@@ -234,10 +243,10 @@ def test_a_cap_cuts_all_runs_alike_and_is_told(tmp_path, monkeypatch):
 
 def test_a_cap_on_tokens_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(token_view, "MOST_TOKENS", 25)
-    page = Reader(write_report([fake_runs.finished_run(tmp_path / "r")]).read_text(encoding="utf-8"))
+    page = Reader(page_about([fake_runs.finished_run(tmp_path / "r")]).read_text(encoding="utf-8"))
     assert len(page.data["tokens-data"]["rows"]) == 2
     monkeypatch.setattr(token_view, "MOST_TOKENS", 15)
-    page = Reader(write_report([tmp_path / "r"]).read_text(encoding="utf-8"))
+    page = Reader(page_about([tmp_path / "r"]).read_text(encoding="utf-8"))
     assert len(page.data["tokens-data"]["rows"]) == 1
     assert "1 of 2 trajectories are here" in page.text
 
@@ -253,14 +262,14 @@ def test_lists_of_different_lengths_are_named(tmp_path):
     first, *rest = fake_runs.credit()
     fake_runs.write_lines(run / "credit.jsonl", [first, *(row | {"residual": [1.0]} for row in rest)])
     with pytest.raises(InputError, match=r"credit\.jsonl line 2: expected lists of one length"):
-        write_report([run])
+        page_about([run])
 
 
 def test_a_broken_line_of_completions_is_named(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
     (run / "samples.jsonl").write_text('{"step": 1, "completion": "a"}\nnonsense\n{"step": 2, "completion": "b"}\n')
     with pytest.raises(InputError, match=r"samples\.jsonl line 2: no JSON"):
-        write_report([run])
+        page_about([run])
 
 
 def evaluated(run, **columns):
@@ -279,7 +288,7 @@ def evaluated(run, **columns):
 def test_evaluations_of_a_run_are_shown(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
     evaluated(run)
-    page = Reader(write_report([run]).read_text(encoding="utf-8"))
+    page = Reader(page_about([run]).read_text(encoding="utf-8"))
     assert ["r", "2026-01-31_12-00-00", "0.750 ± 0.050", "0.5", "0.40 [0.31, 0.55]"] in page.rows
     carried = page.data["completions-data"]
     row = next(row for row in carried["rows"] if row[1] == "eval 2026-01-31_12-00-00")
@@ -291,12 +300,12 @@ def test_a_broken_evaluation_is_named(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
     (evaluated(run) / "completions.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"completions\.parquet: no Parquet"):
-        write_report([run])
+        page_about([run])
 
 
 def test_a_run_without_completions_or_tokens_has_neither_section(tmp_path):
     run = fake_runs.write_run(tmp_path / "r", rows=fake_runs.history(1.0, 4.0, 0.1))
-    page = Reader(write_report([run]).read_text(encoding="utf-8"))
+    page = Reader(page_about([run]).read_text(encoding="utf-8"))
     assert not {"completions", "tokens"} & set(page.ids)
     assert "No run has finished yet." in page.text
     assert "1 of 1 runs did not finish" in page.text
@@ -305,14 +314,14 @@ def test_a_run_without_completions_or_tokens_has_neither_section(tmp_path):
 def test_a_run_without_reward_says_why_there_is_no_frontier(tmp_path):
     rows = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}]
     run = fake_runs.write_run(tmp_path / "r", rows=rows, summary={"train/loss": 1.0, "val/loss": 1.5})
-    page = Reader(write_report([run]).read_text(encoding="utf-8"))
+    page = Reader(page_about([run]).read_text(encoding="utf-8"))
     assert "No finished run has val/reward and val/kl" in page.text
     assert not (run / "report" / "figures" / "frontier.svg").exists()
 
 
 def test_one_seed_has_no_interval(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
-    page = Reader(write_report([run]).read_text(encoding="utf-8"))
+    page = Reader(page_about([run]).read_text(encoding="utf-8"))
     assert "none below three seeds" in page.text
     assert next(row for row in page.rows if row[0] == "shiq")[3] == "1"
 
@@ -322,13 +331,13 @@ def test_a_second_report_leaves_no_figure_of_the_first(tmp_path):
     old = run / "report" / "figures" / "curve_val_reward_beta_7.svg"
     old.parent.mkdir(parents=True)
     old.write_text("")
-    write_report([run])
+    page_about([run])
     assert not old.exists()
 
 
 def test_another_place_gets_page_and_folder(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
-    page = write_report([run], tmp_path / "pages" / "mine.html")
+    page = page_about([run], tmp_path / "pages" / "mine.html")
     assert page == tmp_path / "pages" / "mine.html"
     assert (tmp_path / "pages" / "mine" / "methods.csv").is_file()
     assert not (run / "report.html").exists()
@@ -336,15 +345,16 @@ def test_another_place_gets_page_and_folder(tmp_path):
 
 def test_the_same_runs_give_the_same_page(tmp_path):
     run = fake_runs.finished_run(tmp_path / "r")
-    first = write_report([run]).read_bytes()
-    assert write_report([run]).read_bytes() == first
+    first = page_about([run]).read_bytes()
+    assert page_about([run]).read_bytes() == first
 
 
 def test_a_wide_range_of_kl_is_drawn_logarithmically(reported, tmp_path):
     assert "logarithmic beyond 0.2" in (reported.folder / "report" / "figures" / "frontier.svg").read_text()
-    run = fake_runs.finished_run(tmp_path / "r")
-    write_report([run])
-    assert "logarithmic" not in (run / "report" / "figures" / "frontier.svg").read_text()
+    for beta in (0.03, 0.1):
+        fake_runs.finished_run(tmp_path / f"{beta}", beta=beta)
+    page_about([tmp_path])
+    assert "logarithmic" not in (tmp_path / "report" / "figures" / "frontier.svg").read_text()
 
 
 def test_points_of_the_frontier_say_what_they_are(reported):
@@ -353,4 +363,4 @@ def test_points_of_the_frontier_say_what_they_are(reported):
 
 def test_figures_of_losses_that_are_no_numbers_are_drawn(tmp_path):
     rows = [{"step": 1, "train/loss": math.inf}, {"step": 2, "train/loss": math.nan}, {"step": 2, "val/loss": -1.0}]
-    write_report([fake_runs.write_run(tmp_path / "r", rows=rows, summary={"val/loss": -1.0})])
+    page_about([fake_runs.write_run(tmp_path / "r", rows=rows, summary={"val/loss": -1.0})])

@@ -125,13 +125,13 @@ def test_the_end_of_a_sweep_and_its_page_name_the_same_best(tmp_path):
     losses = [job("sft", beta, "1", loss=loss) for beta, loss in (("0.1", 2.0), ("0.5", 1.0))]
     sweep = sweep_of(tmp_path, *GRID, *losses, other)
     conclude(sweep)
-    write_report([tmp_path])
+    write_report([tmp_path], formats=("svg",))
     ours = {row["algo"]: row for row in table(tmp_path / "best.csv")}
     page = {row["method"]: row for row in table(tmp_path / "report" / "methods.csv") if row["best"] == "1"}
     assert list(ours) == list(page) == ["shiq", "copg", "sft"]
     assert float(ours["shiq"]["val/reward"]) == pytest.approx((2.5 + 9.0) / 2)
     for name, row in ours.items():
-        assert (float(row["algo.beta"]), row["seeds"]) == (float(page[name]["beta"]), page[name]["seeds"])
+        assert (float(row["algo.beta"]), row["seeds"]) == (float(page[name]["algo.beta"]), page[name]["seeds"])
         for metric in ("val/reward", "val/kl", "val/loss"):
             assert row[metric] == page[name][metric]
             assert row[f"{metric}_ci95_over_seeds"] == page[name][f"{metric}_ci95_over_seeds"]
