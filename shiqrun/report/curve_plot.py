@@ -24,7 +24,7 @@ Curve = list[tuple[int, Estimate]]
 def panel_height(groups: Sequence[SeedGroup]) -> float:
     """Return the height of a panel, inches, in which the names of all groups have room."""
     lines = sum(1 + label.count("\n") for label in method_labels(group.method for group in groups).values())
-    return max(PANEL_HEIGHT, OUTSIDE + (lines + 0.5) * FONT * LINE_HEIGHT / 72)
+    return max(PANEL_HEIGHT, OUTSIDE + (lines + 1) * FONT * LINE_HEIGHT / 72)
 
 
 def curve_plot(
@@ -113,10 +113,11 @@ def _label_ends(axes: Any, ends: list[tuple[Any, ...]]) -> None:
     tall = [1 + name.count("\n") for _, _, name, *_ in ends]
     steps = [(low + high) / 2 for low, high in itertools.pairwise(tall)]  # lines from one name's middle to the next's
     inches = axes.figure.get_size_inches()[1] - OUTSIDE
-    gap = min(FONT * LINE_HEIGHT / 72 / inches, 1 / max(1.0, sum(steps)))
+    ends_of_names = (tall[0] + tall[-1]) / 2  # lines beyond the middles of the first and the last name
+    gap = min(FONT * LINE_HEIGHT / 72 / inches, 1 / max(1.0, sum(steps) + ends_of_names))
     heights: list[float] = []
     for i, height in enumerate(anchors):
-        room_above = 1 - gap * sum(steps[i:])
+        room_above = 1 - gap * (sum(steps[i:]) + tall[-1] / 2)  # the title stands above
         heights.append(min(max(height, heights[-1] + gap * steps[i - 1] if heights else 0), room_above))
     for height, anchor, (*_, name, colour, ink) in zip(heights, anchors, ends, strict=True):
         axes.plot([1, 1.03], [anchor, height], transform=axes.transAxes, color=colour, lw=0.7, clip_on=False)

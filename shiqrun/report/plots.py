@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from shiqrun.report.seed_groups import ORDER
-from shiqrun.toy.plotting import COLOURS, STYLE
+from shiqrun.toy.plotting import COLOURS, DPI, STYLE, save_pdf
 
 INK, QUIET = "#24292f", "#6e7781"
 """Colours of text and axes in the files; the page replaces them by its own (`inline_svg`)."""
@@ -34,13 +34,10 @@ MARKERS = "osD^vPX<>hp*"
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 WIDE, NARROW, PANEL = (7.4, 4.6), (3.7, 5.0), (3.7, 2.6)
 """Sizes in inches; a CSS inch is 96 pixels, so that NARROW fits a phone."""
-DPI = 300
-"""Of the PNG files, pixels an inch, as journals ask for."""
 FORMATS = ("png", "pdf", "svg")
 """The formats of the files beside the page."""
 RC_PARAMS: dict[Any, Any] = STYLE | {
     "svg.fonttype": "none",
-    "pdf.fonttype": 42,  # TrueType, which journals accept and editors can edit
     "font.family": "sans-serif",
     "text.parse_math": False,
     "text.color": INK,
@@ -131,7 +128,7 @@ def write_figure(plot: Plot, size: tuple[float, float], stem: Path, formats: Seq
         if "svg" in files:
             files["svg"].write_text(svg.getvalue(), encoding="utf-8")
         if "pdf" in files:
-            figure.savefig(files["pdf"], metadata={"CreationDate": None})
+            save_pdf(figure, files["pdf"])
         if "png" in files:
             figure.savefig(files["png"], dpi=DPI)
     return svg.getvalue()

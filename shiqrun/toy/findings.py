@@ -81,7 +81,7 @@ class Findings:
     draw: Callable[[Any], None]
 
     def write(self, folder: Path) -> list[Path]:
-        """Write NAME.csv with a row for each record, NAME.png and NAME.svg; return their paths."""
+        """Write NAME.csv with a row for each record, NAME.png, NAME.pdf and NAME.svg; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         table = folder / f"{self.name}.csv"
         with table.open("w", newline="", encoding="utf-8") as file:

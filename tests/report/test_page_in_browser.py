@@ -277,6 +277,7 @@ def test_figures_can_be_read_in_the_dark(desk):
         if light in ("rgb(0, 114, 178)", "rgb(36, 41, 47)")
     }
     assert "rgb(63, 155, 220)" in colours["dark"]
+    assert "rgb(0, 0, 0)" not in colours["dark"]
 
 
 @pytest.mark.parametrize("width", [1280, 1920])

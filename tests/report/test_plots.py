@@ -15,6 +15,7 @@ from shiqrun.report.curve_plot import curve_plot, panel_height
 from shiqrun.report.frontier_plot import frontier_plot, frontier_points, known_optima
 from shiqrun.report.run_records import FINISHED, RunRecord, collect_runs
 from shiqrun.report.seed_groups import ORDER, SeedGroup, group_runs
+from shiqrun.toy.plotting import DPI
 from tests.report import fake_runs
 
 ANCHORED = "shiq anchor=10 anchor_from=policy"
@@ -120,7 +121,7 @@ def test_ten_methods_at_four_betas_are_named_where_they_end_and_no_label_covers_
     assert list(axes.collections) == [], "no surface joins the intervals"
     window = axes.figure.bbox
     assert all(window.x0 <= box.x0 and box.x1 <= window.x1 for _, box in found)
-    axes.figure.set_dpi(plots.DPI)  # as the file for print
+    axes.figure.set_dpi(DPI)  # as the file for print
     axes.figure.canvas.draw()
     assert overlapping(boxes(axes)) == []
 
@@ -225,10 +226,12 @@ def test_ten_names_at_the_ends_of_curves_do_not_meet():
     for group in groups:
         for run in group.runs:
             run.history["val/reward"] = {0: 0.0, 10: 1.0}
-    plot = curve_plot("val/reward", groups, "", plots.method_styles(ORDER))
-    found = boxes(drawn(plot, (plots.PANEL[0], panel_height(groups))))
+    plot = curve_plot("val/reward", groups, "a long title", plots.method_styles(ORDER))
+    axes = drawn(plot, (plots.PANEL[0], panel_height(groups)))
+    found = boxes(axes)
     assert len(found) == 10
-    assert overlapping(found) == []
+    (title,) = [text for text in axes.get_children() if getattr(text, "get_text", str)() == "a long title"]
+    assert overlapping([*found, ("title", title.get_window_extent())]) == []
 
 
 def test_names_at_the_ends_of_curves_do_not_meet(tmp_path):

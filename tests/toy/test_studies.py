@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from shiqrun.cli import main
 from shiqrun.toy import (
@@ -50,10 +51,13 @@ def test_a_study_writes_its_numbers_and_figures_and_prints_its_tables(study, cap
     rows = records(f"out/{study}.csv")
     assert len(rows) == 2 * ROWS[study]
     assert {row["seed"] for row in rows} == {"5", "6"}
-    assert Path(f"out/{study}.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(f"out/{study}.png") as image:
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    assert Path(f"out/{study}.pdf").read_bytes().startswith(b"%PDF-")
     assert "<svg" in Path(f"out/{study}.svg").read_text()
     told = capsys.readouterr().out
     assert " ± " in told
+    assert "pruned" not in told  # the log of the library that embeds fonts
     assert f"out/{study}.svg" in told.replace("\n", "")
     summary = json.loads(Path("out/summary.json").read_text())
     assert summary["study"] == study
@@ -63,7 +67,7 @@ def test_a_study_writes_its_numbers_and_figures_and_prints_its_tables(study, cap
 def test_out_is_where_the_files_go_and_the_run_directory_keeps_the_rest():
     assert main(["toy", "propagation", *SMALL["propagation"], "run_dir=run", "out=figures"]) == 0
     made = sorted(path.name for path in Path("figures").iterdir())
-    assert made == ["propagation.csv", "propagation.png", "propagation.svg"]
+    assert made == ["propagation.csv", "propagation.pdf", "propagation.png", "propagation.svg"]
     assert Path("run/summary.json").is_file()
     assert not Path("run/propagation.csv").exists()
 
