@@ -142,11 +142,13 @@ def test_text_is_shown_and_commands_nothing():
 def test_the_command_says_where_everything_is(tmp_path, capsys):
     run = fake_runs.finished_run(tmp_path / "r")
     assert main(["report", str(run), "--figures", "svg"]) == 0
-    said = capsys.readouterr()
-    assert said.out == f"{run / 'report.html'}\n"
     drawn = [path.name for path in (run / "report" / "figures").iterdir()]
-    assert f"figures: {run / 'report' / 'figures'} ({len(drawn)}, svg)" in said.err
-    assert f"tables: {run / 'report'} (curves.csv, methods.csv, methods.tex, runs.csv)" in said.err
+    assert capsys.readouterr().out.splitlines() == [
+        f"figures: {run / 'report' / 'figures'} ({len(drawn)}, svg)",
+        f"tables: {run / 'report'} (curves.csv, methods.csv, methods.tex, runs.csv)",
+        str(run / "report.html"),
+        "next: open it in a browser",
+    ]
     assert {name.rpartition(".")[2] for name in drawn} == {"svg"}
 
 
