@@ -12,6 +12,7 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from shiqrun.config.launch import launch
+from tests.support import stand_in
 from tests.support.command_line import edit_config
 
 
@@ -31,7 +32,7 @@ PROGRAM = (
 
 
 def toy(*words: str, writes: bool = True) -> int:
-    return launch("train", words, module="toy_command", writes=writes, program=[sys.executable, "-c", PROGRAM])
+    return launch("train", words, module="toy_command", writes=writes, program=[stand_in.python(), "-c", PROGRAM])
 
 
 def said(folder: Path) -> dict:
@@ -259,6 +260,7 @@ def out(tmp_path_factory):
     """A sweep whose jobs are processes of their own: three that end otherwise, and one that is fine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("sweep"))
+        patch.syspath_prepend(Path(__file__).parent)
         assert toy("-m", "run_dir=out", "seed=101,102,103,1", "algo.beta=0.2") == 1
         return Path("out").absolute()
 
@@ -306,7 +308,7 @@ class TestASweep:
         assert said(place / "s/0_seed=1")["run_dir"] == str(place / "s/0_seed=1")
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "to go on" in line]
         word = shlex.split(line.partition("shiqrun sweep ")[2])
-        assert launch("sweep", word, module="toy_command", program=[sys.executable, "-c", PROGRAM]) == 1
+        assert launch("sweep", word, module="toy_command", program=[stand_in.python(), "-c", PROGRAM]) == 1
         console = (place / "s/1_seed=103/console.log").read_text()
         assert console.count(f"run directory: {place / 's/1_seed=103'}\n") == 2
 

@@ -14,7 +14,7 @@ import pytest
 from shiqrun.data.files import data_files, read_rows
 from shiqrun.data.jsonl import Jsonl
 from shiqrun.errors import InputError
-from tests.support.command_line import finished, started_anew
+from tests.support.command_line import command, finished
 from tests.support.hub_server import hub
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": 'b, "c"\nd'}]
@@ -205,5 +205,5 @@ def test_a_run_trains_on_a_csv_file(tmp_path):
     (tmp_path / "rows.csv").write_text(spelt(rows))
     words = ("algo=shiq", "data=jsonl", f"data.path={tmp_path}/rows.csv", "model=tiny", "model.hidden_size=16")
     steps = ("trainer.max_steps=1", "trainer.batch_size=8", "eval.every=0", "logger=none")
-    code, out = finished(started_anew("train", *words, *steps, f"run_dir={tmp_path}/run"))
+    code, out = finished(command("train", *words, *steps, f"run_dir={tmp_path}/run"))
     assert code == 0, out

@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
+        "pandas",
+        "wandb",
         "shiqrun.config.launch",
         "shiqrun.models.tiny",
         "shiqrun.models.pretrained",
