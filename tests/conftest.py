@@ -1,6 +1,8 @@
 """Shared fixtures; all tests run without network and telemetry, one thread a process (two workers, two cores)."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,16 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
 }
+
+
+def has_room_for_tests(memory: Path, gigabytes: int = 4) -> bool:
+    """Return whether a folder in memory takes the files of all tests, and runs the programs among them."""
+    usable = memory.is_dir() and os.access(memory, os.W_OK) and not os.statvfs(memory).f_flag & os.ST_NOEXEC
+    return usable and shutil.disk_usage(memory).free > gigabytes << 30
+
+
+if has_room_for_tests(Path("/dev/shm")):  # where no test waits for a disk: a run syncs some thirty files
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 
 @pytest.fixture
