@@ -292,7 +292,7 @@ def test_a_changed_score_of_the_cache_is_computed_again(capfd):
 
 def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes():
     folder = save(Path("rm"))
-    write("in.jsonl", [{"prompt": f"ask {i}", "completion": f"the weather is fine {i} " * 8} for i in range(4000)])
+    write("in.jsonl", [{"prompt": f"ask {i}", "completion": f"the weather is fine {i} " * 8} for i in range(2048)])
     words = ("data=jsonl", "data.path=in.jsonl", f"reward=./{folder}", "reward.batch_tokens=200")
     process = command("score", *words, "run_dir=killed")
     end = time.monotonic() + 120
@@ -302,12 +302,12 @@ def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes():
     _, out = finished(process)
     assert process.returncode == -9, out
     left = len(list(Path("cache").rglob("*.json")))
-    assert 2 <= left < 16
+    assert 2 <= left < 8
     assert {p.name for p in Path("killed").iterdir()} <= {".hydra", "run.log", ".run.lock"}
     assert main(["score", "resume=killed"]) == 0
     told = summary(Path("killed"))
     assert told["scores_from_cache"] == 256 * left
-    assert told["scores_computed"] == 4000 - 256 * left
+    assert told["scores_computed"] == 2048 - 256 * left
     assert main(["score", *words, "run_dir=whole", "cache_dir=fresh"]) == 0
     assert Path("whole/scored.jsonl").read_bytes() == Path("killed/scored.jsonl").read_bytes()
     assert [r["reward"] for r in read("whole/scored.jsonl")][:3] == pytest.approx(

@@ -154,6 +154,7 @@ def test_the_canonical_form_leaves_out_idle_steps_and_nothing_else(text, expecte
     assert spell(canonical(parse(text), 10)) == expected
 
 
+@pytest.mark.slow
 def test_programs_of_one_function_agree_on_every_list_there_is():
     """In base 4 there are 5440 lists; the probes are 256 of them."""
     known, lists = enumerate_functions(4, PRIMITIVES, 2), every_list(4)
@@ -178,7 +179,7 @@ def test_the_programs_of_a_function_are_all_that_compute_it_without_idle_steps()
     assert known.least.tolist() == list(least.values())
 
 
-@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize("steps", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_no_held_out_function_is_logged_in_training_under_any_spelling(steps):
     """Told apart on random lists, not on the probes by which functions were split."""
     words = {"steps": steps, "primitives": FEWER if steps == 3 else list(PRIMITIVES)}

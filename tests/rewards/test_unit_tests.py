@@ -290,12 +290,20 @@ def human_eval():
     ("answer", "passes"),
     [
         (lambda row: row["canonical_solution"], 164),
-        (lambda row: f"Sure:\n```python\n{row['prompt']}{row['canonical_solution']}```\nDone.", 164),
-        (lambda row: "    pass\n", 0),
         (lambda row: "    import os; os._exit(0)\n", 0),
-        (lambda row: "    return type('Any', (), {'__eq__': lambda *a: True, '__hash__': None})()\n", 0),
+        pytest.param(
+            lambda row: f"Sure:\n```python\n{row['prompt']}{row['canonical_solution']}```\nDone.",
+            164,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(lambda row: "    pass\n", 0, marks=pytest.mark.slow),
+        pytest.param(
+            lambda row: "    return type('Any', (), {'__eq__': lambda *a: True, '__hash__': None})()\n",
+            0,
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["solution", "fenced", "pass", "exit", "equal"],
+    ids=["solution", "exit", "fenced", "pass", "equal"],
 )
 def test_human_eval(reward, answer, passes):
     found = reward.verdicts([item(answer(row), tests, row["task_id"]) for row, tests in human_eval()])

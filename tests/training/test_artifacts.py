@@ -214,7 +214,7 @@ def test_an_adapter_of_someone_else_is_refused_with_what_to_do(adapted, workplac
 
 
 def test_a_killed_run_with_an_adapter_goes_on_to_the_same_bits(workplace):
-    long = (*LORA, "trainer.max_steps=30", "trainer.checkpoint_every=4", "algo.beta=0.5", "trainer.log_every=2")
+    long = (*LORA, "trainer.max_steps=20", "trainer.checkpoint_every=4", "algo.beta=0.5", "trainer.log_every=2")
     code, out = finished(start("run_dir=whole", *long))
     assert code == 0, out
     process = start("run_dir=killed", *long)

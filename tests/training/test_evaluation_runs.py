@@ -193,7 +193,7 @@ def test_a_run_killed_before_its_summary_goes_on_to_the_same_summary(done, home)
     assert (late / "samples.jsonl").read_bytes() == (done / "samples.jsonl").read_bytes()
 
 
-LONG = ("trainer.max_steps=60", "trainer.checkpoint_every=4", "eval.every=5", "trainer.learning_rate=1e-3")
+LONG = ("trainer.max_steps=30", "trainer.checkpoint_every=4", "eval.every=5", "trainer.learning_rate=1e-3")
 
 
 def test_a_killed_run_goes_on_to_the_same_rows_and_samples(home):
