@@ -144,6 +144,7 @@ def test_shiq_learns_from_samples_alone(home):
     assert live("shiq", *words, "run_dir=shiq") == 0
     told = everything_is_accounted_for(home / "shiq", accepted=12 * 16, trained=12 * 16)
     assert told["train/reward"] == told["train/reward/online"]
+    assert told["train/loss"] == pytest.approx(told["train/loss/online"])
     assert metrics(home / "shiq")[-1]["train/epoch"] == 0
 
 
