@@ -7,6 +7,7 @@ has. The visits follow shuffled passes over the part, so that a weight of 2 visi
 
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -67,12 +68,14 @@ class Parts:
         """Return the shares of the parts.
 
         Args:
-            unit: `[rows]` int64, the unit of each row; no unit has rows of two parts.
+            unit: `[rows]` int64, the unit of each row, from 0 without gaps; those of the first part come first.
 
         Raises:
             InputError: a weight leaves no unit of a part.
         """
-        units = [len(np.unique(unit[self.number == part])) for part in range(len(self.names))]
+        first = np.searchsorted(self.number, range(len(self.names) + 1))
+        ends = [0, *(int(unit[a:b].max(initial=-1)) + 1 for a, b in pairwise(first))]
+        units = [max(0, end - before) for before, end in pairwise(ends)]
         visits = [int(weight * count + 0.5) for weight, count in zip(self.weights, units, strict=True)]
         for name, weight, count, left in zip(self.names, self.weights, units, visits, strict=True):
             if not left:
