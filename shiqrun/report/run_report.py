@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from shiqrun.console import waiting
 from shiqrun.errors import InputError
 from shiqrun.report.html_page import render_page
 from shiqrun.report.pivotal_view import FILE as PIVOTAL
@@ -42,7 +43,8 @@ def write_report(directories: Sequence[Path], out: Path | None = None, formats: 
             html = render_page("Pivotal tokens", str(directories[0]), pivotal, {})
         else:
             report = ReportSections(found.runs, group_runs(found.runs), folder, formats)
-            sections = report.sections([sweep.state for sweep in found.sweeps], pivotal)
+            with waiting("drawing the figures of the report"):
+                sections = report.sections([sweep.state for sweep in found.sweeps], pivotal)
             html = render_page(*page_title(found.runs), sections, report.script_data)
         write_atomic(out, html.encode("utf-8", errors="replace"))
     except OSError as error:

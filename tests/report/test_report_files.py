@@ -6,6 +6,7 @@ import re
 import pytest
 from PIL import Image
 
+from shiqrun import console
 from shiqrun.cli import main
 from shiqrun.report.latex_files import latex_text
 from shiqrun.report.run_report import write_report
@@ -143,13 +144,19 @@ def test_the_command_says_where_everything_is(tmp_path, capsys):
     run = fake_runs.finished_run(tmp_path / "r")
     assert main(["report", str(run), "--figures", "svg"]) == 0
     drawn = [path.name for path in (run / "report" / "figures").iterdir()]
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().out.splitlines()[-4:] == [
         f"figures: {run / 'report' / 'figures'} ({len(drawn)}, svg)",
         f"tables: {run / 'report'} (curves.csv, methods.csv, methods.tex, runs.csv)",
         str(run / "report.html"),
         "next: open it in a browser",
     ]
     assert {name.rpartition(".")[2] for name in drawn} == {"svg"}
+
+
+def test_figures_that_take_long_are_announced(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "PATIENCE_SECONDS", 0.0)
+    assert main(["report", str(fake_runs.finished_run(tmp_path / "r")), "--figures", "svg"]) == 0
+    assert "drawing the figures of the report ..." in capsys.readouterr().out.splitlines()
 
 
 def test_an_unknown_format_is_an_error(tmp_path, capsys):
