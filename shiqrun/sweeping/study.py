@@ -112,6 +112,7 @@ def change_search(folder: Path, search: Search, given: dict[str, str]) -> None:
     """
     expect_optuna()
     trials, metric = given.pop("sweep.trials", str(search.trials)), given.pop("sweep.metric", None)
+    asked = given.pop("sweep.direction", "auto")
     if not trials.isdecimal() or not int(trials):
         raise InputError(f"sweep.trials: met {trials!r}, expected a whole number greater than 0")
     if metric not in (None, search.metric):
@@ -119,7 +120,7 @@ def change_search(folder: Path, search: Search, given: dict[str, str]) -> None:
             raise InputError(
                 f"sweep.metric={metric}: trials of this search were judged by {search.metric}; start another"
             )
-        search.metric, search.direction = metric, direction(metric, "auto")
+        search.metric, search.direction = metric, direction(metric, asked)
     search.trials = int(trials)
 
 

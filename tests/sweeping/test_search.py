@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shiqrun.cli import main
 from shiqrun.errors import InputError
 from shiqrun.sweeping.search import Dimension, Search
 from shiqrun.sweeping.state import Sweep, load
@@ -219,3 +220,21 @@ def test_the_end_prints_the_best_trials_and_the_words_of_the_best(searched, caps
     assert words == [f"algo.beta={best.values['algo.beta']!r}"]
     assert drawn[0] == searched / sweep.jobs[best.number].dir
     assert "The best of 7 trials, by val/reward" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["sweep.seed=3"],
+            "nothing but sweep.parallel, sweep.trials and sweep.metric can be set; leave out sweep.seed",
+        ),
+        (["sweep.trials=many"], "sweep.trials: met 'many', expected a whole number greater than 0"),
+        (["sweep.metric=val/loss"], "sweep.metric=val/loss: trials of this search were judged by val/reward"),
+    ],
+)
+def test_a_resume_changes_nothing_that_trials_were_judged_by(searched, capsys, words, message):
+    before = (searched / "sweep.json").read_bytes()
+    assert main(["sweep", f"sweep.resume={searched}", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert (searched / "sweep.json").read_bytes() == before
