@@ -194,6 +194,17 @@ def test_a_metric_that_the_jobs_lack_ends_the_search_with_the_nearest_and_anothe
     assert (tmp_path / again.jobs[0].dir / "started").read_text() == "x"
 
 
+def test_a_metric_that_the_first_evaluation_lacks_ends_the_search_before_the_job_has_ended(tmp_path):
+    program = JOB + "(here / 'metrics.csv').write_text('step,val/reward\\n0,1.0\\n'); time.sleep(100)"
+    began = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"sweep\.metric=val/rewrd: the jobs do not measure it; did you mean val/reward"
+    ):
+        run(sweep_of(tmp_path, metric="val/rewrd", direction=1), program)
+    assert time.monotonic() - began < 60
+    assert [job.status for job in load(tmp_path).jobs] == ["interrupted"]
+
+
 def test_less_may_be_better(tmp_path):
     run(sweep_of(tmp_path, metric="val/loss", direction=-1))
     best = Study(tmp_path, load(tmp_path).search).best()
