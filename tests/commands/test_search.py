@@ -81,7 +81,7 @@ def test_a_missing_library_is_one_line(workplace, monkeypatch, capfd):
 @pytest.mark.slow
 def test_a_real_search_finds_the_better_beta_and_survives_a_kill(workplace):
     """A larger beta holds the policy nearer to its reference: by val/kl the better beta is known."""
-    words = ("algo.beta=0.01,100", "sweep.trials=4", "sweep.metric=val/kl", "trainer.max_steps=6", "eval.every=6")
+    words = ("algo.beta=0.01,100", "sweep.trials=3", "sweep.metric=val/kl", "trainer.max_steps=6", "eval.every=6")
     process = started_anew(*SEARCH, *words, "run_dir=search", "trainer.batch_size=16")
     wait_for_jobs(workplace / "search", 1)
     process.kill()
@@ -92,9 +92,9 @@ def test_a_real_search_finds_the_better_beta_and_survives_a_kill(workplace):
     assert code == 0, out
     with (workplace / "search/trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["complete"] * 4
+    assert [row["state"] for row in rows] == ["complete"] * 3
     with (workplace / "search/sweep.csv").open(newline="") as file:
-        assert [row["status"] for row in csv.DictReader(file)] == ["finished"] * 4
+        assert [row["status"] for row in csv.DictReader(file)] == ["finished"] * 3
     assert {row["algo.beta"] for row in rows} == {"0.01", "100"}
     with (workplace / "search/best.csv").open(newline="") as file:
         assert [(row["algo.beta"], row["best_by"]) for row in csv.DictReader(file)] == [("100", "val/kl")]
