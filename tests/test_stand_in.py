@@ -14,8 +14,8 @@ from tests.support import stand_in
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the stand-in is the interpreter here")
 SLEEPS = """
 import os, time
-print(os.getpid(), flush=True)
 try:
+    print(os.getpid(), flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     raise SystemExit(3)
