@@ -39,6 +39,10 @@ COMMANDS = {
     "sweep": Command("shiqrun.commands.sweep", "train a grid of settings, one process each", writes=True),
     "report": Command("shiqrun.commands.report", "write one HTML page about runs and sweeps", writes=False, plain=True),
     "convert": Command("shiqrun.commands.convert", "turn logs of other tools into rows", writes=False, plain=True),
+    "export": Command(
+        "shiqrun.commands.export", "write a run's model for transformers, peft or llama.cpp", writes=False, plain=True
+    ),
+    "push": Command("shiqrun.commands.push", "upload a run's model to the Hugging Face Hub", writes=False, plain=True),
     "inspect": Command("shiqrun.commands.inspect", "print trajectories as the losses see them", writes=False),
     "doctor": Command(
         "shiqrun.commands.doctor", "check what this machine offers, and its sandbox", writes=False, plain=True

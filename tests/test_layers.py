@@ -39,6 +39,7 @@ LAYERS = (
     },
     {"rollout": "trajectories sampled while a run trains", "sweeping": "grids of runs, a process each"},
     {"training": "one run, from plan to summary"},
+    {"sharing": "what leaves a run: exported models, cards with citations, the Hub"},
     {"config": "Hydra, overrides, validation, run directories"},
     {"commands": "the command line's side, one file a command"},
     {"cli": "the names of commands", "api": "what `import shiqrun` offers in Python"},

@@ -9,8 +9,8 @@ from shiqrun.errors import InputError
 from shiqrun.util.summary import SUMMARY, read_summary
 
 PREFIX = "sha256/"
-SAVED = ("policy", "reward_model")
-"""The directories in a run directory that hold a model."""
+SAVED = ("policy", "reward_model", "adapter")
+"""The directories in a run directory that hold a model, or the adapter of one."""
 TABLES = ("metrics.csv", "samples.jsonl", "credit.jsonl")
 """Files that a report reads again."""
 READ = (".json", ".jinja", ".py", ".safetensors", ".bin", ".model", ".txt")
@@ -30,6 +30,12 @@ def table_digests(run_dir: Path) -> dict[str, str]:
 
 def _known_digests(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {key: value for key, value in summary.items() if key.startswith(f"{PREFIX}{folder.name}/")}
+
+
+def has_checksums(folder: Path) -> bool:
+    """Return whether the run's summary has checksums of a model's files; those of earlier versions have none."""
+    place = folder.resolve()
+    return bool(_known_digests(read_summary(place.parent), place))
 
 
 def expected_fingerprint(path: str) -> str | None:

@@ -99,6 +99,7 @@ def _summary(
         "fingerprint/model": run.weights,
         "fingerprint/policy": saved,
         **file_digests(_model_directory(plan)),
+        **file_digests(plan.run_dir / "adapter"),
         **table_digests(plan.run_dir),
         **{f"dropped/{why}": n for why, n in run.encoded.dropped.items()},
         **provenance(),

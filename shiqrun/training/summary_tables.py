@@ -1,6 +1,7 @@
 """This module prints a table of the plan before training, and a table of metrics after it."""
 
 import re
+from collections.abc import Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,6 @@ def print_metrics_table(
     run_dir: Path, before: dict[str, float], after: dict[str, float], seconds: float, pairs: int = 0
 ) -> None:
     """Print the metrics before and after training, with 95 % intervals where they are known, and the run's files."""
-    names = [name for name in after if name.startswith("val/")] or [n for n in after if n.startswith("train/")]
     table = Table(title=f"after {seconds:.0f} s", title_justify="left")
     optimum = after.get("val/optimum")
     columns = ["metric", "reference", "trained", *(["optimum"] if optimum is not None else [])]
@@ -103,10 +103,8 @@ def print_metrics_table(
         table.add_column(column, justify="left" if column == "metric" else "right")
     best = {"val/regularised_return": optimum, "val/regret": 0.0}
     best |= {f"val/{name}": after[key] for name in ("reward", "kl") if (key := f"val/optimum_{name}") in after}
-    known = {name for name in names if not is_bound(name) and not name.startswith("val/optimum")}
-    known -= {"val/reference_illegal"}
-    shown = {name for name in known if name in FIRST or SHOWN.fullmatch(name)} or known
-    for name in sorted(shown, key=_rank):
+    shown, known = main_metrics(after)
+    for name in shown:
         row = [
             name,
             number(before[name]) if name in before else "",
@@ -116,8 +114,8 @@ def print_metrics_table(
             row.append(number(best[name]) if name in best else "")
         table.add_row(*row)
     console.print(table)
-    if len(known) > len(shown):
-        console.print(f"{len(known) - len(shown)} more in summary.json; docs/metrics.md explains all", style="dim")
+    if known > len(shown):
+        console.print(f"{known - len(shown)} more in summary.json; docs/metrics.md explains all", style="dim")
     if said := verdict(before, after, pairs):
         console.print(said, style="bold", highlight=False)
     for where in ("policy", "reward_model", "metrics.csv", "summary.json"):
@@ -126,6 +124,15 @@ def print_metrics_table(
     place = quote_for_shell(run_dir)
     tokens = [f"shiqrun inspect run={place}"] if (run_dir / "credit.jsonl").exists() else []
     say_next(f"shiqrun report {place}", *tokens)
+
+
+def main_metrics(after: Mapping[str, float]) -> tuple[list[str], int]:
+    """Return the names of the metrics that say how a run ended, most important first, and how many there are in all."""
+    names = [name for name in after if name.startswith("val/")] or [n for n in after if n.startswith("train/")]
+    known = {name for name in names if not is_bound(name) and not name.startswith("val/optimum")}
+    known -= {"val/reference_illegal"}
+    shown = {name for name in known if name in FIRST or SHOWN.fullmatch(name)} or known
+    return sorted(shown, key=_rank), len(known)
 
 
 def _rank(name: str) -> tuple[int, str]:

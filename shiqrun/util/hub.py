@@ -30,11 +30,17 @@ def expect_reachable(identifier: str, option: str) -> None:
     Raises:
         InputError: it is not in the local cache, and the Hub cannot be reached or HF_HUB_OFFLINE is set.
     """
-    if _cached(identifier):
+    if is_cached(identifier):
         return
     instead = INSTEAD.get(option, f"set {option} to a local copy")
     if is_offline():
         raise InputError(f"{identifier} is not on this machine and HF_HUB_OFFLINE is set; {instead}")
+    if (why := why_unreachable()) is not None:
+        raise InputError(f"{identifier} is not on this machine and {why}; {instead}")
+
+
+def why_unreachable() -> str | None:
+    """Return why the Hub cannot be reached, which is found out within `PROBE_SECONDS`; None where it can."""
     where = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     proxy = None if proxy_bypass(where.hostname or "") else getproxies().get(where.scheme)
     door = urlparse(proxy) if proxy else where
@@ -42,12 +48,12 @@ def expect_reachable(identifier: str, option: str) -> None:
         port = door.port or {"http": 80}.get(door.scheme, 443)
         socket.create_connection((door.hostname or "", port), timeout=PROBE_SECONDS).close()
     except OSError as error:
-        raise InputError(
-            f"{identifier} is not on this machine and {where.hostname} cannot be reached ({error}); {instead}"
-        ) from error
+        return f"{where.hostname} cannot be reached ({error})"
+    return None
 
 
-def _cached(identifier: str) -> bool:
+def is_cached(identifier: str) -> bool:
+    """Return whether the local cache of the Hub has a model or data set, so that its name is no path."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = identifier.replace("/", "--")

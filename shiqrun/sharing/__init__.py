@@ -1,0 +1,1 @@
+"""What leaves a run: exported models, their cards with citations, uploads to the Hugging Face Hub."""
