@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from shiqrun.batching.logged_data import SPLITS, DataSettings, examples_of
+from shiqrun.data.drops import Drops
 from shiqrun.data.part_names import expect_part_name, id_in_mixture, naming
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -87,7 +88,7 @@ class Mixture(Source):
                 for example in examples_of(part.source, own, part.settings):
                     yield replace(example, part=name, prompt_id=id_in_mixture(name, example.prompt_id))
             if split in part.source.splits:  # a held-out split reads the same rows again
-                self.dropped.update({f"{name}: {why}": number for why, number in part.source.dropped.items()})
+                self.dropped.update(Drops(part.source.dropped).of_part(name))
 
     def expect_training(self) -> None:
         """Check of every part that a run may be evaluated on it while it trains."""

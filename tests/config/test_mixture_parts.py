@@ -92,7 +92,7 @@ def test_parts_that_cannot_be_composed(capfd, parts, said):
         ([f"{CHAT},no:{{data:jsonl,path:bare.jsonl}}"], "data.parts.no: algo=shiq needs rewards, but 12 of 12"),
         (
             [f"{CHAT},no:{{data:jsonl,path:single.jsonl,max_length:3}}"],
-            " tokens); raise data.parts.no.max_length",
+            "(first: single.jsonl:1, 24 tokens); raise data.parts.no.max_length",
         ),
         (
             [f"{CHAT},no:{{data:jsonl,path:single.jsonl,weight:0.01}}"],

@@ -42,7 +42,7 @@ def plan(needs=("rewards",), *, algo=None, train_on="assistant", reward=None, **
             **{"reward_offset": "none", "monte_carlo": 0.0, "targets": "x.jsonl", **UNCHECKED} | (algo or {})
         ),
         data=SimpleNamespace(train_on=train_on),
-        source=SimpleNamespace(right_and_wrong=None, paths={}),
+        source=SimpleNamespace(right_and_wrong=None, paths={}, parts={}),
         reward=reward,
     )
     made.link, made.top = Plan.link.fget(made), Plan.top.fget(made)
