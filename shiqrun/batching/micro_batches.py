@@ -3,6 +3,7 @@
 A *unit* is a list of rows that belong together: a single row, or all completions of one prompt.
 """
 
+import heapq
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +48,25 @@ class RowsByNumber(Sequence[Sequence[int]]):
             return [self[i] for i in range(*unit.indices(len(self)))]
         unit = range(len(self))[unit]
         return self.order[self.ends[unit - 1] if unit else 0 : self.ends[unit]].tolist()
+
+
+def deal(work: Sequence[int], units: Units, world: int) -> list[list[Sequence[int]]]:
+    """Return the units of each rank; the one with most work goes first, each to the rank with the least so far.
+
+    Every rank finds the same, so that nothing need be exchanged.
+
+    Args:
+        work: `[units]`, tokens that each unit reads.
+        units: see `Units`.
+        world: number of ranks.
+    """
+    dealt: list[list[Sequence[int]]] = [[] for _ in range(world)]
+    ranks = [(0, rank) for rank in range(world)]  # a heap of (work so far, rank)
+    for i in sorted(range(len(units)), key=lambda i: -work[i]):
+        done, rank = ranks[0]
+        dealt[rank].append(units[i])
+        heapq.heapreplace(ranks, (done + work[i], rank))
+    return dealt
 
 
 def padded_micro_batches(lengths: np.ndarray, units: Units, tokens: int) -> list[list[int]]:

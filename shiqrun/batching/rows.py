@@ -20,6 +20,7 @@ from shiqrun.batching.micro_batches import (
     RowsByNumber,
     SingleRows,
     Units,
+    deal,
     packed_micro_batches,
     padded_micro_batches,
 )
@@ -214,8 +215,8 @@ class Rows:
         return -(-self.epoch_units // self.units_per_step(batch_size))
 
     def share(self, units: Units, rank: int, world: int) -> Units:
-        """Return the units of one rank: sorted by tokens and dealt in turn, so that ranks have equal work."""
-        return units if world == 1 else sorted(units, key=lambda u: -self.tokens_read(u))[rank::world]
+        """Return the units of one rank: the longest first, each goes to the rank that reads the fewest tokens so far."""
+        return units if world == 1 else deal([self.tokens_read(u) for u in units], units, world)[rank]
 
     def tokens_read(self, picked: Sequence[int]) -> int:
         """Return the most tokens that one forward pass over these rows computes: padded, or with prompts shared."""

@@ -80,11 +80,21 @@ def test_ranks_partition_the_rows_of_every_step(world):
         assert sorted(together) == sorted(step_units(13, 5, 0, step).tolist())
 
 
-def test_ranks_have_about_equal_work():
-    made = rows(64)
-    mine = [made.share(made.units, r, 4) for r in range(4)]
-    work = [sum(int(made.lengths[unit].sum()) for unit in units) for units in mine]
-    assert max(work) - min(work) <= made.lengths.max()
+@pytest.mark.parametrize(("together", "packed"), [(False, True), (False, False), (True, True)])
+def test_the_slowest_of_eight_ranks_reads_at_most_a_twentieth_more_than_the_mean(together, packed):
+    rng = np.random.default_rng(0)  # lengths as those of dialogues: a few are ten times as long as most
+    lengths = np.exp(rng.normal(5.0, 0.7, 1200)).astype(int).clip(8, 2000) // 4 + 4
+    made = [
+        trajectory(k, tokens=[k // 2 + 1, *[1] * n], action_index=[n // 2 + 1], prompt_id=f"p{k // 2}")
+        for k, n in enumerate(lengths)
+    ]
+    table = Rows(made, pad=0, together=together, packed=packed)
+    for step in range(6):
+        units = [table.units[i] for i in step_units(len(table.units), table.units_per_step(256), 0, step)]
+        shares = [table.share(units, rank, 8) for rank in range(8)]
+        work = [sum(table.tokens_read(unit) for unit in share) for share in shares]
+        assert max(work) <= 1.05 * sum(work) / 8
+        assert sorted(tuple(u) for share in shares for u in share) == sorted(map(tuple, units))
 
 
 def test_a_rank_without_rows_gets_one_batch_without_actions():
