@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo hh bfcl spo-offline spo test test-all coverage check format clean \
-	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-low-memory bench-sandbox
+	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-sandbox
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -98,6 +98,8 @@ bench-loop: install ## what the training loop costs beside its products, and wha
 	$(BIN)/python -m bench.compiled
 bench-growth: install ## time and memory over tokens, vocabulary, completions, rows, sweep length and starts
 	$(BIN)/python -m bench.growth --out $(BENCH_OUT) $(QUICK)
+bench-fits: install ## which settings fit 0.5 to 8 billion parameters on 24, 40 and 80 GB: arithmetic
+	$(BIN)/python -m bench.fits
 bench-low-memory: install ## weights and moments of fewer bytes: what moves, what is lost
 	$(BIN)/python -m bench.low_memory
 bench-sandbox: install ## programs a second in each sandbox that works here

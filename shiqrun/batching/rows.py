@@ -215,7 +215,7 @@ class Rows:
         return -(-self.epoch_units // self.units_per_step(batch_size))
 
     def share(self, units: Units, rank: int, world: int) -> Units:
-        """Return the units of one rank: the longest first, each goes to the rank that reads the fewest tokens so far."""
+        """Return the units of one rank: the longest first, each to the rank that reads the fewest tokens so far."""
         return units if world == 1 else deal([self.tokens_read(u) for u in units], units, world)[rank]
 
     def tokens_read(self, picked: Sequence[int]) -> int:

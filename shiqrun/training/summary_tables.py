@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 from rich.columns import Columns
 from rich.panel import Panel
@@ -13,7 +12,7 @@ from rich.table import Table
 from shiqrun.console import console, number, say_next
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.evaluation.result_files import spread
-from shiqrun.models.scoring import KEPT_BYTES, TILE_BYTES
+from shiqrun.training.memory_of_run import memory_lines
 from shiqrun.training.plan import Run
 from shiqrun.training.samples_jsonl import append_samples
 from shiqrun.training.verdict import verdict
@@ -52,7 +51,8 @@ def print_plan_table(run: Run) -> None:
     table.add_row("reads", f"{read:,} tokens an epoch" + (", packed" if train.packed else " and padding between them"))
     trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
     table.add_row("parameters", f"{sum(p.numel() for p in run.policy.parameters()):,}, {trained:,} trained")
-    table.add_row("memory", f"about {estimated_bytes(run) / 2**30:.2g} GiB for weights, optimiser and one micro-batch")
+    for line in memory_lines(run):
+        table.add_row("memory", line)
     console.print(table)
 
 
@@ -69,27 +69,6 @@ def _rollouts(run: Run) -> list[tuple[str, str]]:
         ("batches", f"{of_batch} trajectories"),
         ("rollouts", f"{s.engine}: {asked}, {how}; new weights every {s.model_update_interval} steps"),
     ]
-
-
-def estimated_bytes(run: Run) -> float:
-    """Return a run's estimated memory in bytes: weights, gradients, Adam's moments, a frozen copy, activations.
-
-    Activations of a layer are counted as 16 numbers of the hidden size a token (4 under checkpointing), which is
-    about what a Llama block keeps; a figure to plan with, not a measurement.
-    """
-    everything = sum(p.nbytes for p in run.policy.parameters())
-    trained = sum(p.numel() for p in run.policy.parameters() if p.requires_grad)
-    config: Any = run.policy.causal_lm.config.get_text_config()
-    train, device = run.encoded.train, run.plan.hardware.device().type
-    tokens = min(run.plan.trainer.micro_batch_tokens, int(train.lengths.max()) * run.plan.trainer.batch_size)
-    tokens = max(tokens, max(train.tokens_read(unit) for unit in train.units) if train.compared else 0)
-    kept = 4 if run.plan.model.gradient_checkpointing else 16
-    activations = tokens * config.hidden_size * config.num_hidden_layers * kept * 4
-    answers = run.evaluator is not None and not run.plan.model.lora_r  # compared with a copy of the starting model
-    copies = 2 if run.plan.algo.reference == "frozen" or answers else 1
-    scoring = min(4 * tokens * config.vocab_size, KEPT_BYTES.get(device, KEPT_BYTES["cuda"]))
-    copies += getattr(run.plan.rollout, "engine", None) == "local"  # the copy that samples
-    return copies * everything + 12 * trained + activations + scoring + TILE_BYTES.get(device, TILE_BYTES["cuda"])
 
 
 def print_metrics_table(
