@@ -84,4 +84,5 @@ def _next(is_reward_model: bool, form: str, out: Path) -> str:
         return f'peft.AutoPeftModelForCausalLM.from_pretrained("{out}") in Python'
     if is_reward_model:
         return f"shiqrun score data=jsonl data.path=FILE reward={place}"
-    return f"lm_eval run --model hf --model_args pretrained={place} --tasks TASK (pip install 'shiqrun[lm-eval]')"
+    evaluate = f"lm_eval --model hf --model_args pretrained={place} --tasks TASK --apply_chat_template"
+    return f"{evaluate} (pip install 'shiqrun[lm-eval]')"

@@ -131,7 +131,7 @@ def test_it_ends_with_the_files_and_what_to_do_next(runs, tmp_path, capsys):
     exported(runs["llama"], tmp_path / "out", "--to", "merged")
     lines = capsys.readouterr().out.splitlines()
     assert str(tmp_path / "out" / "model.safetensors") in lines
-    assert lines[-1].startswith(f"next: lm_eval run --model hf --model_args pretrained={tmp_path / 'out'} ")
+    assert lines[-1].startswith(f"next: lm_eval --model hf --model_args pretrained={tmp_path / 'out'} ")
 
 
 def test_a_dtype_for_an_adapter_is_refused(runs, capsys):
