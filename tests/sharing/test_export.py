@@ -1,16 +1,17 @@
 """`shiqrun export`: what it writes has the logits of the run's policy, and nothing that has changed leaves a run."""
 
+import importlib.util
 import json
 import shutil
 
 import pytest
 from peft import AutoPeftModelForCausalLM
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import shiqrun
 from shiqrun.cli import main
-from tests.sharing.runs import logits
+from tests.sharing.runs import logits, trained
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -145,3 +146,22 @@ def test_help_and_wrong_words_name_the_forms(words, capsys):
     assert main(["export", *words]) == (0 if words == ["--help"] else 2)
     said = capsys.readouterr()
     assert "gguf" in said.out + said.err
+
+
+def test_a_reward_model_leaves_with_its_scores_and_has_no_gguf(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(runs["llama"].parent)
+    run = tmp_path / "scorer"
+    assert trained("algo=reward_model", "model=tiny", "model.hidden_size=16", f"run_dir={run}", answers=False) == 0
+    folder = exported(run, tmp_path / "out", "--to", "merged", "--dtype", "bf16")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"reward={folder}")
+    scorer = AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32")
+    original = AutoModelForSequenceClassification.from_pretrained(run / "reward_model")
+    assert_close(logits(scorer), logits(original), rtol=0.1, atol=0.05)
+    assert (folder / "shiqrun.json").read_bytes() == (run / "reward_model" / "shiqrun.json").read_bytes()
+    card = (folder / "README.md").read_text()
+    assert "A reward model trained by `reward_model` on `rows.jsonl`" in card
+    assert "bradley1952rank" in card
+    if importlib.util.find_spec("gguf"):
+        assert "a reward model, of which llama.cpp has no form" in refused(capsys, run, "--to", "gguf")
+    else:
+        assert "needs the extra `gguf`: pip install 'shiqrun[gguf]'" in refused(capsys, run, "--to", "gguf")
