@@ -31,6 +31,8 @@ pytestmark = pytest.mark.usefixtures("at_home")
         ("dpo",),
         ("dpo", "algo.pairing=best_worst", "algo.label_smoothing=0.1"),
         ("copg",),
+        ("rebel", "algo.pairing=best_worst"),
+        ("gvpo",),
         ("dro",),
         ("dro", "algo.baseline=group_mean"),
         ("dro_v",),

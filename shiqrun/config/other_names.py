@@ -83,6 +83,8 @@ KEYS = {
     "weight_decay": Here("trainer.weight_decay"),
 }
 """Settings of TRL, transformers, axolotl and verl by their last name, and ours."""
+POLICY_GRADIENTS = ("grpo", "reinforce", "rloo")
+"""Names of policy gradients of other tools, for which the choice with the nearest spelling is another method."""
 FILES = ("arrow", "csv", "json", "parquet", "text", "trl", "tsv", "local", "custom")
 """What people call a data set of their own."""
 NEEDED = {"rollout": "rollout=local", "model": "model=hf", "data": "data=jsonl"}
@@ -110,7 +112,7 @@ def name_here(key: str, known: Collection[str]) -> str:
 
 
 def choice_here(group: str, option: str) -> str:
-    """Return "; ...: KEY=VALUE" for a choice that is meant as a file or model of the user's own, else nothing."""
+    """Return "; ...: KEY=VALUE" for a choice that is meant as a file, model or method of another name, else nothing."""
     whole = f"{group}/{option}"
     if group.startswith("model/") or (group == "model" and ("." in option or "~" in option)):
         return f"; a model of your own: model=hf model.path={whole.partition('/')[2]}"
@@ -118,4 +120,6 @@ def choice_here(group: str, option: str) -> str:
         return f"; data of your own: data=jsonl data.path={whole.partition('/')[2]}"
     if group == "data" and option in FILES:
         return "; data of your own, also CSV, Parquet and Arrow: data=jsonl data.path=FILE_OR_DIRECTORY_OR_HUB_ID"
+    if group == "algo" and option in POLICY_GRADIENTS:
+        return "; the policy gradient here is algo=ppo"
     return ""
