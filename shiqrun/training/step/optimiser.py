@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from shiqrun.models.policy import Policy
 from shiqrun.settings import TrainerSettings
 from shiqrun.training.step.eight_bit import eight_bit_adamw
-from shiqrun.training.step.rounding import FUSED, HALF, Noise, RoundedAdamW
+from shiqrun.training.step.rounding import FUSED, HALF, Noise, RoundedAdamW, local
 
 PEAK = "initial_lr"
 """The key under which a parameter group keeps its peak learning rate: torch's own name for it, in every checkpoint."""
@@ -83,7 +84,7 @@ def divide_and_clip(optimizer: Optimizer, scale: Tensor, largest: float | None) 
         gradients = [p.grad for p in group["params"] if p.grad is not None]
         norm = _total_norm(gradients) * scale
         clip = 1.0 if largest is None else (largest / (norm + 1e-6)).clamp(max=1.0)
-        for same in _by_dtype(gradients):
+        for same in _by_dtype([local(g) for g in gradients]):
             torch._foreach_mul_(same, (scale * clip).to(torch.promote_types(same[0].dtype, torch.float32)))
         norms.append(norm)
     return torch.stack(norms)
@@ -95,7 +96,7 @@ def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
     for same in _by_dtype(gradients):
         norms += torch._foreach_norm(same, 2, dtype=torch.promote_types(same[0].dtype, torch.float32))
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
+    return total.full_tensor() if isinstance(total, DTensor) else total
 
 
 def _by_dtype(gradients: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -5,11 +5,12 @@ at a learning rate of 1e-5 most weights never move. Rounded up with a probabilit
 covered, an update moves the weight by its own size on average.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
@@ -32,10 +33,15 @@ def round_to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
     return ((x.view(torch.int32) + noise) & -65536).view(torch.float32).to(torch.bfloat16)
 
 
-class Noise:
-    """A `Noise` draws the random bits of stochastic rounding, a function of seed, step, update and parameter alone.
+def local(x: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that this rank holds, or a plain tensor itself."""
+    return x.to_local() if isinstance(x, DTensor) else x
 
-    Ranks that hold the same parameter draw the same bits, so that their copies stay equal.
+
+class Noise:
+    """A `Noise` draws the random bits of stochastic rounding: a function of seed, step, update, parameter and shard.
+
+    Ranks that hold the same numbers draw the same bits, so that their copies stay equal.
 
     Args:
         seed: of the run.
@@ -45,10 +51,19 @@ class Noise:
         self.seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def of(self, moment: tuple[int, int], parameter: int, device: torch.device) -> torch.Generator:
-        """Return a generator of random numbers for one parameter at a moment (step, update)."""
+    def of(
+        self, moment: tuple[int, int], parameter: int, device: torch.device, shard: Sequence[int] = ()
+    ) -> torch.Generator:
+        """Return a generator of random numbers for one parameter at a moment (step, update).
+
+        Args:
+            moment: step and update.
+            parameter: its number.
+            device: where the numbers are drawn.
+            shard: place of this rank's part of the parameter, empty for a whole one.
+        """
         generator = self._generators.setdefault(device, torch.Generator(device))
-        return generator.manual_seed(hash((self.seed, *moment, parameter)) % 2**63)
+        return generator.manual_seed(hash((self.seed, *moment, parameter, *shard)) % 2**63)
 
     @staticmethod
     def bits(size: int, generator: torch.Generator) -> Tensor:
@@ -60,7 +75,8 @@ class Noise:
 class RoundedAdamW(Optimizer):
     """A `RoundedAdamW` is AdamW on bfloat16 weights and moments: computed in float32, rounded stochastically.
 
-    Parameters in float32 (LoRA adapters, value heads) are updated as torch's AdamW does.
+    Parameters in float32 (LoRA adapters, value heads) are updated as torch's AdamW does. Of a sharded parameter each
+    rank updates its own part.
 
     Args:
         groups: parameter groups, each with its learning rate.
@@ -99,10 +115,11 @@ class RoundedAdamW(Optimizer):
             state["step"] = torch.zeros((), device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         state["step"] = step = state["step"].to(p.device)
-        generator = self.noise.of(self.moment, number, p.device) if p.dtype in HALF else None
+        shard = p.device_mesh.get_coordinate() or () if isinstance(p, DTensor) else ()
+        generator = self.noise.of(self.moment, number, p.device, shard) if p.dtype in HALF else None
         assert p.grad is not None
         after = step
-        for old in _chunks(p, p.grad, state["exp_avg"], state["exp_avg_sq"]):
+        for old in _chunks(*map(local, (p, p.grad, state["exp_avg"], state["exp_avg_sq"]))):
             after = step.clone()  # every chunk takes the same step
             new = [x.float() for x in old]
             self._adamw(group, new, after)
