@@ -2,16 +2,18 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from shiqrun.batching.marked_runs import runs_of
+from shiqrun.batching.quick_template import QuickTemplate, Rendered
 from shiqrun.data.chats import tools_of, trained
 from shiqrun.errors import InputError
 from shiqrun.types import Message
@@ -33,69 +35,103 @@ class Conversation:
 
     def turns(self) -> list[int]:
         """Return the indices of the messages that are the policy's turns; those marked `"train": false` are state."""
+        return self._turns
+
+    @cached_property
+    def _turns(self) -> list[int]:
         behind = range(self.prompt, len(self.messages))
         return [i for i in behind if trained(self.messages[i : i + 1])]
 
     def before(self, message: int) -> "Conversation":
         """Return the conversation as it was before the message of that index."""
-        return replace(self, messages=self.messages[:message])
+        return Conversation(self.messages[:message], self.prompt, self.source)
 
     def key(self) -> tuple[int, ...]:
         """Return a key that is equal for conversations of the same message objects."""
         return tuple(map(id, self.messages))
 
 
-def render(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    """Return `input_ids` and other outputs of the chat template for many conversations, with the tools of each.
+class Rendering(NamedTuple):
+    """A `Rendering` holds what the chat template makes of some conversations.
+
+    Attributes:
+        ids: token ids of each.
+        runs: (start, end) of each run of tokens that the template marks as generated, empty where that is not asked.
+    """
+
+    ids: list[list[int]]
+    runs: list[list[tuple[int, int]]]
+
+
+def render(
+    talks: list[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    head: bool = False,
+    marks: bool = False,
+    quick: QuickTemplate | None = None,
+) -> Rendering:
+    """Return the tokens that the chat template makes of many conversations, with the tools of each.
+
+    Args:
+        talks: the conversations.
+        tokenizer: with a chat template.
+        head: the generation prompt stands at the end.
+        marks: whether the runs of generated tokens are asked for.
+        quick: of the tokenizer; it reads conversations without tools where that gives the same.
 
     Raises:
         InputError: the template refuses a conversation or leaves out its tools; the message names its row.
     """
-    if not talks:
-        return {"input_ids": [], "assistant_masks": []}
-    options |= {"tokenizer_kwargs": {"verbose": False}}  # rows that are too long are counted, not warned of
+    found = dict(enumerate(_quickly(talks, tokenizer, quick, head, marks)))
     same: dict[str, list[int]] = {}
     for row, talk in enumerate(talks):
-        tools = tools_of(talk.messages)  # a template shows the order of their keys, too
-        same.setdefault(json.dumps(tools, default=str) if tools else "", []).append(row)
-    parts = [_rendered([talks[row] for row in rows], tokenizer, options) for rows in same.values()]
-    return parts[0] if len(parts) == 1 else RenderedParts(parts, [*same.values()])
+        if found[row] is None:
+            tools = tools_of(talk.messages)  # a template shows the order of their keys, too
+            same.setdefault(json.dumps(tools, default=str) if tools else "", []).append(row)
+    for rows in same.values():
+        found |= zip(rows, _rendered([talks[row] for row in rows], tokenizer, head=head, marks=marks), strict=True)
+    whole = [one for one in found.values() if one is not None]
+    return Rendering([ids for ids, _ in whole], [runs for _, runs in whole])
 
 
-class RenderedParts:
-    """`RenderedParts` joins outputs of the chat template, which takes the tools of one prompt at a time.
-
-    Args:
-        parts: the outputs.
-        rows: the numbers of each part's conversations.
-    """
-
-    def __init__(self, parts: Sequence[Any], rows: Sequence[Sequence[int]]) -> None:
-        found = {n: (part, place) for part, own in zip(parts, rows, strict=True) for place, n in enumerate(own)}
-        self._rows = [found[n] for n in range(len(found))]
-        self._known: dict[str, list[Any]] = {}
-
-    def __getitem__(self, name: str) -> list[Any]:
-        if name not in self._known:
-            self._known[name] = [part[name][place] for part, place in self._rows]
-        return self._known[name]
-
-    def token_to_chars(self, row: int, token: int) -> Any:
-        """Return the characters of a row's text that a token stands for."""
-        part, place = self._rows[row]
-        return part.token_to_chars(place, token)
+def _quickly(
+    talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, quick: QuickTemplate | None, head: bool, marks: bool
+) -> list[Rendered | None]:
+    """Return what the quick template makes of conversations, of which the first ones are compared with transformers."""
+    found: list[Rendered | None] = [None] * len(talks)
+    rows = [] if quick is None else [row for row, talk in enumerate(talks) if not tools_of(talk.messages)]
+    if quick is None or not rows:
+        return found
+    read = quick.rendered([_bare(talks[row].messages) for row in rows], head=head, marks=marks)
+    for row, one in zip(rows, read, strict=True):
+        found[row] = one
+    first = [row for row in rows if found[row] is not None][: quick.to_compare(head=head, marks=marks)]
+    if first and not quick.agrees(
+        [found[row] for row in first], _rendered([talks[row] for row in first], tokenizer, head=head, marks=marks)
+    ):
+        return [None] * len(talks)
+    return found
 
 
-def _rendered(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> Any:
+def _rendered(
+    talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, *, head: bool, marks: bool
+) -> list[Rendered]:
+    """Return what transformers makes of conversations with the same tools."""
+    options: dict[str, Any] = {"add_generation_prompt": head} | (
+        {"return_assistant_tokens_mask": True} if marks else {}
+    )
+    options |= {"tokenizer_kwargs": {"verbose": False}}  # rows that are too long are counted, not warned of
     try:
-        return _applied(talks, tokenizer, tokenize=True, return_dict=True, **options)
+        out = _applied(talks, tokenizer, tokenize=True, return_dict=True, **options)
     except InputError:
         raise
     except Exception:
-        render_texts(talks, tokenizer, add_generation_prompt=options.get("add_generation_prompt", False))
+        render_texts(talks, tokenizer, add_generation_prompt=head)
         for talk in talks:
             _expect_words(talk, tokenizer)
         raise
+    return [(ids, runs_of(out, row) if marks else []) for row, ids in enumerate(out["input_ids"])]
 
 
 def _expect_words(talk: Conversation, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -205,29 +241,35 @@ _SHOWING: OrderedDict[bytes, None] = OrderedDict()
 
 def _bare(messages: list[Message]) -> list[Message]:
     """Return the messages without what is no part of a message: the prompt's tools, and marks of training."""
-    return [{k: v for k, v in m.items() if k not in ("tools", "train")} for m in messages]
+    own = ("tools", "train")
+    return [{k: v for k, v in m.items() if k not in own} if any(k in m for k in own) else m for m in messages]
 
 
-def _ids(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, *, head: bool) -> Iterator[list[int]]:
+def _ids(
+    talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, quick: QuickTemplate | None, *, head: bool
+) -> Iterator[list[int]]:
     """Return the tokens of each conversation, with the generation prompt if `head`; equal ones are rendered once."""
     unique = {t.key(): t for t in talks}
-    ids = render([*unique.values()], tokenizer, add_generation_prompt=head)["input_ids"]
+    ids = render([*unique.values()], tokenizer, head=head, quick=quick).ids
     found = dict(zip(unique, ids, strict=True))
     return (found[t.key()] for t in talks)
 
 
 def prompt_tokens(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """Return the tokens of each prompt, ending with what opens the assistant's turn."""
-    return _ids(talks, tokenizer, head=True)
+    return _ids(talks, tokenizer, None, head=True)
 
 
 def prefixes_of(
-    talks: list[Conversation], wholes: list[list[int]], tokenizer: PreTrainedTokenizerBase
+    talks: list[Conversation],
+    wholes: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    quick: QuickTemplate | None = None,
 ) -> Iterator[list[tuple[list[int], list[int]]]]:
     """Yield for each conversation and turn the tokens that sampling sees before it, and those up to the turn's end."""
-    heads = _ids([t.before(i) for t in talks for i in t.turns()], tokenizer, head=True)
+    heads = _ids([t.before(i) for t in talks for i in t.turns()], tokenizer, quick, head=True)
     inner = [t.before(i + 1) for t in talks for i in t.turns() if i + 1 < len(t.messages)]
-    bodies = _ids(inner, tokenizer, head=False)
+    bodies = _ids(inner, tokenizer, quick, head=False)
     for talk, whole in zip(talks, wholes, strict=True):
         yield [(next(heads), next(bodies) if i + 1 < len(talk.messages) else whole) for i in talk.turns()]
 

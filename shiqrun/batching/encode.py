@@ -20,7 +20,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.action_rewards import place_rewards
 from shiqrun.batching.chat_template import Conversation, is_stable_prefix, prefixes_of, render, unstable_template_error
+from shiqrun.batching.quick_template import QuickTemplate
 from shiqrun.batching.special_tokens import special_ids, special_pattern
 from shiqrun.batching.stored_tokens import Spans, StoredTokens
 from shiqrun.batching.usable import drop_rows, expect_no_marks, unusable
@@ -94,6 +96,7 @@ def encode(
     train_on: TrainOn = "assistant",
     stable: str | None = None,
     first: int = 0,
+    quick: QuickTemplate | None = None,
 ) -> Iterator[EncodedTrajectory]:
     """Yield the trajectories of the examples, in order; those that cannot be used are counted by reason in `dropped`.
 
@@ -106,13 +109,15 @@ def encode(
         stable: a template, with marks, known to be prefix-stable: the data set's own. If it is the tokenizer's, the
             check, which takes most of the time of short turns, is left out.
         first: number of the first example in its split.
+        quick: of the tokenizer, for many examples.
 
     Raises:
         InputError: a template that is not prefix-stable or leaves out tool calls, or a wrong number of rewards.
     """
     flat = ((n, k, e) for n, e in enumerate(examples, first) for k in range(len(e.completions)))
     trusted, stored = _template(tokenizer) == stable, StoredTokens(tokenizer)
-    specials, spans_of = None if trusted else special_pattern(tokenizer), _spans_by(_template(tokenizer), trusted)
+    specials = None if trusted else special_pattern(tokenizer)
+    spans_of = partial(_spans_by(_template(tokenizer), trusted), tokenizer=tokenizer, quick=quick)
     while chunk := list(islice(flat, CHUNK)):
         drawn = stored.spans([(e, k) for _, k, e in chunk])
         reasons = [None if d else unusable(e, k, specials) for (_, k, e), d in zip(chunk, drawn, strict=True)]
@@ -144,7 +149,7 @@ def _rendered(
     if train_on == "response":
         expect_no_marks(rows)
     talks = [Conversation([*e.messages, *e.completions[k]], len(e.messages), e.source) for e, k in rows]
-    for talk, span in zip(talks, spans_of(talks, tokenizer), strict=True):
+    for talk, span in zip(talks, spans_of(talks), strict=True):
         if span is not None:
             _expect_calls(talk, span[0], span[1], tokenizer)
         yield span
@@ -167,7 +172,7 @@ def _spans_by(template: str, trusted: bool) -> "SpansOf":
     return _trusted_spans if trusted else _marked_spans
 
 
-SpansOf = Callable[[list[Conversation], PreTrainedTokenizerBase], Iterator[Any]]
+SpansOf = Callable[..., Iterator[Any]]
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -175,11 +180,11 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     return template.get("default", "") if isinstance(template, dict) else template or ""
 
 
-def _trusted_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans]:
+def _trusted_spans(
+    talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, quick: QuickTemplate | None
+) -> Iterator[Spans]:
     """Yield the turns as runs of marked tokens, without the assistant turns of the prompt."""
-    out = render(talks, tokenizer, return_assistant_tokens_mask=True)
-    for row, (talk, ids) in enumerate(zip(talks, out["input_ids"], strict=True)):
-        runs = _runs(out, row)
+    for talk, ids, runs in zip(talks, *render(talks, tokenizer, marks=True, quick=quick), strict=True):
         spoken = [i for i, m in enumerate(talk.messages) if m["role"] == "assistant"]
         if len(runs) != len(spoken):
             raise InputError(
@@ -190,10 +195,12 @@ def _trusted_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase
         yield ids, [_with_eos(ids, run_of[i], tokenizer.eos_token_id) for i in talk.turns()]
 
 
-def _marked_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
+def _marked_spans(
+    talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, quick: QuickTemplate | None
+) -> Iterator[Spans | None]:
     """Yield the turns as `_trusted_spans` does, and compare each turn's state with what sampling would see."""
-    spans = [*_trusted_spans(talks, tokenizer)]
-    prefixes = prefixes_of(talks, [ids for ids, _ in spans], tokenizer)
+    spans = [*_trusted_spans(talks, tokenizer, quick)]
+    prefixes = prefixes_of(talks, [ids for ids, _ in spans], tokenizer, quick)
     for talk, (ids, turns), states in zip(talks, spans, prefixes, strict=True):
         both = [(head, through[:end]) for (_, end), (head, through) in zip(turns, states, strict=True)]
         if not all(is_stable_prefix(tokenizer, talk.source, part, ids) for parts in both for part in parts):
@@ -203,23 +210,6 @@ def _marked_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase)
             if len(head) != start:  # the marks begin before or behind what the generation prompt opens
                 raise unstable_template_error(tokenizer, talk.source, head, ids[:start])
         yield ids, turns
-
-
-def _runs(out: Any, row: int) -> list[tuple[int, int]]:
-    """Return (start, end) of each run of tokens that the template marks as generated.
-
-    `apply_chat_template` marks only the first token of a run's last character, which may have several (an emoji): a
-    run goes on while tokens share characters.
-    """
-    runs, at = [], 0
-    for value, run in groupby(out["assistant_masks"][row]):
-        start, at = at, at + len(list(run))
-        if value:
-            end, length = at, len(out["input_ids"][row])
-            while end < length and out.token_to_chars(row, end).start < out.token_to_chars(row, end - 1).end:
-                end += 1
-            runs.append((start, end))
-    return runs
 
 
 def _with_eos(ids: list[int], span: tuple[int, int], eos: int | None) -> tuple[int, int]:
@@ -233,10 +223,8 @@ def tokens_through_last_action(talks: list[Conversation], tokenizer: PreTrainedT
     The same as `encode`'s, but nothing is left out: an empty turn ends where the template closes it.
     """
     marked = bool(GENERATION_MARK.search(_template(tokenizer)))
-    out = render(talks, tokenizer, return_assistant_tokens_mask=marked)
     special, eos, cut = special_ids(tokenizer), tokenizer.eos_token_id, []
-    for row, (talk, ids) in enumerate(zip(talks, out["input_ids"], strict=True)):
-        runs = _runs(out, row) if marked else []
+    for talk, ids, runs in zip(talks, *render(talks, tokenizer, marks=marked), strict=True):
         if runs and len(runs) == sum(m["role"] == "assistant" for m in talk.messages):
             cut.append(ids[: _with_eos(ids, runs[-1], eos)[1]])
             continue
@@ -245,11 +233,13 @@ def tokens_through_last_action(talks: list[Conversation], tokenizer: PreTrainedT
     return cut
 
 
-def _prefix_spans(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> Iterator[Spans | None]:
+def _prefix_spans(
+    talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, quick: QuickTemplate | None
+) -> Iterator[Spans | None]:
     """Yield the turns as the tokens that a template without marks adds between two of its own prefixes."""
     special = special_ids(tokenizer)
-    wholes = render(talks, tokenizer)["input_ids"]
-    for talk, ids, states in zip(talks, wholes, prefixes_of(talks, wholes, tokenizer), strict=True):
+    wholes = render(talks, tokenizer, quick=quick).ids
+    for talk, ids, states in zip(talks, wholes, prefixes_of(talks, wholes, tokenizer, quick), strict=True):
         whole, turns, closed = list(ids), [], True
         if not all(is_stable_prefix(tokenizer, talk.source, part, whole) for state in states for part in state):
             yield None

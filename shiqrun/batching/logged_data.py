@@ -4,7 +4,7 @@ import hashlib
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,8 @@ from shiqrun.batching.fingerprints import fingerprint
 from shiqrun.batching.joining import join
 from shiqrun.batching.prompt_identity import expect_one_prompt_an_id
 from shiqrun.batching.prompt_names import NameList, PromptNames, drop_trained_prompts, record_names
+from shiqrun.batching.quick_template import quick_template
+from shiqrun.batching.row_file import Progress, unshown
 from shiqrun.batching.row_keys import rows_key
 from shiqrun.batching.row_store import RowStore
 from shiqrun.batching.row_writer import RowWriter
@@ -44,8 +46,6 @@ from shiqrun.types import Example
 log = logging.getLogger("shiqrun")
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
-Progress = Callable[[Iterable[Example], str], Iterable[Example]]
-"""Wraps an iterable of examples, to show how far it is."""
 Encoder = partial[Iterator[EncodedTrajectory]]
 """`encode` with all but the examples and the counts of dropped ones."""
 
@@ -129,7 +129,7 @@ def load(
     together: bool = False,
     source_name: str = "logged",
     store: RowStore | None = None,
-    progress: Progress = lambda x, _: x,
+    progress: Progress = unshown,
 ) -> EncodedData:
     """Return both splits of a data set, read and encoded; no prompt of the validation split is trained on.
 
@@ -145,7 +145,7 @@ def load(
         together: rows of a prompt stay together for any method, so that the prompt is read once.
         source_name: `Rows.source` of the training split; that of the validation split is "val".
         store: where encoded rows are kept, of data sets that know their `files`; None: they are in memory alone.
-        progress: wraps an iterable of examples, to show how far it is.
+        progress: shows how far encoding, writing and checking are.
 
     Raises:
         InputError: no row is left of the training split; the message counts the reasons.
@@ -188,11 +188,18 @@ def _load_one(
         raise InputError(f"data.max_length={settings.max_length} is more than the model's context of {context} tokens")
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     encoder = partial(
-        encode, tokenizer=tokenizer, max_length=limit, train_on=settings.train_on, stable=source.chat_template
+        encode,
+        tokenizer=tokenizer,
+        max_length=limit,
+        train_on=settings.train_on,
+        stable=source.chat_template,
+        quick=quick_template(tokenizer),
     )
     key = None if store is None else rows_key(source, tokenizer, settings, limit)
     write = partial(_write, source, settings, encoder, progress)
-    stored = None if store is None or key is None else store.open(key, write, distinct=settings.distinct)
+    stored = None
+    if store is not None and key is not None:
+        stored = store.open(key, write, distinct=settings.distinct, progress=progress)
     found = _read(source, settings, encoder, progress) if stored is None else stored
     grouping = partial(Rows, pad=pad, together=together or bool(compared_by), compared=bool(compared_by))
     train, val = (
@@ -262,7 +269,7 @@ def _write(
                 writer.add(split, drop_trained_prompts(examples, names.known(), writer.dropped), encoder)
             if split in source.splits:
                 writer.dropped.update(source.dropped)
-    for split in SPLITS:
+    for split in progress(SPLITS, "comparing prompts"):
         again = partial(numbered_examples, source, settings, split, names.known())
         expect_one_prompt_an_id(writer.of(split), again, encoder.keywords["tokenizer"])
     return names.known()

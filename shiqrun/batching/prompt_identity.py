@@ -35,7 +35,7 @@ def rendered_prompt_keys(prompts: Iterable[Sequence[Message]], tokenizer: PreTra
     left = iter(prompts)
     while chunk := list(islice(left, CHUNK)):
         talks = [Conversation(list(prompt), len(prompt), "a prompt") for prompt in chunk]
-        for ids in render(talks, tokenizer, add_generation_prompt=True)["input_ids"]:
+        for ids in render(talks, tokenizer, head=True).ids:
             yield tokens_key(np.array(ids))
 
 

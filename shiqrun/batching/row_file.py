@@ -7,7 +7,7 @@ and of each array its type, place, size and checksum), and last the length of th
 import json
 import mmap
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,36 @@ Pieces = Iterable[np.ndarray]
 """A one-dimensional array in pieces, which are written one after another so that the whole is never in memory."""
 
 
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+"""Wraps an iterable, to show how far it is; the second argument says of what."""
+
+
+def unshown(items: Iterable[Any], _: str) -> Iterable[Any]:
+    """Return the items, and show nothing of how far they are."""
+    return items
+
+
 class DamagedFile(ValueError):
     """A row file is not as it was written, or is no row file."""
 
 
-def write_row_file(path: Path, arrays: Mapping[str, tuple[np.dtype[Any], Pieces]], facts: Mapping[str, Any]) -> None:
+def write_row_file(
+    path: Path,
+    arrays: Mapping[str, tuple[np.dtype[Any], Pieces]],
+    facts: Mapping[str, Any],
+    progress: Progress = unshown,
+) -> None:
     """Write a row file, which takes the name `path` when it is whole.
 
     Args:
         path: of the file.
         arrays: by name the type of each array and its pieces.
         facts: what else is to be known, as JSON.
+        progress: shows how far the writing is.
     """
     described: dict[str, Any] = {}
     with atomic_path(path) as partial, partial.open("wb") as file:
-        for name, (kind, pieces) in arrays.items():
+        for name, (kind, pieces) in progress(arrays.items(), "writing rows"):
             file.write(bytes(-file.tell() % ALIGNED))
             start, checksum = file.tell(), 0
             for piece in pieces:
@@ -54,6 +69,7 @@ class RowFile:
 
     Args:
         path: of the file.
+        progress: shows how far the check is.
         mapped: an array is a view of the mapped file, which takes memory only for what is read of it; else it is read
             anew each time, and takes memory as long as it is kept.
 
@@ -65,13 +81,13 @@ class RowFile:
         OSError: the file cannot be read.
     """
 
-    def __init__(self, path: Path, *, mapped: bool = True) -> None:
+    def __init__(self, path: Path, progress: Progress = unshown, *, mapped: bool = True) -> None:
         self.path = path
         with path.open("rb") as file:
             described = _description(file)
             self.facts: dict[str, Any] = described["facts"]
             self._described: dict[str, Any] = described["arrays"]
-            for name, (kind, start, count, checksum) in self._described.items():
+            for name, (kind, start, count, checksum) in progress(self._described.items(), "checking stored rows"):
                 _check(file, name, start, count * np.dtype(kind).itemsize, checksum)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if mapped else None
 

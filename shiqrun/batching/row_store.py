@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shiqrun.batching.prompt_names import PromptNames
-from shiqrun.batching.row_file import DamagedFile, RowFile
+from shiqrun.batching.row_file import DamagedFile, Progress, RowFile, unshown
 from shiqrun.batching.row_writer import SPLITS, RowWriter
 from shiqrun.batching.stored_rows import StoredTrajectories, stored_split
 from shiqrun.data.drops import Drops
@@ -54,13 +54,16 @@ class RowStore:
     directory: Path
     writes: bool = True
 
-    def open(self, key: str, write: Callable[[RowWriter], PromptNames], *, distinct: bool) -> StoredData | None:
+    def open(
+        self, key: str, write: Callable[[RowWriter], PromptNames], *, distinct: bool, progress: Progress = unshown
+    ) -> StoredData | None:
         """Return the stored rows with this key, after `write` has encoded them where they are not there.
 
         Args:
             key: from `rows_key`.
             write: adds both splits to the writer, and returns the names of the training prompts.
             distinct: the first of equal trajectories of a group is kept alone.
+            progress: shows how far writing and checking are.
 
         Returns:
             None where the rows are not there and are not to be written, or the directory cannot be written.
@@ -69,15 +72,15 @@ class RowStore:
             InputError: the disk is full, or the data cannot be read.
         """
         path = self.directory / f"rows-{key}.rows"
-        if path.exists() and (found := self._opened(path)) is not None:
+        if path.exists() and (found := self._opened(path, progress)) is not None:
             return found
         if not self.writes:
             return None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with wait_for_lock(path.with_suffix(".lock"), WAITING):
-                found = self._opened(path) if path.exists() else None
-                return found or self._written(path, write, distinct)
+                found = self._opened(path, progress) if path.exists() else None
+                return found or self._written(path, write, distinct, progress)
         except OSError as error:
             if path.with_suffix(".parts").exists():
                 raise InputError(
@@ -87,7 +90,9 @@ class RowStore:
             log.warning("cache_dir=%s: %s; encoded rows are not kept", self.directory.parent, error)
             return None
 
-    def _written(self, path: Path, write: Callable[[RowWriter], PromptNames], distinct: bool) -> StoredData:
+    def _written(
+        self, path: Path, write: Callable[[RowWriter], PromptNames], distinct: bool, progress: Progress
+    ) -> StoredData:
         """Encode all rows, write their file, and return what is in it."""
         remove_partials(self.directory, path.name)
         parts = path.with_suffix(".parts")
@@ -97,17 +102,17 @@ class RowStore:
         try:
             with logged() as said:
                 names = write(writer)
-            writer.join(path, names.names, said)
+            writer.join(path, names.names, said, progress)
         except InputError:
             shutil.rmtree(parts, ignore_errors=True)  # the data are wrong: mended, they have another key
             raise
         shutil.rmtree(parts, ignore_errors=True)
-        return _data_in(RowFile(path))
+        return _data_in(RowFile(path, progress))
 
-    def _opened(self, path: Path) -> StoredData | None:
+    def _opened(self, path: Path, progress: Progress) -> StoredData | None:
         """Return the rows of a file, and log what reading the data said; None where the file is damaged."""
         try:
-            file = RowFile(path)
+            file = RowFile(path, progress)
         except DamagedFile as error:
             log.warning("%s: %s; its rows are encoded again", path, error)
             if self.writes:

@@ -16,7 +16,7 @@ import numpy as np
 
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.fingerprints import add_groups, add_row
-from shiqrun.batching.row_file import DamagedFile, Pieces, RowFile, write_row_file
+from shiqrun.batching.row_file import DamagedFile, Pieces, Progress, RowFile, unshown, write_row_file
 from shiqrun.batching.selection import DistinctRows, TrainedFamilies, drop_undecided
 from shiqrun.batching.stored_rows import (
     BYTE,
@@ -109,13 +109,14 @@ class RowWriter:
         """Return the numbers of a split's trajectories."""
         return WrittenNumbers(self._parts[split])
 
-    def join(self, path: Path, names: np.ndarray, said: list[tuple[int, str]]) -> None:
+    def join(self, path: Path, names: np.ndarray, said: list[tuple[int, str]], progress: Progress = unshown) -> None:
         """Write the file of all rows.
 
         Args:
             path: of the file.
             names: names of the training prompts, sorted, each once.
             said: level and text of what reading the data logged, which is said again when the file is opened.
+            progress: shows how far the writing is.
         """
         arrays: dict[str, tuple[np.dtype[Any], Pieces]] = {"names": (BYTE, [names.view(BYTE)])}
         for split, parts in self._parts.items():
@@ -127,7 +128,7 @@ class RowWriter:
                 arrays[f"{split}/{name}"] = INT64, _later(self.of(split).numbers, name)
             arrays[f"{split}/family_key"] = KEY, _pieces(parts, "family_key")
         facts = {"width": names.dtype.itemsize, **self.dropped.facts(), "said": said}
-        write_row_file(path, arrays, {**facts, "fingerprint": self._digest.hexdigest()})
+        write_row_file(path, arrays, {**facts, "fingerprint": self._digest.hexdigest()}, progress)
 
 
 class WrittenNumbers:

@@ -1,6 +1,7 @@
 """Special tokens are those that a tokenizer's map names, and those that its file alone marks as special."""
 
 import re
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,16 +24,26 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return special - ({tokenizer.unk_token_id} - ends)
 
 
-def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Return a pattern that finds the text of any special token, the longest first; None where there is none."""
-    words = sorted(map(re.escape, special_token_texts(tokenizer)), key=len, reverse=True)
-    return re.compile("|".join(words)) if words else None
+class SpecialPattern(NamedTuple):
+    """A `SpecialPattern` finds the text of any special token, the longest first; `first` are their first characters."""
+
+    pattern: re.Pattern[str]
+    first: frozenset[str]
 
 
-def special_text(example: Example, completion: int, specials: re.Pattern[str] | None) -> str | None:
+def special_pattern(tokenizer: PreTrainedTokenizerBase) -> SpecialPattern | None:
+    """Return the pattern of a tokenizer; None where it has no special token."""
+    texts = special_token_texts(tokenizer)
+    words = sorted(map(re.escape, texts), key=len, reverse=True)
+    return SpecialPattern(re.compile("|".join(words)), frozenset(t[0] for t in texts)) if words else None
+
+
+def special_text(example: Example, completion: int, specials: SpecialPattern | None) -> str | None:
     """Return why a row is dropped if its text spells a special token, which the tokenizer would take it for."""
     if specials is None:
         return None
-    texts = (wording(m) for m in (*example.messages, *example.completions[completion]))
-    found = next(filter(None, map(specials.search, texts)), None)
-    return found and f"the text holds the special token {found[0]}"
+    for message in (*example.messages, *example.completions[completion]):
+        text = wording(message)
+        if any(char in text for char in specials.first) and (found := specials.pattern.search(text)):
+            return f"the text holds the special token {found[0]}"
+    return None

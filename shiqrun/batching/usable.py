@@ -1,10 +1,9 @@
 """These functions say which completions can be encoded, and count the others by reason."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
-from shiqrun.batching.special_tokens import special_text
+from shiqrun.batching.special_tokens import SpecialPattern, special_text
 from shiqrun.batching.stored_tokens import CUT_OFF
 from shiqrun.data.chats import drop_reason
 from shiqrun.data.drops import drop
@@ -12,7 +11,7 @@ from shiqrun.errors import InputError
 from shiqrun.types import Example
 
 
-def unusable(example: Example, completion: int, specials: re.Pattern[str] | None) -> str | None:
+def unusable(example: Example, completion: int, specials: SpecialPattern | None) -> str | None:
     """Return why a completion whose text would be encoded cannot be trained on, or None."""
     if example.sampled is not None and not example.sampled[completion].ended:
         return CUT_OFF  # its text would be closed by an end that was never drawn

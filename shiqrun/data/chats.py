@@ -9,6 +9,10 @@ from shiqrun.data.convert.messages import ROLE_OF, normal_call, text_of
 from shiqrun.errors import InputError
 from shiqrun.types import Message
 
+PLAIN_KEYS = {"role", "content"}
+_json = json.encoder.encode_basestring
+"""Returns a text as `json.dumps(text, ensure_ascii=False)` does."""
+
 
 def as_messages(value: Any, role: str, place: str) -> list[Message]:
     """Return a column's value as a chat list; a string becomes one message of `role`.
@@ -43,6 +47,11 @@ def _checked(message: Any, place: str) -> Message:
     """Return one message of a chat list after checking its role, content and tool calls; null keys are left out."""
     if not isinstance(message, dict):
         raise InputError(f"{place}: expected an object with role and content, found {_brief(message)}")
+    if _is_plain(message):
+        kept = message | {"role": ROLE_OF[message["role"]]}
+        if not kept["content"].isascii():
+            _expect_text(kept, place)
+        return kept
     kept = {key: value for key, value in message.items() if value is not None}
     if "role" not in kept:
         raise InputError(f"{place}: no 'role'; it has {', '.join(message) or 'nothing'}; expected role and content")
@@ -61,11 +70,24 @@ def _checked(message: Any, place: str) -> Message:
     if "content" not in kept and not empty:
         raise InputError(f"{place}: content must be a string, found {_brief(None)}")
     kept["content"] = text_of(kept.get("content"), place)
+    _expect_text(kept, place)
+    return kept
+
+
+def _is_plain(message: dict[str, Any]) -> bool:
+    """Return whether a message has a known role and a text, and nothing else: most have."""
+    if len(message) != 2 or type(message.get("content")) is not str:
+        return False
+    role = message.get("role")
+    return type(role) is str and role in ROLE_OF
+
+
+def _expect_text(message: Message, place: str) -> None:
+    """Check that no text of a message holds half of a surrogate pair."""
     try:
-        json.dumps(kept, ensure_ascii=False, default=str).encode()
+        json.dumps(message, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         raise InputError(f"{place}: content holds half a surrogate pair, which is no text") from None
-    return kept
 
 
 def _read_json(value: Any) -> Any:
@@ -160,6 +182,8 @@ def tools_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def wording(message: Message) -> str:
     """Return all text of a message: content, reasoning, and tool calls and schemas as JSON."""
+    if len(message) == 2 and "content" in message and "role" in message:
+        return str(message["content"])
     extra = [message[key] for key in ("tool_calls", "tools") if message.get(key)]
     parts = [message["content"], message.get("reasoning_content") or ""]
     return "".join(map(str, parts)) + "".join(json.dumps(x, ensure_ascii=False, default=str) for x in extra)
@@ -212,6 +236,9 @@ def prompt_name(prompt: Sequence[Message]) -> str:
 
     Templates show the keys of tools and of calls in their order, and so it belongs to the id.
     """
+    if all(m.keys() == PLAIN_KEYS and type(m["role"]) is type(m["content"]) is str for m in prompt):
+        plain = [f'{{"content": {_json(m["content"])}, "role": {_json(m["role"])}}}' for m in prompt]
+        return blake2b(f"[{', '.join(plain)}]".encode(), digest_size=8).hexdigest()
     ordered = [
         {k: json.dumps(v, ensure_ascii=False, default=str) if k in ("tools", "tool_calls") else v for k, v in m.items()}
         for m in prompt

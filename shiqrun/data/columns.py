@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, Literal
 
 from shiqrun.data.token_columns import SEVERAL, SINGLE
@@ -128,6 +129,19 @@ def read_columns(form: Form, has: Callable[[str], bool]) -> frozenset[str]:
     answer = next((name for name in ANSWERS if has(name)), "answer")
     tokens: tuple[str, ...] = {"single": SINGLE, "several": SEVERAL}.get(form, ())
     return frozenset((*FORMS[form], "prompt_id", "tools", answer, *(tokens if all(map(has, tokens)) else ())))
+
+
+@lru_cache(maxsize=1024)
+def form_of(there: tuple[str, ...]) -> Form | None:
+    """Return the form of the rows that have values in these columns, or None."""
+    return form_of_row(there.__contains__)
+
+
+@lru_cache(maxsize=1024)
+def columns_read(there: tuple[str, ...]) -> frozenset[str]:
+    """Return the names of the columns that are read of rows that have values in these; none for those without form."""
+    form = form_of(there)
+    return frozenset() if form is None else read_columns(form, there.__contains__)
 
 
 def near_name(column: str, names: Iterable[str]) -> str | None:

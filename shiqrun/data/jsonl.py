@@ -43,6 +43,9 @@ from shiqrun.errors import InputError
 from shiqrun.types import Example
 
 log = logging.getLogger("shiqrun")
+KNOWN = frozenset(NAMES)
+KNOWN_AND_TOKENS = KNOWN | {*SINGLE, *SEVERAL}
+"""Columns that are no further columns of an example, without and with tokens."""
 
 
 class Jsonl(Source):
@@ -219,7 +222,7 @@ class Jsonl(Source):
         if not kept:
             return None
         kept_as = ("tests", "answer") if row.has("tests") else ("tests",)  # `answer` beside `tests` is like any other
-        tokens = {*SINGLE, *SEVERAL} if sampled else set()
+        known = KNOWN_AND_TOKENS if sampled else KNOWN
         unread = {} if self.tools or not (given := row.tools(parts.prompt)) else {"tools": given}
         prompt = row.with_tools(parts.prompt, read=self.tools)
         return Example(
@@ -230,7 +233,7 @@ class Jsonl(Source):
             answer=row.answer(),
             source=row.place,
             alone=row.has("chosen"),
-            columns=unread | {k: v for k, v in row.columns.items() if k in kept_as or k not in {*NAMES, *tokens}},
+            columns=unread | {k: v for k, v in row.columns.items() if k in kept_as or k not in known},
             sampled=sampled and [sampled[i] for i in kept],
         )
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from shiqrun.data.chats import as_messages, prompt_name, shared_prompt, with_tools, without_prompt
-from shiqrun.data.columns import LABEL, MARKS, Form, form_of_row, read_columns
+from shiqrun.data.columns import LABEL, MARKS, Form, columns_read, form_of
 from shiqrun.data.convert.messages import normal_tools
 from shiqrun.data.convert.registry import FORMATS
 from shiqrun.data.own_columns import likely_columns, nearest_shape
@@ -48,13 +48,18 @@ class Row:
         return self.columns.get(column) is not None
 
     @cached_property
+    def there(self) -> tuple[str, ...]:
+        """Return the names of the columns that have a value."""
+        return tuple([name for name, value in self.columns.items() if value is not None])
+
+    @cached_property
     def form(self) -> Form:
         """Return the form of the row.
 
         Raises:
             InputError: it has no column with a completion.
         """
-        form = form_of_row(self.has)
+        form = form_of(self.there)
         if form is None:
             raise self._missing("completion, completions, chosen and rejected, or messages")
         return form
@@ -73,15 +78,16 @@ class Row:
 
     def read(self, *, labels: bool) -> frozenset[str]:
         """Return the names of the columns that are read of this row; `labels` says whether a label is a reward."""
-        form = form_of_row(self.has)
-        names = frozenset() if form is None else read_columns(form, self.has)
+        names = columns_read(self.there)
         return names | {LABEL} if labels and self.label() is not None else names
 
     def label(self) -> bool | None:
         """Return whether the only completion of a row without rewards is marked as good; None where nothing says so."""
         value = self.columns.get(LABEL)
-        one = form_of_row(self.has) in ("single", "chat") and not (self.has("reward") or self.has("rewards"))
-        return value if one and isinstance(value, bool) else None
+        if not isinstance(value, bool):
+            return None
+        one = form_of(self.there) in ("single", "chat") and not (self.has("reward") or self.has("rewards"))
+        return value if one else None
 
     def repeats_prompt(self) -> bool | None:
         """Return whether each completion begins with the text of the prompt; None where not all are plain strings."""

@@ -171,7 +171,7 @@ class RewardModel(Reward):
             return tokens_through_last_action(talks, own.tokenizer)
         if own.adds_specials:
             return [list(ids) for ids in own.tokenizer(render_texts(talks, own.tokenizer), verbose=False)["input_ids"]]
-        return [list(ids) for ids in render(talks, own.tokenizer)["input_ids"]]
+        return [list(ids) for ids in render(talks, own.tokenizer).ids]
 
     def _conversation(self, item: Answered) -> Conversation:
         """Return the conversation, up to the last action for a model whose score is read there."""

@@ -140,7 +140,7 @@ class PolicyActor:
     def act(self, running: Sequence[RunningEpisode]) -> None:
         """Sample one message for each episode, all of a round together."""
         talks = [Conversation(r.messages, len(r.messages), r.task.source) for r in running]
-        contexts = render(talks, self.tokenizer, add_generation_prompt=True)["input_ids"]
+        contexts = render(talks, self.tokenizer, head=True).ids
         prompts: list[tuple[RunningEpisode, Prompt]] = []
         for r, tokens in zip(running, contexts, strict=True):
             if self.room is not None and len(tokens) > self.room:

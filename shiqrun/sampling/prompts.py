@@ -107,7 +107,7 @@ def choose_prompts(
 def prompt_of(example: Example, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     """Return an example's prompt in tokens, ending with what opens the assistant's turn."""
     talk = Conversation(list(example.messages), len(example.messages), example.source)
-    tokens = np.array(render([talk], tokenizer, add_generation_prompt=True)["input_ids"][0], np.int64)
+    tokens = np.array(render([talk], tokenizer, head=True).ids[0], np.int64)
     named = prompt_name(example.messages), example.prompt_id
     return Prompt(*named, talk.messages, tokens, example.answer, example.source, example.part)
 

@@ -303,16 +303,35 @@ def _read_and_count(file, store, made):
 def test_processes_that_start_together_encode_once(file, store):
     context = multiprocessing.get_context("fork")
     made = context.SimpleQueue()
-    processes = [context.Process(target=_read_and_count, args=(file, store, made)) for _ in range(3)]
+    processes = [context.Process(target=_read_and_count, args=(file, store, made)) for _ in range(8)]
     for process in processes:
         process.start()
     got = []
-    while sum(isinstance(one, str) for one in got) < 3:
+    while sum(isinstance(one, str) for one in got) < len(processes):
         got.append(made.get())
     for process in processes:
         process.join()
-    assert {one for one in got if isinstance(one, str)} == {read(file, None).fingerprint}
-    assert got.count(1) == len(range(0, 48, 10)) + 1 or got.count(1) < 12  # the parts of one process
+    expected = read(file, None)
+    assert {one for one in got if isinstance(one, str)} == {expected.fingerprint}
+    examples = [len({t.example for t in rows.trajectories}) for rows in (expected.train, expected.val)]
+    assert got.count(1) == sum(-(-n // 10) for n in examples)  # the parts of one process
+
+
+def test_each_phase_of_a_start_shows_how_far_it_is(file, store):
+    shown = []
+
+    def progress(items, what):
+        shown.append(what)
+        yield from items
+
+    source = Jsonl(path=str(file), val_path=None, pair_rewards=[1, -1])
+    for phases in (
+        ["encoding train", "encoding val", "comparing prompts", "writing rows", "checking stored rows"],
+        ["checking stored rows"],
+    ):
+        load(source, tokenizer(), settings(), context=1000, store=store, progress=progress)
+        assert shown == phases
+        shown.clear()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign"])

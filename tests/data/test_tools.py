@@ -208,10 +208,10 @@ def test_arguments_are_objects_for_a_template_that_prints_json_and_texts_for_one
     for arguments in ('{"city": "Oslo"}', {"city": "Oslo"}):
         (one,) = read({"messages": talk(arguments)})
         chat = Conversation([*one.messages, *one.completions[0]], 2, "file:1")
-        assert '"arguments": {"city": "Oslo"}' in made.decode(render([chat], made)["input_ids"][0])
+        assert '"arguments": {"city": "Oslo"}' in made.decode(render([chat], made).ids[0])
     joining = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ 'x ' + c.function.arguments }}"
     made.chat_template = joining + "{% endfor %}{% endfor %}"
-    assert 'x {"city": "Oslo"}' in made.decode(render([chat], made)["input_ids"][0])
+    assert 'x {"city": "Oslo"}' in made.decode(render([chat], made).ids[0])
 
 
 def test_reasoning_that_the_template_has_no_place_for_is_refused(workplace):
