@@ -34,6 +34,9 @@ def place_rewards(example: Example, completion: int, turns: list[tuple[int, int]
             "give one number, one a turn, or one a token"
         )
     placed = np.zeros(len(positions), np.float32)
+    if len(at) == 1 and at[0] == positions[-1]:
+        placed[-1] = values[0]
+        return placed
     placed[np.searchsorted(positions, at)] = values
     return placed
 

@@ -42,6 +42,7 @@ from shiqrun.data.part_names import naming
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.types import Example
+from shiqrun.util.few_collections import few_collections
 
 log = logging.getLogger("shiqrun")
 Split = Literal["train", "val"]
@@ -199,7 +200,8 @@ def _load_one(
     write = partial(_write, source, settings, encoder, progress)
     stored = None
     if store is not None and key is not None:
-        stored = store.open(key, write, distinct=settings.distinct, progress=progress)
+        with few_collections():
+            stored = store.open(key, write, distinct=settings.distinct, progress=progress)
     found = _read(source, settings, encoder, progress) if stored is None else stored
     grouping = partial(Rows, pad=pad, together=together or bool(compared_by), compared=bool(compared_by))
     train, val = (

@@ -217,8 +217,10 @@ def shared_prompt(one: Sequence[Message], other: Sequence[Message]) -> int:
 
 def drop_reason(completion: Sequence[Message]) -> str | None:
     """Return why a completion cannot be trained on (none of its assistant turns is, or all are empty), or None."""
-    spoken = [m for m in completion if m["role"] == "assistant"]
     turns = trained(completion)
+    if len(turns) == len(completion) == 1 and turns[0]["content"].strip():
+        return None
+    spoken = [m for m in completion if m["role"] == "assistant"]
     if spoken and not turns:
         return "every assistant message says train: false"
     if any(m["content"].strip() or m.get("tool_calls") for m in turns):

@@ -215,9 +215,13 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
+READER = json.JSONDecoder(object_pairs_hook=_object)
+BOM = "\ufeff"
+
+
 def _parsed(text: str, place: str, any_text: bool) -> Row:
     try:
-        row = json.loads(text, object_pairs_hook=_object)
+        row = json.loads(text) if text.startswith(BOM) else READER.decode(text)
     except _RepeatedKeyError as error:
         raise InputError(f"{place}: the key '{error}' stands twice in one object; remove or rename one") from None
     except (ValueError, RecursionError) as error:

@@ -1,5 +1,6 @@
 """A prompt is what the model reads: ids that say otherwise are refused, and no split leaks by white space."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -181,3 +182,22 @@ def test_pairs_of_equal_texts_with_equal_scores_stay():
     pair = {"prompt": "odd", "chosen": "fine", "rejected": "fine", "score_chosen": 1, "score_rejected": 1}
     source = Jsonl(path=write([pair])[10:], val_path=None, pair_rewards=None)
     assert len(load(source, helpers.tokenizer(), settings(val_fraction=0.0), context=None).train) == 2
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [helpers.user('say "é" \\ \n\t\x00 \u2028 日本 🤗')],
+        [{"content": "first", "role": "system"}, helpers.user("")],
+        [helpers.user("hi") | {"name": "Bo", "tools": [{"b": 1, "a": "é"}]}],
+        [helpers.user("hi"), {"role": "assistant", "content": "", "tool_calls": [{"z": 1, "a": 2}]}],
+        [],
+    ],
+)
+def test_a_prompts_name_is_a_hash_of_its_messages_as_json(prompt):
+    texts = [
+        {k: json.dumps(v, ensure_ascii=False) if k in ("tools", "tool_calls") else v for k, v in m.items()}
+        for m in prompt
+    ]
+    text = json.dumps(texts, sort_keys=True, ensure_ascii=False)
+    assert prompt_name(prompt) == hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processors, trainers
 
 from shiqrun.batching import logged_data, word_tokens
 from shiqrun.batching.encode import PLAIN_TEMPLATE, encode
@@ -134,6 +134,8 @@ def test_tokens_of_short_texts_are_those_of_the_whole_text(family):
     made = byte_level(family)
     signs = ["a", "'s", "1", "!", "é", " ", " ", "\n", "\t", "\u0301", "\r", "</s>", "A"]
     texts = ["".join(t) for n in range(5) for t in product(signs[: 13 if n < 4 else 8], repeat=n)]
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=[], show_progress=False, min_frequency=1)
+    made.backend_tokenizer.train_from_iterator(texts, trainer)  # so that runs of white space are tokens
     whole = made(texts, add_special_tokens=False)["input_ids"]
     words = WordTokens(made)
     draw = random.Random(0)
