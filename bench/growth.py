@@ -5,7 +5,8 @@ step has the same number of trajectories everywhere (with more completions, of f
 loop over 1,000 to 1,000,000 encoded trajectories that lie in flat arrays, so that the growth beside the arrays, and the
 cost of a step, belong to the loop. The study sweep runs a grid of betas by the command line, in which the reference is
 scored once and then read from the cache. The study starts reads files of 10,000 to 1,000,000 rows twice: what encoding
-costs at first, and what it costs once the rows are stored. growth.json is written into --out.
+costs at first, and what it costs once the rows are stored. The study shared runs 8 jobs of a sweep over one file, with
+one cache_dir and with one each, so that each encodes for itself. growth.json is written into --out.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from rich.table import Table
 
 from bench.clock import environment, forget_peak, resident
 from bench.step import ask
-from bench.store import over_starts
+from bench.store import over_shared, over_starts
 from bench.work import SHAPES, Shape, prepare, talk
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.rows import Rows
@@ -176,6 +177,7 @@ STUDIES: dict[str, Callable[[bool], list[Point]]] = {
     "rows": over_rows,
     "sweep": over_sweep,
     "starts": over_starts,
+    "shared": over_shared,
 }
 
 

@@ -5,6 +5,7 @@ without a model. Rows have the lengths of hh-rlhf; each prompt begins with its n
 """
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from shiqrun.data.jsonl import Jsonl
 SMALL = Shape(hidden=64, layers=1, heads=2, intermediate=128, vocabulary=8_192, pairs=0)
 DIFFERENT = 400
 """Pairs whose texts differ; beyond, only the numbers of their prompts do."""
+JOBS = 8
+"""Of a sweep."""
 
 
 def write_pairs(path: Path, pairs: int) -> None:
@@ -83,6 +86,39 @@ def over_starts(quick: bool) -> list[dict[str, Any]]:
                 point = {key: value for key, value in start.items() if key != "first_step"}
                 points.append({"start": name, **point, "store_mib": store})
     return points
+
+
+def over_shared(quick: bool) -> list[dict[str, Any]]:
+    """Measure a sweep of 8 seeds over one file of rows, with one store for all jobs and with a store for each job."""
+    rows, points = 10_000 if quick else 100_000, []
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        prepare(folder, SMALL, make_pairs(DIFFERENT), pairs=DIFFERENT // 2)
+        write_pairs(folder / "rows.jsonl", rows // 2)
+        for name, cache in (("one for all", "cache"), ("one each", "caches/${seed}")):
+            points.append({"store": name, "rows": rows, **_swept_seeds(folder, cache)})
+    return points
+
+
+def _swept_seeds(folder: Path, cache: str) -> dict[str, Any]:
+    """Return what a sweep of 8 jobs costs: jobs, files of encoded rows, CPU and wall seconds of all processes."""
+    words = ["data=jsonl", f"data.path={folder}/rows.jsonl", "model=hf", f"model.path={folder}/model", "algo=sft"]
+    words += ["data.completions=best", "trainer.max_steps=1", "trainer.batch_size=8", "eval.every=0", "logger=none"]
+    words += ["seed=" + ",".join(map(str, range(JOBS))), f"run_dir={folder}/{cache.partition('/')[0]}-runs"]
+    command = [sys.executable, "-m", "shiqrun", "train", "-m", *words, f"cache_dir={folder}/{cache}"]
+    before, wall = os.times(), time.perf_counter()
+    done = subprocess.run(
+        command, env=environment(1, tuned=False), capture_output=True, text=True, cwd=folder, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    after = os.times()
+    return {
+        "jobs": sum(1 for _ in folder.glob(f"{cache.partition('/')[0]}-runs/**/summary.json")),
+        "row_files": sum(1 for _ in folder.glob(f"{cache.partition('/')[0]}/**/*.rows")),
+        "cpu_seconds": after.children_user - before.children_user + after.children_system - before.children_system,
+        "wall_seconds": time.perf_counter() - wall,
+    }
 
 
 if __name__ == "__main__":
