@@ -269,7 +269,7 @@ class Row:
         log = next((name for name, log in FORMATS.items() if name != "openai" and log.fits(self.columns)), None)
         if log is not None:
             cure = f"this is a log that `shiqrun convert FILE --from {log}` makes rows of"
-        elif form_of_row(self.has) is None:
+        elif form_of(self.there) is None:
             cure = nearest_shape(self.columns)
         elif likely := likely_columns(self.columns):
             cure = f"did you mean {' '.join(f'data.columns.{name}={own}' for name, own in likely.items())}?"
