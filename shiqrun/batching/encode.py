@@ -106,8 +106,7 @@ def encode(
         dropped: counts "empty completion", "no actions", "longer than max_length (N tokens)" and MERGED.
         max_length: tokens; longer trajectories are dropped, never cut.
         train_on: "assistant", or "response" to make every token from the first action on an action (for `sft`).
-        stable: a template, with marks, known to be prefix-stable: the data set's own. If it is the tokenizer's, the
-            check, which takes most of the time of short turns, is left out.
+        stable: a template, with marks, known to be prefix-stable; if it is the tokenizer's, the check is left out.
         first: number of the first example in its split.
         quick: of the tokenizer, for many examples.
 
@@ -138,8 +137,15 @@ def encode(
                 drop(dropped, why, f"{e.source}, {len(ids):,} tokens", e.completions[k])
             else:
                 reward = None if e.rewards is None else place_rewards(e, k, turns, positions)
-                group = f"{e.prompt_id}/{n}" if e.alone else e.prompt_id
-                yield EncodedTrajectory(np.array(ids, np.int32), positions, reward, e.prompt_id, n, k, e.source, group)
+                yield _trajectory(e, n, k, np.array(ids, np.int32), positions, reward)
+
+
+def _trajectory(
+    example: Example, number: int, completion: int, ids: np.ndarray, positions: np.ndarray, rewards: np.ndarray | None
+) -> EncodedTrajectory:
+    """Return the trajectory of a completion; `number` is that of the example."""
+    group = f"{example.prompt_id}/{number}" if example.alone else example.prompt_id
+    return EncodedTrajectory(ids, positions, rewards, example.prompt_id, number, completion, example.source, group)
 
 
 def _rendered(
