@@ -129,8 +129,7 @@ def encode(
                 drop(dropped, MERGED, e.source, e.completions[k])
                 continue
             ids, turns = span[0], [(max(start, 1), end) for start, end in span[1] if end > max(start, 1)]
-            positions = _positions(turns, len(ids), train_on)
-            if not len(positions):
+            if not len(positions := _positions(turns, len(ids), train_on)):
                 drop(dropped, "no actions", e.source, e.completions[k])
             elif max_length is not None and len(ids) > max_length:
                 why = f"longer than max_length ({max_length} tokens)"
