@@ -10,6 +10,8 @@ and the right value makes it zero on every suffix of every trajectory, whichever
 Entries without an action are replaced by zero and never multiplied by it, because 0 * NaN is NaN.
 """
 
+from typing import Literal
+
 from torch import Tensor, zeros_like
 from torch.nn.functional import pad
 
@@ -95,13 +97,36 @@ def trajectory_count(batch: Trajectories) -> Tensor:
     return batch.action_mask.any(-1).sum()
 
 
-def sum_of_squares(residual: Tensor, chosen: Tensor, count: Tensor) -> LossTerms:
+Units = Literal["action", "trajectory"]
+"""What weighs the same in a loss over actions: every action, or every trajectory, by the mean over its actions."""
+
+
+def count_by_unit(batch: Trajectories, units: Units = "action") -> Tensor:
+    """Return the number of units of a batch, `[]` int64: its actions, or its trajectories that have an action."""
+    return action_count(batch) if units == "action" else trajectory_count(batch)
+
+
+def squares_by_unit(residual: Tensor, batch: Trajectories, units: Units) -> LossTerms:
+    """Return the loss that sums squared residuals over all actions, or their means over trajectories.
+
+    Args:
+        residual: `[B, A]`, reward units, differentiable.
+        batch: trajectories.
+        units: "action" weighs each square with 1, "trajectory" with 1/T in a trajectory of T actions.
+    """
+    length = batch.action_mask.sum(-1, keepdim=True).clamp(min=1)
+    weight = None if units == "action" else length.to(residual.dtype).reciprocal()
+    return sum_of_squares(residual, batch.action_mask, count_by_unit(batch, units), weight)
+
+
+def sum_of_squares(residual: Tensor, chosen: Tensor, count: Tensor, weight: Tensor | None = None) -> LossTerms:
     """Return the loss that sums squared residuals over the chosen actions, with metrics of the residuals.
 
     Args:
         residual: `[B, A]`, reward units, differentiable.
         chosen: `[B, A]` bool, the actions that are summed.
         count: `[]`, units by which the training step divides the sum.
+        weight: `[B, 1]`, no unit, factor on the squares of a trajectory; None for 1. Metrics are not weighted.
     """
     picked = residual.masked_fill(~chosen, 0)
     size, detached = chosen.sum(), picked.detach()
@@ -111,4 +136,5 @@ def sum_of_squares(residual: Tensor, chosen: Tensor, count: Tensor) -> LossTerms
     for q in range(4):
         inside = chosen & (quarter == q)
         metrics[f"residual_abs/quarter_{q + 1}"] = (detached.abs().masked_fill(~inside, 0).sum(), inside.sum())
-    return LossTerms(picked.square().sum(), count, metrics)
+    squares = picked.square() if weight is None else weight * picked.square()
+    return LossTerms(squares.sum(), count, metrics)

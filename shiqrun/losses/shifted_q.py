@@ -7,9 +7,11 @@ the policy's numbers (logit and log-partition) and through no number of the refe
 
 from shiqrun.losses.requirements import needs
 from shiqrun.losses.residual import (
-    action_count,
+    Units,
+    count_by_unit,
     partition_shifts,
     path_residuals,
+    squares_by_unit,
     step_residuals,
     suffix_sum,
     sum_of_squares,
@@ -19,9 +21,15 @@ from shiqrun.losses.residual import (
 from shiqrun.types import ActionScores, LossTerms, Positive, Trajectories, UnitInterval
 
 
-@needs("rewards", units=action_count)
+@needs("rewards", units=count_by_unit)
 def shiq(
-    batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive, lam: UnitInterval = 1.0
+    batch: Trajectories,
+    policy: ActionScores,
+    reference: ActionScores,
+    *,
+    beta: Positive,
+    lam: UnitInterval = 1.0,
+    units: Units = "action",
 ) -> LossTerms:
     """Return the ShiQ loss: squared path residuals, with the shift of the log-partition as the value.
 
@@ -29,7 +37,8 @@ def shiq(
 
     Summed over every action; unit: action. arXiv 2505.11081, equations 15 and 18; docs/math.md, "ShiQ". With lam < 1
     it is this project's ShiQ(lambda), squares of delta_t = e_t + lam delta_{t+1} with the step residuals e_t; no paper
-    has tried these values on language.
+    has tried these values on language. With units="trajectory", this project's too, it is the mean over a trajectory's
+    actions, summed over trajectories (docs/math.md, "The weight of a square").
 
     Args:
         batch: trajectories with rewards, reward units.
@@ -37,17 +46,25 @@ def shiq(
         reference: the frozen reference's scores, nats.
         beta: KL temperature, reward units per nat.
         lam: no unit; 1 is the paper's loss, 0 is `shiq_ms`.
+        units: what weighs the same, "action" (the paper's) or "trajectory".
     """
     if lam == 1:
         value = beta * partition_shifts(batch, policy, reference)
         residual = path_residuals(batch, policy, reference, value, beta)
     else:
         residual = suffix_sum(step_residuals(batch, policy, reference, beta), decay=lam)
-    return sum_of_squares(residual, batch.action_mask, action_count(batch))
+    return squares_by_unit(residual, batch, units)
 
 
-@needs("rewards", units=action_count)
-def shiq_init(batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive) -> LossTerms:
+@needs("rewards", units=count_by_unit)
+def shiq_init(
+    batch: Trajectories,
+    policy: ActionScores,
+    reference: ActionScores,
+    *,
+    beta: Positive,
+    units: Units = "action",
+) -> LossTerms:
     """Return the loss of ShiQ without reward shaping: the value is the policy's own log-partition.
 
         sum_t (sum_{k>=t} (r_k - beta D_k) - beta v(s_t))^2
@@ -60,13 +77,21 @@ def shiq_init(batch: Trajectories, policy: ActionScores, reference: ActionScores
         policy: the policy's scores, nats; the gradient flows through logit and log-partition.
         reference: the frozen reference's scores, nats.
         beta: KL temperature, reward units per nat.
+        units: what weighs the same, "action" (the paper's) or "trajectory"; docs/math.md, "The weight of a square".
     """
     residual = path_residuals(batch, policy, reference, beta * policy.log_partition, beta)
-    return sum_of_squares(residual, batch.action_mask, action_count(batch))
+    return squares_by_unit(residual, batch, units)
 
 
-@needs("rewards", units=action_count)
-def shiq_ms(batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive) -> LossTerms:
+@needs("rewards", units=count_by_unit)
+def shiq_ms(
+    batch: Trajectories,
+    policy: ActionScores,
+    reference: ActionScores,
+    *,
+    beta: Positive,
+    units: Units = "action",
+) -> LossTerms:
     """Return the loss of ShiQ without multi-step returns: squared one-step Bellman residuals.
 
         sum_t (r_t + beta W_{t+1} - beta (l(s_t,a_t) - l_ref(s_t,a_t)))^2
@@ -79,9 +104,10 @@ def shiq_ms(batch: Trajectories, policy: ActionScores, reference: ActionScores, 
         policy: the policy's scores, nats; the gradient flows through logit and log-partition.
         reference: the frozen reference's scores, nats.
         beta: KL temperature, reward units per nat.
+        units: what weighs the same, "action" (the paper's) or "trajectory"; docs/math.md, "The weight of a square".
     """
     residual = step_residuals(batch, policy, reference, beta)
-    return sum_of_squares(residual, batch.action_mask, action_count(batch))
+    return squares_by_unit(residual, batch, units)
 
 
 @needs("rewards", units=trajectory_count)

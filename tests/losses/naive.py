@@ -82,6 +82,16 @@ def shiq(rows, lam=1.0):
     return total, _actions(rows)
 
 
+def by_trajectory(naive):
+    """The loss whose unit is the trajectory: a row's squares are averaged, rows are counted."""
+
+    def loss(rows):
+        means = [total / count for total, count in (naive([row]) for row in rows if row.r)]
+        return sum(means, 0.0), len(means)
+
+    return loss
+
+
 def shiq_init(rows):
     squares = ((row.return_to_go(t) - BETA * row.v[t]) ** 2 for row in rows for t in row.actions)
     return sum(squares, 0.0), _actions(rows)
@@ -207,6 +217,14 @@ LOSSES = {
     "dro_v": (partial(losses.dro_v, beta=BETA), dro_v),
 }
 """Name -> the loss and its naive twin; `shiq-0.9` is shiq with lam 0.9."""
+WHOLE = {"units": "trajectory"}
+LOSSES |= {
+    "shiq-whole": (partial(losses.shiq, beta=BETA, **WHOLE), by_trajectory(shiq)),
+    "shiq-0.9-whole": (partial(losses.shiq, beta=BETA, lam=0.9, **WHOLE), by_trajectory(partial(shiq, lam=0.9))),
+    "shiq_init-whole": (partial(losses.shiq_init, beta=BETA, **WHOLE), by_trajectory(shiq_init)),
+    "shiq_ms-whole": (partial(losses.shiq_ms, beta=BETA, **WHOLE), by_trajectory(shiq_ms)),
+}
+"""A trajectory is the unit, whatever its length."""
 SMOOTHED, SPARSE = {"label_smoothing": 0.2}, {"pairing": "best_worst"}
 COMPARING = {
     "dro_group_mean": (partial(losses.dro, beta=BETA, baseline="group_mean"), dro_group_mean),

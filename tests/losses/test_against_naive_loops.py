@@ -7,7 +7,14 @@ import torch
 from torch.testing import assert_close
 
 from shiqrun import losses
-from shiqrun.losses.residual import path_residuals, regularised_rewards, step_residuals, suffix_sum, turn_starts
+from shiqrun.losses.residual import (
+    path_residuals,
+    regularised_rewards,
+    squares_by_unit,
+    step_residuals,
+    suffix_sum,
+    turn_starts,
+)
 from shiqrun.types import ActionScores
 from tests.losses.naive import BETA, LOSSES, decided, gradients, numbers, pairs, ragged, rows_of
 
@@ -79,6 +86,24 @@ def test_lambda_one_is_the_limit_of_lambda_below_one():
         losses.shiq(batch, policy, reference, beta=BETA, lam=1.0).total,
         losses.shiq(batch, policy, reference, beta=BETA, lam=1.0 - 1e-12).total,
     )
+
+
+@pytest.mark.parametrize("loss", [losses.shiq, losses.shiq_init, losses.shiq_ms])
+def test_of_trajectories_of_one_length_both_units_give_the_same_step(loss):
+    """Total over count is what a step descends."""
+    batch, policy, reference = ragged(lengths=(5, 0, 5, 5), width=6, groups=(0, 1, 2, 2))
+    by_action, whole = (loss(batch, policy, reference, beta=BETA, units=u) for u in ("action", "trajectory"))
+    assert (int(by_action.count), int(whole.count)) == (15, 3)
+    assert_close(by_action.total / 15, whole.total / 3)
+
+
+def test_a_long_trajectory_outweighs_a_short_one_only_where_the_action_is_the_unit():
+    batch, _, _ = ragged(lengths=(7, 1), width=7, groups=(0, 1))
+    for units, ratio in (("action", 7), ("trajectory", 1)):
+        ones = torch.ones_like(batch.rewards) * batch.action_mask
+        terms = squares_by_unit(ones, batch, units)
+        alone = squares_by_unit(ones * torch.tensor([[1], [0]]), batch, units)
+        assert float(alone.total / (terms.total - alone.total)) == pytest.approx(ratio)
 
 
 def test_regularised_rewards_are_rewards_less_beta_log_ratios():

@@ -15,6 +15,7 @@ BETA = 0.6
 SHAPED = {
     **{f"shiq-{lam}": partial(losses.shiq, beta=BETA, lam=lam) for lam in (0.0, 0.5, 0.9, 1.0)},
     "shiq_ms": partial(losses.shiq_ms, beta=BETA),
+    "shiq-whole": partial(losses.shiq, beta=BETA, units="trajectory"),
     "shiq_tk": partial(losses.shiq_tk, beta=BETA),
 }
 INIT = partial(losses.shiq_init, beta=BETA)
