@@ -19,6 +19,7 @@ from shiqrun import losses
 from shiqrun.cli import COMMANDS, HELP, main
 from shiqrun.config.compose import as_hydra_overrides, compose, job_overrides
 from shiqrun.config.sources import user_folders
+from shiqrun.config.sweep_search import is_search, plan_search
 from shiqrun.config.validate import check
 from shiqrun.types import LossTerms
 
@@ -255,6 +256,12 @@ def expect_composed(line):
         return
     with user_folders(command, None):
         many = command == "sweep" or "-m" in words or "--multirun" in words
-        each = job_overrides(command, compose(command, overrides, multirun=True), overrides) if many else [overrides]
+        whole = compose(command, overrides, multirun=many)
+        if command == "sweep" and is_search(whole):
+            each = plan_search(whole, overrides, words)[1]
+        elif many:
+            each = [compose(command, job) for job in job_overrides(command, whole, overrides)]
+        else:
+            each = [whole]
         for job in each:
-            check(compose(command, job), schema(command))
+            check(job, schema(command))
