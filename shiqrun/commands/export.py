@@ -20,7 +20,7 @@ how it was made and what to cite. A model that has changed since the run saved i
 
   merged   the whole model, for transformers, vLLM, lm-eval; a LoRA adapter is merged into it
   adapter  the LoRA adapter alone, for peft
-  gguf     one file for llama.cpp (extra `gguf`): Llama, Mistral, Qwen2 and Qwen3 with a byte-level BPE tokenizer
+  gguf     one file for llama.cpp (extra `gguf`): Llama, Mistral, Qwen2 and Qwen3 with tokenizers of the BPE kind
 """
 EXAMPLES = """\
 examples:

@@ -1,6 +1,7 @@
-"""`add_tokenizer` writes a byte-level BPE tokenizer into a GGUF file, where llama.cpp splits text in the same way."""
+"""`add_tokenizer` writes a BPE tokenizer, of bytes or of SentencePiece's pieces, into a GGUF file."""
 
 import json
+import re
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,15 @@ _LLAMA3 = rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}
 _QWEN2 = _LLAMA3.replace("{1,3}", "")
 SPLITS = {_LLAMA3: "llama-bpe", _QWEN2: "qwen2"}
 """llama.cpp's name of a regular expression that splits text into words before the merges."""
+PIECES = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
+"""How Llama 2's tokenizer marks spaces; the first word gets one, too."""
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 WHOLE_WORDS = ("llama-bpe",)
 """Splits for which llama.cpp takes a word that is a token as it is, whatever the merges make of it."""
 
@@ -30,7 +40,9 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, rows: int) ->
     import gguf
 
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
-    split, added = _split(whole), {token["id"]: token for token in whole["added_tokens"]}
+    added = {token["id"]: token for token in whole["added_tokens"]}
+    scores = piece_scores(whole)
+    split = _split(whole) if scores is None else "default"
     _expect_plain(added)
     if tokenizer.eos_token_id is None:
         raise _other("has no EOS token, which llama.cpp needs to stop")
@@ -41,14 +53,24 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, rows: int) ->
     for number in range(rows):
         special = added[number]["special"] if number in added else None
         known = gguf.TokenType.NORMAL if special is None else gguf.TokenType.USER_DEFINED
+        known = gguf.TokenType.BYTE if scores is not None and BYTE.fullmatch(texts.get(number, "")) else known
         kinds.append(gguf.TokenType.CONTROL if special else known if number in texts else gguf.TokenType.UNUSED)
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model("gpt2" if scores is None else "llama")
     writer.add_tokenizer_pre(split)
     writer.add_token_list([texts.get(number, f"[PAD{number}]") for number in range(rows)])
+    if scores is None:
+        writer.add_token_merges([" ".join(merge) for merge in _merges(whole)])
+    else:
+        if tokenizer.unk_token_id is not None:
+            kinds[tokenizer.unk_token_id] = gguf.TokenType.UNKNOWN
+        writer.add_token_scores([scores.get(texts.get(number, ""), 0.0) for number in range(rows)])
+        writer.add_add_space_prefix(True)
     writer.add_token_types(kinds)
-    writer.add_token_merges(
-        [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]]
-    )
+    _add_special(writer, tokenizer)
+
+
+def _add_special(writer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the ids of the special tokens, which of them an encoding adds, and the chat template."""
     for name in ("bos", "eos", "pad", "unk"):
         if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)
@@ -57,6 +79,40 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, rows: int) ->
     writer.add_add_eos_token(bool(ids) and ids[-1] == tokenizer.eos_token_id)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _merges(whole: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the pairs that are merged, in their order; older files write a pair as one text."""
+    split = (merge.split(" ") if isinstance(merge, str) else merge for merge in whole["model"]["merges"])
+    return [(first, second) for first, second in split]
+
+
+def piece_scores(whole: dict[str, Any]) -> dict[str, float] | None:
+    """Return scores of the tokens by which llama.cpp merges as SentencePiece's BPE; None for another tokenizer.
+
+    llama.cpp merges the two neighbours whose joined text has the highest score, whatever the two are. That is the order
+    of the merges where all pairs that make one token stand together, and no pair that makes a token is left out.
+
+    Raises:
+        InputError: it is a BPE of pieces of text with another order.
+    """
+    model = whole["model"]
+    if model["type"] != "BPE" or not model.get("byte_fallback"):
+        return None
+    if whole["normalizer"] != PIECES or whole["pre_tokenizer"] is not None or model.get("ignore_merges"):
+        raise _other("is BPE with byte fallback, but marks spaces otherwise than Llama 2")
+    merges, vocabulary = _merges(whole), model["vocab"]
+    made = [a + b for k, (a, b) in enumerate(merges) if not k or a + b != "".join(merges[k - 1])]
+    pairs, special = set(merges), {token["content"] for token in whole["added_tokens"]}
+    left_out = any(
+        text[:k] in vocabulary and text[k:] in vocabulary and (text[:k], text[k:]) not in pairs
+        for text in vocabulary
+        if text not in special and not BYTE.fullmatch(text)
+        for k in range(1, len(text))
+    )
+    if left_out or len(made) != len(set(made)):
+        raise _other("is BPE with byte fallback, but merges in another order than SentencePiece")
+    return {text: -float(order) for order, text in enumerate(made, 1)}
 
 
 def _split(whole: dict[str, Any]) -> str:
@@ -117,6 +173,6 @@ def _expect_plain(added: dict[int, dict[str, Any]]) -> None:
 
 def _other(what: str) -> InputError:
     return InputError(
-        f"--to gguf: the tokenizer {what}; written are byte-level BPE tokenizers that split words like GPT-2, Llama 3, "
-        "Qwen2 or SmolLM; use --to merged"
+        f"--to gguf: the tokenizer {what}; written are byte-level BPE that splits words like GPT-2, Llama 3, Qwen2 or "
+        "SmolLM, and SentencePiece's BPE as in Llama 2; use --to merged"
     )

@@ -260,3 +260,32 @@ def test_the_splits_of_llama_3_and_qwen_2_are_those_of_llama_cpp(tmp_path, patte
     for text in TEXTS[:3]:
         tokens = post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
         assert tokens == tokenizer(text)["input_ids"]
+
+
+def pieces(complete=True):
+    """A BPE tokenizer as SentencePiece's of Llama 2: bytes, characters, and pieces with all ways to make them."""
+    texts = ["▁t", "he", "▁the", "er", "ab", "aba", "bab", "abab", "oo", "ooo", "oooo", "▁▁", "▁there"]
+    start = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), *"▁abehort.,"]
+    vocabulary = {text: number for number, text in enumerate([*start, *texts])}
+    ways = [(t[:k], t[k:]) for t in texts for k in range(1, len(t)) if t[:k] in vocabulary and t[k:] in vocabulary]
+    merges = ways if complete else ways[:-1]
+    made = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def test_pieces_of_sentencepiece_are_those_of_llama_cpp(tmp_path):
+    tokenizer = pieces()
+    path = written(saved(LlamaConfig(**SIZES), tokenizer, tmp_path))
+    assert fields(path)[0]["tokenizer.ggml.model"] == "llama"
+    _running, post = server(path)
+    rng = np.random.default_rng(0)
+    drawn = ["".join(rng.choice(list("abehort.,  é字"), rng.integers(1, 40))) for _ in range(100)]
+    for text in [*TEXTS[:3], "the there ooooo ababab", "a</s> b", *drawn]:
+        tokens = post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+        assert tokens == tokenizer(text)["input_ids"], text
+
+
+def test_pieces_of_which_a_merge_is_left_out_are_refused(tmp_path):
+    finished = saved(LlamaConfig(**SIZES), pieces(complete=False), tmp_path)
+    assert "merges in another order than SentencePiece" in refused(finished)
