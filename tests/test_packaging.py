@@ -63,6 +63,14 @@ def test_every_pin_is_in_the_declared_range():
         assert requirement.specifier.contains(pins[normalised(requirement.name)]), requirement
 
 
+def test_every_folder_of_the_package_is_declared():
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "packages"
+    ]
+    folders = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert folders | {"shiqrun.conf"} == set(declared)
+
+
 @pytest.mark.parametrize("step", ["make check", "make test"])
 def test_continuous_integration_runs_the_targets_of_make(step):
     workflow = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
