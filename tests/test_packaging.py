@@ -15,6 +15,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import shiqrun
+
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "shiqrun"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -61,6 +63,12 @@ def test_every_pin_is_in_the_declared_range():
     declared = [*project["dependencies"], *extras["dev"], *extras["peft"], *extras["ray"], *extras["docs"]]
     for requirement in map(Requirement, declared):
         assert requirement.specifier.contains(pins[normalised(requirement.name)]), requirement
+
+
+def test_the_changelog_dates_the_version_of_the_package():
+    text = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"(?m)^## {re.escape(shiqrun.__version__)} \(\d{{4}}-\d\d-\d\d\)$", text)
+    assert text.index("## Unreleased") < text.index(f"## {shiqrun.__version__}")
 
 
 def test_every_folder_of_the_package_is_declared():
