@@ -63,6 +63,35 @@ PAPERS = {
   eprint = {2503.05453},
   archivePrefix = {arXiv}
 }""",
+    "bartoldson2025tba": """\
+@inproceedings{bartoldson2025tba,
+  title = {Trajectory Balance with Asynchrony: Decoupling Exploration and Learning for Fast, Scalable {LLM}
+           Post-Training},
+  author = {Bartoldson, Brian and Venkatraman, Siddarth and Diffenderfer, James and Jain, Moksh and Ben-Nun, Tal and
+            Lee, Seanie and Kim, Minsu and Obando-Ceron, Johan and Bengio, Yoshua and Kailkhura, Bhavya},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2025},
+  eprint = {2503.18929},
+  archivePrefix = {arXiv}
+}""",
+    "zhang2025gvpo": """\
+@misc{zhang2025gvpo,
+  title = {{GVPO}: Group Variance Policy Optimization for Large Language Model Post-Training},
+  author = {Zhang, Kaichen and Hong, Yuzhong and Bao, Junwei and Jiang, Hongfei and Song, Yang and Hong, Dingqian and
+            Xiong, Hui},
+  year = {2025},
+  eprint = {2504.19599},
+  archivePrefix = {arXiv}
+}""",
+    "gao2024rebel": """\
+@misc{gao2024rebel,
+  title = {{REBEL}: Reinforcement Learning via Regressing Relative Rewards},
+  author = {Gao, Zhaolin and Chang, Jonathan D. and Zhan, Wenhao and Oertell, Owen and Swamy, Gokul and
+            Brantley, Kiant{\\'e} and Joachims, Thorsten and Bagnell, J. Andrew and Lee, Jason D. and Sun, Wen},
+  year = {2024},
+  eprint = {2404.16767},
+  archivePrefix = {arXiv}
+}""",
     "schulman2017ppo": """\
 @misc{schulman2017ppo,
   title = {Proximal Policy Optimization Algorithms},
@@ -122,6 +151,14 @@ METHODS = {
 }
 """Keys of PAPERS for each loss of `shiqrun.losses`; docs/methods.md names the same papers."""
 
+NAMES = {
+    "agro": ("tang2025agro",),
+    "tba": ("bartoldson2025tba",),
+    "gvpo": ("zhang2025gvpo",),
+    "rebel": ("gao2024rebel",),
+}
+"""Keys of PAPERS for the choices of `algo=` that are another paper's name for one of the losses."""
+
 
 def papers(config: Mapping[str, Any]) -> list[str] | None:
     """Return the BibTeX entries of what a run used, by its config; None where its loss is not one of shiqrun's.
@@ -132,8 +169,9 @@ def papers(config: Mapping[str, Any]) -> list[str] | None:
     target = str(config.get("algo._target_", ""))
     if not target.startswith(LOSSES):
         return None
-    keys = list(METHODS.get(target.removeprefix(LOSSES), ()))
-    if config.get("algo.baseline") == "group_mean":
+    name = str(config.get("algo.name", ""))
+    keys = list(NAMES.get(name) or METHODS.get(target.removeprefix(LOSSES), ()))
+    if config.get("algo.baseline") == "group_mean" and name not in NAMES:
         keys.append("tang2025agro")
     if config.get("model.lora_r"):
         keys.append("hu2022lora")
