@@ -30,6 +30,8 @@ pytestmark = pytest.mark.usefixtures("at_home")
     [
         ("dpo",),
         ("dpo", "algo.pairing=best_worst", "algo.label_smoothing=0.1"),
+        ("ipo",),
+        ("tbrm",),
         ("copg",),
         ("rebel", "algo.pairing=best_worst"),
         ("gvpo",),

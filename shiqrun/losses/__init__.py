@@ -8,9 +8,9 @@ docs/math.md has the formula, unit, value estimate and source of each. Arguments
 from shiqrun.losses.contrastive import copg
 from shiqrun.losses.derivation import direct, soft_q
 from shiqrun.losses.policy_gradient import ppo
-from shiqrun.losses.preference import dpo, reward_model
+from shiqrun.losses.preference import dpo, ipo, reward_model
 from shiqrun.losses.regression import dro, dro_v
-from shiqrun.losses.shifted_q import shiq, shiq_init, shiq_ms, shiq_tk
+from shiqrun.losses.shifted_q import shiq, shiq_init, shiq_ms, shiq_tk, tbrm
 from shiqrun.losses.soft_policy import spo, spo_advantage, spo_nonterminal
 from shiqrun.losses.supervised import sft
 
@@ -20,6 +20,7 @@ __all__ = [
     "dpo",
     "dro",
     "dro_v",
+    "ipo",
     "ppo",
     "reward_model",
     "sft",
@@ -31,4 +32,5 @@ __all__ = [
     "spo",
     "spo_advantage",
     "spo_nonterminal",
+    "tbrm",
 ]

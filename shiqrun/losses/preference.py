@@ -1,4 +1,4 @@
-"""DPO and the Bradley-Terry reward model learn from which of two completions of a prompt is better."""
+"""DPO, IPO and the Bradley-Terry reward model learn from which of two completions of a prompt is better."""
 
 import torch
 from torch import Tensor
@@ -44,6 +44,33 @@ def dpo(
     count = torch.full_like(winner, 1).sum()
     metrics = preference_metrics(batch, policy, beta * ratios, winner, loser)
     return LossTerms(loss.sum(), count, {"ties": (ties, count + ties), **metrics})
+
+
+@needs("rewards", "pairs", "order", units=decided_pair_count)
+def ipo(
+    batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive, pairing: Pairing = "all"
+) -> LossTerms:
+    """Return the IPO loss: the square of the winner's log-ratio over the loser's, less a margin.
+
+        sum over pairs of (sum_t D_t^w - sum_t D_t^l - 1 / (2 beta))^2,    w has the larger return, l the smaller
+
+    Unit: pair with different returns. Azar et al. 2023, arXiv 2310.12036, equation 17, whose tau is beta; docs/math.md,
+    "IPO". Log-ratios are summed over action tokens, not averaged. Ties are dropped, and the metric `ties` is their
+    share.
+
+    Args:
+        batch: trajectories with rewards; they only decide who wins. Rows with equal `group` answer the same prompt.
+        policy: the policy's scores, nats, with gradient.
+        reference: the frozen reference's scores, nats.
+        beta: weight of the KL against the probability of winning, per nat.
+        pairing: "all" pairs of a prompt's completions, or only its best with its worst ("best_worst").
+    """
+    winner, loser, ties = decided_pairs(batch, pairing)
+    ratios = log_ratios(batch, policy, reference).sum(-1)
+    residual = ratios[winner] - ratios[loser] - 1 / (2 * beta)
+    count = torch.full_like(winner, 1).sum()
+    metrics = preference_metrics(batch, policy, beta * ratios, winner, loser)
+    return LossTerms(residual.square().sum(), count, {"ties": (ties, count + ties), **metrics})
 
 
 @needs("rewards", "pairs", "order", "score", units=decided_pair_count)

@@ -128,3 +128,24 @@ def shiq_tk(batch: Trajectories, policy: ActionScores, reference: ActionScores, 
     value = beta * partition_shifts(batch, policy, reference)
     residual = path_residuals(batch, policy, reference, value, beta)
     return sum_of_squares(residual, turn_starts(batch), trajectory_count(batch))
+
+
+@needs("rewards", units=trajectory_count)
+def tbrm(batch: Trajectories, policy: ActionScores, reference: ActionScores, *, beta: Positive) -> LossTerms:
+    """Return the TBRM loss: the path residual squared at the first action, with the policy's log-partition as value.
+
+        sum over trajectories of (R - beta sum_t D_t - beta v(s_1))^2
+
+    Unit: trajectory with an action. Yuan et al. 2025, arXiv 2505.15311, times beta^2: it is `shiq_init` squared at one
+    action; docs/math.md, "TBRM". Over several turns R is the return of the trajectory, and D is summed over action
+    tokens only.
+
+    Args:
+        batch: trajectories with rewards, reward units.
+        policy: the policy's scores, nats; the gradient flows through logit and log-partition.
+        reference: the frozen reference's scores, nats.
+        beta: KL temperature, reward units per nat.
+    """
+    residual = path_residuals(batch, policy, reference, beta * policy.log_partition, beta)
+    first = batch.action_mask & (batch.action_mask.cumsum(-1) == 1)
+    return sum_of_squares(residual, first, trajectory_count(batch))

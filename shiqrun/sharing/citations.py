@@ -92,6 +92,25 @@ PAPERS = {
   eprint = {2404.16767},
   archivePrefix = {arXiv}
 }""",
+    "yuan2025tbrm": """\
+@inproceedings{yuan2025tbrm,
+  title = {Trajectory {Bellman} Residual Minimization: A Simple Value-Based Method for {LLM} Reasoning},
+  author = {Yuan, Yurun and Chen, Fan and Jia, Zeyu and Rakhlin, Alexander and Xie, Tengyang},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2025},
+  eprint = {2505.15311},
+  archivePrefix = {arXiv}
+}""",
+    "azar2024ipo": """\
+@inproceedings{azar2024ipo,
+  title = {A General Theoretical Paradigm to Understand Learning from Human Preferences},
+  author = {Gheshlaghi Azar, Mohammad and Guo, Zhaohan Daniel and Piot, Bilal and Munos, Remi and Rowland, Mark and
+            Valko, Michal and Calandriello, Daniele},
+  booktitle = {International Conference on Artificial Intelligence and Statistics},
+  year = {2024},
+  eprint = {2310.12036},
+  archivePrefix = {arXiv}
+}""",
     "schulman2017ppo": """\
 @misc{schulman2017ppo,
   title = {Proximal Policy Optimization Algorithms},
@@ -138,8 +157,10 @@ METHODS = {
     "shiq_init": ("clavier2025shiq",),
     "direct": ("clavier2025shiq",),
     "soft_q": ("clavier2025shiq",),
+    "tbrm": ("yuan2025tbrm",),
     "copg": ("fletberliac2024copg",),
     "dpo": ("rafailov2023dpo",),
+    "ipo": ("azar2024ipo",),
     "dro": ("richemond2024dro",),
     "dro_v": ("richemond2024dro",),
     "spo": ("cohen2025spo",),

@@ -110,6 +110,12 @@ def shiq_tk(rows):
     return total, sum(1 for row in rows if row.r)
 
 
+def tbrm(rows):
+    """The paper's form, in nats, times beta^2."""
+    nats = [row.v[0] + row.total_ratio() - row.total_reward() / BETA for row in rows if row.r]
+    return sum((BETA**2 * x**2 for x in nats), 0.0), _sequences(rows)
+
+
 def direct(rows):
     total = 0.0
     for row in rows:
@@ -185,6 +191,12 @@ def dpo(rows, label_smoothing=0.0, pairing="all"):
     return total, len(found)
 
 
+def ipo(rows, pairing="all"):
+    found = decided(rows, pairing)
+    margins = [winner.total_ratio() - loser.total_ratio() for winner, loser in found]
+    return sum(((margin - 1 / (2 * BETA)) ** 2 for margin in margins), 0.0), len(found)
+
+
 def reward_model(rows, pairing="all"):
     found = decided(rows, pairing)
     return sum((torch.log1p(torch.exp(b.value[-1] - a.value[-1])) for a, b in found), 0.0), len(found)
@@ -213,6 +225,7 @@ LOSSES = {
     **{f"shiq-{lam}": (partial(losses.shiq, beta=BETA, lam=lam), partial(shiq, lam=lam)) for lam in LAMBDAS},
     "direct": (partial(losses.direct, beta=BETA), direct),
     "soft_q": (called_soft_q, soft_q),
+    "tbrm": (partial(losses.tbrm, beta=BETA), tbrm),
     "dro": (partial(losses.dro, beta=BETA), dro),
     "dro_v": (partial(losses.dro_v, beta=BETA), dro_v),
 }
@@ -233,6 +246,8 @@ COMPARING = {
     "dpo": (partial(losses.dpo, beta=BETA), dpo),
     "dpo-smoothed": (partial(losses.dpo, beta=BETA, **SMOOTHED), partial(dpo, **SMOOTHED)),
     "dpo-best_worst": (partial(losses.dpo, beta=BETA, **SPARSE), partial(dpo, **SPARSE)),
+    "ipo": (partial(losses.ipo, beta=BETA), ipo),
+    "ipo-best_worst": (partial(losses.ipo, beta=BETA, **SPARSE), partial(ipo, **SPARSE)),
     "reward_model": (losses.reward_model, reward_model),
     "reward_model-best_worst": (partial(losses.reward_model, **SPARSE), partial(reward_model, **SPARSE)),
 }

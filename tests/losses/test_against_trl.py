@@ -1,4 +1,4 @@
-"""DPO against TRL's trainer: loss, gradients and metrics of random batches of pairs through a real small model."""
+"""DPO and IPO against TRL's trainer: loss, gradients and metrics of random pairs through a real small model."""
 
 from functools import partial
 from random import Random
@@ -34,14 +34,18 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=split, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def compared(trl, folder, pairs, **settings):
-    """(trainer, inputs): TRL's trainer, and its own batch of this many random pairs."""
+def compared(trl, folder, pairs, words=None, **settings):
+    """(trainer, inputs): TRL's trainer, and its own batch of this many random pairs, of answers of so many words."""
     draw = Random(pairs)
 
     def text(least, most):
         return " ".join(f"w{draw.randrange(3, VOCABULARY)}" for _ in range(draw.randint(least, most)))
 
-    rows = [{"prompt": text(1, 5), "chosen": " " + text(1, 8), "rejected": " " + text(1, 8)} for _ in range(pairs)]
+    least, most = (words, words) if words else (1, 8)
+    rows = [
+        {"prompt": text(1, 5), "chosen": " " + text(least, most), "rejected": " " + text(least, most)}
+        for _ in range(pairs)
+    ]
     args = trl.DPOConfig(
         str(folder), beta=BETA, use_cpu=True, bf16=False, report_to=[], disable_dropout=True, **settings
     )
@@ -106,3 +110,21 @@ def assert_equal_to_trl(trainer, inputs, pairs, loss):
     for name, (total, count) in terms.metrics.items():
         if name != "ties":  # TRL has none: its pairs are labelled
             assert (total / count).item() == pytest.approx(shown[name], rel=1e-5, abs=1e-5), name
+
+
+@pytest.mark.parametrize(("pairs", "words"), [(1, 3), (4, 1), (5, 6)])
+def test_ipo_is_trls_loss_at_another_beta_where_all_answers_have_one_length(trl, tmp_path, pairs, words):
+    """TRL divides log-ratios by the number of tokens n, as the paper does not: it is IPO of beta / n, over n^2."""
+    trainer, inputs = compared(trl, tmp_path, pairs, words, loss_type="ipo")
+    (tokens,) = {int(mask.sum()) for mask in inputs["completion_mask"]}
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    theirs = trainer.compute_loss(trainer.model, inputs)
+    expected = torch.autograd.grad(theirs, weights)
+    batch = trajectories(inputs, pairs)
+    with torch.no_grad():
+        frozen = scores(trainer.ref_model, batch)
+    terms = losses.ipo(batch, scores(trainer.model, batch), frozen, beta=BETA / tokens)
+    ours = terms.total / terms.count / tokens**2
+    assert_close(ours, theirs)
+    for found, wanted in zip(torch.autograd.grad(ours, weights), expected, strict=True):
+        assert_close(found, wanted, rtol=1e-4, atol=1e-5)  # float32 sums in another order, through the whole network

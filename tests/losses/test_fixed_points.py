@@ -19,6 +19,7 @@ SHAPED = {
     "shiq_tk": partial(losses.shiq_tk, beta=BETA),
 }
 INIT = partial(losses.shiq_init, beta=BETA)
+TBRM = partial(losses.tbrm, beta=BETA)
 DIRECT = partial(losses.direct, beta=BETA)
 DRO = partial(losses.dro, beta=BETA)
 DRO_V = partial(losses.dro_v, beta=BETA)
@@ -70,11 +71,12 @@ def test_residuals_vanish_at_the_optimum_shifted_by_its_value(name, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_residuals_without_shaping_vanish_at_the_optimum_with_its_own_shift(seed):
+@pytest.mark.parametrize("loss", [INIT, TBRM], ids=["shiq_init", "tbrm"])
+def test_residuals_without_shaping_vanish_at_the_optimum_with_its_own_shift(loss, seed):
     tree, reference, q = world(seed=seed)
-    terms = total(INIT, tree, reference.log_softmax(-1) + q / BETA, reference)
+    terms = total(loss, tree, reference.log_softmax(-1) + q / BETA, reference)
     assert mean_residual(terms) < 1e-12
-    assert float(total(INIT, tree, reference + q / BETA, reference).total) > 1
+    assert float(total(loss, tree, reference + q / BETA, reference).total) > 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -136,10 +138,11 @@ def test_the_reference_without_rewards_is_an_exact_fixed_point(name):
     assert not gradient.any()
 
 
-def test_without_shaping_raw_reference_logits_are_no_fixed_point():
+@pytest.mark.parametrize("loss", [INIT, TBRM], ids=["shiq_init", "tbrm"])
+def test_without_shaping_raw_reference_logits_are_no_fixed_point(loss):
     tree, reference, _ = world()
     table = reference.clone().requires_grad_()
-    terms = total(INIT, tree, table, reference, rewarded=False)
+    terms = total(loss, tree, table, reference, rewarded=False)
     (gradient,) = torch.autograd.grad(terms.total, table)
     assert terms.total.item() > 1
     assert float(gradient.norm()) > 1
@@ -192,6 +195,14 @@ def test_the_turnwise_loss_sees_a_shift_only_where_a_turn_starts():
         shifted[tree.row[state]] += 0.3
         seen = float(total(SHAPED["shiq_tk"], tree, shifted, reference).total) > 1e-3
         assert seen == (state == () or state[-1] == 1)
+
+
+def test_the_loss_of_one_residual_sees_a_shift_only_in_the_first_state():
+    tree, reference, q = world()
+    for state in tree.states:
+        shifted = reference.log_softmax(-1) + q / BETA
+        shifted[tree.row[state]] += 0.3
+        assert (float(total(TBRM, tree, shifted, reference).total) > 1e-3) == (state == ())
 
 
 def test_supervised_fine_tuning_does_not_see_a_shift():

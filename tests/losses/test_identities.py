@@ -32,6 +32,20 @@ def test_dpo_is_the_logistic_of_copgs_difference_at_zero_reward(seed):
     assert_close(gradients(preferred, policy), [factor * g for g in gradients(silent, policy)])
 
 
+def test_ipo_is_copg_on_a_pair_whose_winner_earns_half_a_unit_more():
+    batch, policy, reference = ragged(lengths=(4, 2), width=4, groups=(3, 3))
+    one, other = rows_of(batch, policy, reference)
+    verdict = torch.zeros_like(batch.rewards)
+    verdict[0, 3] = 0.5 if one.total_reward() > other.total_reward() else -0.5
+    squared, contrast = (
+        losses.ipo(batch, policy, reference, beta=BETA),
+        COPG(replace(batch, rewards=verdict), policy, reference),
+    )
+    assert int(squared.count) == 1
+    assert_close(squared.total, contrast.total / BETA**2)
+    assert_close(gradients(squared, policy), [g / BETA**2 for g in gradients(contrast, policy)])
+
+
 @pytest.mark.parametrize("members", [2, 3, 4])
 def test_dro_with_the_groups_mean_is_copg_on_all_pairs_over_the_size_of_the_group(members):
     """sum_i (u_i - mean)^2 = 1/n sum_{i<j} (u_i - u_j)^2: half of CoPG, gradient and all, for groups of two."""

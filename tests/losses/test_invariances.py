@@ -146,7 +146,9 @@ def test_a_batch_without_any_pair_counts_nothing_and_has_a_gradient_of_zero(name
     assert not any(gradient.any() for gradient in gradients(terms, policy))
 
 
-@pytest.mark.parametrize("name", ["copg", "copg-best_worst", "dpo", "dpo-smoothed", "dro", "dro_group_mean", "dro_v"])
+@pytest.mark.parametrize(
+    "name", ["copg", "copg-best_worst", "dpo", "dpo-smoothed", "ipo", "dro", "dro_group_mean", "dro_v"]
+)
 def test_a_shift_of_a_states_logits_is_not_seen_by_what_reads_log_ratios(name):
     batch, policy, reference = ragged()
     shift = torch.randn(batch.rewards.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -155,7 +157,7 @@ def test_a_shift_of_a_states_logits_is_not_seen_by_what_reads_log_ratios(name):
     assert_close(loss(batch, shifted, reference).total, loss(batch, policy, reference).total)
 
 
-@pytest.mark.parametrize("name", ["shiq", "shiq-0.9", "shiq_init", "shiq_ms", "shiq_tk", "direct"])
+@pytest.mark.parametrize("name", ["shiq", "shiq-0.9", "shiq_init", "shiq_ms", "shiq_tk", "tbrm", "direct"])
 def test_a_shift_of_a_states_logits_is_seen_by_what_reads_values(name):
     batch, policy, reference = ragged()
     loss = LOSSES[name][0]

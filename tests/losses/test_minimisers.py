@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from shiqrun import losses
-from tests.losses.test_fixed_points import BETA, DIRECT, DRO, DRO_V, INIT, SHAPED, UNSHIFTED, soft_q, world
+from tests.losses.test_fixed_points import BETA, DIRECT, DRO, DRO_V, INIT, SHAPED, TBRM, UNSHIFTED, soft_q, world
 from tests.losses.trees import Tree, kl, minimised
 
-ARRIVING = {**SHAPED, "shiq_init": INIT, "direct": DIRECT, **UNSHIFTED}
+ARRIVING = {**SHAPED, "shiq_init": INIT, "tbrm": TBRM, "direct": DIRECT, **UNSHIFTED}
 del ARRIVING["copg-best_worst"]  # one pair says nothing of the other paths
 DPO = partial(losses.dpo, beta=BETA)
 
@@ -145,6 +145,21 @@ def test_preferences_with_certain_labels_put_everything_on_the_best_path():
     expected = -log(best[returns.index(max(returns))])
     assert expected > 0.5
     assert distance(tree, found, reference) == pytest.approx(expected, rel=1e-3)
+
+
+def test_squared_preferences_with_certain_labels_weigh_a_path_by_its_share_of_wins_over_beta():
+    """docs/math.md, "IPO": log-ratios are, up to a constant, wins / (n beta), the solution of least squares."""
+    tree, reference, _ = world(vocabulary=3, horizon=3)
+    found = minimised(on_all_paths(partial(losses.ipo, beta=BETA), tree, reference), reference)
+    returns = [sum(tree.rewards(path)) for path in tree.paths]
+    wins = [sum(r > other for other in returns) for r in returns]
+    prior = tree.probabilities(reference)
+    weights = [p * exp(won / len(returns) / BETA) for p, won in zip(prior, wins, strict=True)]
+    biased = [weight / sum(weights) for weight in weights]
+    expected = kl(biased, tree.best_probabilities(reference, BETA))
+    assert kl(tree.probabilities(found), biased) < 1e-8
+    assert expected > 0.01
+    assert distance(tree, found, reference) == pytest.approx(expected, rel=1e-4)
 
 
 def test_preferences_with_smoothed_certain_labels_arrive_at_a_compromise_that_ignores_the_size_of_rewards():

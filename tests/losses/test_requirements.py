@@ -13,7 +13,7 @@ from shiqrun.losses.soft_policy import monte_carlo
 from shiqrun.types import LossTerms
 from tests.losses.naive import LOSSES, ragged
 
-PAIRED = {"copg", "dpo", "reward_model"}
+PAIRED = {"copg", "dpo", "ipo", "reward_model"}
 
 
 def test_supervised_fine_tuning_needs_nothing_and_the_others_need_rewards():
@@ -31,7 +31,7 @@ def test_losses_of_pairs_need_pairs_and_three_losses_a_head_of_their_own():
 
 def test_preferences_need_one_of_a_pair_to_be_better_and_copg_does_not():
     for name in losses.__all__:
-        assert ("order" in needs_of(getattr(losses, name))) == (name in {"dpo", "reward_model"})
+        assert ("order" in needs_of(getattr(losses, name))) == (name in {"dpo", "ipo", "reward_model"})
 
 
 def test_ppo_alone_needs_to_know_who_acted_and_who_the_policy_was():
@@ -114,11 +114,12 @@ def test_the_units_of_pairs_depend_on_the_bound_pairing_and_ties():
     batch, _, _ = ragged()
     numbers = {
         (name, pairing): int(unit_count(partial(getattr(losses, name), beta=1.0, pairing=pairing), batch))
-        for name in ("copg", "dpo")
+        for name in ("copg", "dpo", "ipo")
         for pairing in ("all", "best_worst")
     }
     # by hand from LEVELS of `naive`: 6 + 1 + 3 pairs, of which one in the first group and that of the second are ties
-    assert numbers == {("copg", "all"): 10, ("copg", "best_worst"): 3, ("dpo", "all"): 8, ("dpo", "best_worst"): 2}
+    decided = {(name, pairing): n for name in ("dpo", "ipo") for pairing, n in (("all", 8), ("best_worst", 2))}
+    assert numbers == {("copg", "all"): 10, ("copg", "best_worst"): 3, **decided}
 
 
 def test_units_of_a_loss_that_declares_no_count_are_those_it_returns():

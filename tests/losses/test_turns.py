@@ -117,6 +117,8 @@ LOSSES = {
     "shiq_ms": (losses.shiq_ms, lambda rows, read: naive.shiq_ms(rows)),
     "shiq_tk": (losses.shiq_tk, first_of_messages),
     "dpo": (losses.dpo, lambda rows, read: multi_turn_dpo(rows)),
+    "tbrm": (losses.tbrm, lambda rows, read: naive.tbrm(rows)),
+    "ipo": (losses.ipo, lambda rows, read: naive.ipo(rows)),
     "copg": (losses.copg, lambda rows, read: multi_turn_copg(rows)),
 }
 
@@ -152,7 +154,7 @@ def test_pairs_are_the_dialogues_of_one_sample_and_only_dpo_drops_ties(world):
     assert int(copg.count) == len(pairs)
 
 
-def test_where_in_the_dialogue_a_reward_fell_matters_to_shiq_and_not_to_dpo_and_copg(world):
+def test_where_in_the_dialogue_a_reward_fell_matters_to_shiq_and_not_to_what_reads_the_return(world):
     """All rewards of a dialogue moved to its last message."""
     scores = scored(world)
     moved = torch.zeros_like(world.batch.rewards)
@@ -160,7 +162,7 @@ def test_where_in_the_dialogue_a_reward_fell_matters_to_shiq_and_not_to_dpo_and_
     late = replace(world.batch, rewards=moved)
     for name, (loss, _) in LOSSES.items():
         a, b = (loss(batch, *scores, beta=BETA).total for batch in (world.batch, late))
-        assert torch.isclose(a, b) == (name in {"dpo", "copg"}), name
+        assert torch.isclose(a, b) == (name in {"dpo", "copg", "ipo", "tbrm"}), name
 
 
 def test_what_tools_and_users_say_has_no_loss_of_its_own(world):
