@@ -183,7 +183,7 @@ class Hardware:
     Attributes:
         accelerator: cpu, gpu, or auto (a GPU where there is one), as Lightning names them.
         devices: number of processes, one device each.
-        strategy: auto or ddp, as Lightning names them.
+        strategy: auto, ddp (each process holds all weights) or fsdp (each holds a part).
         precision: fp32, bf16 (the body in bfloat16 under autocast; weights, scores and losses in float32), or auto.
         weights: fp32, or bf16 (weights, gradients and moments in bfloat16, updates rounded stochastically; adapters and
             value heads stay in float32).
@@ -194,7 +194,7 @@ class Hardware:
 
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: Annotated[int, Gt(0)]
-    strategy: Literal["auto", "ddp"]
+    strategy: Literal["auto", "ddp", "fsdp"]
     precision: PRECISIONS
     weights: Literal["fp32", "bf16"] = "fp32"
 

@@ -23,6 +23,7 @@ class LoggedData(LightningDataModule):
         super().__init__()
         self.encoded, self.batch_size, self.tokens, self.seed = encoded, batch_size, micro_batch_tokens, seed
         self._ahead: Prefetcher | None = None
+        self.even = False  # see `Steps`
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -39,6 +40,7 @@ class LoggedData(LightningDataModule):
             start=self.trainer.global_step if self.trainer else 0,
             rank=rank,
             world=world,
+            even=self.even,
         )
         self._ahead = Prefetcher(self.steps, self.trainer.strategy.root_device if self.trainer else torch.device("cpu"))
         return self._ahead

@@ -57,25 +57,44 @@ class Steps(IterableDataset):
         start: the first step, from 0.
         rank: of this process.
         world: number of processes.
+        even: give every rank as many micro-batches as the rank with most, without actions where it has no more rows:
+            sharded weights are gathered by all ranks together.
     """
 
     def __init__(
-        self, rows: Rows, *, batch_size: int, micro_batch_tokens: int, seed: int, start: int, rank: int, world: int
+        self,
+        rows: Rows,
+        *,
+        batch_size: int,
+        micro_batch_tokens: int,
+        seed: int,
+        start: int,
+        rank: int,
+        world: int,
+        even: bool = False,
     ) -> None:
         self.rows, self.batch_size, self.tokens = rows, batch_size, micro_batch_tokens
-        self.seed, self.start, self.rank, self.world = seed, start, rank, world
+        self.seed, self.start, self.rank, self.world, self.even = seed, start, rank, world, even
 
     def rows_of(self, step: int) -> list[list[int]]:
         """Return the row numbers of this rank's micro-batches of a step; empty where the rank has no row."""
+        return self._cut(step, self.rank)
+
+    def _cut(self, step: int, rank: int) -> list[list[int]]:
         rows = self.rows
         units = len(rows.units) if rows.shares is None else rows.shares
         picked = step_units(units, rows.units_per_step(self.batch_size), self.seed, step)
-        return rows.micro_batches(rows.share([rows.units[i] for i in picked], self.rank, self.world), self.tokens)
+        return rows.micro_batches(rows.share([rows.units[i] for i in picked], rank, self.world), self.tokens)
+
+    def _count(self, step: int) -> int:
+        """Return the least number of micro-batches that a rank reads in a step; all ranks find the same."""
+        return max([1, *(len(self._cut(step, rank)) for rank in range(self.world * self.even))])
 
     def __iter__(self) -> Iterator[list[Trajectories]]:
         step = self.start
         while True:
-            yield [self.rows.collate(batch) for batch in self.rows_of(step)] or [_idle_batch(self.rows)]
+            mine = [self.rows.collate(batch) for batch in self.rows_of(step)]
+            yield mine + [_idle_batch(self.rows) for _ in range(self._count(step) - len(mine))]
             step += 1
 
 
@@ -107,5 +126,5 @@ class Batches(IterableDataset):
 
 def _idle_batch(rows: Rows) -> Trajectories:
     """Return a batch without actions, for a rank that has no row but must take part in the exchange of gradients."""
-    batch = rows.collate([0])
+    batch = rows.collate([int(rows.lengths.argmin())])
     return replace(batch, action_mask=torch.zeros_like(batch.action_mask), rewards=torch.zeros_like(batch.rewards))

@@ -86,7 +86,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
     shared = without_environment(config)  # what leaves this process: model cards, trackers
     shown: Any = OmegaConf.to_container(shared, resolve=not environment_variables(config))
     hardware, trackers = target(config.hardware), build_trackers(config.logger)
-    if hardware.accelerator == "gpu":
+    if hardware.accelerator == "gpu" or hardware.device().type == "cuda":
         _expect_gpu(config.hardware)
     trainer = settings(config.trainer, TrainerSettings)
     if trainer.optimizer == "adamw_8bit":

@@ -64,6 +64,10 @@ class AdapterOff:
             scores: ActionScores = self._policy[0](batch)
         return scores
 
+    def use(self, policy: Policy) -> None:
+        """Take another policy, with the same base."""
+        self._policy[0] = policy
+
     def to(self, device: torch.device) -> None:
         """Do nothing, because training itself moves the policy to a device."""
 

@@ -54,8 +54,7 @@ class FixedRows:
 
     def __init__(self, rows: Rows, *, batch_size: int, tokens: int, seed: int) -> None:
         self.rows = rows
-        shape = {"micro_batch_tokens": tokens, "start": 0, "rank": 0, "world": 1}
-        self.steps = Steps(rows, batch_size=batch_size, seed=seed, **shape)
+        self.steps = Steps(rows, batch_size=batch_size, micro_batch_tokens=tokens, seed=seed, start=0, rank=0, world=1)
         self.per_epoch = rows.steps_per_epoch(batch_size)
 
     def batches_of(self, step: int) -> list[NamedBatch]:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from shiqrun.errors import InputError, TrainingError
-from shiqrun.evaluation.checkpoint_files import load_plain, save_checkpoint
 from shiqrun.evaluation.evaluator import EvaluationResult, PolicyEvaluator
 from shiqrun.models.reference import Live
+from shiqrun.models.sharding import with_whole_weights
 from shiqrun.training.step.method import Method
 
 log = logging.getLogger("shiqrun")
@@ -25,18 +24,6 @@ MONITORED = (("val/regularised_return", 1), ("val/reward", 1), ("val/loss", -1))
 
 MARKS = "journals"
 """The key of the journals' marks in the state of `Checkpoints`."""
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """An `AtomicCheckpointIO` streams each checkpoint to its own directory as a whole, and loads no code from one."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` and its checksum to the file `path`, as a whole or not at all."""
-        save_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Return the tensors and plain values of a checkpoint, whose checksum `execute` has compared."""
-        return load_plain(Path(path))
 
 
 class Journal(Protocol):
@@ -207,10 +194,8 @@ class Validation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample the reference's completions, and evaluate at step 0 or at a step whose evaluation failed before."""
-        began = time.perf_counter()
         if self.answers is not None:
-            self.answers.begin(self.live, pl_module.device, trainer.global_rank, trainer.world_size)
-        self.seconds += time.perf_counter() - began
+            self._begin(trainer, pl_module)
         if trainer.global_step == 0:
             self.first = self.run(trainer, pl_module)
         elif trainer.global_step % self.every == 0 and self.at != trainer.global_step:
@@ -221,14 +206,23 @@ class Validation(Callback):
         if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
             self.checkpoints.save_if_best(trainer, self.run(trainer, pl_module))
 
+    @with_whole_weights
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample the last completions again where a run was resumed after its last step: its token view shows them."""
         if self.answers is None or self.last is not None or trainer.global_step < (trainer.max_steps or 0):
             return
         assert isinstance(pl_module, Method)
-        self.answers.begin(self.live, pl_module.device, trainer.global_rank, trainer.world_size)
+        self._begin(trainer, pl_module)
         self.last = self.answers.run(pl_module.policy)
 
+    @with_whole_weights
+    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+        assert self.answers is not None
+        began = time.perf_counter()
+        self.answers.begin(self.live, module.device, trainer.global_rank, trainer.world_size)
+        self.seconds += time.perf_counter() - began
+
+    @with_whole_weights
     def run(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """Evaluate the policy once and return the metrics; `val/reward` is of its completions, not of the data."""
         assert isinstance(module, Method)

@@ -157,7 +157,19 @@ def stop_metric_is_measured(plan: Plan) -> str | None:
     return None
 
 
+def sharded_weights_can_be_sharded(plan: Plan) -> str | None:
+    """Ranks share weights and moments that torch can cut, which those of `bitsandbytes` are not."""
+    if plan.hardware.strategy != "fsdp":
+        return None
+    if getattr(plan.choice, "quantize", None):
+        return "hardware=fsdp cannot cut 4-bit weights; set model.quantize=null, or hardware=ddp"
+    if plan.trainer.optimizer != "adamw":
+        return f"hardware=fsdp cannot cut the moments of trainer.optimizer={plan.trainer.optimizer}; set it to adamw"
+    return None
+
+
 RULES = (
+    sharded_weights_can_be_sharded,
     loss_on_samples_has_a_rollout,
     adapter_reference_has_an_adapter,
     quantization_has_a_gpu,

@@ -9,16 +9,20 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from shiqrun.batching.data_module import LoggedData
 from shiqrun.console import is_main_process, waiting
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted
 from shiqrun.evaluation.checkpoint_files import read_checkpoint, remove_leftovers
+from shiqrun.models.policy import Policy
 from shiqrun.models.reference import AdapterOff, FrozenReference, Live, Reference
-from shiqrun.settings import STAMP
+from shiqrun.models.sharding import gathered, is_sharded, skeleton
+from shiqrun.settings import STAMP, Hardware
 from shiqrun.tracking import log_samples
-from shiqrun.training.callbacks import MARKS, AtomicCheckpointIO, Checkpoints, Signals, Stopped, Validation
+from shiqrun.training.callbacks import MARKS, Checkpoints, Signals, Stopped, Validation
+from shiqrun.training.checkpoint_io import AtomicCheckpointIO
 from shiqrun.training.early_stop import EarlyStop
 from shiqrun.training.estimates import with_estimates
 from shiqrun.training.finish import finish
@@ -30,6 +34,7 @@ from shiqrun.training.run_reference import with_reference
 from shiqrun.training.samples_jsonl import SamplesFile
 from shiqrun.training.source_losses import source_losses
 from shiqrun.training.step.method import Method
+from shiqrun.training.step.sharded import ShardedMethod
 from shiqrun.training.summary_tables import print_plan_table
 
 log = logging.getLogger("shiqrun")
@@ -77,11 +82,13 @@ def execute(run: Run, resume: bool) -> None:
         exact = _exact(run)  # before any scoring, since it needs a tokenizer of its own
     run, cost_of_estimates = with_estimates(run)  # first, so that a wrong file is found before any scoring
     run, reference, cost_of_reference = with_reference(run)
+    empty = skeleton(run.policy)
     method = _method(run, reference)
     method.latest = metrics.latest()
     validation = _validation(run, checkpoints, exact, reference, samples) if plan.eval.every else None
     cost = {**cost_of_reference, **cost_of_estimates}
     with batches_of_run(run, prompts, after=max(step, 0)) as (data, rollouts):
+        data.even = plan.hardware.strategy == "fsdp"
         # Rollouts come first, so that a checkpoint saved by validation holds published weights
         watching = [*([rollouts] if rollouts else []), *([validation] if validation else []), LiveView(_title(run))]
         stop = [EarlyStop(plan.trainer, validation)] if plan.trainer.stop_metric else []
@@ -89,15 +96,27 @@ def execute(run: Run, resume: bool) -> None:
         cost |= rollouts.summary() if rollouts else {}
     if stop and stop[0].reason:
         run, cost = replace(run, max_steps=stop[0].step), cost | stop[0].summary()
+    if is_sharded(run.policy):
+        run = _with_whole_policy(run, method, empty, [reference, validation and validation.live])
     if trainer.is_global_zero:
         finish(run, method, validation, exact, {"seconds": time.perf_counter() - began, **cost})
     trainer.strategy.barrier("saved")
 
 
+def _with_whole_policy(run: Run, method: Method, empty: Policy, references: list[Any]) -> Run:
+    """Return the run with its sharded policy gathered on rank 0; method and references get that policy too."""
+    method.policy = gathered(run.policy, empty)
+    for reference in references:
+        if isinstance(reference, AdapterOff):
+            reference.use(method.policy)
+    return replace(run, policy=method.policy)
+
+
 def _method(run: Run, reference: Reference | None) -> Method:
     """Return the LightningModule of the run."""
     plan = run.plan
-    return Method(
+    made = ShardedMethod if plan.hardware.strategy == "fsdp" else Method
+    return made(
         run.policy,
         reference,
         plan.loss,
@@ -176,7 +195,7 @@ def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
     return Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
-        strategy=hardware.strategy,
+        strategy=_strategy(hardware),
         max_steps=run.max_steps,
         max_epochs=-1,
         logger=loggers,
@@ -189,6 +208,15 @@ def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
         enable_checkpointing=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
+    )
+
+
+def _strategy(hardware: Hardware) -> Any:
+    """Return Lightning's strategy; a checkpoint of sharded weights is gathered on rank 0."""
+    if hardware.strategy != "fsdp":
+        return hardware.strategy
+    return ModelParallelStrategy(
+        data_parallel_size=hardware.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
     )
 
 

@@ -41,7 +41,7 @@ def start(*words: str, **environment: str) -> Process:
 
 def command(*words: str, **environment: str) -> Process:
     """Any command in a process of its own."""
-    if environment or words[0] == "sweep" or "hardware=ddp" in words:
+    if environment or words[0] == "sweep" or {"hardware=ddp", "hardware=fsdp"} & set(words):
         return started_anew(*words, interpreter=stand_in.python(), **environment)
     return Forked(tuple(str(word) for word in words))
 

@@ -1,6 +1,6 @@
 import torch
 
-from shiqrun.training.callbacks import AtomicCheckpointIO
+from shiqrun.training.checkpoint_io import AtomicCheckpointIO
 
 
 def test_saving_a_checkpoint_removes_what_killed_writers_of_it_left(tmp_path):

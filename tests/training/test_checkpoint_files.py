@@ -13,7 +13,7 @@ import torch
 from shiqrun.cli import main
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.evaluation.checkpoint_files import load_plain, read_checkpoint, save_checkpoint
-from shiqrun.training.callbacks import AtomicCheckpointIO
+from shiqrun.training.checkpoint_io import AtomicCheckpointIO
 from tests.support.command_line import train
 from tests.support.places import working_in
 

@@ -16,6 +16,11 @@ REPLAY = ("rollout.sources.replay=1",)
 RAY = ("rollout=ray", "rollout.waiting=8")
 NO_HYPERPARAMETERS = ("~algo.beta", "~algo.link", "~algo.top", "~algo.eps")
 BROKEN = {
+    "sharded_weights_can_be_sharded": (
+        "shiq",
+        ["hardware=fsdp", "model=hf", "model.path=x", "model.lora_r=4", "model.quantize=nf4"],
+        "hardware=fsdp cannot cut 4-bit weights; set model.quantize=null, or hardware=ddp",
+    ),
     "loss_on_samples_has_a_rollout": (
         "ppo",
         ["algo.reference=frozen"],

@@ -25,7 +25,7 @@ from shiqrun.training.step.extra_terms import ExtraTerms, TermWeights
 from shiqrun.training.step.loss_by_source import Loss, LossBySource, StepLoss
 from shiqrun.training.step.optimiser import adamw, divide_and_clip, heeds_flag, set_learning_rates
 from shiqrun.training.step.schedule import learning_rate_factor
-from shiqrun.training.step.sums import FiniteCheck, Numbers, PendingStep, Sums, sum_parts, to_numbers
+from shiqrun.training.step.sums import FiniteCheck, Numbers, PendingStep, Sums, sum_parts, to_numbers, tokens_read
 from shiqrun.types import LossTerms, Trajectories
 
 READ = "read"
@@ -221,7 +221,7 @@ class Method(LightningModule):
                 scored = self._score(batch, weights, describe=measure and first)
                 terms, metrics = self._terms(scored, weights, measure, loss)
                 self.manual_backward(terms.total)
-            parts.append({**metrics, READ: (batch.attention_mask.sum(), terms.total.detach())})
+            parts.append({**metrics, READ: (tokens_read(batch), terms.total.detach())})
             if first and self.algo.epochs > 1:
                 kept = replace(batch, proximal=scored.policy.detach(), reference=scored.reference)
                 batch = kept.with_layout(batch.layout)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shiqrun.types import Trajectories
+
 Sums = dict[str, tuple[Tensor, Tensor]]
 """Sums and counts by name, `[]` each, still on the device; a metric's value is its sum over its count."""
 Numbers = dict[str, tuple[float, float]]
@@ -22,6 +24,11 @@ def sum_parts(parts: list[Sums]) -> tuple[list[str], Tensor]:
     nothing = (torch.zeros((), device=next(iter(parts[0].values()))[0].device),) * 2
     flat = torch.stack([x.double() for part in parts for name in names for x in part.get(name, nothing)])
     return names, flat.view(len(parts), len(names), 2).sum(0)
+
+
+def tokens_read(batch: Trajectories) -> Tensor:
+    """Return the number of tokens of a batch, `[]`, without rows that have no action and only keep a rank busy."""
+    return (batch.attention_mask & batch.action_mask.any(-1, keepdim=True)).sum()
 
 
 def to_numbers(sums: Sums) -> Numbers:

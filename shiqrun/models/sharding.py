@@ -1,0 +1,93 @@
+"""This module shards a policy over ranks by FSDP2, and makes its weights whole again where that is needed."""
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from shiqrun.models.policy import Policy
+
+Result = TypeVar("Result")
+
+
+def is_sharded(policy: nn.Module) -> bool:
+    """Return whether ranks hold parts of a policy's weights."""
+    return isinstance(policy, FSDPModule)
+
+
+def shard(policy: Policy, mesh: Any) -> None:
+    """Shard a policy in place: each decoder layer is a group, and the rest, which the policy's own forward pass reads.
+
+    The policy is the root, so that inside its forward pass the head's weight is a plain, gathered tensor.
+    """
+    bodies = [policy.causal_lm, *([] if policy.value is None or policy.value.body is None else [policy.value.body])]
+    for body in bodies:
+        for layer in next(m for m in body.modules() if isinstance(m, nn.ModuleList)):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(policy, mesh=mesh, reshard_after_forward=False)
+
+
+@contextlib.contextmanager
+def whole(policy: nn.Module) -> Iterator[None]:
+    """Let every rank hold all weights inside the block, where it may call any part of the model without the others."""
+    groups = [m for m in policy.modules() if isinstance(m, FSDPModule)]
+    for group in groups:
+        group.set_reshard_after_forward(False, recurse=False)
+        group.unshard()
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.reshard()
+            group.set_reshard_after_forward(group is not policy, recurse=False)
+    if groups:
+        dist.barrier()
+
+
+def with_whole_weights(hook: Callable[[Any, Any, Any], Result]) -> Callable[[Any, Any, Any], Result]:
+    """Let a method of a callback, called with trainer and module, run with the module's weights whole on every rank."""
+
+    @functools.wraps(hook)
+    def wrapped(self: Any, trainer: Any, module: Any) -> Result:
+        with whole(module.policy):
+            return hook(self, trainer, module)
+
+    return wrapped
+
+
+def skeleton(policy: Policy) -> Policy:
+    """Return a copy of an unsharded policy without its weights, for `gathered` to fill."""
+    memo: dict[int, Any] = {}
+    for p in policy.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    return copy.deepcopy(policy, memo)
+
+
+def gathered(policy: nn.Module, into: Policy) -> Policy:
+    """Fill a skeleton with the whole weights of a sharded policy, one tensor at a time; every rank takes part.
+
+    Only rank 0 keeps them.
+    """
+    found: dict[str, Tensor] = {}
+    for name, p in policy.named_parameters():
+        tensor = p.detach()
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if dist.get_rank() == 0:
+            found[name] = tensor.cpu()
+    if found:
+        owners = dict(into.named_modules())
+        places: dict[int, nn.Parameter] = {}
+        for name, old in list(into.named_parameters()):
+            places[id(old)] = nn.Parameter(found[name], requires_grad=old.requires_grad)
+        for module in owners.values():
+            for key, old_parameter in list(module._parameters.items()):
+                if old_parameter is not None:
+                    module._parameters[key] = places[id(old_parameter)]
+    return into

@@ -1,0 +1,82 @@
+"""`hardware=fsdp` with two ranks on the CPU against one process, through the command line."""
+
+import pytest
+
+from shiqrun.models.reference import weights_fingerprint
+from tests.support.command_line import (
+    checkpoint,
+    finished,
+    largest_difference,
+    metrics,
+    start,
+    started_anew,
+    summary,
+    timeless,
+    train,
+    wait_for_rows,
+)
+from tests.support.helpers import STORIES, needs_stories
+
+pytestmark = pytest.mark.usefixtures("at_home")
+RANKS = ("hardware=fsdp", "hardware.devices=2", "hardware.accelerator=cpu")
+SHORT = ("trainer.max_steps=6", "trainer.batch_size=7", "data.per_map=1", "data.val_maps=3")
+KINDS = {
+    "full": ("trainer.micro_batch_tokens=60",),
+    "adapter": ("model.lora_r=4", "trainer.micro_batch_tokens=60"),
+    "adapter_reference": ("model.lora_r=4", "algo.reference=adapter"),
+    "value_head_and_checkpointing": ("algo=dro_v", "algo.value=head", "model.gradient_checkpointing=true"),
+    "value_network": ("algo=dro_v", "algo.value=network"),
+    "frozen_reference": ("algo.reference=frozen",),
+}
+
+
+def same(one, two):
+    """Losses, norms, evaluations and weights of two runs are equal up to rounding."""
+    assert largest_difference(one, two) < 1e-6
+    for a, b in zip(timeless(metrics(one)), timeless(metrics(two)), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [k if k == "full" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+def test_two_ranks_that_share_the_weights_give_the_numbers_of_one(home, kind):
+    words = (*SHORT, *KINDS[kind])
+    assert train(f"run_dir=one_{kind}", *words) == 0
+    code, out = finished(start(f"run_dir=two_{kind}", *words, *RANKS))
+    assert code == 0, out
+    same(home / f"one_{kind}", home / f"two_{kind}")
+    saved = [summary(home / f"{ranks}_{kind}") for ranks in ("one", "two")]
+    assert saved[0]["parameters"] == saved[1]["parameters"]
+    assert saved[0]["fingerprint/model"] == saved[1]["fingerprint/model"]
+    if kind == "full":
+        from transformers import AutoModelForCausalLM
+
+        loaded = AutoModelForCausalLM.from_pretrained(home / "two_full" / "policy")
+        assert weights_fingerprint(loaded) == saved[1]["fingerprint/policy"]
+        trained = {k.removeprefix("policy.model."): x for k, x in checkpoint(home / "two_full")["state_dict"].items()}
+        assert all(bool((x == loaded.state_dict()[k]).all()) for k, x in trained.items())
+
+
+@needs_stories
+@pytest.mark.slow
+def test_a_tied_model_answers_prompts_while_its_weights_are_shared(home):
+    words = ("model=hf", f"model.path={STORIES}", "data.maps=6", "trainer.max_steps=2", "eval.every=2")
+    words = (*words, "eval.reward=exact_match", "eval.max_new_tokens=4", "eval.max_prompts=3", "algo.beta=0.5")
+    assert train("run_dir=one_tied", *words) == 0
+    code, out = finished(start("run_dir=two_tied", *words, *RANKS))
+    assert code == 0, out
+    same(home / "one_tied", home / "two_tied")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
+def test_a_killed_run_of_two_ranks_goes_on_to_the_same_bits(home, weights):
+    words = ("trainer.max_steps=12", "trainer.checkpoint_every=4", f"hardware.weights={weights}", *RANKS)
+    code, out = finished(start(f"run_dir=whole_{weights}", *words))
+    assert code == 0, out
+    process = start(f"run_dir=killed_{weights}", *words)
+    wait_for_rows(home / f"killed_{weights}", 4, process)
+    process.kill()
+    process.communicate()
+    code, out = finished(started_anew("train", f"resume=killed_{weights}"))
+    assert code == 0, out
+    assert largest_difference(home / f"whole_{weights}", home / f"killed_{weights}") == 0
