@@ -22,8 +22,15 @@ def two_rows():
     return Rows(made, pad=0)
 
 
-def steps(made, *, batch_size=5, tokens=30, seed=0, start=0, rank=0, world=1):
-    return Steps(made, batch_size=batch_size, micro_batch_tokens=tokens, seed=seed, start=start, rank=rank, world=world)
+def steps(made, *, batch_size=5, tokens=30, seed=0, start=0, **ranks):
+    return Steps(
+        made,
+        batch_size=batch_size,
+        micro_batch_tokens=tokens,
+        seed=seed,
+        start=start,
+        **({"rank": 0, "world": 1} | ranks),
+    )
 
 
 @pytest.mark.parametrize(("count", "size"), [(12, 4), (13, 4), (3, 8), (1, 1)])
@@ -106,6 +113,20 @@ def test_a_rank_without_rows_gets_one_batch_without_actions():
     assert not batch.action_mask.any()
     assert batch.rewards.sum() == 0
     assert batch.attention_mask.any()
+
+
+def test_even_ranks_read_equally_many_micro_batches_and_the_same_rows():
+    made = rows(60)
+    counts = []
+    for step in range(8):
+        plain = [next(iter(steps(made, batch_size=7, start=step, rank=r, world=3))) for r in range(3)]
+        even = [next(iter(steps(made, batch_size=7, start=step, rank=r, world=3, even=True))) for r in range(3)]
+        counts.append(len({len(batches) for batches in plain}))
+        assert {len(batches) for batches in even} == {max(map(len, plain))}
+        for some, padded in zip(plain, even, strict=True):
+            assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(some, padded, strict=False))
+            assert not any(bool(idle.action_mask.any()) for idle in padded[len(some) :])
+    assert max(counts) > 1  # else nothing is shown
 
 
 def test_a_split_is_read_once_by_all_ranks_together():
