@@ -214,19 +214,27 @@ def test_a_killed_run_goes_on_to_the_same_rows_and_samples(home):
     expect_share(summary(home / "killed"))
 
 
-@pytest.mark.parametrize("prompts", [5, pytest.param(1, marks=pytest.mark.slow)])  # 1: a rank without a prompt
-def test_two_ranks_measure_what_one_measures(home, prompts):
+@pytest.mark.parametrize(
+    ("prompts", "hardware"),
+    [
+        (5, "ddp"),
+        pytest.param(1, "ddp", marks=pytest.mark.slow),  # a rank without a prompt
+        pytest.param(1, "fsdp", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_measure_what_one_measures(home, prompts, hardware):
     asked = (f"eval.max_prompts={prompts}", "trainer.max_steps=4")
-    assert train(home, f"one{prompts}", *asked) == 0
-    ddp = ("hardware=ddp", "hardware.devices=2", "hardware.accelerator=cpu")
-    code, out = finished(command(*words(home, f"two{prompts}"), *asked, *ddp))
+    one, two = f"one{prompts}{hardware}", f"two{prompts}{hardware}"
+    assert train(home, one, *asked) == 0
+    ranks = (f"hardware={hardware}", "hardware.devices=2", "hardware.accelerator=cpu")
+    code, out = finished(command(*words(home, two), *asked, *ranks))
     assert code == 0, out
-    ours, theirs = evaluated(home / f"two{prompts}"), evaluated(home / f"one{prompts}")
+    ours, theirs = evaluated(home / two), evaluated(home / one)
     assert len(ours) == len(theirs) == 3
     for a, b in zip(timeless(ours), timeless(theirs), strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4, nan_ok=True)
     names = ("step", "prompt_id", "completion", "reference_completion", "reward")
-    both = [[[r[name] for name in names] for r in samples(home / f"{n}{prompts}")] for n in ("two", "one")]
+    both = [[[r[name] for name in names] for r in samples(home / n)] for n in (two, one)]
     assert both[0] == both[1]
 
 

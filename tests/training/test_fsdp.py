@@ -1,10 +1,14 @@
 """`hardware=fsdp` with two ranks on the CPU against one process, through the command line."""
 
+import json
+
 import pytest
 
+from shiqrun.cli import main
 from shiqrun.models.reference import weights_fingerprint
 from tests.support.command_line import (
     checkpoint,
+    command,
     finished,
     largest_difference,
     metrics,
@@ -30,11 +34,11 @@ KINDS = {
 }
 
 
-def same(one, two):
+def same(one, two, **tolerance):
     """Losses, norms, evaluations and weights of two runs are equal up to rounding."""
     assert largest_difference(one, two) < 1e-6
     for a, b in zip(timeless(metrics(one)), timeless(metrics(two)), strict=True):
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+        assert a == pytest.approx(b, **({"rel": 1e-5, "abs": 1e-6} | tolerance))
 
 
 @pytest.mark.parametrize("kind", [k if k == "full" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
@@ -58,13 +62,22 @@ def test_two_ranks_that_share_the_weights_give_the_numbers_of_one(home, kind):
 
 @needs_stories
 @pytest.mark.slow
-def test_a_tied_model_answers_prompts_while_its_weights_are_shared(home):
-    words = ("model=hf", f"model.path={STORIES}", "data.maps=6", "trainer.max_steps=2", "eval.every=2")
-    words = (*words, "eval.reward=exact_match", "eval.max_new_tokens=4", "eval.max_prompts=3", "algo.beta=0.5")
-    assert train("run_dir=one_tied", *words) == 0
-    code, out = finished(start("run_dir=two_tied", *words, *RANKS))
+def test_two_ranks_share_a_head_that_is_tied_to_the_embeddings(home):
+    rows = [{"prompt": f"Once {k}", "completion": f"there was {k}", "reward": k / 10} for k in range(12)]
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "train",
+        "logger=none",
+        "data=jsonl",
+        f"data.path={home / 'rows.jsonl'}",
+        "model=hf",
+        f"model.path={STORIES}",
+    ]
+    words += ["trainer.max_steps=3", "trainer.batch_size=5", "trainer.log_every=1", "eval.every=3"]
+    assert main([*words, "run_dir=one_tied"]) == 0
+    code, out = finished(command(*words, "run_dir=two_tied", *RANKS))
     assert code == 0, out
-    same(home / "one_tied", home / "two_tied")
+    same(home / "one_tied", home / "two_tied", rel=2e-3, abs=1e-4)  # completions in batches of other shapes
 
 
 @pytest.mark.slow
