@@ -22,6 +22,8 @@ def memory_lines(run: Run) -> list[str]:
     peak = sum(parts.values())
     of = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size > 0.01 * peak)
     lines = [f"about {peak / GIB:.2g} GiB at the peak: {of}"]
+    if run.plan.hardware.strategy == "fsdp":
+        lines.append(f"of a process that is alone; {run.plan.hardware.devices} share weights, gradients and moments")
     there = available(use.device)
     if peak > there:
         changes = "; then ".join(f"{words} ({size / GIB:.2g} GiB)" for words, size in remedies(shape, use))
