@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shiqrun.errors import InputError
 from shiqrun.sweeping.search import Dimension, Search, Value, direction
@@ -55,7 +55,7 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.search, self.optuna = search, optuna
-        direction = "minimize" if search.direction < 0 else "maximize"
+        direction: Literal["minimize", "maximize"] = "minimize" if search.direction < 0 else "maximize"
         storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / STORAGE).absolute()}")
         self.study = optuna.create_study(
             storage=storage, study_name=NAME, direction=direction, load_if_exists=True, sampler=self._sampler(0)
