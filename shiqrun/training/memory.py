@@ -11,6 +11,8 @@ from shiqrun.models.scoring import KEPT_BYTES, chunk_rows
 
 PROGRAM = {"cpu": 0.5 * 2**30, "cuda": 0.5 * 2**30}
 """Memory of Python, its libraries and the device's context, by device."""
+ROUNDED = 1 << 24
+"""Numbers of a bfloat16 weight that AdamW updates at once, in seven arrays of float32: `training/step/rounding.py`."""
 FREED = 0.6
 """Share of activations and scores that stays with a process on a CPU once they are freed; .4 to .95 was measured."""
 NF4 = 0.55
@@ -124,6 +126,7 @@ def estimate(shape: Shape, use: Use) -> dict[str, float]:
     phases = (
         {"gradients": gradients * use.accumulates, **back, "freed blocks": _kept_by_allocator(shape, use, back)},
         {"gradients": gradients, "embeddings' gradient": 0.0 if use.lora else each * (shape.embeddings - shape.head)},
+        {"gradients": gradients, "rounding": 0.0 if of_adapter else 7.0 * 4 * min(ROUNDED, shape.head)},
         {
             "cache of sampling": float(
                 2 * use.sampled * shape.layers * shape.keys * (2 if use.half or use.autocast else 4)
