@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from shiqrun.batching.call_arguments import as_template_takes
 from shiqrun.batching.marked_runs import runs_of
 from shiqrun.batching.quick_template import QuickTemplate, Rendered
 from shiqrun.data.chats import tools_of, trained
@@ -106,7 +107,8 @@ def _quickly(
     read = quick.rendered([_bare(talks[row].messages) for row in rows], head=head, marks=marks)
     for row, one in zip(rows, read, strict=True):
         found[row] = one
-    first = [row for row in rows if found[row] is not None][: quick.to_compare(head=head, marks=marks)]
+    read_quickly = [row for row in rows if found[row] is not None]
+    first = read_quickly[: quick.to_compare(len(read_quickly), head=head, marks=marks)]
     if first and not quick.agrees(
         [found[row] for row in first], _rendered([talks[row] for row in first], tokenizer, head=head, marks=marks)
     ):
@@ -187,10 +189,7 @@ def _applied(talks: list[Conversation], tokenizer: PreTrainedTokenizerBase, **op
     try:
         return tokenizer.apply_chat_template(chats, **options)
     except TypeError:
-        texts = [[_with_text_arguments(m) for m in chat] for chat in chats]
-        if texts == chats:
-            raise
-        return tokenizer.apply_chat_template(texts, **options)
+        return tokenizer.apply_chat_template([as_template_takes(c, tokenizer, **options) for c in chats], **options)
 
 
 def expect_tools_shown(talk: Conversation, tokenizer: PreTrainedTokenizerBase, off: str = "data.tools=false") -> None:
@@ -222,16 +221,6 @@ def expect_tools_shown(talk: Conversation, tokenizer: PreTrainedTokenizerBase, o
     _SHOWING[key] = None
     while len(_SHOWING) > LARGEST_MEMORY:
         _SHOWING.popitem(last=False)
-
-
-def _with_text_arguments(message: Message) -> Message:
-    """Return a message whose tool calls have their arguments as JSON texts."""
-    calls = message.get("tool_calls")
-    if not calls:
-        return message
-    named = [(call, call.get("function", call)) for call in calls]
-    texts = [(call, {**f, "arguments": json.dumps(f.get("arguments", {}), ensure_ascii=False)}) for call, f in named]
-    return {**message, "tool_calls": [{**call, "function": f} if "function" in call else f for call, f in texts]}
 
 
 LARGEST_MEMORY = 4096

@@ -67,12 +67,18 @@ class QuickTemplate:
             log.debug("the chat template or tokenizer is not as the quick reading expects; transformers reads all rows")
         return self._trusted
 
-    def to_compare(self, *, head: bool, marks: bool) -> int:
-        """Return how many of the next chats are to be compared, and count them as compared."""
-        left, self._left[head, marks] = self._left[head, marks], 0
-        return left
+    def to_compare(self, most: int, *, head: bool, marks: bool) -> int:
+        """Return how many of the next chats are to be compared, at most `most`, and count them as compared."""
+        count = min(most, self._left[head, marks])
+        self._left[head, marks] -= count
+        return count
 
 
 def quick_template(tokenizer: PreTrainedTokenizerBase) -> QuickTemplate | None:
     """Return a quick template of a tokenizer, or None where only transformers is known to read it rightly."""
-    return QuickTemplate(tokenizer) if tokenizer.chat_template and can_be_cut(tokenizer) else None
+    if not tokenizer.chat_template or not can_be_cut(tokenizer):
+        return None
+    try:
+        return QuickTemplate(tokenizer)
+    except ValueError:  # of several named templates none is the default; transformers says so, with the row
+        return None

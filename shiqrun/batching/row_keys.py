@@ -18,6 +18,8 @@ from shiqrun.errors import InputError
 
 FORMAT = "2"
 """The number of the layout of row files is part of every key."""
+DATED = "strftime_now"
+"""What a chat template calls to write the present date; rows that were rendered on another day are no more the same."""
 CODE = ("data", "batching", "types.py")
 """What reads and encodes rows: a change of it gives other keys."""
 
@@ -38,7 +40,7 @@ def rows_key(source: Source, tokenizer: PreTrainedTokenizerBase, settings: Any, 
         InputError: a file cannot be read.
     """
     files = source.files()
-    if files is None or not tokenizer.is_fast:
+    if files is None or not tokenizer.is_fast or DATED in str(tokenizer.chat_template):
         return None
     digest = hashlib.blake2b(digest_size=16)
     own = {k: v for k, v in vars(source).items() if k[0] != "_" and k != "dropped"}
@@ -57,6 +59,7 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> Iterator[Any]:
     yield tokenizer.chat_template
     yield tokenizer.special_tokens_map
     yield sorted(tokenizer.all_special_tokens)
+    yield tokenizer.split_special_tokens
 
 
 def _content(file: Path) -> str:

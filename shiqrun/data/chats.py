@@ -10,6 +10,8 @@ from shiqrun.errors import InputError
 from shiqrun.types import Message
 
 PLAIN_KEYS = {"role", "content"}
+OTHER_MARKS = ("training", "train_detail", "training_detail", "mask", "loss_weight")
+"""Keys by which other tools mark what of a message is learned."""
 _json = json.encoder.encode_basestring
 """Returns a text as `json.dumps(text, ensure_ascii=False)` does."""
 
@@ -100,7 +102,14 @@ def _read_json(value: Any) -> Any:
 
 def _check_mark(message: Message, place: str) -> None:
     """Check whether a message is marked as it can be, and leave out a mark that changes nothing."""
+    other = next((key for key in OTHER_MARKS if key in message), None)
+    if other is not None:
+        raise InputError(f'{place}: {other} is not read; mark a message whose tokens are not learned by "train": false')
     mark = message.pop("train", None)
+    if (weight := message.pop("weight", None)) is not None:  # OpenAI's key, 0 or 1
+        if weight not in (0, 1) or mark not in (None, bool(weight)):
+            raise InputError(f'{place}: weight is {_brief(weight)}; expected 0 ("train": false) or 1')
+        mark = False if weight == 0 else mark
     if mark not in (None, True, False) or not isinstance(mark, bool | None):
         raise InputError(f"{place}: train is {_brief(mark)}; expected true or false")
     if mark and message["role"] != "assistant":

@@ -337,3 +337,39 @@ def test_tools_and_messages_with_further_keys_are_read_by_transformers():
         example([assistant("so") | {"name": "Bo"}], rewards=[1.0]),
     ]
     assert outcome(made, given, quick_template(made)) == outcome(made, given, None)
+
+
+def test_chats_are_compared_until_enough_are_not_until_a_first_call():
+    quick = quick_template(byte_level("gpt2", CHATML))
+    counts = [quick.to_compare(most, head=False, marks=False) for most in (1, 20, 0, 40, 40)]
+    assert counts == [1, 20, 0, 11, 0]
+    assert quick.to_compare(5, head=True, marks=False) == 5
+
+
+def test_named_templates_without_a_default_are_named_with_the_row():
+    made = byte_level("gpt2", CHATML)
+    made.chat_template = {"tool_use": CHATML}
+    with pytest.raises(InputError, match="f:1: the chat template"):
+        list(encode([example("hi", source="f:1")], made, Counter(), max_length=None, quick=quick_template(made)))
+
+
+def test_arguments_of_a_call_do_not_depend_on_other_rows():
+    """The template takes the arguments of `a` as an object and those of `b` as a text."""
+    shown = "{{ c.function.name }}"
+    shown += "{{ (c.function.arguments | tojson) if c.function.name == 'a' else ('<' + c.function.arguments + '>') }}"
+    template = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}" + shown + "{% endfor %};{% endfor %}"
+    )
+    made = byte_level("gpt2", template)
+
+    def calling(name):
+        call = {"type": "function", "function": {"name": name, "arguments": {"n": 1}}}
+        return Example(
+            [user("go")], [[{"role": "assistant", "content": "", "tool_calls": [call]}]], [1.0], name, source=name
+        )
+
+    def tokens(*given):
+        return {row.source: row.input_ids.tolist() for row in encode(given, made, Counter(), max_length=None)}
+
+    alone, together = tokens(calling("a")) | tokens(calling("b")), tokens(calling("a"), calling("b"))
+    assert together == alone

@@ -235,11 +235,20 @@ def test_another_tokenizer_template_setting_or_code_has_another_key(file, store,
         context=1000,
         store=store,
     )
+    splitting = tokenizer()
+    splitting.split_special_tokens = True
+    source = Jsonl(path=str(file), val_path=None, pair_rewards=[1, -1])
+    load(source, splitting, settings(), context=1000, store=store)
     monkeypatch.setattr(row_keys, "_code", lambda: "changed")
     read(file, store)
-    assert len(kept(store)) == 8
+    assert len(kept(store)) == 9
     read(file, store, compared_by="dpo")  # of the same rows
-    assert len(kept(store)) == 8
+    assert len(kept(store)) == 9
+
+
+def test_rows_with_the_present_date_are_not_kept(file, store):
+    read(file, store, template="{{ strftime_now('%d %b %Y') }} " + BARE)
+    assert kept(store) == []
 
 
 def test_a_dry_run_reads_the_store_and_writes_nothing(file, store, monkeypatch):

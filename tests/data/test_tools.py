@@ -190,6 +190,12 @@ def test_a_template_without_tools_is_refused_by_row_and_key(model, capfd):
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url' is no text"),
         ({"messages": [*talk()[:4], {"role": "assistant", "content": "x", "train": 0}]}, "true or false"),
         ({"messages": [{**talk()[1], "train": True}, *talk()[2:]]}, "remove the mark"),
+        (
+            {"messages": [*talk()[:4], {"role": "assistant", "content": "x", "weight": 0.5}]},
+            'expected 0 ("train": false)',
+        ),
+        ({"messages": [*talk()[:4], {"role": "assistant", "content": "x", "weight": 0, "train": True}]}, "weight is"),
+        ({"messages": [*talk()[:4], {"role": "assistant", "content": "x", "train_detail": []}]}, "train_detail is not"),
         ({"messages": [*talk()[:4], {**talk()[4], "tools": []}]}, "in the column 'tools'"),
         ({"tools": [{"name": "f", "parameters": "city"}]}, "expected a JSON schema"),
         ({"tools": [{"name": "f", "parameters": {"properties": {"city": "string"}}}]}, "expected a JSON schema"),
@@ -228,6 +234,15 @@ def marked(*turns):
     chat = [*talk()[:4], *talk()[2:4], *talk()[2:4], talk()[4]]
     spoken = [i for i, m in enumerate(chat) if m["role"] == "assistant"]
     return [{**m, "train": False} if i in [spoken[t] for t in turns] else m for i, m in enumerate(chat)]
+
+
+def test_openais_weight_of_a_message_is_a_mark(workplace):
+    chat = [*talk()[:4], *talk()[2:4], talk()[4]]
+    weighed = [{**m, "weight": int(i > 2)} if m["role"] == "assistant" else m for i, m in enumerate(chat)]
+    marked = [{**m, "train": False} if i == 2 else m for i, m in enumerate(chat)]
+    (one,), (other,) = read({"messages": weighed, "reward": 1}), read({"messages": marked, "reward": 1})
+    assert (one.messages, one.completions) == (other.messages, other.completions)
+    assert [m.get("train") for m in one.completions[0] if m["role"] == "assistant"].count(False) == 1
 
 
 def placed(made, chat, rewards):
