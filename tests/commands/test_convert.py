@@ -37,8 +37,9 @@ JUDGED = {
     ],
 }
 OTEL = [
+    otlp("r", "0", {"gen_ai.operation.name": "invoke_agent"}, [JUDGED]),
     otlp("a", "1", {"gen_ai.input.messages": json.dumps(SAID[:1]), "gen_ai.output.messages": json.dumps(SAID[1:2])}),
-    otlp("b", "2", {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "c1"}, [JUDGED]),
+    otlp("b", "2", {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.call.id": "c1"}),
     otlp(
         "c",
         "3",

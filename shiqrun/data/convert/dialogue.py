@@ -22,6 +22,7 @@ class Dialogue:
         scores: numbers of the whole trace, by name.
         turn_scores: numbers of assistant turns by name, then by the index of the turn.
         place: file and row where it begins, where its name does not say it.
+        dropped: how many parts of the log are left out, by reason.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Dialogue:
     scores: Mapping[str, float] = field(default_factory=dict)
     turn_scores: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     place: str = ""
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def known_as(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
 from shiqrun.data.convert.messages import ROLE_OF, Message, brief, json_value, normal_message, normal_tools
 from shiqrun.data.convert.parts import messages_of_parts
-from shiqrun.data.convert.traces import Call, by_trace, dialogues_of, time_key
+from shiqrun.data.convert.traces import Call, add_score, by_trace, dialogues_of, time_key
 from shiqrun.errors import InputError
 
 LANGCHAIN = {"HumanMessage": "user", "AIMessage": "assistant", "SystemMessage": "system", "ToolMessage": "tool"}
@@ -34,13 +34,26 @@ def read_langfuse(rows: PlacedRows) -> Iterator[Dialogue]:
                 where = f"{place}: observation {seen.get('id')}"
                 inputs, output = (_payload(seen.get(key)) for key in ("input", "output"))
                 calls[str(seen.get("id"))] = _call(inputs, output, where, _defined(seen, where))
-        scores: dict[str, float] = {}
-        for place, score in placed:
-            value = score.get("value")
-            if isinstance(value, bool | int | float) and _either(score, "dataType") not in NO_NUMBERS:
-                held = calls.get(str(_either(score, "observationId")))
-                (held.scores if held else scores)[str(score.get("name"))] = score_of(value, place)
-        yield from dialogues_of(trace, [*calls.values()], scores, {}, place=placed[0][0])
+        scores, strays = _langfuse_scores(trace, placed, calls)
+        yield from dialogues_of(trace, [*calls.values()], scores, {}, place=placed[0][0], strays=strays)
+
+
+def _langfuse_scores(trace: str, placed: list[tuple[str, Row]], calls: dict[str, Call]) -> tuple[dict[str, float], int]:
+    """Add scores of calls to the calls; return those of the trace, and how many judge other observations."""
+    scores: dict[str, float] = {}
+    strays = 0
+    for place, score in placed:
+        value, judged = score.get("value"), _either(score, "observationId")
+        if not isinstance(value, bool | int | float) or _either(score, "dataType") in NO_NUMBERS:
+            continue
+        if judged and str(judged) not in calls:
+            strays += 1
+            continue
+        into, where = scores, f"{place}, trace {trace}"
+        if judged:
+            into, where = calls[str(judged)].scores, f"{where}: observation {judged}"
+        add_score(into, str(score.get("name")), score_of(value, place), where)
+    return scores, strays
 
 
 def _langfuse_rows(rows: PlacedRows) -> Iterator[tuple[str, Row]]:
@@ -88,7 +101,9 @@ def read_langsmith(rows: PlacedRows) -> Iterator[Dialogue]:
     """Yield the dialogues of each trace of runs; feedback of the root is the trace's, of a model's run its turn's."""
     for trace, runs in by_trace(rows, lambda run, place: str(run.get("trace_id") or run.get("id") or place)):
         runs.sort(key=lambda placed: str(placed[1].get("dotted_order") or placed[1].get("start_time") or ""))
-        calls, scores = [], {}
+        calls: list[Call] = []
+        scores: dict[str, float] = {}
+        strays = 0
         results: dict[str, Message] = {}
         for place, run in runs:
             # A bulk export holds objects as texts.
@@ -111,9 +126,12 @@ def read_langsmith(rows: PlacedRows) -> Iterator[Dialogue]:
                 said = _plain(outputs.get("output"))
                 if isinstance(said, dict) and said.get("tool_call_id"):
                     results[said["tool_call_id"]] = normal_message({**said, "role": "tool"}, place)
-            if not run.get("parent_run_id"):
-                scores.update(found)
-        yield from dialogues_of(trace, calls, scores, results, place=runs[0][0])
+            if run.get("parent_run_id"):
+                strays += len(found)
+                continue
+            for name, value in found.items():
+                add_score(scores, name, value, f"{place}, trace {trace}")
+        yield from dialogues_of(trace, calls, scores, results, place=runs[0][0], strays=strays)
 
 
 def _call(inputs: Any, output: Any, place: str, tools: Any = None) -> Call:

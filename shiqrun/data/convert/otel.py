@@ -18,7 +18,7 @@ from typing import Any
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
 from shiqrun.data.convert.messages import Message, brief, json_value, normal_message, normal_tools
 from shiqrun.data.convert.parts import messages_of_parts, tool_result
-from shiqrun.data.convert.traces import Call, by_trace, dialogues_of, time_key
+from shiqrun.data.convert.traces import Call, add_score, by_trace, dialogues_of, time_key
 from shiqrun.errors import InputError
 
 INDEXED = re.compile(r"gen_ai\.(prompt|completion)\.(\d+)\.(.+)")
@@ -26,6 +26,8 @@ FUNCTION = re.compile(r"llm\.request\.functions\.(\d+)\.(name|description|parame
 OLDER_EVENT = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message|gen_ai\.choice")
 DETAILS = "gen_ai.client.inference.operation.details"
 EVALUATION = "gen_ai.evaluation."
+NO_SPAN = "row "
+"""The beginning of names of records that name no span."""
 
 
 @dataclass
@@ -37,12 +39,14 @@ class Span:
         parent: id of the span around it.
         facts: its attributes.
         events: name and attributes of each, in order.
+        logged: whether the span itself is there, not only its records.
     """
 
     place: str
     parent: str = ""
     facts: Row = field(default_factory=dict)
     events: list[tuple[str, Row]] = field(default_factory=list)
+    logged: bool = False
 
 
 def read_otel(rows: PlacedRows) -> Iterator[Dialogue]:
@@ -62,8 +66,8 @@ def read_otel(rows: PlacedRows) -> Iterator[Dialogue]:
             elif messages := _messages(facts, span.events, span.place):
                 calls[name] = Call(messages, _tools(facts, span.place))
                 answered[str(facts.get("gen_ai.response.id") or name)] = name
-        scores = _add_scores(spans, calls, answered)
-        yield from dialogues_of(trace, [*calls.values()], scores, results, place=placed[0][0])
+        scores, strays = _add_scores(trace, spans, calls, answered)
+        yield from dialogues_of(trace, [*calls.values()], scores, results, place=placed[0][0], strays=strays)
 
 
 def _records(rows: PlacedRows) -> Iterator[tuple[str, Row]]:
@@ -94,12 +98,12 @@ def _spans(placed: Sequence[tuple[str, Row]]) -> dict[str, Span]:
     found: dict[str, Span] = {}
     for number, (place, row) in enumerate(placed):
         context = row.get("context") or {}
-        name = str(row.get("spanId") or row.get("span_id") or context.get("span_id") or f"row {number}")
+        name = str(row.get("spanId") or row.get("span_id") or context.get("span_id") or f"{NO_SPAN}{number}")
         span = found.setdefault(name, Span(place))
         if _is_log(row):
             span.events.append(_event(row))
             continue
-        span.place, span.facts = place, _attributes(row)
+        span.place, span.facts, span.logged = place, _attributes(row), True
         span.parent = str(row.get("parentSpanId") or row.get("parent_span_id") or row.get("parent_id") or "")
         span.events += [_event(event) for event in row.get("events") or []]
     return found
@@ -139,21 +143,38 @@ def _value(value: Any) -> Any:
     return held
 
 
-def _add_scores(spans: dict[str, Span], calls: dict[str, Call], answered: dict[str, str]) -> dict[str, float]:
-    """Add evaluations of calls to the calls, and return those of the trace.
+def _add_scores(
+    trace: str, spans: dict[str, Span], calls: dict[str, Call], answered: dict[str, str]
+) -> tuple[dict[str, float], int]:
+    """Add evaluations of calls to the calls; return those of the trace, and how many judge other spans.
 
-    An evaluation is an event of the judged span, a span of its own beneath it, or names the judged response.
+    An evaluation is an event of the judged span, a span of its own beneath it, or names the judged response. One of the
+    outermost span, or of no span, is the trace's.
     """
     scores: dict[str, float] = {}
+    strays = 0
     judged = [(name, facts, span.place) for name, span in spans.items() for _, facts in span.events]
     judged += [(span.parent, span.facts, span.place) for span in spans.values()]
     for name, facts, place in judged:
         value = facts.get(f"{EVALUATION}score.value")
-        if value is not None:
-            call = calls.get(name) or calls.get(answered.get(str(facts.get("gen_ai.response.id") or ""), ""))
-            into = scores if call is None else call.scores
-            into[str(facts.get(f"{EVALUATION}name"))] = score_of(value, place)
-    return scores
+        if value is None:
+            continue
+        call = calls.get(name) or calls.get(answered.get(str(facts.get("gen_ai.response.id") or ""), ""))
+        if call is None and not _is_whole(name, spans):
+            strays += 1
+            continue
+        into, where = (scores, "") if call is None else (call.scores, f": the call of span {name}")
+        add_score(into, str(facts.get(f"{EVALUATION}name")), score_of(value, place), f"{place}, trace {trace}{where}")
+    return scores, strays
+
+
+def _is_whole(name: str, spans: dict[str, Span]) -> bool:
+    """Return whether what judges this span judges the trace: it is the outermost one, or no span is named."""
+    if not name or name.startswith(NO_SPAN):
+        return True
+    span = spans.get(name)
+    outermost = span is not None and span.logged and span.parent not in spans
+    return outermost and spans[name].facts.get("gen_ai.operation.name") != "execute_tool"
 
 
 def _tools(facts: Row, place: str) -> list[Row]:

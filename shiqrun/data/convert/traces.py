@@ -13,6 +13,11 @@ from typing import Any
 
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row
 from shiqrun.data.convert.messages import Message
+from shiqrun.errors import InputError
+
+FAILED = "call without an answer"
+NO_CALL = "score of a step that is no call of a model"
+"""Reasons why a part of a trace is left out."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,18 @@ def time_key(value: Any) -> tuple[bool, int, str]:
     return (False, int(text), "") if text.isdigit() else (True, 0, text)
 
 
+def add_score(scores: dict[str, float], name: str, value: float, where: str) -> None:
+    """Add a score to those of a trace or a call.
+
+    Raises:
+        InputError: another value of that name is there.
+    """
+    if scores.setdefault(name, value) != value:
+        raise InputError(f"{where}: score '{name}' is {scores[name]:g} and {value:g}; keep one of them in the log")
+
+
 def dialogues_of(
-    trace: str, calls: list[Call], scores: dict[str, float], results: dict[str, Message], *, place: str
+    trace: str, calls: list[Call], scores: dict[str, float], results: dict[str, Message], *, place: str, strays: int = 0
 ) -> Iterator[Dialogue]:
     """Yield the dialogues of a trace: each longest context, with scores of calls at the turns that the calls wrote.
 
@@ -57,23 +72,43 @@ def dialogues_of(
         scores: of the whole trace.
         results: tool messages by the id of their call, for calls that no message answers.
         place: file and row where the trace begins.
+        strays: how many scores belong neither to the trace nor to a call.
+
+    Raises:
+        InputError: calls that wrote the same turn have different scores.
     """
+    answered = [call for call in calls if _is_answered(call)]
+    dropped = {FAILED: len(calls) - len(answered), NO_CALL: strays}
     kept: list[Call] = []
-    for call in sorted(calls, key=lambda c: -len(c.messages)):
+    for call in sorted(answered, key=lambda c: -len(c.messages)):
         if not any(_begins(call, longer) for longer in kept):
             kept.append(call)
     if not kept:
-        yield Dialogue(trace, [], scores=scores, place=place)
+        yield Dialogue(trace, [], scores=scores, place=place, dropped=dropped)
     for number, longest in enumerate(kept):
-        turns: dict[str, dict[int, float]] = {}
-        for call in calls:
-            if _begins(call, longest):
-                turn = sum(m["role"] == "assistant" for m in call.messages) - 1
-                for name, value in call.scores.items():
-                    turns.setdefault(name, {})[turn] = value
+        turns = _turn_scores([call for call in answered if _begins(call, longest)], f"{place}, trace {trace}")
         tools = {json.dumps(tool, sort_keys=True): tool for tool in longest.tools}
         messages = _answered(longest.messages, results)
-        yield Dialogue(f"{trace}/{number}" if number else trace, messages, [*tools.values()], scores, turns, place)
+        name = f"{trace}/{number}" if number else trace
+        yield Dialogue(name, messages, [*tools.values()], scores, turns, place, {} if number else dropped)
+
+
+def _is_answered(call: Call) -> bool:
+    """Return whether the model answered: a failed call ends with what it was asked, or with an empty message."""
+    last = call.messages[-1] if call.messages else {"role": ""}
+    said = any(last.get(key) for key in ("content", "tool_calls", "reasoning_content"))
+    return last["role"] == "assistant" and said
+
+
+def _turn_scores(calls: list[Call], where: str) -> dict[str, dict[int, float]]:
+    """Return the scores of calls by name, then by the turn that the call wrote."""
+    by_turn: dict[int, dict[str, float]] = {}
+    for call in calls:
+        turn = sum(m["role"] == "assistant" for m in call.messages) - 1
+        for name, value in call.scores.items():
+            add_score(by_turn.setdefault(turn, {}), name, value, f"{where}: turn {turn}, which several calls wrote")
+    names = {name: None for scores in by_turn.values() for name in scores}
+    return {name: {turn: held[name] for turn, held in by_turn.items() if name in held} for name in names}
 
 
 def _begins(call: Call, longer: Call) -> bool:

@@ -29,16 +29,19 @@ class Summary:
     kinds: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, list[str]] = field(default_factory=dict)
 
-    def drop(self, reason: str, name: str) -> None:
-        """Count a dropped dialogue; of each reason the first name is kept with the count."""
+    def drop(self, reason: str, name: str, number: int = 1) -> None:
+        """Count a dropped dialogue, or parts of one; of each reason the first name is kept with the count."""
         first, count = self.dropped.get(reason, [name, "0"])
-        self.dropped[reason] = [first, str(int(count) + 1)]
+        self.dropped[reason] = [first, str(int(count) + number)]
 
     def __str__(self) -> str:
         rewarded = f"; reward from score `{self.score}`" if self.kinds["reward"] + self.kinds["rewards"] else ""
         parts = [f"{count_of(self.read, 'dialogue')}: {self.kept:,} written, {self.tools:,} with tools{rewarded}"]
-        parts += [f"{n} dropped: {reason} (first: {first})" for reason, (first, n) in self.dropped.items()]
-        return "; ".join(parts)
+        return "; ".join([*parts, *self.losses()])
+
+    def losses(self) -> list[str]:
+        """Return what was dropped: a phrase for each reason."""
+        return [f"{n} dropped: {reason} (first: {first})" for reason, (first, n) in self.dropped.items()]
 
 
 def convert(files: Iterable[Path], name: str, out: Path, score: str | None) -> Summary:
@@ -58,12 +61,15 @@ def convert(files: Iterable[Path], name: str, out: Path, score: str | None) -> S
         for dialogue in track(FORMATS[name].read(_checked(files, name)), f"reading {name}"):
             summary.read += 1
             names |= dialogue.scores.keys() | dialogue.turn_scores.keys()
+            for reason, number in dialogue.dropped.items():
+                if number:
+                    summary.drop(reason, dialogue.known_as, number)
             if not dialogue.turns:
                 summary.drop(SILENT, dialogue.known_as)
                 continue
             summary.score = score or (sorted(names)[0] if names else None)
             _stage(waiting, dialogue, summary)
-        _expect_one_score(names, score)
+        _expect_one_score(names, score, summary)
         waiting.seek(0)
         best = next((kind for kind in ("reward", "rewards") if summary.kinds[kind]), "")
         with atomic_writer(out) as file:
@@ -88,10 +94,10 @@ def _stage(waiting: IO[str], dialogue: Dialogue, summary: Summary) -> None:
     waiting.write(f"{kind} {json.dumps(row, ensure_ascii=False)}\n")
 
 
-def _expect_one_score(names: set[str], score: str | None) -> None:
+def _expect_one_score(names: set[str], score: str | None, summary: Summary) -> None:
     found = ", ".join(sorted(names)) or "none"
     if score is not None and score not in names:
-        raise InputError(f"--reward {score}: no such score; found {found}")
+        raise InputError("; ".join([f"--reward {score}: no such score; found {found}", *summary.losses()]))
     if score is None and len(names) > 1:
         raise InputError(f"several scores: {found}; choose the reward with --reward NAME")
 
