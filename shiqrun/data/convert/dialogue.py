@@ -1,6 +1,7 @@
 """A `Dialogue` is what every converter makes of a log, and `row_of` writes it as a row of `data=jsonl`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,24 @@ class Format:
     shape: str
     fits: Callable[[Row], bool]
     read: Callable[[PlacedRows], Iterator[Dialogue]]
+
+
+@contextmanager
+def as_written(name: str, place: str | Callable[[], str]) -> Iterator[None]:
+    """Read a row within this block: what a row of another shape raises becomes an `InputError`.
+
+    Args:
+        name: the format's.
+        place: file and row, or what gives them when the block fails.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
+        met = f"no {error}" if isinstance(error, KeyError) else error
+        where = place if isinstance(place, str) else place()
+        raise InputError(f"{where}: not as {name} writes it ({met}); export it again, or remove it") from error
 
 
 def score_of(value: Any, place: str) -> float:

@@ -12,7 +12,7 @@ The published schemas:
 from collections.abc import Iterator
 from typing import Any
 
-from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
+from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, as_written, score_of
 from shiqrun.data.convert.messages import ROLE_OF, Message, brief, json_value, normal_message, normal_tools
 from shiqrun.data.convert.parts import messages_of_parts
 from shiqrun.data.convert.traces import Call, add_score, by_trace, dialogues_of, time_key
@@ -32,8 +32,9 @@ def read_langfuse(rows: PlacedRows) -> Iterator[Dialogue]:
         for place, seen in observations:
             if seen.get("type") == "GENERATION":
                 where = f"{place}: observation {seen.get('id')}"
-                inputs, output = (_payload(seen.get(key)) for key in ("input", "output"))
-                calls[str(seen.get("id"))] = _call(inputs, output, where, _defined(seen, where))
+                with as_written("langfuse", where):
+                    inputs, output = (_payload(seen.get(key)) for key in ("input", "output"))
+                    calls[str(seen.get("id"))] = _call(inputs, output, where, _defined(seen, where))
         scores, strays = _langfuse_scores(trace, placed, calls)
         yield from dialogues_of(trace, [*calls.values()], scores, {}, place=placed[0][0], strays=strays)
 
@@ -103,35 +104,48 @@ def read_langsmith(rows: PlacedRows) -> Iterator[Dialogue]:
         runs.sort(key=lambda placed: str(placed[1].get("dotted_order") or placed[1].get("start_time") or ""))
         calls: list[Call] = []
         scores: dict[str, float] = {}
-        strays = 0
         results: dict[str, Message] = {}
+        strays = 0
         for place, run in runs:
-            # A bulk export holds objects as texts.
-            inputs, outputs, extra, stats = (
-                _payload(run.get(key)) or {} for key in ("inputs", "outputs", "extra", "feedback_stats")
-            )
-            found = {
-                name: score_of(held["avg"], f"{place}: feedback '{name}'")
-                for name, held in stats.items()
-                if isinstance(held, dict) and held.get("avg") is not None
-            }
-            if run.get("run_type") == "llm":
-                tools = (extra.get("invocation_params") or {}).get("tools")
-                call = _call(inputs, outputs, place, tools)
-                calls.append(call)
-                if run.get("parent_run_id"):
-                    call.scores.update(found)
-                    found = {}
-            elif run.get("run_type") == "tool":
-                said = _plain(outputs.get("output"))
-                if isinstance(said, dict) and said.get("tool_call_id"):
-                    results[said["tool_call_id"]] = normal_message({**said, "role": "tool"}, place)
-            if run.get("parent_run_id"):
-                strays += len(found)
-                continue
-            for name, value in found.items():
-                add_score(scores, name, value, f"{place}, trace {trace}")
+            with as_written("langsmith", place):
+                found, call = _feedback(run, place), None
+                if run.get("run_type") == "llm":
+                    call = _langsmith_call(run, place)
+                    calls.append(call)
+                elif run.get("run_type") == "tool":
+                    results |= _tool_message(run, place)
+                inner = bool(run.get("parent_run_id"))
+                strays += len(found) if inner and call is None else 0
+                into = call.scores if inner and call is not None else {} if inner else scores
+                for name, value in found.items():
+                    add_score(into, name, value, f"{place}, trace {trace}")
         yield from dialogues_of(trace, calls, scores, results, place=runs[0][0], strays=strays)
+
+
+def _object(run: Row, key: str) -> Any:
+    return _payload(run.get(key)) or {}  # a bulk export holds objects as texts
+
+
+def _feedback(run: Row, place: str) -> dict[str, float]:
+    """Return the averages of a run's feedback by name."""
+    return {
+        name: score_of(held["avg"], f"{place}: feedback '{name}'")
+        for name, held in _object(run, "feedback_stats").items()
+        if isinstance(held, dict) and held.get("avg") is not None
+    }
+
+
+def _langsmith_call(run: Row, place: str) -> Call:
+    tools = (_object(run, "extra").get("invocation_params") or {}).get("tools")
+    return _call(_object(run, "inputs"), _object(run, "outputs"), place, tools)
+
+
+def _tool_message(run: Row, place: str) -> dict[str, Message]:
+    """Return what a tool's run said by the id of the call that it answers; nothing where it names none."""
+    said = _plain(_object(run, "outputs").get("output"))
+    if not isinstance(said, dict) or not said.get("tool_call_id"):
+        return {}
+    return {said["tool_call_id"]: normal_message({**said, "role": "tool"}, place)}
 
 
 def _call(inputs: Any, output: Any, place: str, tools: Any = None) -> Call:

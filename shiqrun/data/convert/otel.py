@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
+from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, as_written, score_of
 from shiqrun.data.convert.messages import Message, brief, json_value, normal_message, normal_tools
 from shiqrun.data.convert.parts import messages_of_parts, tool_result
 from shiqrun.data.convert.traces import Call, add_score, by_trace, dialogues_of, time_key
@@ -58,14 +58,15 @@ def read_otel(rows: PlacedRows) -> Iterator[Dialogue]:
         calls: dict[str, Call] = {}
         answered: dict[str, str] = {}
         for name, span in spans.items():
-            facts = span.facts | {k: v for event, more in span.events if event == DETAILS for k, v in more.items()}
-            if facts.get("gen_ai.operation.name") == "execute_tool":
-                call, said = facts.get("gen_ai.tool.call.id"), facts.get("gen_ai.tool.call.result")
-                if call and said is not None:
-                    results[str(call)] = tool_result(call, said)
-            elif messages := _messages(facts, span.events, span.place):
-                calls[name] = Call(messages, _tools(facts, span.place))
-                answered[str(facts.get("gen_ai.response.id") or name)] = name
+            with as_written("otel", span.place):
+                facts = span.facts | {k: v for event, more in span.events if event == DETAILS for k, v in more.items()}
+                if facts.get("gen_ai.operation.name") == "execute_tool":
+                    call, said = facts.get("gen_ai.tool.call.id"), facts.get("gen_ai.tool.call.result")
+                    if call and said is not None:
+                        results[str(call)] = tool_result(call, said)
+                elif messages := _messages(facts, span.events, span.place):
+                    calls[name] = Call(messages, _tools(facts, span.place))
+                    answered[str(facts.get("gen_ai.response.id") or name)] = name
         scores, strays = _add_scores(trace, spans, calls, answered)
         yield from dialogues_of(trace, [*calls.values()], scores, results, place=placed[0][0], strays=strays)
 
@@ -97,15 +98,16 @@ def _spans(placed: Sequence[tuple[str, Row]]) -> dict[str, Span]:
     """Return the spans of a trace by id; a log record is an event of the span that it names."""
     found: dict[str, Span] = {}
     for number, (place, row) in enumerate(placed):
-        context = row.get("context") or {}
-        name = str(row.get("spanId") or row.get("span_id") or context.get("span_id") or f"{NO_SPAN}{number}")
-        span = found.setdefault(name, Span(place))
-        if _is_log(row):
-            span.events.append(_event(row))
-            continue
-        span.place, span.facts, span.logged = place, _attributes(row), True
-        span.parent = str(row.get("parentSpanId") or row.get("parent_span_id") or row.get("parent_id") or "")
-        span.events += [_event(event) for event in row.get("events") or []]
+        with as_written("otel", place):
+            context = row.get("context") or {}
+            name = str(row.get("spanId") or row.get("span_id") or context.get("span_id") or f"{NO_SPAN}{number}")
+            span = found.setdefault(name, Span(place))
+            if _is_log(row):
+                span.events.append(_event(row))
+                continue
+            span.place, span.facts, span.logged = place, _attributes(row), True
+            span.parent = str(row.get("parentSpanId") or row.get("parent_span_id") or row.get("parent_id") or "")
+            span.events += [_event(event) for event in row.get("events") or []]
     return found
 
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from shiqrun.console import count_of, track
-from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, row_of
+from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, as_written, row_of
 from shiqrun.data.convert.registry import FORMATS
 from shiqrun.data.files import data_files, read_rows
 from shiqrun.errors import InputError
@@ -58,7 +58,7 @@ def convert(files: Iterable[Path], name: str, out: Path, score: str | None) -> S
     """
     summary, names = Summary(), set[str]()
     with TemporaryFile("w+", encoding="utf-8") as waiting:
-        for dialogue in track(FORMATS[name].read(_checked(files, name)), f"reading {name}"):
+        for dialogue in track(_dialogues(files, name), f"reading {name}"):
             summary.read += 1
             names |= dialogue.scores.keys() | dialogue.turn_scores.keys()
             for reason, number in dialogue.dropped.items():
@@ -100,6 +100,19 @@ def _expect_one_score(names: set[str], score: str | None, summary: Summary) -> N
         raise InputError("; ".join([f"--reward {score}: no such score; found {found}", *summary.losses()]))
     if score is None and len(names) > 1:
         raise InputError(f"several scores: {found}; choose the reward with --reward NAME")
+
+
+def _dialogues(files: Iterable[Path], name: str) -> Iterator[Dialogue]:
+    """Yield the dialogues of all files; an error of a reader is one of the row that it read last."""
+    last = [""]
+
+    def noted() -> Iterator[tuple[str, Row]]:
+        for place, row in _checked(files, name):
+            last[0] = place
+            yield place, row
+
+    with as_written(name, lambda: last[0]):
+        yield from FORMATS[name].read(noted())
 
 
 def _checked(files: Iterable[Path], name: str) -> PlacedRows:
