@@ -15,6 +15,7 @@ from typing import Any
 
 from shiqrun.data.convert.dialogue import Dialogue, PlacedRows, Row, score_of
 from shiqrun.data.convert.messages import (
+    MARKS,
     Message,
     brief,
     json_value,
@@ -76,10 +77,13 @@ def _add_turn(messages: list[Message], turn: Any, place: str) -> None:
         return
     value = json_value(turn.get("value"), f"{place}: the tool call is", "mend it or drop the row")
     calls = [normal_call(call, place) for call in (value if isinstance(value, list) else [value])]
-    if messages and messages[-1].get("tool_calls"):
-        messages[-1]["tool_calls"] += calls
-    else:
-        messages.append({"role": "assistant", "content": "", "tool_calls": calls})
+    marks = {key: turn[key] for key in MARKS if turn.get(key) is not None}
+    if not messages or not messages[-1].get("tool_calls"):
+        messages.append({"role": "assistant", "content": "", "tool_calls": calls, **marks})
+        return
+    if any(messages[-1].get(key) != marks.get(key) for key in MARKS):
+        raise InputError(f"{place}: function calls of one message have different {' or '.join(MARKS)}; mark them alike")
+    messages[-1]["tool_calls"] += calls
 
 
 def read_trajectories(rows: PlacedRows) -> Iterator[Dialogue]:

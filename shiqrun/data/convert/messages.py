@@ -2,7 +2,7 @@
 
 A message is `{"role", "content"}` with a text as content; an assistant message may have `tool_calls` (a list of
 `{"id", "type": "function", "function": {"name", "arguments"}}`, with arguments as an object) and `reasoning_content`,
-a tool message a `tool_call_id` and a `name`, and any message `"train": false`.
+a tool message a `tool_call_id` and a `name`, and any message `"train": false` or OpenAI's `"weight": 0`.
 """
 
 import json
@@ -34,7 +34,9 @@ TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
 """The types of JSON schemas."""
 KEYWORDS = {"type", "properties", "required", "additionalProperties", "anyOf", "oneOf", "allOf", "$ref", "$schema"}
 """Keys by one of which the parameters of a function show that they are a JSON schema."""
-KEPT = ("reasoning_content", "tool_call_id", "name", "train")
+MARKS = ("train", "weight")
+"""Keys that say whether a message is trained on; `weight` is OpenAI's, 0 or 1."""
+KEPT = ("reasoning_content", "tool_call_id", "name", *MARKS)
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
