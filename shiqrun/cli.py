@@ -63,7 +63,7 @@ Commands:
   eval "$(shiqrun -sc install=bash)"   completion of commands, groups and keys in this shell
 
 Examples:
-  shiqrun train                              the embedded problem: ShiQ on treasure maps, on the CPU
+  shiqrun train experiment=demo_reference    the embedded problem: a reference for treasure maps, on the CPU
   shiqrun train dry_run=true                 print what would be run, and whether it fits into memory
   shiqrun train -m algo.lam=0.9,1 seed=0,1   four runs, one after the other
   shiqrun train experiment=demo model.path=outputs/demo/reference/policy algo=dro   # another loss, after `make demo`

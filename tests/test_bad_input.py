@@ -274,7 +274,8 @@ def test_an_integer_that_no_array_can_hold_is_refused_in_one_line(words, workpla
 def test_a_tokenizer_that_treasure_cannot_use_is_named_before_any_scoring(capfd):
     saved(helpers.tokenizer())
     words = ("data=treasure", "data.maps=8", "data.val_maps=2", "model=hf", "model.path=model")
-    assert main(["train", *words, "logger=none", "trainer.max_steps=1", "run_dir=run"]) == 2
-    out, err = capfd.readouterr()
-    assert "data=treasure needs `model=tiny`" in err
-    assert "reference scores" not in out
+    for more in ((), ("dry_run=true",)):
+        assert main(["train", *words, "logger=none", "trainer.max_steps=1", "run_dir=run", *more]) == 2
+        out, err = capfd.readouterr()
+        assert "data=treasure needs `model=tiny`" in err
+        assert "reference scores" not in out

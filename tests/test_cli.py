@@ -110,6 +110,10 @@ def test_a_word_that_is_no_command_ends_with_2(capsys, word, message):
         ("algo.beta=nan", "algo.beta: met nan, expected a finite number"),
         ("algo=shqi", "algo=shqi: no such choice; did you mean algo=shiq?"),
         ("alog=shiq", "alog: unknown key; did you mean algo?"),
+        (
+            "reward=exact_match",
+            "training evaluates by a reward of the node eval; give eval.reward=",
+        ),
         ("algo=null", "algo: cannot be null; leave it out, or choose one of agro, copg"),
         ("algo.reference=cache", "did you mean cached?"),
         ("experiment=nothing", "experiment=nothing: no such choice"),

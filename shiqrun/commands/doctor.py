@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> int:
     ):
         _say(name, what)
     holds = _sandbox()
-    print("next: shiqrun train   or   shiqrun train --help")
+    print("next: shiqrun train experiment=demo_reference   or   shiqrun train --help")
     return 0 if holds else 1
 
 

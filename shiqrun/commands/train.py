@@ -61,7 +61,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
         return
     loaded = prepare_run(plan(config, run_dir), keeps_rows=not config.dry_run)
     if config.dry_run:
-        training.describe(loaded)
+        training.rehearse(loaded)
         say_dry_run()
         return
     try:

@@ -36,7 +36,8 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> str:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     parts = unknown_parts(overrides, hydra.config_loader.get_group_options("data"))
-    unknown = [*_null_groups(overrides), *parts, *_unknown_keys(command, overrides)]
+    rewards = _rewards_of_training(command, overrides)
+    unknown = [*_null_groups(overrides), *rewards, *parts, *_unknown_keys(command, overrides)]
     return "\n".join(unknown) or _first_lines(error)
 
 
@@ -55,6 +56,13 @@ def _null_groups(overrides: Sequence[str]) -> Iterator[str]:
         if f"{group}=null" in overrides or f"{group}=" in overrides:
             options = ", ".join(hydra.config_loader.get_group_options(group))
             yield f"{group}: cannot be null; leave it out, or choose one of {options or 'none there'}"
+
+
+def _rewards_of_training(command: str, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield one line where training is given the reward as other commands take it."""
+    for word in overrides:
+        if command in ("train", "sweep") and word.startswith("reward="):
+            yield f"{word}: training evaluates by a reward of the node eval; give eval.{word}"
 
 
 def _unknown_keys(command: str, overrides: Sequence[str]) -> Iterator[str]:

@@ -51,8 +51,19 @@ def _exact(run: Run) -> ExactEvaluation | None:
 
 
 def describe(run: Run) -> None:
-    """Print rows, actions, steps, parameters and estimated memory of a run, with which a dry run ends."""
+    """Print rows, actions, steps, parameters and estimated memory of a run."""
     print_plan_table(run)
+
+
+def rehearse(run: Run) -> None:
+    """Find what only the start of training would find, and describe the run, with which a dry run ends.
+
+    Raises:
+        InputError: the problem cannot be solved exactly with this tokenizer.
+    """
+    with waiting("solving the validation problems exactly"):
+        _exact(run)
+    describe(run)
 
 
 def execute(run: Run, resume: bool) -> None:
