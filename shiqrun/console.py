@@ -18,6 +18,8 @@ WIDTH = 160
 console = Console() if os.isatty(1) else Console(width=WIDTH)
 PATIENCE_SECONDS = 2.0
 """Seconds before `track` prints a line where the output is no terminal."""
+REPEAT_SECONDS = 20.0
+"""Seconds between two later lines."""
 
 
 def is_main_process() -> bool:
@@ -69,15 +71,17 @@ class LogFile(logging.FileHandler):
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items with a progress bar on a terminal, and elsewhere with one line if it takes over two seconds."""
+    """Yield the items with a progress bar on a terminal, and elsewhere with a line after two seconds and later ones."""
     if console.is_terminal and not console.quiet:
         yield from rich_track(items, description, total=total, console=console, transient=True)
         return
-    start, said, count = time.perf_counter(), False, 0
-    for count, item in enumerate(items, 1):  # noqa: B007
-        if not said and time.perf_counter() - start > PATIENCE_SECONDS:
-            console.print(f"{description} ...")
-            said = True
+    start, said, count = time.perf_counter(), 0.0, 0
+    of = "" if total is None else f" of {total:,}"
+    for count, item in enumerate(items, 1):
+        spent = time.perf_counter() - start
+        if spent - said > (REPEAT_SECONDS if said else PATIENCE_SECONDS):
+            console.print(f"{description}: {count - 1:,}{of} ..." if said else f"{description} ...")
+            said = spent
         yield item
     if said:
         console.print(f"{description}: {count:,} in {time.perf_counter() - start:.0f} s")

@@ -124,14 +124,19 @@ def _quote(text: str) -> str:
     return "\n".join(f"> {line}" for line in text.splitlines()) or "> (empty)"
 
 
+FIRST = ("reward", "reward_per_turn", "regularised_return", "regret", "kl", "logratio_sum", "win_rate", "pass@1")
+"""The metrics that people look for in an evaluation, in the order in which its table begins."""
+
+
 def result_table(metrics: dict[str, float], title: str) -> Table:
     """Return a table of metrics with their 95 % intervals."""
     table = Table(title=title, title_justify="left")
     for column in ("metric", "value", "95 % interval"):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for name, value in metrics.items():
-        if not is_bound(name):
-            table.add_row(name, number(value), spread(metrics, name))
+    names = [name for name in metrics if not is_bound(name)]
+    first = {f"eval/{name}": place for place, name in enumerate(FIRST)}
+    for name in sorted(names, key=lambda name: first.get(name, len(first))):
+        table.add_row(name, number(metrics[name]), spread(metrics, name))
     return table
 
 

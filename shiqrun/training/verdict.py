@@ -45,7 +45,7 @@ def _by_answers(after: Mapping[str, float]) -> str:
     if half == 0:  # every prompt had the same outcome: the rule of three bounds how rare another one is
         half = min(1.0, 3 / after["val/prompts"]) if "val/prompts" in after else math.nan
     where = f"on {after['val/prompts']:.0f} held-out prompts" if "val/prompts" in after else "on held-out prompts"
-    measured = [f"win rate {rate:.1%}" + (f" ± {half:.1%}" if math.isfinite(half) else "") + " against the reference's"]
+    measured = [f"win rate {_share(rate, half)} against the reference's"]
     if "val/reference_reward" in after:
         measured.append(f"reward {number(after['val/reference_reward'])} -> {number(after['val/reward'])}")
     if "val/kl" in after:
@@ -62,8 +62,15 @@ def _by_answers(after: Mapping[str, float]) -> str:
 
 def _of_reward_model(share: float, pairs: int) -> str:
     half = 1.96 * math.sqrt(share * (1 - share) / pairs) or 3 / pairs if pairs else math.nan
-    said = f"{share:.1%}" + (f" ± {half:.1%}" if pairs else "") + " of held-out pairs in the right order"
+    said = f"{_share(share, half)} of held-out pairs in the right order"
     return f"Learned: {said}" if share - half > CHANCE else f"Not surely better than chance: {said}"
+
+
+def _share(share: float, half: float) -> str:
+    """Return a share as text, with its 95 % interval where the half width is known."""
+    if not math.isfinite(half):
+        return f"{share:.1%}"
+    return f"{share:.1%} (95 % interval {max(0.0, share - half):.1%} to {min(1.0, share + half):.1%})"
 
 
 def _by_loss(before: float, after: float) -> str:

@@ -23,15 +23,20 @@ ANSWERS |= {"val/reward": 0.27, "val/reference_reward": -0.05}
         (
             {},
             ANSWERS,
-            "Improved: on 128 held-out prompts, win rate 60.0% ± 5.0% against the reference's, reward -0.05 -> ",
+            "Improved: on 128 held-out prompts, win rate 60.0% (95 % interval 55.0% to 65.0%) against the "
+            "reference's, reward -0.05 -> ",
         ),
-        ({}, ANSWERS | {"val/win_rate": 0.4}, "Worse: on 128 held-out prompts, win rate 40.0% ± 5.0%"),
+        (
+            {},
+            ANSWERS | {"val/win_rate": 0.4},
+            "Worse: on 128 held-out prompts, win rate 40.0% (95 % interval 35",
+        ),
         ({}, ANSWERS | {"val/win_rate": 0.54}, "No sure difference on 128 held-out prompts: win rate 54.0%"),
         ({}, ANSWERS | {"val/win_rate_ci95": float("nan")}, "Too few prompts to tell on 128 held-out prompts"),
         (
             {},
             ANSWERS | {"val/win_rate": 1.0, "val/win_rate_ci95": 0.0},
-            "Improved: on 128 held-out prompts, win rate 100.0% ± 2.3%",
+            "Improved: on 128 held-out prompts, win rate 100.0% (95 % interval 97.7% to 100.0%)",
         ),
         (
             {},
@@ -53,9 +58,9 @@ def test_the_sentence_says_what_the_numbers_say(before, after, said):
 @pytest.mark.parametrize(
     ("share", "pairs", "said"),
     [
-        (0.66, 900, "Learned: 66.0% ± 3.1% of held-out pairs"),
-        (0.52, 256, "Not surely better than chance: 52.0% ± 6.1%"),
-        (1.0, 4, "Not surely better than chance: 100.0% ± 75.0%"),
+        (0.66, 900, "Learned: 66.0% (95 % interval 62.9% to 69.1%) of held-out pairs"),
+        (0.52, 256, "Not surely better than chance: 52.0% (95 % interval 45.9% to 58.1%)"),
+        (1.0, 4, "Not surely better than chance: 100.0% (95 % interval 25.0% to 100.0%)"),
         (0.9, 0, "Not surely better than chance: 90.0% of held-out pairs"),
     ],
 )
