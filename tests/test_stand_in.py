@@ -22,9 +22,18 @@ except KeyboardInterrupt:
 """
 
 
-def started(code, *words, **options):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([stand_in.python(), "-c", code, *words], **pipes, **options)
+def started(code, *words, stdin=None, cwd=None, **variables):
+    """The stand-in with the variables that its server has seen, whatever earlier tests have left, and some more."""
+    left = {k: v for k, v in os.environ.items() if not k.startswith(stand_in.READ_AT_IMPORT)}
+    return subprocess.Popen(
+        [stand_in.python(), "-c", code, *words],
+        env=left | stand_in.AT_IMPORT | variables,
+        stdin=stdin,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +54,7 @@ def test_it_ends_as_its_process_does(code, exit_code, said):
 
 def test_the_process_has_the_words_the_folder_and_the_variables_and_has_imported_pytorch(tmp_path):
     code = "import os, sys; print(sys.argv, os.getcwd(), os.environ['MINE'], 'torch' in sys.modules, input())"
-    process = started(code, "a", "b c", cwd=tmp_path, env=os.environ | {"MINE": "yes"}, stdin=subprocess.PIPE)
+    process = started(code, "a", "b c", cwd=tmp_path, MINE="yes", stdin=subprocess.PIPE)
     assert process.communicate("typed\n", timeout=60)[0] == f"['-c', 'a', 'b c'] {tmp_path} yes True typed\n"
 
 
@@ -59,7 +68,7 @@ def test_what_a_command_starts_by_sys_executable_is_forked_too_with_the_variable
 
 
 def test_variables_that_libraries_read_early_and_other_words_are_for_the_interpreter_itself():
-    process = started("import sys; print('torch' in sys.modules)", env=os.environ | {"HF_HOME": "elsewhere"})
+    process = started("import sys; print('torch' in sys.modules)", HF_HOME="elsewhere")
     assert process.communicate(timeout=60)[0] == "False\n"
     assert subprocess.check_output([stand_in.python(), "-V"], text=True) == f"Python {sys.version.split()[0]}\n"
 

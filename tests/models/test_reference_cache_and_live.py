@@ -25,7 +25,8 @@ first = Method.training_step
 def training_step(self, batches, index):
     if not self.global_step:
         gc.collect()
-        alive = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+        tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+        alive = [x for x in tensors if x.device.type != "meta"]  # the memory estimate has some that hold no numbers
         held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
         weights = {x.untyped_storage().data_ptr(): x.numel() for x in alive if type(x) is torch.nn.Parameter}
         own = sum(p.numel() for p in self.policy.parameters())

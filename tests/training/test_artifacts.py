@@ -96,7 +96,8 @@ def logits(model):
 def copies(matrix):
     """How often its numbers are in this process's memory."""
     gc.collect()
-    tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.shape == matrix.shape]
+    found = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.shape == matrix.shape]
+    tensors = [t for t in found if t.device == matrix.device]  # the memory estimate has some that hold no numbers
     return len({t.untyped_storage().data_ptr() for t in tensors if torch.equal(t, matrix)})
 
 
