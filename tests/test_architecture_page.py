@@ -4,11 +4,10 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-
-from tests.support import stand_in
 
 PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
 FILES = re.findall(r"```(?:python|yaml)\n# file: (\S+)\n(.*?)```", PAGE, re.DOTALL)
@@ -40,7 +39,7 @@ def test_a_command_of_the_page_runs(place, line):
     assert program == "shiqrun"
     words += () if any(word.startswith("data=") for word in words) else SMALL
     environment = os.environ | {"PYTHONPATH": str(place), "SHIQRUN_CACHE": str(place / "cache")}
-    command = [stand_in.python(), "-m", "shiqrun", *words]
+    command = [sys.executable, "-m", "shiqrun", *words]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     run_dir = place / next(word.removeprefix("run_dir=") for word in words if word.startswith("run_dir="))

@@ -3,9 +3,8 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
-
-from tests.support import stand_in
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -18,7 +17,7 @@ def cells(kind):
 
 def test_the_notebook_runs_and_the_policy_prefers_the_rewarded_answer_by_about_the_reward_over_beta(tmp_path):
     program = "\n".join(cells("code"))
-    found = subprocess.run([stand_in.python(), "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     gained = float(re.search(r"gained ([+-][\d.]+)", found.stdout)[1])
     assert 1.5 < gained < 2.5

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 import wandb
@@ -10,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from shiqrun.tracking import Wandb, close, has_key, log_samples
 from shiqrun.tracking.panels import MAIN
-from tests.support import stand_in, wandb_file
+from tests.support import wandb_file
 from tests.support.command_line import SMALL, command, finished, metrics
 from tests.support.places import working_in
 
@@ -178,7 +179,7 @@ def test_where_no_server_takes_it_the_run_goes_on_offline_and_says_so(tmp_path, 
     environment = {**os.environ, **server, "HOME": str(tmp_path), "WANDB_MODE": "online"}
     folder = tmp_path / "a b"
     folder.mkdir()
-    words = [stand_in.python(), "-c", ALONE, str(folder)]
+    words = [sys.executable, "-c", ALONE, str(folder)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     ended()
     assert done.returncode == 0, done.stderr

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
 from shiqrun.data.source import as_source
 from shiqrun.errors import InputError
 from shiqrun.rewards.reward import Bounded, as_reward
-from tests.support import stand_in
 
 PACKAGE = '''
 from shiqrun.types import Example
@@ -63,7 +63,7 @@ def home(tmp_path_factory):
 
 def shiqrun(home, *words):
     """Runs where `./conf` holds the YAML and the package is on PYTHONPATH."""
-    command = [stand_in.python(), "-m", "shiqrun", *words]
+    command = [sys.executable, "-m", "shiqrun", *words]
     path = os.pathsep.join([str(home), os.getcwd()])
     environment = os.environ | {"PYTHONPATH": path, "SHIQRUN_CACHE": str(home / "cache")}
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)

@@ -12,7 +12,6 @@ import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from shiqrun.config.launch import launch
-from tests.support import stand_in
 from tests.support.command_line import edit_config
 
 
@@ -32,7 +31,7 @@ PROGRAM = (
 
 
 def toy(*words: str, writes: bool = True) -> int:
-    return launch("train", words, module="toy_command", writes=writes, program=[stand_in.python(), "-c", PROGRAM])
+    return launch("train", words, module="toy_command", writes=writes, program=[sys.executable, "-c", PROGRAM])
 
 
 def said(folder: Path) -> dict:
@@ -308,7 +307,7 @@ class TestASweep:
         assert said(place / "s/0_seed=1")["run_dir"] == str(place / "s/0_seed=1")
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "to go on" in line]
         word = shlex.split(line.partition("shiqrun sweep ")[2])
-        assert launch("sweep", word, module="toy_command", program=[stand_in.python(), "-c", PROGRAM]) == 1
+        assert launch("sweep", word, module="toy_command", program=[sys.executable, "-c", PROGRAM]) == 1
         console = (place / "s/1_seed=103/console.log").read_text()
         assert console.count(f"run directory: {place / 's/1_seed=103'}\n") == 2
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from shiqrun.batching.rows import Rows
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.training.step.batch_metrics import STEP_ZERO_TOLERANCE
 from tests.models.scored import policy_of, scores_of
-from tests.support import stand_in
 from tests.support.command_line import SMALL
 from tests.support.helpers import STORIES, encoded, example, needs_stories, rows
 
@@ -42,7 +42,7 @@ def alive_in_a_run(reference, folder):
     """(the policy's parameters, all parameters, bytes of all tensors) before the first step of a real run."""
     words = [*SMALL, f"algo.reference={reference}", f"run_dir={folder / reference}", "trainer.max_steps=1"]
     process = subprocess.run(
-        [stand_in.python(), "-c", COUNT, "train", *words, "model.hidden_size=128", f"cache_dir={folder / 'cache'}"],
+        [sys.executable, "-c", COUNT, "train", *words, "model.hidden_size=128", f"cache_dir={folder / 'cache'}"],
         capture_output=True,
         text=True,
         check=False,

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +12,6 @@ from shiqrun.cli import main
 from shiqrun.sandbox.choice import AUTOMATIC
 from tests.sandbox.here import usable
 from tests.sandbox.test_backends import WITHOUT
-from tests.support import stand_in
 from tests.support.command_line import summary
 from tests.support.helpers import DATA
 
@@ -116,7 +116,7 @@ def test_without_a_sandbox_the_command_ends_with_2_unless_the_user_insists(workp
     rows = [{"prompt": "add", "completion": ADD, "tests": SUMS}]
     (workplace / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["score", "data=jsonl", "data.path=in.jsonl", "reward=unit_tests", "run_dir=out"]
-    command = [stand_in.python(), "-c", UNCONFINED, *words]
+    command = [sys.executable, "-c", UNCONFINED, *words]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert refused.returncode == 2
     for said in ("no sandbox for programs that a model wrote", "apt install bubblewrap", "reward.sandbox=rlimits"):

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from shiqrun.cli import main
-from tests.support import stand_in
 from tests.support.forks import Forked
 
 Process = subprocess.Popen | Forked
@@ -42,14 +41,14 @@ def start(*words: str, **environment: str) -> Process:
 def command(*words: str, **environment: str) -> Process:
     """Any command in a process of its own."""
     if environment or words[0] == "sweep" or {"hardware=ddp", "hardware=fsdp"} & set(words):
-        return started_anew(*words, interpreter=stand_in.python(), **environment)
+        return started_anew(*words, **environment)
     return Forked(tuple(str(word) for word in words))
 
 
-def started_anew(*words: str, interpreter: str = sys.executable, **environment: str) -> subprocess.Popen:
-    """Any command in a new interpreter, as a user starts it, or in one that `stand_in` has forked."""
+def started_anew(*words: str, **environment: str) -> subprocess.Popen:
+    """Any command in a new interpreter, as a user starts it."""
     return subprocess.Popen(
-        [interpreter, "-m", "shiqrun", *words],
+        [sys.executable, "-m", "shiqrun", *words],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

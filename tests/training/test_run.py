@@ -4,7 +4,6 @@ import json
 import math
 import re
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.models.reference_file import ExpectedScores, write_part
-from tests.support import stand_in
 from tests.support.command_line import (
     SMALL,
     checkpoint,
@@ -151,8 +149,7 @@ def test_references_start_equal_and_train_alike(home):
     assert last["adapter"] == pytest.approx(last["frozen"], rel=1e-4)
 
 
-def test_a_sweep_shares_one_pass_of_the_reference(home, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "executable", stand_in.python())
+def test_a_sweep_shares_one_pass_of_the_reference(home, capsys):
     assert train("-m", "algo.beta=0.1,0.5", "run_dir=betas", "trainer.max_steps=2", "data.data_seed=7") == 0
     logs = sorted((home / "betas").glob("*/run.log"))
     assert len(logs) == 2
