@@ -1,4 +1,4 @@
-"""Chat templates take the arguments of tool calls as objects or as JSON texts; a chat is given as they take it."""
+"""`as_template_takes` gives a chat's tool calls their arguments as its template reads them: objects or JSON texts."""
 
 import json
 from typing import Any
