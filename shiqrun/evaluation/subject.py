@@ -15,6 +15,7 @@ from shiqrun.data.chats import prompt_name
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.evaluation.checkpoint_files import read_checkpoint
+from shiqrun.evaluation.sharded_files import make_whole
 from shiqrun.models.adapter import merge_adapter
 from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.precision import build_model
@@ -161,4 +162,5 @@ def _expect_same_start(folder: Path, before: str | None, now: str) -> None:
 
 def _weights(checkpoint: dict[str, Any]) -> dict[str, Any]:
     prefix = "policy.model."  # the checkpoint also holds the value function
-    return {k.removeprefix("policy."): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    weights = checkpoint["state_dict"]
+    return {k.removeprefix("policy."): make_whole(v) for k, v in weights.items() if k.startswith(prefix)}

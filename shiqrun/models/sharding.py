@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from shiqrun.models.policy import Policy
 
@@ -32,6 +33,11 @@ def shard(policy: Policy, mesh: Any) -> None:
         for layer in next(m for m in body.modules() if isinstance(m, nn.ModuleList)):
             fully_shard(layer, mesh=mesh)
     fully_shard(policy, mesh=mesh, reshard_after_forward=False)
+
+
+def first_row(x: DTensor) -> int:
+    """Return the number of the first row of a sharded tensor that this rank holds."""
+    return int(compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)[1][0])
 
 
 @contextlib.contextmanager

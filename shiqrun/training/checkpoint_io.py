@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from shiqrun.evaluation.checkpoint_files import load_plain, save_checkpoint
+from shiqrun.evaluation.checkpoint_files import load_content, save_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -16,5 +16,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         save_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Return the tensors and plain values of a checkpoint, whose checksum `execute` has compared."""
-        return load_plain(Path(path))
+        """Return the tensors and plain values of a checkpoint, whose checksums `execute` has compared."""
+        return load_content(Path(path))

@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from shiqrun.batching.data_module import LoggedData
 from shiqrun.console import is_main_process, waiting
@@ -32,6 +31,7 @@ from shiqrun.training.online import batches_of_run, prompts_to_answer
 from shiqrun.training.plan import Run
 from shiqrun.training.run_reference import with_reference
 from shiqrun.training.samples_jsonl import SamplesFile
+from shiqrun.training.sharded_strategy import ShardedStrategy
 from shiqrun.training.source_losses import source_losses
 from shiqrun.training.step.method import Method
 from shiqrun.training.step.sharded import ShardedMethod
@@ -223,12 +223,10 @@ def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
 
 
 def _strategy(hardware: Hardware) -> Any:
-    """Return Lightning's strategy; a checkpoint of sharded weights is gathered on rank 0."""
+    """Return Lightning's strategy, for sharded weights with checkpoints of our own."""
     if hardware.strategy != "fsdp":
         return hardware.strategy
-    return ModelParallelStrategy(
-        data_parallel_size=hardware.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
-    )
+    return ShardedStrategy(data_parallel_size=hardware.devices, tensor_parallel_size=1)
 
 
 def _begun(run: Run, checkpoints: Checkpoints, checkpoint: Path | None) -> tuple[int, MetricsFile, SamplesFile | None]:

@@ -9,9 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from shiqrun.cli import main
+from shiqrun.evaluation.checkpoint_files import load_content
 from tests.support.forks import Forked
 
 Process = subprocess.Popen | Forked
@@ -99,7 +98,7 @@ def edit_config(run_dir: Path, old: str, new: str) -> None:
 
 def checkpoint(run_dir: Path, name: str = "last") -> dict:
     """A checkpoint's contents."""
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=False)
+    return load_content(run_dir / "checkpoints" / f"{name}.ckpt")
 
 
 def largest_difference(a: Path, b: Path) -> float:
