@@ -59,11 +59,13 @@ def both(home):
     return run
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_every_number_of_metrics_csv_once_over_a_kill_and_a_resume(both):
     assert len(list((both / "tensorboard").glob("events.out.tfevents.*"))) == 2
     expect_equal(scalars(both / "tensorboard"), columns(both))
 
 
+@pytest.mark.slow
 def test_the_other_tracker_has_the_same_run(both):
     last = max(both.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
     run = wandb_file.read(last)
@@ -71,6 +73,7 @@ def test_the_other_tracker_has_the_same_run(both):
     assert run["history"][-1]["train/global_step"] == 24
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_config_as_hyperparameters(both):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData

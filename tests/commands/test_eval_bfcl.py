@@ -181,6 +181,7 @@ def test_a_run_in_training_is_evaluated_on_test_samples_alone(home, shiq, capsys
     assert "shiqrun eval run=RUN_DIR data.split=train" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_run_can_be_looked_into_and_reported(home, shiq, capsys):
     credit = [row for row in lines(shiq / "credit.jsonl") if row["kind"] == "sample"]
     last = lines(shiq / "samples.jsonl")[-len(credit) :]

@@ -194,6 +194,7 @@ def test_what_does_not_fit_beside_a_run_ends_with_2(inspect, words, message):
     assert re.search(message, err)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_every_action_has_its_colour(runs):
     code, out = on_a_terminal("inspect", "run=made", "limit=2", cwd=runs, COLORTERM="truecolor")
     assert code == 0

@@ -170,6 +170,7 @@ def test_a_dry_run_counts_and_leaves_nothing(policy, home, capsys):
     assert not (home / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_search_killed_in_the_middle_is_continued(policy, home, searched):
     words = ("pivotal", *PROBLEMS, *policy, *SEARCH, "pivotal.together=4", f"cache_dir={home / 'other'}")
     process = command(*words, "run_dir=killed")

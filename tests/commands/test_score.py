@@ -290,6 +290,7 @@ def test_a_changed_score_of_the_cache_is_computed_again(capfd):
     assert read("first/scored.jsonl") == read("second/scored.jsonl")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes():
     folder = save(Path("rm"))
     write("in.jsonl", [{"prompt": f"ask {i}", "completion": f"the weather is fine {i} " * 8} for i in range(2048)])
@@ -315,6 +316,7 @@ def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes():
     )
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_the_hub_is_read_from_its_cache(chain):
     revision = Path("hub/models--someone--rm")
     (revision / "refs").mkdir(parents=True)

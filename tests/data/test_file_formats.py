@@ -163,6 +163,7 @@ def asked(home, lines, **environment):
     return found.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_is_downloaded_and_then_read_offline(tmp_path):
     pytest.importorskip("datasets")
     whole = "read(config='a', val_split='test')\n"

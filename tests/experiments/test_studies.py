@@ -37,7 +37,10 @@ def planned(study, *words):
     import_module(f"experiments.{module}").main([*argument, *STUDIES[study], *words, "--dry-run"])
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize(
+    "study",
+    [s if s in ("hh", "bfcl", "treasure methods") else pytest.param(s, marks=pytest.mark.slow) for s in STUDIES],
+)
 def test_every_command_of_a_study_composes_and_passes_the_check(study, workplace, capsys):
     planned(study)
     lines = capsys.readouterr().out.splitlines()

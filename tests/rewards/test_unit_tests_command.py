@@ -111,6 +111,7 @@ def test_the_command_grades_tests_of_10_mb(workplace):
 UNCONFINED = WITHOUT.partition("for choice")[0] + "from shiqrun.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.slow
 def test_without_a_sandbox_the_command_ends_with_2_unless_the_user_insists(workplace):
     """In a process in which the kernel answers as one without Landlock does, and no bubblewrap."""
     rows = [{"prompt": "add", "completion": ADD, "tests": SUMS}]

@@ -5,6 +5,7 @@ import queue
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from wandb.wandb_agent import Agent
 
@@ -55,6 +56,7 @@ def test_jobs_log_to_wandb_whatever_the_search_itself_was_given(workplace, capfd
     assert "logger=wandb" in content(capfd, SPACE[0], "logger=csv")["command"]
 
 
+@pytest.mark.slow
 def test_an_agent_runs_a_job_that_its_server_knows_again(workplace, monkeypatch, capfd):
     """The agent makes the command line, as it does with what the server sends; the job is a real run, offline."""
     assert main([*SEARCH, *SPACE, *TINY, "trainer.max_steps=2", "eval.every=2", "run_dir=out"]) == 0

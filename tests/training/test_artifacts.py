@@ -214,6 +214,7 @@ def test_an_adapter_of_someone_else_is_refused_with_what_to_do(adapted, workplac
     assert "is a PEFT adapter, not a model; merge it first (PeftModel.merge_and_unload" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_an_adapter_goes_on_to_the_same_bits(workplace):
     long = (*LORA, "trainer.max_steps=20", "trainer.checkpoint_every=4", "algo.beta=0.5", "trainer.log_every=2")
     code, out = finished(start("run_dir=whole", *long))

@@ -229,7 +229,7 @@ def test_rows_logged_at_the_checkpoints_own_step_after_it_was_saved_are_logged_a
     assert MetricsFile(log.path).mark() == again.mark()
 
 
-@pytest.mark.parametrize("name", ["metrics.csv", "samples.jsonl"])
+@pytest.mark.parametrize("name", ["metrics.csv", pytest.param("samples.jsonl", marks=pytest.mark.slow)])
 def test_a_report_refuses_a_table_of_a_finished_run_that_has_changed(home, name, capsys):
     settings = {"data_maps": 20, "data_val_maps": 3, "model_hidden_size": 16, "trainer_max_steps": 1}
     run = shiqrun.train("logger=none", **settings, run_dir=home / f"reported_{name}").directory

@@ -196,6 +196,7 @@ def test_a_run_killed_before_its_summary_goes_on_to_the_same_summary(done, home)
 LONG = ("trainer.max_steps=30", "trainer.checkpoint_every=4", "eval.every=5", "trainer.learning_rate=1e-3")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_rows_and_samples(home):
     code, out = finished(command(*words(home, "whole"), *LONG))
     assert code == 0, out
@@ -217,7 +218,7 @@ def test_a_killed_run_goes_on_to_the_same_rows_and_samples(home):
 @pytest.mark.parametrize(
     ("prompts", "hardware"),
     [
-        (5, "ddp"),
+        pytest.param(5, "ddp", marks=pytest.mark.slow),
         pytest.param(1, "ddp", marks=pytest.mark.slow),  # a rank without a prompt
         pytest.param(1, "fsdp", marks=pytest.mark.slow),
     ],
