@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from shiqrun.batching.encode import with_template
@@ -114,7 +114,7 @@ def prepare(folder: Path, shape: Shape, talks: Iterable[Talk], *, pairs: int, lo
     set_verbosity_error()
     disable_progress_bar()
     given = list(talks)
-    tokenizer = _tokenizer(given, shape.vocabulary, longest)
+    tokenizer = tokenizer_on(given, shape.vocabulary, longest)
     rows = [row for row in given if _longest(row, tokenizer) < longest][:pairs]
     if len(rows) < pairs:
         raise SystemExit(f"{len(rows)} pairs of at most {longest} tokens, {pairs} are needed; give another --pairs")
@@ -140,7 +140,8 @@ def prepare(folder: Path, shape: Shape, talks: Iterable[Talk], *, pairs: int, lo
     tokenizer.save_pretrained(folder / "model")
 
 
-def _tokenizer(rows: Sequence[Talk], vocabulary: int, longest: int) -> PreTrainedTokenizerFast:
+def tokenizer_on(rows: Sequence[Talk], vocabulary: int, longest: int) -> PreTrainedTokenizerBase:
+    """Return a byte-level BPE tokenizer trained on the texts of the rows, of at most `vocabulary` tokens."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()

@@ -2,8 +2,8 @@
 
 A packed batch is one row in which trajectories follow each other without padding, and a prompt that several completions
 share stands once. The batch's layout lists a few calls of "sdpa" that together let every token attend to its own
-trajectory alone. A model that used "sdpa" is switched to this implementation by `policy.enable_packing`, after a check
-that its scores stay the same; for a padded batch it is "sdpa".
+trajectory alone. A model that used "sdpa" is switched to this implementation by `model_checks.enable_packing`, after a
+check that its scores stay the same; for a padded batch it is "sdpa".
 """
 
 from typing import Any

@@ -5,30 +5,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shiqrun.batching.packing import padded_layout
-from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.layout import Layout
-from shiqrun.models.adapter import is_quantized, with_lora
-from shiqrun.models.attention import reads_packed, use_packed_attention, use_padded_attention
-from shiqrun.models.head import HALF, head_of
+from shiqrun.models.adapter import with_lora
+from shiqrun.models.attention import reads_packed
+from shiqrun.models.head import head_of
 from shiqrun.models.scoring import score_further
 from shiqrun.types import ActionScores, Trajectories
-
-AGREEMENT = 1e-3
-"""Nats by which rounding may let the padded and the packed score of an action differ in float32; a wrong mask lets
-them differ by more."""
-AGREEMENT_QUANTIZED = 0.2
-"""The same for 4-bit weights, whose matrix products are bfloat16."""
-AGREEMENT_HALF = 0.5
-"""The same for bfloat16 weights: products of other shapes round otherwise, by up to 0.2 nats in 24 layers; a wrong mask
-moved scores of a trained model by 4 nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,83 +197,3 @@ def prepare(model: PreTrainedModel, settings: ModelSettings) -> Any:
     return with_lora(
         model, rank=settings.lora_r, alpha=settings.lora_alpha, target_modules=settings.lora_target_modules
     )
-
-
-@torch.no_grad()
-def check_head(policy: Policy, batch: Trajectories, tolerance: float = 1e-3) -> None:
-    """Check that our scores of a trajectory's actions equal those from the model's own logits, without autocast.
-
-    Args:
-        policy: the policy to check.
-        batch: its first row is scored.
-        tolerance: largest difference, nats.
-
-    Raises:
-        InputError: they differ, for example because the model's head is no linear layer.
-    """
-    batch = batch.to(policy.causal_lm.device)
-    ids, mask, at = batch.input_ids[:1], batch.attention_mask[:1], batch.action_index[:1]
-    dense = policy.causal_lm(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[0].float()
-    taken = dense[at[0] - 1].gather(-1, ids[0, at[0]][:, None]).squeeze(-1)
-    ours = Policy(policy.model)(Trajectories(ids, mask, at, batch.action_mask[:1], batch.rewards[:1], batch.group[:1]))
-    keep = batch.action_mask[0]
-    gaps = [(ours.logit[0] - taken)[keep], (ours.log_partition[0] - dense[at[0] - 1].logsumexp(-1))[keep]]
-    gap = max(float(g.abs().max()) for g in gaps)
-    if not gap <= tolerance:
-        raise InputError(
-            f"{type(policy.causal_lm).__name__}: scores differ from the model's own logits by {gap:.2g} nats; its head "
-            "is no linear layer with the scale and the soft-cap of its config, and shiqrun scores no other"
-        )
-
-
-@torch.no_grad()
-def enable_packing(policy: Policy, rows: Rows) -> str | None:
-    """Let the policy read packed batches if its scores stay the same; return the reason if it cannot, else None.
-
-    A few rows are scored padded and packed. Where the scores differ, or the model cannot read packed batches, its
-    attention stays as it was.
-
-    Args:
-        policy: on the device where its model was loaded.
-        rows: of which a few are scored both ways, the longest and some of one prompt among them.
-    """
-    model, mode, why = policy.causal_lm, policy.training, None
-    bodies: list[Any] = [model] if policy.value is None or policy.value.body is None else [model, policy.value.body]
-    if not all(map(use_packed_attention, bodies)):
-        why = f"{type(model).__name__} with {model.config._attn_implementation} attention"
-    policy.eval()
-    try:
-        gap = 0.0 if why else _packing_error(policy, rows)
-        if not gap <= _agreement(policy):
-            why = f"packed, its scores differ by {gap:.2g} nats"
-    except Exception as error:  # code of any model: what it cannot read may raise anything
-        why = f"{type(model).__name__}: {type(error).__name__}: {error}"
-    finally:
-        policy.train(mode)
-        if why:
-            for body in bodies:
-                use_padded_attention(body)
-    return why
-
-
-def _agreement(policy: Policy) -> float:
-    """Return the nats by which rounding may let the padded and the packed score of an action differ."""
-    if is_quantized(policy.model):
-        return AGREEMENT_QUANTIZED
-    return AGREEMENT_HALF if head_of(policy.causal_lm).weight.dtype in HALF else AGREEMENT
-
-
-def _packing_error(policy: Policy, rows: Rows) -> float:
-    """Return the largest difference between padded and packed scores of a few rows, nats, without autocast."""
-    order = np.argsort(rows.lengths, kind="stable")
-    siblings = order[np.bincount(rows.prompt_number)[rows.prompt_number[order]] > 1]
-    of_one_prompt = (
-        siblings[rows.prompt_number[siblings] == rows.prompt_number[siblings[0]]] if len(siblings) else siblings
-    )
-    few = [int(i) for i in dict.fromkeys([*of_one_prompt[:3], *order[:2], order[-1]])]
-    plain, found = Policy(policy.model), []
-    for packed in (False, True):
-        batch = rows.with_layout(packed=packed, device=rows.device).collate(few)
-        scores = plain(batch.to(policy.causal_lm.device))
-        found.append(torch.stack([scores.logit, scores.log_partition]))
-    return float((found[0] - found[1]).abs().max())

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -197,11 +198,24 @@ class Pretrained:
     def _expect_saved_weights(self, model: PreTrainedModel) -> None:
         """Compare the weights of a run of an earlier version, which has no checksums, with the run's fingerprint."""
         before = None if self.quantize else expected_fingerprint(self.path)
-        if before not in (None, weights_fingerprint(model)):
+        if before is not None and before != weights_fingerprint(model):
             raise InputError(
                 f"model.path={self.path}: the weights have changed since the run saved them (fingerprint {before} in "
                 "its summary.json); restore them, or copy the directory elsewhere to use it as it is"
             )
+
+    def files(self) -> list[Path]:
+        """Return the local files that the model is loaded from; an empty list where they are not known.
+
+        The Hub's library keeps those of a downloaded model in one directory for each commit.
+        """
+        folder = Path(self.path)
+        if not folder.is_dir():
+            try:
+                folder = Path(snapshot_download(self.path, local_files_only=True))
+            except (OSError, ValueError):  # only a part was downloaded
+                return []
+        return sorted(path for path in folder.iterdir() if path.is_file())
 
     def context(self) -> int | None:
         """Return the context length of the model in tokens, or None where its config does not say."""

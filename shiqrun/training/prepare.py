@@ -18,9 +18,11 @@ from shiqrun.batching.row_store import RowStore
 from shiqrun.batching.rows import Rows
 from shiqrun.console import quiet_other_ranks, track, waiting
 from shiqrun.errors import InputError
-from shiqrun.models.policy import Policy, ValueHead, check_head, enable_packing, prepare
+from shiqrun.models.known_fingerprint import KnownFingerprint
+from shiqrun.models.model_checks import check_model
+from shiqrun.models.policy import Policy, ValueHead, prepare
 from shiqrun.models.precision import build_model, half_weights
-from shiqrun.models.reference import weights_fingerprint
+from shiqrun.models.pretrained import Pretrained
 from shiqrun.rollout.other_sources import load_further_rows
 from shiqrun.training.annotate import RunFacts
 from shiqrun.training.build_evaluator import evaluator_of
@@ -28,7 +30,8 @@ from shiqrun.training.checks import check_settings
 from shiqrun.training.checks_data import check_data, every_trajectory_has_a_reward, raise_if_wrong, warning_of_levels
 from shiqrun.training.checks_units import unit_is_mixed
 from shiqrun.training.checks_warnings import warnings_of
-from shiqrun.training.plan import Plan, Run
+from shiqrun.training.plan import ModelChoice, Plan, Run
+from shiqrun.util.kept_facts import KeptFacts
 
 log = logging.getLogger("shiqrun")
 
@@ -56,12 +59,15 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     further = _load_further(plan, tokenizer, encoded.train)
     raise_if_wrong(unit_is_mixed(plan, encoded.train, further))
     with waiting("loading the model, and checking how it reads batches"):
+        kept = KeptFacts(plan.cache_dir / "models")
+        known = KnownFingerprint(_files(plan.choice), (plan.hardware.dtype, plan.choice), kept)
         model = build_model(plan.choice, tokenizer, plan.seed, plan.hardware.dtype)
         _expect_float32(plan, model)
-        weights = weights_fingerprint(model)
+        weights = known.of(model)
         policy = _build_policy(plan, model)
-        check_head(policy, encoded.train.collate([int(encoded.train.lengths.argmin())]))
-        facts = _facts(plan, policy, encoded.train)
+        device = plan.hardware.device() if plan.hardware.devices == 1 else torch.device("cpu")
+        why_padded = check_model(policy, encoded.train, weights, kept, device)
+        facts = _facts(plan, policy, encoded.train, why_padded)
     evaluator = evaluator_of(plan, tokenizer, encoded)
     run = Run(
         plan,
@@ -146,13 +152,17 @@ def _build_policy(plan: Plan, model: PreTrainedModel) -> Policy:
     return Policy(prepare(model, plan.model), autocast=plan.hardware.autocast(), value=value)
 
 
-def _facts(plan: Plan, policy: Policy, logged: Rows) -> RunFacts:
-    """Return what the run knows of its rows before prompt values are; has the policy read packed batches if it can."""
+def _files(choice: ModelChoice) -> list[Path]:
+    """Return the files that a model is loaded from, where the choice knows them."""
+    return choice.files() if isinstance(choice, Pretrained) else []
+
+
+def _facts(plan: Plan, policy: Policy, logged: Rows, why_padded: str | None) -> RunFacts:
+    """Return what the run knows of its rows before prompt values are, and why batches are padded, if they are."""
     anchor = None
     if plan.algo.anchor and plan.algo.anchor_from == "uniform":
         vocabulary = policy.causal_lm.get_output_embeddings().weight.shape[0]
         anchor = AnchorTokens(plan.algo.anchor_tokens, vocabulary, plan.seed)
-    why_padded = enable_packing(policy, logged)
     if why_padded:
         log.info("batches are padded and repeat shared prompts, because packed ones cannot be read: %s", why_padded)
     return RunFacts(

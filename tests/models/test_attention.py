@@ -21,7 +21,8 @@ from transformers import (
 
 from shiqrun.batching.rows import Rows
 from shiqrun.models.attention import PACKED, reads_packed, use_packed_attention
-from shiqrun.models.policy import Policy, ValueHead, enable_packing, prepare
+from shiqrun.models.model_checks import enable_packing
+from shiqrun.models.policy import Policy, ValueHead, prepare
 from tests.batching.test_packing import family, many
 from tests.models.test_policy import BOUNDS, GROUPED, LINEAR_HEADS, SIZES
 from tests.support.helpers import llama, model, settings

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from shiqrun.errors import InputError
-from shiqrun.models.policy import Policy, check_head, prepare
+from shiqrun.models.model_checks import check_head
+from shiqrun.models.policy import Policy, prepare
 from tests.support.helpers import dense_scores, llama, model, rows, settings
 
 WIDE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}

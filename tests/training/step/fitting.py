@@ -19,7 +19,8 @@ from shiqrun.batching.data_module import LoggedData
 from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.rows import Rows
 from shiqrun.models.attention import use_packed_attention
-from shiqrun.models.policy import Policy, ValueHead, enable_packing
+from shiqrun.models.model_checks import enable_packing
+from shiqrun.models.policy import Policy, ValueHead
 from shiqrun.models.reference import FrozenReference
 from shiqrun.settings import AlgoSettings, TrainerSettings
 from shiqrun.training.step.method import Method
