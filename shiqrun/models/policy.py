@@ -117,7 +117,9 @@ def hidden_states(body: Any, layout: Layout, autocast: torch.dtype | None) -> Te
     else:  # `transformers` passes a mask of four axes on as it is, and `packed_attention` does not read it
         nothing = layout.input_ids.new_zeros(1, 1, 1, 1)
         more = {"attention_mask": nothing, "position_ids": layout.positions, "packing": layout.attention}
-    with torch.autocast(layout.input_ids.device.type, dtype=autocast, enabled=autocast is not None):
+    # A cast is kept by what needs it for the backward pass; autocast's own cache would keep those of all layers besides
+    enabled = autocast is not None
+    with torch.autocast(layout.input_ids.device.type, dtype=autocast, enabled=enabled, cache_enabled=False):
         out = body(input_ids=layout.input_ids, use_cache=False, return_dict=True, **more)
     hidden: Tensor = out.last_hidden_state
     return hidden.flatten(0, 1)

@@ -1,8 +1,10 @@
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     CohereConfig,
     Gemma2Config,
@@ -215,3 +217,20 @@ def test_the_reference_of_a_lora_policy_is_its_base_whatever_the_adapter_learned
         assert torch.equal(policy(batch).logp, base.logp)
     assert not torch.allclose(policy(batch).logp, base.logp, atol=1e-2)
     assert all("lora_" in name for name, p in policy.named_parameters() if p.requires_grad)
+
+
+def test_autocast_holds_no_copy_of_a_weight_that_a_recomputed_layer_has_used():
+    policy, copies = Policy(prepare(llama(), settings(gradient_checkpointing=True)), autocast=torch.bfloat16), []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **kwargs or {})
+            if func is torch.ops.aten._to_copy.default and args[0].ndim == 2 and out.dtype == torch.bfloat16:
+                copies.append(weakref.ref(out))
+            return out
+
+    with Casts():
+        scores = policy(batch_of())
+    assert len(copies) >= 14  # seven matrices of each layer
+    assert scores.logit.requires_grad
+    assert not [copy for copy in copies if copy() is not None]
