@@ -31,7 +31,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.types import Trajectories
 from shiqrun.util.kept_facts import KeptFacts
 
-CHECKED = 24
+CHECKED = 12
 """Tokens of a row that is scored, a third of them after its prompt."""
 BEYOND = 32
 """Tokens by which the longest row exceeds a sliding window, if it is so long."""
@@ -214,7 +214,7 @@ def _packing_error(policy: Policy, rows: Rows) -> float:
 
 
 def _few(policy: Policy, rows: Rows) -> Rows:
-    """Return a few rows, cut to `CHECKED` tokens: up to three of one prompt, the two shortest and the longest.
+    """Return a few rows, cut to `CHECKED` tokens: up to three of one prompt, the shortest and the longest.
 
     The longest keeps more tokens than the model's sliding window, if it has them.
     """
@@ -223,7 +223,7 @@ def _few(policy: Policy, rows: Rows) -> Rows:
     of_one_prompt = (
         siblings[rows.prompt_number[siblings] == rows.prompt_number[siblings[0]]] if len(siblings) else siblings
     )
-    few = [int(i) for i in dict.fromkeys([*of_one_prompt[:3], *order[:2]]) if i != order[-1]]
+    few = [int(i) for i in dict.fromkeys([*of_one_prompt[:3], order[0]]) if i != order[-1]]
     window = _window(policy.causal_lm.config.get_text_config())
     longest = window + BEYOND if window is not None and rows.lengths[order[-1]] > window else CHECKED
     return rows_cut(rows, [*few, int(order[-1])], last=max(longest, CHECKED))

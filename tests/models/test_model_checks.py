@@ -59,7 +59,7 @@ def forwards(of):
 def test_rows_are_cut_around_their_first_action_and_still_share_their_prompt():
     rows = long_rows()
     cut = rows_cut(rows, range(5))
-    assert cut.lengths.tolist() == [24, 24, 20, 24, 5]
+    assert cut.lengths.tolist() == [12, 12, 12, 12, 5]
     assert len(set(cut.prompt_number[:3])) == 1
     for whole, part in zip(rows.trajectories, cut.trajectories, strict=True):
         first = part.action_index[0]
