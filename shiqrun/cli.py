@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from shiqrun.util.closed_pipe import drop_output, is_output_closed
+from shiqrun.util.closed_pipe import CLOSED_PIPE, drop_output, is_output_closed
 from shiqrun.util.full_disk import full_disk
 from shiqrun.util.nearest import did_you_mean
 
@@ -106,8 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-CLOSED_PIPE = 141
-"""The exit code of a command whose output nobody reads any more: what a shell shows for a program ended by SIGPIPE."""
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve each other where cores are shared
     # bfloat16 products on a CPU compile a kernel for every length that batches have, and keep 1024 of them, twice

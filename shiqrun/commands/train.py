@@ -34,6 +34,8 @@ SCHEMA = Schema(
     },
     groups=("algo", "data", "model", "hardware", "logger", "rollout"),
 )
+RANKS = True
+"""Several processes may train one policy."""
 
 
 @dataclass(frozen=True, kw_only=True)

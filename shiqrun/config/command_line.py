@@ -1,11 +1,11 @@
 """`CommandLine` runs the jobs of a command line: it locks their directories and turns their errors into exit codes."""
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -14,18 +14,19 @@ from omegaconf import DictConfig
 
 from shiqrun.config import run_directory as rundir
 from shiqrun.config import sweep_grid as grid
+from shiqrun.config.crew import FAILED, INTERRUPTED, WRONG_INPUT, Failure, RankFailed, lost_connection
 from shiqrun.config.process import append_to_log, close_log, environment, leave_process_group
+from shiqrun.config.ranks import all_ranks
 from shiqrun.config.run_lock import lock_run
 from shiqrun.config.validate import check
-from shiqrun.console import waiting
+from shiqrun.console import is_main_process, waiting
 from shiqrun.errors import InputError, Interrupted, TrainingError
-from shiqrun.util.closed_pipe import is_output_closed
+from shiqrun.util.closed_pipe import CLOSED_PIPE, is_output_closed
 from shiqrun.util.full_disk import append_if_possible, full_disk
 from shiqrun.util.quoting import quote_for_shell
 
 CHILD_CONFIG = "SHIQRUN_CHILD_CONFIG"
 """Environment variable with the run directory, for the further ranks of a run."""
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
 @dataclass
@@ -73,7 +74,7 @@ class CommandLine:
             )
 
     def run_as_further_rank(self, folder: Path) -> int:
-        """Run the config of the first rank: Lightning started this process with the first rank's command line."""
+        """Run the config of the first rank, which is in its run directory."""
         self.keeps_files = False
         return self.run_job(rundir.load(folder), folder)
 
@@ -106,40 +107,68 @@ class CommandLine:
         """Run one job; return its exit code and print its error. An interrupt is raised again."""
         code, self.directory = 0, folder
         try:
-            with environment(**{CHILD_CONFIG: str(folder)}):
+            with environment(**{CHILD_CONFIG: str(folder)}), self._ranks(config, folder):
                 import_module(self.module).run(config, folder)
-        except InputError as error:
-            code, self.error = WRONG_INPUT, error
-            if not self.raises:
-                print_error(f"error: {error}")
-            if self.keeps_files and self.made_directory:
-                rundir.discard_unused(folder)
         except (KeyboardInterrupt, Interrupted) as interrupt:
-            self._report(": ".join(part for part in ("interrupted", str(interrupt)) if part), folder)
+            self.say(self._failure_of(folder, interrupt), folder)
             raise KeyboardInterrupt from interrupt  # the only exception that no launcher of Hydra's catches
+        except RankFailed as failed:
+            code, self.error = failed.failure.code, failed
+            if failed.__cause__ is not None and is_output_closed(failed.__cause__):
+                raise failed.__cause__ from None
+            if code == INTERRUPTED:
+                raise KeyboardInterrupt from failed
         except Exception as error:
             if is_output_closed(error):
                 raise
-            self.error = error
-            code, line = FAILED, str(error) if isinstance(error, TrainingError) else full_disk(error, folder)
-            self._report(f"failed: {line}" if line else f"failed\n{traceback.format_exc()}", folder)
+            failure, self.error = self._failure_of(folder, error), error
+            code = failure.code
+            if code != WRONG_INPUT or not self.raises:
+                self.say(failure, folder)
         finally:
             leave_process_group()
             close_log()
+        if code == WRONG_INPUT and self.keeps_files and self.made_directory:
+            rundir.discard_unused(folder)
         self.exit_codes.append(code)
         return code
 
-    def _report(self, text: str, folder: Path) -> None:
-        """Print how a job ended, and write it into the run's log with how to continue."""
-        if self.keeps_files:
+    def _ranks(self, config: DictConfig, folder: Path) -> AbstractContextManager[None]:
+        """Return the context in which all ranks of a job are there; most commands, and a dry run, have one process."""
+        if not self.has_ranks or config.get("dry_run"):
+            return nullcontext()
+        say, failure_of = partial(self.say, folder=folder), partial(self._failure_of, folder)
+        return all_ranks(config, folder, self.name, say=say, failure_of=failure_of)
+
+    @property
+    def has_ranks(self) -> bool:
+        """Return whether the command may run as several processes that work together."""
+        return getattr(import_module(self.module), "RANKS", False)
+
+    def _failure_of(self, folder: Path, error: BaseException) -> Failure:
+        """Return the exit code after an error, and what is printed."""
+        if isinstance(error, InputError):
+            return Failure(WRONG_INPUT, f"error: {error}")
+        if isinstance(error, KeyboardInterrupt):
+            return Failure(INTERRUPTED, ": ".join(part for part in ("interrupted", str(error)) if part))
+        if is_output_closed(error):
+            return Failure(CLOSED_PIPE, "")
+        line = str(error) if isinstance(error, TrainingError) else full_disk(error, folder)
+        text = line or lost_connection(error)
+        return Failure(FAILED, f"failed: {text}" if text else f"failed\n{''.join(traceback.format_exception(error))}")
+
+    def say(self, failure: Failure, folder: Path) -> None:
+        """Print how a job failed; where it can go on, write that into the run's log with how to continue."""
+        text = failure.text
+        if self.keeps_files and failure.code in (FAILED, INTERRUPTED):
             text += f"\nrun directory: {folder}\nto go on: shiqrun {self.name} resume={quote_for_shell(folder)}"
             append_if_possible(folder / rundir.LOG, f"{text}\n")
         print_error(text)
 
 
-def print_error(text: str) -> None:
-    """Print an error of the command on standard error, once for all ranks of a run."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+def print_error(text: str, *, by_all: bool = False) -> None:
+    """Print an error of the command on standard error, once for all ranks of a run, or on each where `by_all`."""
+    if not (is_main_process() or by_all) or not text:
         return  # the main process prints it
     lines = text.rstrip().replace("\n", "\n  ")
     print(f"shiqrun: {lines}", file=sys.stderr)

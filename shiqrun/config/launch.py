@@ -2,7 +2,7 @@
 
 The config is composed and checked before Hydra makes the run directory and sets up logging, so that a mistake leaves no
 run directory behind. This module also resumes runs, starts
-sweeps, serves the further ranks that Lightning starts, and turns errors into exit codes.
+sweeps, serves the further ranks of a run, and turns errors into exit codes.
 """
 
 import os
@@ -24,16 +24,20 @@ from shiqrun.config import sweep_grid as grid
 from shiqrun.config import sweep_search as search
 from shiqrun.config.command_line import CHILD_CONFIG, INTERRUPTED, WRONG_INPUT, CommandLine, print_error
 from shiqrun.config.compose import as_hydra_overrides, compose, initialised_hydra, job_overrides
+from shiqrun.config.crew import RankFailed
 from shiqrun.config.explain import explain
+from shiqrun.config.flags import folder_to_resume, refuse_flags
 from shiqrun.config.of_run import with_data_of_run
+from shiqrun.config.places import NobodyMet, Place, place
 from shiqrun.config.process import environment
+from shiqrun.config.ranks import end_with_parent, met
 from shiqrun.config.run_lock import lock_run
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
 from shiqrun.errors import InputError
 from shiqrun.sweeping.study import expect_optuna
 from shiqrun.util.closed_pipe import is_output_closed
 from shiqrun.util.full_disk import full_disk
-from shiqrun.util.quoting import as_override, unquote
+from shiqrun.util.quoting import as_override
 
 
 def launch(
@@ -54,11 +58,15 @@ def launch(
     command = CommandLine(name, module, keeps_files=writes, program=program)
     try:
         if os.environ.get("LOCAL_RANK", "0") != "0" and CHILD_CONFIG in os.environ:
+            end_with_parent()
             return command.run_as_further_rank(Path(os.environ[CHILD_CONFIG]))
         with environment(HYDRA_FULL_ERROR="1"):  # Hydra raises its errors instead of printing them and exiting
-            return _dispatch(argv, command)
+            here = place()
+            return _dispatch(argv, command) if here.world == 1 else _dispatch_among_ranks(argv, command, here)
+    except RankFailed as failed:
+        return failed.failure.code
     except InputError as error:
-        print_error(f"error: {error}")
+        print_error(f"error: {error}", by_all=isinstance(error, NobodyMet))
         return WRONG_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -87,18 +95,35 @@ def launch_in_process(name: str, words: Sequence[str], *, module: str) -> Path:
     return command.directory
 
 
+def _dispatch_among_ranks(argv: Sequence[str], command: CommandLine, here: Place) -> int:
+    """Do what the words ask for as one of the processes that torchrun or srun has started; rank 0 alone reads them.
+
+    Raises:
+        InputError: the command runs in one process.
+    """
+    if not command.has_ranks:
+        raise InputError(f"{here.started_by} started {here.world} processes, but shiqrun {command.name} runs in one")
+    with met(here, lambda failure: print_error(failure.text)) as crew:
+        if here.rank:
+            told = crew.told()
+            crew.code = command.run_as_further_rank(told) if isinstance(told, Path) else told
+        else:
+            crew.code = _dispatch(argv, command)
+    return crew.code
+
+
 def _dispatch(argv: Sequence[str], command: CommandLine) -> int:
     """Show a config or help, resume, sweep or run one job, whichever the words ask for."""
     args = get_args_parser().parse_intermixed_args(list(argv))
     args.overrides = with_data_of_run(as_hydra_overrides(args.overrides))
     shows = args.help or args.hydra_help or args.shell_completion
     runs = not (shows or args.cfg or args.info)
-    _refuse_flags(args)
+    refuse_flags(args)
     if runs and command.name == grid.COMMAND:
         if (code := grid.resume(args.overrides, command.program)) is not None:
             return code
         args.multirun = True
-    if runs and command.keeps_files and (folder := _folder_to_resume(args)):
+    if runs and command.keeps_files and (folder := folder_to_resume(args)):
         return command.resume(folder)
     with ExitStack() as stack:
         config_dir, args.config_dir = args.config_dir, None  # we search it before the project, Hydra after it
@@ -129,6 +154,8 @@ def _sweep(
     args: Namespace, command: CommandLine, stack: ExitStack, *, typed: Sequence[str], config_dir: str | None
 ) -> int:
     """Check all jobs, then run each in a process of its own, or as the chosen launcher of Hydra runs them."""
+    if (here := place()).world > 1:
+        raise InputError(f"{here.started_by} started {here.world} processes, but a sweep is started by one")
     config = compose(command.name, args.overrides, multirun=True)
     if search.is_search(config):
         return _search(args, command, stack, config, typed=typed, config_dir=config_dir)
@@ -209,7 +236,7 @@ def _output_directory(config: DictConfig, kind: str, command: CommandLine, stack
 
 
 def _call_hydra(args: Namespace, command: CommandLine) -> int:
-    """Call what Hydra calls after parsing `sys.argv`, which stays as it is: Lightning repeats it for its ranks."""
+    """Call what Hydra calls after parsing `sys.argv`, which stays as it is."""
     version.setbase("1.3")
     try:
         with _explained(command.name, args.overrides):
@@ -247,35 +274,3 @@ def _explained(name: str, overrides: Sequence[str]) -> Iterator[None]:
         if full_disk(error) or is_output_closed(error):
             raise
         raise InputError(explain(error, name, overrides)) from error
-
-
-def _refuse_flags(args: Namespace) -> None:
-    """Raise InputError if a flag of Hydra was given that does not work here."""
-    for flag in ("config_path", "config_name", "experimental_rerun"):
-        if getattr(args, flag) is not None:
-            raise InputError(
-                f"--{flag.replace('_', '-')}: not allowed here; --config-dir DIR adds a folder of your own YAML"
-            )
-    if sum(map(bool, (args.run, args.cfg, args.multirun, args.info, args.shell_completion))) > 1:
-        raise InputError("only one of --run, --multirun, --cfg, --info and --shell-completion can be given")
-    if args.resolve and not (args.cfg or args.help):
-        raise InputError("--resolve: only with --cfg or --help")
-
-
-def _folder_to_resume(args: Namespace) -> Path | None:
-    """Return the run directory of `resume=DIR`, or None if it was not given.
-
-    Raises:
-        InputError: another setting was given too.
-    """
-    given = [override for override in args.overrides if override.lstrip("+").startswith("resume=")]
-    value = unquote(given[-1].partition("=")[2]) if given else "null"
-    if value in ("", "null"):
-        return None
-    others = [override for override in args.overrides if override not in given] + ["--multirun"] * args.multirun
-    if others:
-        raise InputError(
-            f"resume={value}: goes on with the config of that run, so nothing else can be set; leave out "
-            f"{', '.join(others)}"
-        )
-    return Path(value)

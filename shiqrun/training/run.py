@@ -33,6 +33,7 @@ from shiqrun.training.run_reference import with_reference
 from shiqrun.training.samples_jsonl import SamplesFile
 from shiqrun.training.sharded_strategy import ShardedStrategy
 from shiqrun.training.source_losses import source_losses
+from shiqrun.training.started_ranks import environment_of_run
 from shiqrun.training.step.method import Method
 from shiqrun.training.step.sharded import ShardedMethod
 from shiqrun.training.summary_tables import print_plan_table
@@ -211,7 +212,7 @@ def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
         max_epochs=-1,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), environment_of_run()],
         default_root_dir=run.plan.run_dir,
         use_distributed_sampler=False,
         enable_progress_bar=False,

@@ -4,6 +4,9 @@ import os
 import select
 import sys
 
+CLOSED_PIPE = 141
+"""The exit code of a command whose output nobody reads any more: what a shell shows for a program ended by SIGPIPE."""
+
 
 def is_output_closed(error: BaseException) -> bool:
     """Return whether an error says that nobody reads the standard output any more."""
