@@ -44,8 +44,11 @@ def main(words: Sequence[str] | None = None) -> None:
     varied = (f"algo.beta={options.betas}", f"seed={options.seeds}")
     grid = ("experiment=hh_small", *varied, scored, start, f"eval.reward={reward}", logger)
     steps.sweep(out / "methods", *grid, f"algo={options.algos}", jobs=options.jobs)
+    steps.sweep(out / "trajectories", *grid, "algo=shiq", "algo.units=trajectory", jobs=options.jobs)
     steps.sweep(out / "anchored", *grid, "algo=shiq,copg", *ANCHOR, jobs=options.jobs)
-    steps.shiqrun("report", f"{out}/methods", f"{out}/anchored")
+    grids = [f"{out}/{name}" for name in ("methods", "trajectories", "anchored")]
+    steps.shiqrun("report", *grids)
+    steps.python("experiments.frontiers", *grids[:2])
 
 
 if __name__ == "__main__":
