@@ -4,7 +4,7 @@ import contextlib
 import copy
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -80,6 +80,12 @@ class AdapterOff:
 
 Live = FrozenReference | AdapterOff
 """References that can score any tokens, and sample completions."""
+
+
+def frozen_copies(*references: Any) -> list[Policy]:
+    """Return the frozen copies of the policy that some references hold, each once; those of another form have none."""
+    copies = [reference.policy for reference in references if isinstance(reference, FrozenReference)]
+    return list(dict.fromkeys(copies))
 
 
 def weights_fingerprint(model: nn.Module) -> str:
