@@ -43,4 +43,6 @@ def test_a_rank_holds_half_of_the_policy_and_of_each_frozen_copy(mesh):
     whole = held(policy)
     SharedWeights(policy, [of_method, of_evaluation, of_method, None]).shard_with(made)
     made.configure_model()
-    assert [held(x) / whole for x in (policy, of_method.policy, of_evaluation.policy)] == pytest.approx([0.5] * 3, abs=0.02)
+    assert [held(x) / whole for x in (policy, of_method.policy, of_evaluation.policy)] == pytest.approx(
+        [0.5] * 3, abs=0.02
+    )
