@@ -36,8 +36,9 @@ class FrozenReference:
         self.policy = Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
-        """Move the frozen copy to a device."""
-        self.policy.to(device)
+        """Move the frozen copy to a device; nothing is done where it is there, since moving shards whole weights."""
+        if next(self.policy.parameters()).device != device:
+            self.policy.to(device)
 
     @torch.no_grad()
     def __call__(self, batch: Trajectories) -> ActionScores:

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -32,9 +32,13 @@ def shard(policy: Policy, mesh: Any) -> None:
     """
     bodies = [policy.causal_lm, *([] if policy.value is None or policy.value.body is None else [policy.value.body])]
     for body in bodies:
-        for layer in next(m for m in body.modules() if isinstance(m, nn.ModuleList)):
+        for layer in next((m for m in body.modules() if isinstance(m, nn.ModuleList)), ()):
             fully_shard(layer, mesh=mesh)
+    if policy.value is not None and policy.value.linear.weight.dtype != policy.causal_lm.dtype:
+        fully_shard(policy.value.linear, mesh=mesh)  # the trained weights of a group have one dtype
     fully_shard(policy, mesh=mesh, reshard_after_forward=not is_trained(policy))
+    # Else the first module that computes becomes the root: a layer, where whole weights sample before any step
+    cast(FSDPModule, policy)._get_fsdp_state()._lazy_init()
 
 
 def is_trained(policy: nn.Module) -> bool:

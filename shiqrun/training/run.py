@@ -191,6 +191,7 @@ def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")  # which no loss changes in place
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     hardware = run.plan.hardware

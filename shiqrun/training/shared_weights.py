@@ -20,7 +20,8 @@ class SharedWeights:
     """
 
     def __init__(self, policy: Policy, references: Sequence[object]) -> None:
-        self.references: list[Live] = [r for r in references if isinstance(r, FrozenReference | AdapterOff)]
+        live = [r for r in references if isinstance(r, FrozenReference | AdapterOff)]
+        self.references: list[Live] = list(dict.fromkeys(live))
         self.copies = frozen_copies(*references)
         self._empty = [skeleton(each) for each in (policy, *self.copies)]
 
