@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -123,11 +123,23 @@ CLOCK = ("val/eval_share", "val/seconds_training")
 
 def kinds(folder: Path) -> dict[str, tuple[str, ...]]:
     """Return the words of every kind of run, those on models of several families included, which are saved first."""
-    start = run([*COMMON, *TREASURE, *TINY, "algo=sft", "trainer.max_steps=1"], folder / "start", ranks=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in sums()), encoding="utf-8")
+    data = ("data=jsonl", f"data.path={path}", "trainer.micro_batch_tokens=100", "eval.max_prompts=0")
+    start = run([*COMMON, *data, *TINY, "algo=sft", "trainer.max_steps=1"], folder / "start", ranks=1)
     saved = save_families(start / "policy", folder / "families")
     known = {kind: (*TREASURE, *TINY, *words) for kind, words in KINDS.items()}
-    hf = ("model=hf", "trainer.learning_rate=2e-3")
-    return known | {name: (*TREASURE, *hf, f"model.path={path}") for name, path in saved.items()}
+    own = ("model=hf", "trainer.learning_rate=2e-3")
+    return known | {name: (*data, *own, f"model.path={path}") for name, path in saved.items()}
+
+
+def sums() -> Iterator[dict[str, Any]]:
+    """Yield rows of `data=jsonl`: sums with three answers of several lengths each, the first of which is right."""
+    for a in range(6):
+        for b in range(4):
+            answers = [str(a + b), str(a + b + 1), "I do not know"[: 3 + 2 * a]]
+            yield {"prompt": f"What is {a} plus {b}?", "completions": answers, "rewards": [1.0, 0.0, 0.1 * b]}
 
 
 def main() -> None:

@@ -34,14 +34,14 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
 
 def save_families(tokenizer_of: Path, folder: Path) -> dict[str, Path]:
     """Save a model of each family with random weights and another model's tokenizer; return their directories."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)  # which a family's own class may give further tokens
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     saved = {}
     for name, (config, own) in FAMILIES.items():
         saved[name] = path = folder / name.split(",")[0].lower()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config(vocab_size=len(tokenizer), **SIZE, **special, **own))
+            model = AutoModelForCausalLM.from_config(config(vocab_size=len(tokenizer) + 8, **SIZE, **special, **own))
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
     return saved
