@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo hh bfcl spo-offline spo test test-all coverage check format clean \
-	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-sandbox
+	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-equality bench-sandbox
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -102,6 +102,8 @@ bench-fits: install ## which settings fit 0.5 to 8 billion parameters on 24, 40 
 	$(BIN)/python -m bench.fits
 bench-low-memory: install ## weights and moments of fewer bytes: what moves, what is lost
 	$(BIN)/python -m bench.low_memory
+bench-equality: install ## runs of two processes that share the weights against one process, on the CPU (ten minutes)
+	$(BIN)/python -m bench.equality --out $(BENCH_OUT)
 bench-sandbox: install ## programs a second in each sandbox that works here
 	$(BIN)/python -m bench.sandbox
 

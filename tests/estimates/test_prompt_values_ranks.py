@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from shiqrun.estimates.value_cache import cached_prompt_rewards
@@ -24,6 +25,7 @@ def valued(rank, directory):
     return found
 
 
+@pytest.mark.slow
 def test_ranks_share_the_prompts_and_write_the_bytes_of_one_process(tmp_path):
     alone = valued(0, tmp_path / "alone")
     first, second = on_ranks(2, valued, tmp_path / "cache")
