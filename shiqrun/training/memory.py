@@ -63,6 +63,8 @@ class Use:
         lora: an adapter alone is trained.
         copies: further copies of the model: a live reference, the policy that samples.
         sampled: tokens of prompts and completions that are sampled together, 0 for none.
+        ranks: that share weights, gradients and moments, each of which gathers two layers and what is no layer.
+        evaluates: a rank gathers all weights to evaluate.
     """
 
     device: str = "cuda"
@@ -77,6 +79,8 @@ class Use:
     lora: bool = False
     copies: int = 0
     sampled: int = 0
+    ranks: int = 1
+    evaluates: bool = False
 
 
 def shape_of(model: Any) -> Shape:
@@ -121,12 +125,15 @@ def estimate(shape: Shape, use: Use) -> dict[str, float]:
     of_adapter = use.lora or not use.half
     gradients = float((4 if of_adapter else 2) * shape.trained)
     moments = (2.2 if use.eight_bit else 8 if of_adapter else 4) * shape.trained
-    held = {"program": PROGRAM[use.device], "weights": weights, "copies": use.copies * weights, "moments": moments}
+    held = {"program": PROGRAM[use.device], "weights": weights / use.ranks, "copies": use.copies * weights}
+    held["moments"], gradients = moments / use.ranks, gradients / use.ranks
     back = _forward_and_back(shape, use, body)
     phases = (
         {"gradients": gradients * use.accumulates, **back, "freed blocks": _kept_by_allocator(shape, use, back)},
         {"gradients": gradients, "embeddings' gradient": 0.0 if use.lora else each * (shape.embeddings - shape.head)},
-        {"gradients": gradients, "rounding": 0.0 if of_adapter else 7.0 * 4 * min(ROUNDED, shape.head)},
+        {"gradients": gradients, "rounding": 0.0 if of_adapter else 7.0 * 4 * min(ROUNDED, shape.head / use.ranks)},
+        {"gradients": gradients, **_exchange(shape, use, each)},
+        {"gathered": weights if use.ranks > 1 and use.evaluates else 0.0},
         {
             "cache of sampling": float(
                 2 * use.sampled * shape.layers * shape.keys * (2 if use.half or use.autocast else 4)
@@ -140,14 +147,28 @@ def estimate(shape: Shape, use: Use) -> dict[str, float]:
 def _forward_and_back(shape: Shape, use: Use, body: int) -> dict[str, float]:
     """Return the bytes that a forward and backward pass over one micro-batch add to weights, moments and gradients."""
     casts = 2.0 * body if use.autocast and not use.half and not use.quantized else 0.0
+    each, sharded = 2 if use.half else 4, use.ranks > 1
+
+    def gathered(layers: int) -> dict[str, float]:
+        return {"gathered": each * (shape.embeddings + layers * body / shape.layers)} if sharded else {}
+
     block = use.tokens * _kept_by_block(shape, use)
     between = use.tokens * shape.hidden * (2 if use.half else 4)  # the input of each block
-    scores = _scoring(shape, use)
+    scores, after = _scoring(shape, use)
     if not use.checkpointing:
-        return {"casts": casts, "activations": shape.layers * block, "scores": scores}
-    forward = {"casts": casts, "activations": float(shape.layers * between), "scores": 0.0}
-    back = {"casts": casts / shape.layers, "activations": shape.layers * between + block, "scores": scores}
-    return max((forward, back), key=lambda phase: sum(phase.values()))
+        return {"casts": casts, "activations": shape.layers * block, "scores": scores, **gathered(1)}
+    between *= shape.layers
+    scoring = {"casts": casts / shape.layers, "activations": between, "scores": scores, **gathered(1)}
+    block_back = {"casts": casts / shape.layers, "activations": between + block, "scores": after, **gathered(2)}
+    block_back |= {"exchanged gradients": each * body / shape.layers} if sharded and not use.lora else {}
+    return max((scoring, block_back), key=lambda phase: sum(phase.values()))
+
+
+def _exchange(shape: Shape, use: Use, each: int) -> dict[str, float]:
+    """Return the bytes with which ranks exchange the gradients of what is no layer, at the end of a backward pass."""
+    if use.ranks == 1 or use.lora:
+        return {}
+    return {"gathered": float(each * shape.embeddings), "exchanged gradients": 2.0 * each * shape.embeddings}
 
 
 def _kept_by_allocator(shape: Shape, use: Use, parts: dict[str, float]) -> float:
@@ -156,8 +177,8 @@ def _kept_by_allocator(shape: Shape, use: Use, parts: dict[str, float]) -> float
     return FREED * (parts["activations"] + parts["scores"]) if use.device == "cpu" and small else 0.0
 
 
-def _scoring(shape: Shape, use: Use) -> float:
-    """Return the bytes of logits, of the head's copy in the precision of products, and of its gradient."""
+def _scoring(shape: Shape, use: Use) -> tuple[float, float]:
+    """Return the bytes of logits, of the head's copy in the precision of products and of its gradient; what stays."""
     vocabulary = shape.head // shape.hidden
     factors = 2 if use.device == "cuda" and (use.half or use.autocast) else 4
     rows = min(use.actions, chunk_rows(vocabulary, use.device))
@@ -165,7 +186,8 @@ def _scoring(shape: Shape, use: Use) -> float:
     kept = kept if not use.lora and kept <= KEPT_BYTES.get(use.device, KEPT_BYTES["cuda"]) else 0
     copy = 0 if factors == (2 if use.half else 4) else factors * shape.head
     gradient = 0 if use.lora else 4 * shape.head
-    return 2.0 * rows * vocabulary * 4 + kept + copy + gradient + 3 * 4 * use.actions * shape.hidden
+    after = gradient + 4.0 * use.actions * shape.hidden
+    return 2.0 * rows * vocabulary * 4 + kept + copy + after + 2 * 4 * use.actions * shape.hidden, after
 
 
 def remedies(shape: Shape, use: Use) -> list[tuple[str, float]]:

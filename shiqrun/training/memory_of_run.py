@@ -21,10 +21,9 @@ def memory_lines(run: Run) -> list[str]:
     parts = estimate(shape, use)
     peak = sum(parts.values())
     of = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size > 0.01 * peak)
-    lines = [f"about {peak / GIB:.2g} GiB at the peak: {of}"]
-    if run.plan.hardware.strategy == "fsdp":
-        lines.append(f"of a process that is alone; {run.plan.hardware.devices} share weights, gradients and moments")
-    there = available(use.device)
+    each = f" on each of {use.ranks} ranks" if use.ranks > 1 else ""
+    lines = [f"about {peak / GIB:.2g} GiB at the peak{each}: {of}"]
+    there = available(use.device) / (use.ranks if use.device == "cpu" else 1)  # whose ranks share the machine's memory
     if peak > there:
         changes = "; then ".join(f"{words} ({size / GIB:.2g} GiB)" for words, size in remedies(shape, use))
         lines.append(f"this does not fit the {there / GIB:.2g} GiB here; set {changes or 'another model'}")
@@ -58,6 +57,8 @@ def needs(run: Run) -> tuple[Shape, Use]:
         lora=bool(plan.model.lora_r),
         copies=int(compared) + (getattr(plan.rollout, "engine", None) == "local"),
         sampled=plan.eval.batch_size * room if run.evaluator is not None else 0,
+        ranks=hardware.devices if hardware.strategy == "fsdp" else 1,
+        evaluates=bool(plan.eval.every),
     )
 
 
