@@ -16,6 +16,16 @@ from transformers.initialization import no_init_weights
 from bench.work import make_pairs, tokenizer_on
 
 CONFIGS: dict[str, PreTrainedConfig] = {
+    "tiny": LlamaConfig(  # for tests of the benchmarks
+        vocab_size=8192,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    ),
     "0.5B": Qwen2Config(  # Qwen2.5-0.5B
         vocab_size=151_936,
         hidden_size=896,

@@ -1,5 +1,6 @@
-"""These functions show the measurements of `bench.step` in tables and a picture."""
+"""These functions show measurements in tables and a picture, and keep them in files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,11 @@ def _bars(axes: Any, rows: list[dict[str, Any]], key: str, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def keep_row(file: Path, name: str, row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Write a row of results into a JSON file beside those that it has, and return all of them."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found[name] = row
+    file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return dict(found)
