@@ -10,7 +10,8 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo hh bfcl spo-offline spo test test-all coverage check format clean \
-	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-equality bench-sandbox
+	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-sandbox \
+	bench-memory bench-scale gpu-check
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -100,10 +101,15 @@ bench-growth: install ## time and memory over tokens, vocabulary, completions, r
 	$(BIN)/python -m bench.growth --out $(BENCH_OUT) $(QUICK)
 bench-fits: install ## which settings fit 0.5 to 8 billion parameters on 24, 40 and 80 GB: arithmetic
 	$(BIN)/python -m bench.fits
+bench-memory: install ## the estimate of memory against peaks of runs with 0.5 and 1.2 billion parameters: 12 GB, ten minutes
+	$(BIN)/python -m bench.memory --out $(BENCH_OUT)
+bench-scale: install ## steps of 7 and 8 billion parameters on up to 512 ranks, traced: bytes held and sent, what fits (15 minutes)
+	$(BIN)/python -m bench.scale --out $(BENCH_OUT)
+	$(BIN)/python -m bench.scale --check --out $(BENCH_OUT)
+gpu-check: install ## what only a GPU can show, on one card in at most 8 minutes: exactness, FSDP2, nf4, speed, memory
+	$(BIN)/python -m bench.gpu_check --out $(BENCH_OUT)
 bench-low-memory: install ## weights and moments of fewer bytes: what moves, what is lost
 	$(BIN)/python -m bench.low_memory
-bench-equality: install ## runs of two processes that share the weights against one process, on the CPU (ten minutes)
-	$(BIN)/python -m bench.equality --out $(BENCH_OUT)
 bench-sandbox: install ## programs a second in each sandbox that works here
 	$(BIN)/python -m bench.sandbox
 
