@@ -91,7 +91,7 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
     if hardware.accelerator == "gpu" or hardware.device().type == "cuda":
         _expect_gpu(config.hardware)
     trainer = settings(config.trainer, TrainerSettings)
-    if trainer.optimizer == "adamw_8bit":
+    if trainer.optimizer == "adamw_8bit" and hardware.strategy != "fsdp":  # which `training.checks` refuses
         library()  # before anything is loaded
     return Plan(
         names={

@@ -14,7 +14,7 @@ from typing import Any
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import write_atomic
 from shiqrun.util.jsonl import Line, append_lines, encode_line, parse_line, read_lines, truncate
-from shiqrun.util.lock import wait_for_lock
+from shiqrun.util.lock import lock_for_all_ranks
 
 log = logging.getLogger("shiqrun")
 FORMAT = 1
@@ -113,7 +113,7 @@ class JsonlCache:
 
 @contextmanager
 def lock_cache(path: Path, doing: str) -> Iterator[None]:
-    """Hold the lock of a cache file inside the block; log what another process is `doing` with it for long.
+    """Hold the lock of a cache file inside the block, for all ranks; log what another job is `doing` with it for long.
 
     Raises:
         InputError: the cache's directory cannot be written, or its file system has no locks.
@@ -122,7 +122,7 @@ def lock_cache(path: Path, doing: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(wait_for_lock(path.with_name(f"{path.name}.lock"), reason))
+            stack.enter_context(lock_for_all_ranks(path.with_name(f"{path.name}.lock"), reason))
         except OSError as error:
             raise InputError(f"{path.parent}: cannot be locked ({error.strerror}); name another cache_dir") from error
         yield

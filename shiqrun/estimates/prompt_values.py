@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
@@ -22,6 +23,7 @@ from shiqrun.sampling.prompts import Prompt
 from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion, score_completions
 from shiqrun.settings import SamplingSettings
 from shiqrun.types import SampledTokens
+from shiqrun.util import ranks
 
 STREAM = 2
 """The stream of random numbers for prompt values; evaluation and training use others."""
@@ -83,13 +85,15 @@ def sample_missing_rewards(
 ) -> int:
     """Sample and score completions of the prompts that the value file lacks; return the number of those prompts.
 
+    The ranks of a run take turns at the portions, so that a completion does not depend on their number.
+
     Args:
         policy: the reference, on its device.
         prompts: to value, one per prompt id.
         tokenizer: of the policy.
         reward: scores a completion.
         settings: see `ValueSettings`.
-        file: stores the rewards.
+        file: stores the rewards; rank 0 writes it.
         progress: wraps the portions, to show how far it is.
     """
     missing = [p for p in prompts if prompt_key(p) not in file.rewards]
@@ -104,10 +108,18 @@ def sample_missing_rewards(
         batch_size=settings.batch_size,
         seed=settings.seed,
     )
-    for portion in progress(portions, f"values of prompts, portions of {each}"):
+
+    def rows_of(portion: Sequence[Prompt]) -> list[dict[str, Any]]:
         sampler = CompletionSampler(portion, tokenizer, sampling, tokens=1)
         samples = score_completions(sampler.sample(policy, stream=STREAM, description=""), reward)
-        file.append(_row(p, samples[n * settings.samples :][: settings.samples]) for n, p in enumerate(portion))
+        return [_row(p, samples[n * settings.samples :][: settings.samples]) for n, p in enumerate(portion)]
+
+    at_once = [portions[start : start + ranks.world()] for start in range(0, len(portions), ranks.world())]
+    for shares in progress(at_once, f"values of prompts, portions of {each * ranks.world()}"):
+        mine = [row for portion in shares[ranks.rank() :][:1] for row in rows_of(portion)]
+        rows = ranks.gather_objects(mine)
+        if ranks.rank() == 0:
+            file.append(chain(*rows))
     return len(missing)
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.sampling.prompts import Prompt, prompt_of
 from shiqrun.types import Example
+from shiqrun.util import ranks
 
 log = logging.getLogger("shiqrun")
 
@@ -148,7 +149,9 @@ def cached_prompt_rewards(
     cache_dir: Path,
     device: torch.device,
 ) -> ValuedPrompts:
-    """Return rewards of the reference's completions of prompts, from the cache or sampled once for all ranks and jobs.
+    """Return rewards of the reference's completions of prompts, from the cache or sampled once for all jobs.
+
+    All ranks of a run call it together and share the prompts; rank 0 writes.
 
     Args:
         policy: the reference; afterwards it is on the device where it was before.
@@ -163,9 +166,17 @@ def cached_prompt_rewards(
     made_with = settings.made_with(reference, reward)
     path = cache_dir / "values" / f"{settings_key(made_with)}.jsonl"
     with lock_cache(path, "values prompts"):
-        file = ValueFile(path, made_with)
+        file = _opened(path, made_with)
         home = next(policy.parameters()).device
         reward.to(device)
         new = sample_missing_rewards(policy.to(device), prompts, tokenizer, reward, settings, file, progress=track)
         policy.to(home)
+        file = _opened(path, made_with) if new and ranks.world() > 1 else file
     return ValuedPrompts(rewards_by_prompt_id(file, prompts), file, new)
+
+
+def _opened(path: Path, made_with: dict[str, Any]) -> ValueFile:
+    """Return the value file as it is on the disk; rank 0 opens it first, which makes or mends it."""
+    first = ValueFile(path, made_with) if ranks.rank() == 0 else None
+    ranks.barrier()
+    return first or ValueFile(path, made_with)

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -36,8 +36,9 @@ class FrozenReference:
         self.policy = Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
-        """Move the frozen copy to a device."""
-        self.policy.to(device)
+        """Move the frozen copy to a device; nothing is done where it is there, since moving shards whole weights."""
+        if next(self.policy.parameters()).device != device:
+            self.policy.to(device)
 
     @torch.no_grad()
     def __call__(self, batch: Trajectories) -> ActionScores:
@@ -80,6 +81,12 @@ class AdapterOff:
 
 Live = FrozenReference | AdapterOff
 """References that can score any tokens, and sample completions."""
+
+
+def frozen_copies(*references: Any) -> list[Policy]:
+    """Return the frozen copies of the policy that some references hold, each once; those of another form have none."""
+    copies = [reference.policy for reference in references if isinstance(reference, FrozenReference)]
+    return list(dict.fromkeys(copies))
 
 
 def weights_fingerprint(model: nn.Module) -> str:

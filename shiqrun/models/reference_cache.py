@@ -1,8 +1,9 @@
 """The reference scores every action of a split once; a disk cache serves all jobs, and resumes a killed pass.
 
-The trajectories are scored in the order and in the micro-batches of `batching.steps.Batches`. The scores go to disk
-every few seconds, as parts in `reference-KEY.parts/`; once all parts exist they are joined to `reference-KEY.arrow`,
-which every job and rank maps into memory.
+The trajectories are scored in the micro-batches of `batching.steps.Batches`, which are dealt to the ranks of a run, so
+that a score does not depend on their number. The scores go to disk every few seconds, as parts in
+`reference-KEY.parts/`; once all parts exist rank 0 joins them to `reference-KEY.arrow`, which every job and rank maps
+into memory.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,19 +20,22 @@ import numpy as np
 import torch
 
 from shiqrun.batching.columns import Scores
+from shiqrun.batching.micro_batches import deal
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import Batches
+from shiqrun.console import waiting
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference_file import UNREADABLE, ExpectedScores, MappedScores, join_parts, read_part, write_part
 from shiqrun.types import ActionScores
+from shiqrun.util import ranks
 from shiqrun.util.atomic import remove_partials
-from shiqrun.util.lock import wait_for_lock
+from shiqrun.util.lock import lock_for_all_ranks
 
 log = logging.getLogger("shiqrun")
 FORMAT = "3"
 """The format's number is part of every key: raise it when the file layout or the computation of scores changes."""
-WAITING = "waiting for the reference scores that another job or rank computes"
+WAITING = "waiting for the reference scores that another job computes"
 PART_SECONDS = 5.0
 """Seconds of work between two parts: the most that a kill loses, beside one micro-batch."""
 
@@ -89,7 +93,7 @@ def cached_scores(
 ) -> CachedScores:
     """Return the logits and log-partitions of all actions under the given policy, from the cache or computed now.
 
-    A lock makes ranks and jobs that start together compute them once.
+    All ranks of a run call it together and share the work. A lock makes jobs that start together compute them once.
 
     Args:
         policy: the reference.
@@ -101,26 +105,35 @@ def cached_scores(
         progress: wraps the micro-batches.
 
     Raises:
-        InputError: `directory` cannot be written or is too small, or its file is damaged.
+        InputError: `directory` cannot be written, is too small, or is not the same for all ranks; its file is damaged.
     """
     path = directory / f"reference-{key}.arrow"
     expected = ExpectedScores(key, rows.actions, rows.anchor.number if rows.anchor else 0)
-    with ExitStack() as stack:
-        with _disk(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(wait_for_lock(path.with_suffix(".lock"), WAITING))
+    with _disk(directory), lock_for_all_ranks(path.with_suffix(".lock"), WAITING):
+        is_main = ranks.rank() == 0
+        if is_main:
             remove_partials(directory, path.name)
-        found = path.exists()
+        found = ranks.broadcast_object(path.exists())
         parts = Parts(path.with_suffix(".parts"), expected)
         if not found:
             parts.open()
             batches = parts.missing(Batches(rows, tokens=tokens).cut)
-            _score(policy, rows, batches, parts, device, progress)
-            with _disk(directory):
+            _score(policy, rows, _own_share(batches, rows), parts, device, progress)
+            with waiting("reference scores: waiting for the other ranks"):
+                ranks.barrier()
+            if is_main:
                 join_parts(path, expected, parts.directory)
-        parts.remove()
+        if is_main:
+            parts.remove()
     scores = MappedScores(path, expected)
     return CachedScores(scores, found, scores.seconds)
+
+
+def _own_share(batches: list[list[int]], rows: Rows) -> list[list[int]]:
+    """Return this rank's share of micro-batches, in their order."""
+    work = [int(rows.lengths[batch].sum()) for batch in batches]
+    own = deal(work, [[k] for k in range(len(batches))], ranks.world())[ranks.rank()]
+    return [batches[k] for k in sorted(unit[0] for unit in own)]
 
 
 @torch.no_grad()
@@ -164,17 +177,24 @@ class Parts:
     def __init__(self, directory: Path, expected: ExpectedScores) -> None:
         self.directory, self.expected = directory, expected
         self.paths: list[Path] = []
+        self._number = 0  # of the next part
         self._done = np.zeros(len(expected.actions), bool)
         self._rows: list[int] = []
         self._scores: list[np.ndarray] = []
         self._since = time.perf_counter()
 
     def open(self) -> None:
-        """Find the parts that a killed scoring pass left on disk, and remove those that are damaged.
+        """Find the parts that a killed scoring pass left on disk; rank 0 looks for all, and removes those damaged.
 
         Raises:
             InputError: the disk has no room for the missing scores.
         """
+        if ranks.rank() == 0:
+            self._find()
+        self.paths, self._done = ranks.broadcast_object((self.paths, self._done))
+        self._number = (int(self.paths[-1].stem) + 1 if self.paths else 0) + ranks.rank()
+
+    def _find(self) -> None:
         with _disk(self.directory.parent):
             self.directory.mkdir(exist_ok=True)
             remove_partials(self.directory)
@@ -226,12 +246,12 @@ class Parts:
         """
         if not self._rows:
             return
-        number = int(self.paths[-1].stem) + 1 if self.paths else 0
-        path, rows = self.directory / f"{number:08d}.arrow", np.array(self._rows)
+        path, rows = self.directory / f"{self._number:08d}.arrow", np.array(self._rows)
         with _disk(self.directory.parent):
-            seconds = time.perf_counter() - self._since
+            seconds = (time.perf_counter() - self._since) / ranks.world()  # the ranks work at the same time
             write_part(path, self.expected, rows, np.concatenate(self._scores), seconds=seconds)
         self.paths.append(path)
+        self._number += ranks.world()  # the other ranks number theirs between
         self._done[rows] = True
         self._rows, self._scores, self._since = [], [], time.perf_counter()
 

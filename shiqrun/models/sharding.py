@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from shiqrun.models.policy import Policy
+from shiqrun.models.reference import frozen_copies
 
 Result = TypeVar("Result")
 
@@ -26,13 +27,23 @@ def is_sharded(policy: nn.Module) -> bool:
 def shard(policy: Policy, mesh: Any) -> None:
     """Shard a policy in place: each decoder layer is a group, and the rest, which the policy's own forward pass reads.
 
-    The policy is the root, so that inside its forward pass the head's weight is a plain, gathered tensor.
+    The policy is the root, so that inside its forward pass the head's weight is a plain, gathered tensor. The root of a
+    policy that is trained stays gathered until its backward pass.
     """
     bodies = [policy.causal_lm, *([] if policy.value is None or policy.value.body is None else [policy.value.body])]
     for body in bodies:
-        for layer in next(m for m in body.modules() if isinstance(m, nn.ModuleList)):
+        for layer in next((m for m in body.modules() if isinstance(m, nn.ModuleList)), ()):
             fully_shard(layer, mesh=mesh)
-    fully_shard(policy, mesh=mesh, reshard_after_forward=False)
+    if policy.value is not None and policy.value.linear.weight.dtype != policy.causal_lm.dtype:
+        fully_shard(policy.value.linear, mesh=mesh)  # the trained weights of a group have one dtype
+    fully_shard(policy, mesh=mesh, reshard_after_forward=not is_trained(policy))
+    # Else the first module that computes becomes the root: a layer, where whole weights sample before any step
+    cast(FSDPModule, policy)._get_fsdp_state()._lazy_init()
+
+
+def is_trained(policy: nn.Module) -> bool:
+    """Return whether a policy has a weight that is trained, unlike a frozen copy."""
+    return any(p.requires_grad for p in policy.parameters())
 
 
 def first_row(x: DTensor) -> int:
@@ -41,9 +52,9 @@ def first_row(x: DTensor) -> int:
 
 
 @contextlib.contextmanager
-def whole(policy: nn.Module) -> Iterator[None]:
-    """Let every rank hold all weights inside the block, where it may call any part of the model without the others."""
-    groups = [m for m in policy.modules() if isinstance(m, FSDPModule)]
+def whole(*policies: nn.Module) -> Iterator[None]:
+    """Let every rank hold all weights inside the block, where it may call any part of the models without the others."""
+    groups = [m for policy in policies for m in policy.modules() if isinstance(m, FSDPModule)]
     for group in groups:
         group.set_reshard_after_forward(False, recurse=False)
         group.unshard()
@@ -52,17 +63,20 @@ def whole(policy: nn.Module) -> Iterator[None]:
     finally:
         for group in groups:
             group.reshard()
-            group.set_reshard_after_forward(group is not policy, recurse=False)
+            group.set_reshard_after_forward(group not in policies or not is_trained(group), recurse=False)
     if groups:
         dist.barrier()
 
 
 def with_whole_weights(hook: Callable[[Any, Any, Any], Result]) -> Callable[[Any, Any, Any], Result]:
-    """Let a method of a callback, called with trainer and module, run with the module's weights whole on every rank."""
+    """Let a method of a callback, called with trainer and module, run with whole weights on every rank.
+
+    They are those of the module's policy, and of frozen copies that the callback and the module score with.
+    """
 
     @functools.wraps(hook)
     def wrapped(self: Any, trainer: Any, module: Any) -> Result:
-        with whole(module.policy):
+        with whole(module.policy, *frozen_copies(self.live, module.reference)):
             return hook(self, trainer, module)
 
     return wrapped

@@ -206,14 +206,18 @@ class Validation(Callback):
         if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
             self.checkpoints.save_if_best(trainer, self.run(trainer, pl_module))
 
-    @with_whole_weights
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample the last completions again where a run was resumed after its last step: its token view shows them."""
         if self.answers is None or self.last is not None or trainer.global_step < (trainer.max_steps or 0):
             return
-        assert isinstance(pl_module, Method)
         self._begin(trainer, pl_module)
-        self.last = self.answers.run(pl_module.policy)
+        self._sample_again(trainer, pl_module)
+
+    @with_whole_weights
+    def _sample_again(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, Method)
+        assert self.answers is not None
+        self.last = self.answers.run(module.policy)
 
     @with_whole_weights
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:

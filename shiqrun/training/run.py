@@ -15,9 +15,7 @@ from shiqrun.console import is_main_process, waiting
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted
 from shiqrun.evaluation.checkpoint_files import read_checkpoint, remove_leftovers
-from shiqrun.models.policy import Policy
 from shiqrun.models.reference import AdapterOff, FrozenReference, Live, Reference
-from shiqrun.models.sharding import gathered, is_sharded, skeleton
 from shiqrun.settings import STAMP, Hardware
 from shiqrun.tracking import log_samples
 from shiqrun.training.callbacks import MARKS, Checkpoints, Signals, Stopped, Validation
@@ -32,6 +30,7 @@ from shiqrun.training.plan import Run
 from shiqrun.training.run_reference import with_reference
 from shiqrun.training.samples_jsonl import SamplesFile
 from shiqrun.training.sharded_strategy import ShardedStrategy
+from shiqrun.training.shared_weights import SharedWeights
 from shiqrun.training.source_losses import source_losses
 from shiqrun.training.started_ranks import environment_of_run
 from shiqrun.training.step.method import Method
@@ -94,10 +93,11 @@ def execute(run: Run, resume: bool) -> None:
         exact = _exact(run)  # before any scoring, since it needs a tokenizer of its own
     run, cost_of_estimates = with_estimates(run)  # first, so that a wrong file is found before any scoring
     run, reference, cost_of_reference = with_reference(run)
-    empty = skeleton(run.policy)
     method = _method(run, reference)
     method.latest = metrics.latest()
     validation = _validation(run, checkpoints, exact, reference, samples) if plan.eval.every else None
+    shared = SharedWeights(run.policy, [reference, validation and validation.live])
+    shared.shard_with(method)
     cost = {**cost_of_reference, **cost_of_estimates}
     with batches_of_run(run, prompts, after=max(step, 0)) as (data, rollouts):
         data.even = plan.hardware.strategy == "fsdp"
@@ -108,20 +108,10 @@ def execute(run: Run, resume: bool) -> None:
         cost |= rollouts.summary() if rollouts else {}
     if stop and stop[0].reason:
         run, cost = replace(run, max_steps=stop[0].step), cost | stop[0].summary()
-    if is_sharded(run.policy):
-        run = _with_whole_policy(run, method, empty, [reference, validation and validation.live])
+    run = shared.gathered(run, method)
     if trainer.is_global_zero:
         finish(run, method, validation, exact, {"seconds": time.perf_counter() - began, **cost})
     trainer.strategy.barrier("saved")
-
-
-def _with_whole_policy(run: Run, method: Method, empty: Policy, references: list[Any]) -> Run:
-    """Return the run with its sharded policy gathered on rank 0; method and references get that policy too."""
-    method.policy = gathered(run.policy, empty)
-    for reference in references:
-        if isinstance(reference, AdapterOff):
-            reference.use(method.policy)
-    return replace(run, policy=method.policy)
 
 
 def _method(run: Run, reference: Reference | None) -> Method:
@@ -201,6 +191,7 @@ def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")  # which no loss changes in place
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     hardware = run.plan.hardware

@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+from shiqrun.errors import InputError
+from shiqrun.util import ranks
+
 log = logging.getLogger("shiqrun")
 POLL_SECONDS = 0.05
 PATIENCE_SECONDS = 2.0
@@ -109,6 +112,45 @@ def wait_for_lock(path: Path, reason: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def lock_for_all_ranks(path: Path, reason: str) -> Iterator[None]:
+    """Hold a file lock inside the block, for all ranks of a run: rank 0 has it, and they enter and leave together.
+
+    Rank 0 logs `reason` and the present holder where the lock is not free in two seconds. It asks again and again, so
+    that no exchange between the ranks takes long.
+
+    Raises:
+        InputError: a rank does not see the lock file of rank 0.
+        OSError: the lock file cannot be opened, or its file system has no locks.
+    """
+    lock, said = Lock(path), False
+    if ranks.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        while not ranks.broadcast_object(ranks.rank() == 0 and _is_acquired(lock, None if said else reason)):
+            said = True
+        if not path.exists():
+            raise InputError(
+                f"{path.parent}: rank {ranks.rank()} does not see the file {path.name} that rank 0 wrote there; give a "
+                "directory that all machines of the run share"
+            )
+        yield
+        ranks.barrier()
+    finally:
+        lock.release()
+
+
+def _is_acquired(lock: Lock, reason: str | None) -> bool:
+    """Try for some seconds to acquire a lock; log the reason of the wait, if there is one, where it is not free."""
+    try:
+        lock.acquire(PATIENCE_SECONDS)
+    except LockHeld as held:
+        if reason:
+            log.info("%s (%s)", reason, held)
+        return False
+    return True
 
 
 def holder(path: Path) -> str:

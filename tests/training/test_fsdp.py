@@ -32,6 +32,12 @@ KINDS = {
     "value_network": ("algo=dro_v", "algo.value=network"),
     "frozen_reference": ("algo.reference=frozen",),
 }
+REFUSED = {
+    "trainer.optimizer=adamw_8bit": (
+        "hardware=fsdp cannot cut the moments of trainer.optimizer=adamw_8bit; set it to adamw"
+    ),
+    "hardware.devices=0": "hardware.devices: met 0, expected greater than 0",
+}
 
 
 def same(one, two, **tolerance):
@@ -93,3 +99,11 @@ def test_a_killed_run_of_two_ranks_goes_on_to_the_same_bits(home, weights):
     code, out = finished(started_anew("train", f"resume=killed_{weights}"))
     assert code == 0, out
     assert largest_difference(home / f"whole_{weights}", home / f"killed_{weights}") == 0
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_weights_in_parts_cannot_do_is_refused_in_one_line(home, capsys, words):
+    assert train("run_dir=refused", *RANKS, *words.split()) == 2
+    [said] = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert said == f"shiqrun: error: {REFUSED[words]}"
+    assert not (home / "refused").exists()

@@ -7,7 +7,7 @@ from torch.distributed.fsdp import fully_shard
 
 from shiqrun.training.step.optimiser import divide_and_clip
 from shiqrun.training.step.rounding import Noise, RoundedAdamW
-from tests.training.step.sharded import on_ranks
+from tests.support.ranks import on_ranks
 
 STEPS = 3
 
