@@ -118,6 +118,7 @@ def write_rank(folder: Path, rank: int, plain: Any, rows: dict[str, tuple[int, T
     Raises:
         OSError: it cannot be written.
     """
+    folder.mkdir(exist_ok=True)  # another node may not see it yet
     path = folder / f"rank-{rank}.ckpt"
     content = {"plain": plain, "rows": {name: {"first": at, "rows": x} for name, (at, x) in rows.items()}}
     digest = write_content(content, path)

@@ -88,10 +88,11 @@ def summary(run_dir: Path) -> dict:
     return {k: v for k, v in json.loads((run_dir / "summary.json").read_text()).items() if k != "sha256"}
 
 
-def edit_config(run_dir: Path, old: str, new: str) -> None:
+def edit_config(run_dir: Path, old: str, new: str, *, sealed: bool = True) -> None:
     """Change the saved config of a run as a person does who means it: without the checksum in its first line."""
     file = run_dir / ".hydra/config.yaml"
-    lines = file.read_text().partition("\n")[2]
+    lines = file.read_text()
+    lines = lines.partition("\n")[2] if sealed else lines
     assert old in lines
     file.write_text(lines.replace(old, new))
 

@@ -19,6 +19,7 @@ def kill_before(number: int, part: str, victims: Callable[[], None]) -> Callable
     def note(path: str) -> None:
         if not folder[0] and part in path:
             folder[0] = path[: path.index(part)]
+            _note_blocks(note)
         if folder[0] and path.startswith(folder[0]):
             seen[0] += 1
             if seen[0] == number:
@@ -29,11 +30,14 @@ def kill_before(number: int, part: str, victims: Callable[[], None]) -> Callable
             note(os.fspath(arguments[0]))
 
     sys.addaudithook(hook)
-    from shiqrun.evaluation.checkpoint_bytes import _Hashing
+    return lambda: seen[0]
+
+
+def _note_blocks(note: Callable[[str], None]) -> None:
+    from shiqrun.evaluation.checkpoint_bytes import _Hashing  # not before the command has made its environment
 
     write = _Hashing.write
     _Hashing.write = lambda self, data: (note(self.file.name), write(self, data))[1]
-    return lambda: seen[0]
 
 
 def die() -> None:

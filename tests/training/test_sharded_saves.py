@@ -47,6 +47,7 @@ def content(step, mesh=None):
 def saver(rank, folder, steps, kill, pids):
     """One of two ranks that save after each of some steps; it may kill at a moment of the last save."""
     torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the other one says when its peer is killed
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
