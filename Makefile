@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo hh bfcl spo-offline spo test test-all coverage check format clean \
-	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-equality bench-sandbox \
+	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-equality bench-sharded bench-sandbox \
 	bench-memory bench-scale gpu-check
 
 help: ## this list
@@ -112,6 +112,8 @@ bench-low-memory: install ## weights and moments of fewer bytes: what moves, wha
 	$(BIN)/python -m bench.low_memory
 bench-equality: install ## runs of two processes that share the weights against one process, on the CPU (ten minutes)
 	$(BIN)/python -m bench.equality --out $(BENCH_OUT)
+bench-sharded: install ## memory of ranks that share a model's weights: loading, a step, a checkpoint, a resume
+	$(BIN)/python -m bench.sharded
 bench-sandbox: install ## programs a second in each sandbox that works here
 	$(BIN)/python -m bench.sandbox
 

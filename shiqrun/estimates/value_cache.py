@@ -19,6 +19,7 @@ from shiqrun.estimates.jsonl_cache import lock_cache
 from shiqrun.estimates.prompt_values import ValueSettings, rewards_by_prompt_id, sample_missing_rewards, settings_key
 from shiqrun.estimates.value_file import PromptRewards, ValueFile, read_values
 from shiqrun.models.policy import Policy
+from shiqrun.models.sharding import whole
 from shiqrun.rewards.reward import Reward
 from shiqrun.sampling.prompts import Prompt, prompt_of
 from shiqrun.types import Example
@@ -169,7 +170,8 @@ def cached_prompt_rewards(
         file = _opened(path, made_with)
         home = next(policy.parameters()).device
         reward.to(device)
-        new = sample_missing_rewards(policy.to(device), prompts, tokenizer, reward, settings, file, progress=track)
+        with whole(policy.to(device)):  # ranks that share the weights sample without each other
+            new = sample_missing_rewards(policy, prompts, tokenizer, reward, settings, file, progress=track)
         policy.to(home)
         file = _opened(path, made_with) if new and ranks.world() > 1 else file
     return ValuedPrompts(rewards_by_prompt_id(file, prompts), file, new)

@@ -7,7 +7,7 @@ checkpoints hold it. So it is computed once for files with the same place, size 
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,19 @@ class KnownFingerprint:
             found.append([str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, *times])
         return found
 
-    def of(self, model: nn.Module) -> str:
-        """Return `weights_fingerprint(model)`, from the cache where the files are those of an earlier run."""
+    def of(self, model: nn.Module, compute: Callable[[], str] | None = None) -> str:
+        """Return `weights_fingerprint(model)`, from the cache where the files are those of an earlier run.
+
+        Args:
+            model: which was loaded.
+            compute: computes the fingerprint where the model does not hold its weights.
+        """
         key = self._key(model)
         found = self.kept.read(key) if self.files else None
         if found is not None and isinstance(known := found.get("fingerprint"), str):
             return known
         began = time.perf_counter()
-        value = weights_fingerprint(model)
+        value = compute() if compute else weights_fingerprint(model)
         worth = bool(self.files) and time.perf_counter() - began > WORTH_SECONDS
         if worth and self._versions() == self._before and self._settled():
             self.kept.write(key, {"fingerprint": value})

@@ -29,6 +29,7 @@ from shiqrun.models.attention import use_packed_attention, use_padded_attention
 from shiqrun.models.head import HALF, head_of
 from shiqrun.models.policy import Policy
 from shiqrun.types import Trajectories
+from shiqrun.util import ranks
 from shiqrun.util.kept_facts import KeptFacts
 
 CHECKED = 12
@@ -66,7 +67,9 @@ def check_model(policy: Policy, rows: Rows, weights: str, kept: KeptFacts, devic
     """
     few, place = _few(policy, rows), _place(policy, device)
     key = _key(policy, few, weights, place)
-    found = kept.read(key)
+    found = ranks.broadcast_object(
+        kept.read(key)
+    )  # ranks that share the weights make the checks together, or none does
     if found is not None and isinstance(why := found.get("padded_because"), str | None):
         if why is None:
             for body in _bodies(policy):

@@ -1,7 +1,7 @@
 """`Policy` wraps a causal language model so that its forward pass scores a batch's actions, with an optional value."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -46,7 +46,14 @@ class Policy(nn.Module):
         model: a causal language model of `transformers`, or a PEFT model around one.
         autocast: dtype of the matrix products of the body, None for the weights' own.
         value: a value head, whose output at each action becomes `ActionScores.value`; None for none.
+
+    Attributes:
+        skeleton: where ranks share the weights from the start, the policy without them; in a list, as no sub-module.
+        copied: makes a frozen copy of a policy that `deepcopy` cannot copy; None where it can.
     """
+
+    skeleton: "Sequence[Policy]" = ()
+    copied: "Callable[[], Policy] | None" = None
 
     def __init__(self, model: Any, *, autocast: torch.dtype | None = None, value: "ValueHead | None" = None) -> None:
         super().__init__()

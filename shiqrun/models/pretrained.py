@@ -1,9 +1,11 @@
 """`model=hf` loads a pretrained causal language model of `transformers` from a local directory or the Hub."""
 
 import importlib.util
+import json
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +22,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from shiqrun.batching.encode import with_template
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
+from shiqrun.models.outline import Outline, outline_of
 from shiqrun.models.reference import weights_fingerprint
 from shiqrun.models.saved_files import check_saved_files, expected_fingerprint
 from shiqrun.types import Example
 from shiqrun.util.hub import expect_reachable, offline_hint
+
+log = logging.getLogger("shiqrun")
 
 NOISE = re.compile("dropout|pdrop|layerdrop|jitter")
 """Config keys of randomness in a forward pass, which is switched off."""
@@ -184,21 +190,55 @@ class Pretrained:
         model: PreTrainedModel
         model, info = self._load(AutoModelForCausalLM, "weights", **options)
         if dtype == torch.float32:
-            self._expect_saved_weights(model)
+            self._expect_saved_weights(lambda: weights_fingerprint(model))
         if info["missing_keys"]:
             some = ", ".join(sorted(info["missing_keys"])[:3])
             raise InputError(f"model.path={self.path}: the weights lack {some}; they would start at random")
+        self._expect_head(model, tokenizer)
+        return model
+
+    def outline(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Outline | None:
+        """Return the model with its weights still in their files; None where only `build` can read them.
+
+        Raises:
+            InputError: as `build`.
+        """
+        files = [] if self.quantize or hasattr(self._config, "quantization_config") else self._safetensors()
+        try:
+            found = outline_of(self._config, dtype, files, trust_remote_code=self.trust_remote_code)
+        except ValueError as why:
+            log.info("model.path=%s: every process loads the whole model, because %s", self.path, why)
+            return None
+        if dtype == torch.float32:
+            self._expect_saved_weights(found.fingerprint)
+        self._expect_head(found.model, tokenizer)
+        return found
+
+    def _safetensors(self) -> list[Path]:
+        """Return the files of the weights, none where there are none of safetensors."""
+
+        def found(name: str) -> str | None:
+            path: str | None = cached_file(self.path, name, _raise_exceptions_for_missing_entries=False)
+            return path
+
+        self._check_path()
+        if single := found(SAFE_WEIGHTS_NAME):
+            return [Path(single)]
+        index = found(SAFE_WEIGHTS_INDEX_NAME)
+        names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values())) if index else []
+        return [Path(path) for name in names if (path := found(name))]
+
+    def _expect_head(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         if model.get_output_embeddings() is None:
             raise InputError(f"model.path={self.path}: {type(model).__name__} has no output embeddings to score with")
         rows = model.get_output_embeddings().weight.shape[0]
         if rows < len(tokenizer):
             raise InputError(f"model.path={self.path}: {len(tokenizer)} tokens in the tokenizer but {rows} logits")
-        return model
 
-    def _expect_saved_weights(self, model: PreTrainedModel) -> None:
+    def _expect_saved_weights(self, fingerprint: Callable[[], str]) -> None:
         """Compare the weights of a run of an earlier version, which has no checksums, with the run's fingerprint."""
         before = None if self.quantize else expected_fingerprint(self.path)
-        if before is not None and before != weights_fingerprint(model):
+        if before is not None and before != fingerprint():
             raise InputError(
                 f"model.path={self.path}: the weights have changed since the run saved them (fingerprint {before} in "
                 "its summary.json); restore them, or copy the directory elsewhere to use it as it is"

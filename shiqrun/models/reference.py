@@ -33,7 +33,8 @@ class FrozenReference:
     """A `FrozenReference` is a frozen copy of the policy, and no module: no checkpoint or optimiser contains it."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = Policy(copy.deepcopy(policy.model), autocast=policy.autocast).eval().requires_grad_(False)
+        copied = policy.copied() if policy.copied else Policy(copy.deepcopy(policy.model), autocast=policy.autocast)
+        self.policy = copied.eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
         """Move the frozen copy to a device; nothing is done where it is there, since moving shards whole weights."""

@@ -27,6 +27,7 @@ from shiqrun.console import waiting
 from shiqrun.errors import InputError
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference_file import UNREADABLE, ExpectedScores, MappedScores, join_parts, read_part, write_part
+from shiqrun.models.sharding import in_step, is_sharded
 from shiqrun.types import ActionScores
 from shiqrun.util import ranks
 from shiqrun.util.atomic import remove_partials
@@ -118,7 +119,9 @@ def cached_scores(
         if not found:
             parts.open()
             batches = parts.missing(Batches(rows, tokens=tokens).cut)
-            _score(policy, rows, _own_share(batches, rows), parts, device, progress)
+            shares = _shares(batches, rows)
+            calls = max(map(len, shares)) if is_sharded(policy) else 0
+            _score(policy, rows, shares[ranks.rank()], parts, device, progress, calls=calls)
             with waiting("reference scores: waiting for the other ranks"):
                 ranks.barrier()
             if is_main:
@@ -129,24 +132,37 @@ def cached_scores(
     return CachedScores(scores, found, scores.seconds)
 
 
-def _own_share(batches: list[list[int]], rows: Rows) -> list[list[int]]:
-    """Return this rank's share of micro-batches, in their order."""
+def _shares(batches: list[list[int]], rows: Rows) -> list[list[list[int]]]:
+    """Return each rank's share of micro-batches, in their order."""
     work = [int(rows.lengths[batch].sum()) for batch in batches]
-    own = deal(work, [[k] for k in range(len(batches))], ranks.world())[ranks.rank()]
-    return [batches[k] for k in sorted(unit[0] for unit in own)]
+    dealt = deal(work, [[k] for k in range(len(batches))], ranks.world())
+    return [[batches[k] for k in sorted(unit[0] for unit in own)] for own in dealt]
 
 
 @torch.no_grad()
 def _score(
-    policy: Policy, rows: Rows, batches: list[list[int]], parts: "Parts", device: torch.device, progress: Progress
+    policy: Policy,
+    rows: Rows,
+    batches: list[list[int]],
+    parts: "Parts",
+    device: torch.device,
+    progress: Progress,
+    *,
+    calls: int,
 ) -> None:
-    """Score the given micro-batches with the policy, and add the scores to the parts on disk."""
+    """Score the given micro-batches with the policy, and add the scores to the parts on disk.
+
+    Ranks that share the weights call the policy equally often, `calls` times: one that has no more repeats a short row.
+    """
     mode = policy.training
     policy.to(device).eval()
     try:
-        for numbers in progress(batches):
-            batch = rows.collate(numbers)
-            parts.add(numbers, _flat(policy(batch.to(device)), batch.action_mask.numpy()))
+        with in_step(policy):
+            for numbers in progress(batches):
+                batch = rows.collate(numbers)
+                parts.add(numbers, _flat(policy(batch.to(device)), batch.action_mask.numpy()))
+            for _ in range(calls - len(batches)):
+                policy(rows.collate([int(rows.lengths.argmin())]).to(device))
     finally:
         policy.train(mode)
     parts.write()

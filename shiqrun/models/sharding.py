@@ -68,6 +68,23 @@ def whole(*policies: nn.Module) -> Iterator[None]:
         dist.barrier()
 
 
+@contextlib.contextmanager
+def in_step(policy: Policy) -> Iterator[None]:
+    """Let all ranks call the same parts of a sharded policy in the same order, each with any input; else do nothing.
+
+    The head and the embeddings are gathered for the block, and each decoder layer while it computes.
+    """
+    if not is_sharded(policy):
+        yield
+        return
+    root = cast(FSDPModule, policy)
+    root.unshard()
+    try:
+        yield
+    finally:
+        root.reshard()
+
+
 def with_whole_weights(hook: Callable[[Any, Any, Any], Result]) -> Callable[[Any, Any, Any], Result]:
     """Let a method of a callback, called with trainer and module, run with whole weights on every rank.
 
@@ -83,8 +100,15 @@ def with_whole_weights(hook: Callable[[Any, Any, Any], Result]) -> Callable[[Any
 
 
 def skeleton(policy: Policy) -> Policy:
-    """Return a copy of an unsharded policy without its weights, for `gathered` to fill."""
+    """Return a copy of a policy without its weights, for `gathered` to fill; it shares the policy's configs.
+
+    A policy that was sharded before its weights were read has kept one.
+    """
     memo: dict[int, Any] = {}
+    for module in policy.modules():
+        config = getattr(module, "config", None)
+        memo |= {} if config is None else {id(config): config}
+    (policy,) = policy.skeleton or (policy,)
     for p in policy.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
     return copy.deepcopy(policy, memo)

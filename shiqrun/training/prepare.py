@@ -1,14 +1,12 @@
 """`prepare_run` loads the data and models of a plan, and finds before training all that can be found wrong."""
 
-import copy
 import logging
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from lightning.pytorch import seed_everything
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from shiqrun.batching.columns import AnchorTokens
@@ -18,11 +16,9 @@ from shiqrun.batching.row_store import RowStore
 from shiqrun.batching.rows import Rows
 from shiqrun.console import quiet_other_ranks, track, waiting
 from shiqrun.errors import InputError
-from shiqrun.models.known_fingerprint import KnownFingerprint
 from shiqrun.models.model_checks import check_model
-from shiqrun.models.policy import Policy, ValueHead, prepare
-from shiqrun.models.precision import build_model, half_weights
-from shiqrun.models.pretrained import Pretrained
+from shiqrun.models.policy import Policy
+from shiqrun.models.sharding import in_step
 from shiqrun.rollout.other_sources import load_further_rows
 from shiqrun.training.annotate import RunFacts
 from shiqrun.training.build_evaluator import evaluator_of
@@ -30,7 +26,8 @@ from shiqrun.training.checks import check_settings
 from shiqrun.training.checks_data import check_data, every_trajectory_has_a_reward, raise_if_wrong, warning_of_levels
 from shiqrun.training.checks_units import unit_is_mixed
 from shiqrun.training.checks_warnings import warnings_of
-from shiqrun.training.plan import ModelChoice, Plan, Run
+from shiqrun.training.load_policy import load_policy
+from shiqrun.training.plan import Plan, Run
 from shiqrun.util.kept_facts import KeptFacts
 
 log = logging.getLogger("shiqrun")
@@ -60,13 +57,10 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     raise_if_wrong(unit_is_mixed(plan, encoded.train, further))
     with waiting("loading the model, and checking how it reads batches"):
         kept = KeptFacts(plan.cache_dir / "models")
-        known = KnownFingerprint(_files(plan.choice), (plan.hardware.dtype, plan.choice), kept)
-        model = build_model(plan.choice, tokenizer, plan.seed, plan.hardware.dtype)
-        _expect_float32(plan, model)
-        weights = known.of(model)
-        policy = _build_policy(plan, model)
+        policy, weights = load_policy(plan, tokenizer, kept)
         device = plan.hardware.device() if plan.hardware.devices == 1 else torch.device("cpu")
-        why_padded = check_model(policy, encoded.train, weights, kept, device)
+        with in_step(policy):
+            why_padded = check_model(policy, encoded.train, weights, kept, device)
         facts = _facts(plan, policy, encoded.train, why_padded)
     evaluator = evaluator_of(plan, tokenizer, encoded)
     run = Run(
@@ -84,21 +78,6 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     for warning in warnings_of(run):
         log.warning(warning)
     return run.with_facts(facts)
-
-
-def _expect_float32(plan: Plan, model: PreTrainedModel) -> None:
-    """Check that a model has 16-bit weights only where they are rounded stochastically.
-
-    Raises:
-        InputError: a `model` of the user's own has some, which AdamW would leave where they are.
-    """
-    half = half_weights(model)
-    if half and (plan.hardware.weights != "bf16" or any(p.dtype == torch.float16 for p in model.parameters())):
-        raise InputError(
-            f"model: {len(half)} of its weights, {half[0]} among them, have 16 bits, and most would never move: at a "
-            "learning rate of 1e-5 AdamW's updates are lost in rounding; build the model in float32, or with bfloat16 "
-            "weights set hardware.weights=bf16, which rounds stochastically"
-        )
 
 
 def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase, store: RowStore) -> EncodedData:
@@ -146,17 +125,6 @@ def _load_further(plan: Plan, tokenizer: PreTrainedTokenizerBase, logged: Rows) 
     return rows
 
 
-def _build_policy(plan: Plan, model: PreTrainedModel) -> Policy:
-    """Return the policy around a model: adapters, checkpointing and the value head as the plan asks."""
-    value = _value_head(plan, model)
-    return Policy(prepare(model, plan.model), autocast=plan.hardware.autocast(), value=value)
-
-
-def _files(choice: ModelChoice) -> list[Path]:
-    """Return the files that a model is loaded from, where the choice knows them."""
-    return choice.files() if isinstance(choice, Pretrained) else []
-
-
 def _facts(plan: Plan, policy: Policy, logged: Rows, why_padded: str | None) -> RunFacts:
     """Return what the run knows of its rows before prompt values are, and why batches are padded, if they are."""
     anchor = None
@@ -176,28 +144,6 @@ def _facts(plan: Plan, policy: Policy, logged: Rows, why_padded: str | None) -> 
 
 def _steps_of_epochs(plan: Plan, logged: Rows) -> int:
     return (plan.trainer.max_epochs or 0) * logged.steps_per_epoch(plan.trainer.batch_size)
-
-
-def _value_head(plan: Plan, model: PreTrainedModel) -> ValueHead | None:
-    """Return the head whose output the loss reads as `policy.value`, or None if it reads none.
-
-    Raises:
-        InputError: a reward model on an architecture that `transformers` cannot load as a classifier.
-    """
-    wanted = plan.needs
-    width = model.get_output_embeddings().weight.shape[1]
-    if "score" in wanted:
-        if type(model.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise InputError(f"model: transformers has no sequence classifier on {type(model).__name__} to save")
-        if not model.config.get_text_config().tie_word_embeddings:
-            model.get_output_embeddings().requires_grad_(False)  # no loss reads it, and ranks exchange what is trained
-        return ValueHead(width, "action")
-    if "value" not in wanted:
-        return None
-    if plan.algo.value != "network":
-        return ValueHead(width, "state")
-    own = prepare(copy.deepcopy(model), replace(plan.model, lora_r=0)).base_model
-    return ValueHead(width, "state", own, autocast=plan.hardware.autocast())
 
 
 def _expect_writable(directory: Path) -> None:

@@ -16,6 +16,7 @@ from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted
 from shiqrun.evaluation.checkpoint_files import read_checkpoint, remove_leftovers
 from shiqrun.models.reference import AdapterOff, FrozenReference, Live, Reference
+from shiqrun.models.sharding import whole
 from shiqrun.settings import STAMP, Hardware
 from shiqrun.tracking import log_samples
 from shiqrun.training.callbacks import MARKS, Checkpoints, Signals, Stopped, Validation
@@ -36,6 +37,7 @@ from shiqrun.training.started_ranks import environment_of_run
 from shiqrun.training.step.method import Method
 from shiqrun.training.step.sharded import ShardedMethod
 from shiqrun.training.summary_tables import print_plan_table
+from shiqrun.util import ranks
 
 log = logging.getLogger("shiqrun")
 
@@ -46,7 +48,8 @@ def _exact(run: Run) -> ExactEvaluation | None:
         return None
     exact = run.plan.source.exact(run.tokenizer, split="val", beta=run.plan.beta)
     if exact is not None:
-        exact.set_reference(run.policy.model)
+        with whole(run.policy):
+            exact.set_reference(run.policy.model)
     return exact
 
 
@@ -249,7 +252,7 @@ def _read_fitting(checkpoint: Path, run: Run) -> dict[str, Any]:
         InputError: it is damaged, holds code, or was made with other data, starting model or reward of answers than
             the run's config makes now.
     """
-    saved = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint, share=(ranks.rank(), ranks.world()))
     for name, now in run.fingerprints().items():
         before = saved[STAMP].get(name, now)
         if before != now:

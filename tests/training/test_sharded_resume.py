@@ -25,7 +25,7 @@ from tests.support.command_line import (
 from tests.support.killed_saves import site
 from tests.support.places import working_in
 
-pytestmark = pytest.mark.usefixtures("at_home")
+pytestmark = [pytest.mark.usefixtures("at_home"), pytest.mark.slow]
 WORDS = (
     "trainer.max_steps=8",
     "trainer.checkpoint_every=4",
@@ -55,7 +55,7 @@ def to_be_killed(place, moment, *words):
     )
 
 
-@pytest.fixture(scope="module", params=["full", pytest.param("adapter_and_value_head", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["full", "adapter_and_value_head"])
 def runs(request, home, tmp_path_factory):
     """A folder with `one`, whole, `one_stopped` after step 4, and `two_stopped`, two ranks killed in a later save."""
     folder, kind = home / request.param, KINDS[request.param]
@@ -109,14 +109,12 @@ def test_one_process_goes_on_from_a_checkpoint_of_two_ranks(runs):
     assert sorted(p.name for p in (two / "checkpoints").glob("last.ckpt*")) == ["last.ckpt"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_another_number_of_ranks_goes_on(runs, ranks):
     more = ("devices: 2", f"devices: {ranks}")
     same(runs / "one", resumed(runs, "two_stopped", f"two_then_{ranks}", more, elsewhere=True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_two_ranks_go_on_from_a_checkpoint_of_one_process(runs, strategy):
     both = (("devices: 1", "devices: 2"), ("strategy: auto", f"strategy: {strategy}"))
@@ -125,7 +123,6 @@ def test_two_ranks_go_on_from_a_checkpoint_of_one_process(runs, strategy):
     assert is_index(two / "checkpoints/last.ckpt") == (strategy == "fsdp")
 
 
-@pytest.mark.slow
 def test_two_copies_go_on_from_a_checkpoint_of_two_ranks(runs):
     same(runs / "one", resumed(runs, "two_stopped", "two_then_ddp", ("fsdp", "ddp"), elsewhere=True))
 
@@ -146,7 +143,6 @@ def test_a_best_checkpoint_of_ranks_holds_weights_alone(runs):
     assert best["state_dict"].keys() == checkpoint(runs / "one", "best")["state_dict"].keys()
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_in_one_save_after_the_other_ends_as_one_that_is_not(home, tmp_path):
     words = (*SMALL, *WORDS, *RANKS, "trainer.max_steps=16", "trainer.checkpoint_every=1", "eval.every=0")
     code, out = finished(started_anew("train", *words, "run_dir=unkilled"))
