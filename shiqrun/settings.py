@@ -37,6 +37,7 @@ class AlgoSettings:
         anchor_from: distribution of these tokens: uniform (fixed by the seed and cached with the reference), or policy
             (drawn anew at each step, where the policy drifts to; needs a live reference).
         values: for losses that read prompt values: a file of `shiqrun values`; None estimates them first.
+        value_beta: for losses that read prompt values: KL temperature of these, reward units per nat; None for beta.
         monte_carlo: for the same losses: weight of `losses.soft_policy.monte_carlo`; 0 turns it off.
         targets: the file of `shiqrun pivotal` with the estimates that this term reads.
         value: for losses with a value function: head (on the policy's features) or network (of its own).
@@ -51,6 +52,7 @@ class AlgoSettings:
     anchor_tokens: Annotated[int, Gt(0)] = 4
     anchor_from: Literal["uniform", "policy"] = "uniform"
     values: str | None = None
+    value_beta: Annotated[float, Gt(0)] | None = None
     monte_carlo: Annotated[float, Ge(0)] = 0.0
     targets: str | None = None
     value: Literal["head", "network"] | None = None

@@ -120,6 +120,7 @@ class ActionScores:
         logit: `[B, A]`, logit of the action taken, l(s_t, a_t).
         log_partition: `[B, A]`, v(s_t) = logsumexp l(s_t, .).
         value: `[B, A]`, the output of a value head, reward units; None without one.
+        kl: `[B, A]`, KL(pi || pi_ref) over the vocabulary at each action's state; None unless the loss reads it.
         further: `[B, A, K]`, logits of the K anchor tokens at each action's state; None without an anchor.
         further_tokens: `[B, A, K]` int64, the anchor tokens, where the policy sampled them.
         entropy: `[B, A]`, entropy of the policy at each action's state, without gradient; at logged steps only.
@@ -132,13 +133,14 @@ class ActionScores:
     logit: Tensor
     log_partition: Tensor
     value: Tensor | None = None
+    kl: Tensor | None = None
     further: Tensor | None = None
     further_tokens: Tensor | None = None
     entropy: Tensor | None = None
     hits: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("log_partition", "value", "entropy", "hits"):
+        for name in ("log_partition", "value", "kl", "entropy", "hits"):
             _require(name, getattr(self, name), tuple(self.logit.shape))
         if self.further is not None:
             _require("further", self.further, (*self.logit.shape, self.further.shape[-1]))
@@ -172,11 +174,14 @@ class Trajectories:
         group: `[B]` int64, rows with equal numbers answer the same prompt.
         reference: the frozen reference's scores, where they are cached.
         prompt_value: `[B]`, soft value Q0 of each row's prompt, reward units.
+        quantile: `[B]`, share of the reference's returns on the prompt that are at or below the row's, no unit.
         behaviour_logp: `[B, A]`, nats, log-probability under the distribution that the actions were sampled from.
         acting_logp: `[B, A]`, nats, log-probability under the sampler's weights at temperature 1 without top-p.
         proximal: the policy's scores, with its value, when the batch came to be trained on; without gradient.
         value_target: `[B, A]`, target of the Monte-Carlo term, reward units, NaN where not annotated.
         offset: `[B]`, reward units that `algo.reward_offset` has taken from the reward of the last action.
+        mismatched: for every row its prompt with a completion of another prompt, from which a KL is estimated.
+        kl_estimate: `[]`, nats, the KL estimate of the whole optimiser step, without gradient.
         anchor_tokens: `[B, A, K]` int64, tokens whose logits the anchor holds at each action's state.
         source: where the trajectories came from: logged, online, replay, annotated, further or val.
         part: name of the data set that all rows are of, in a mixture of data sets.
@@ -195,12 +200,15 @@ class Trajectories:
     group: Tensor
     reference: ActionScores | None = None
     prompt_value: Tensor | None = None
+    quantile: Tensor | None = None
     behaviour_logp: Tensor | None = None
     acting_logp: Tensor | None = None
     proximal: ActionScores | None = None
     value_target: Tensor | None = None
     offset: Tensor | None = None
     anchor_tokens: Tensor | None = None
+    mismatched: "Trajectories | None" = None
+    kl_estimate: Tensor | None = None
     source: str = "logged"
     part: str = ""
     layout: Layout | None = field(default=None, init=False)
@@ -214,7 +222,9 @@ class Trajectories:
             _require(name, getattr(self, name), actions)
         _require("group", self.group, actions[:1])
         _require("prompt_value", self.prompt_value, actions[:1])
+        _require("quantile", self.quantile, actions[:1])
         _require("offset", self.offset, actions[:1])
+        _require("kl_estimate", self.kl_estimate, ())
         if self.anchor_tokens is not None:
             _require("anchor_tokens", self.anchor_tokens, (*actions, self.anchor_tokens.shape[-1]))
         for name in ("reference", "proximal"):

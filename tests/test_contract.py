@@ -29,7 +29,7 @@ FILES = sorted(path for path in CONF.rglob("*.yaml") if "hydra" not in path.rela
 CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent != CONF and path.stem[0] != "_"]
 CONFIGURED = [command for command in COMMANDS if (CONF / f"{command}.yaml").exists()]  # others read paths alone
 MEAN = {"baseline": "group_mean"}
-NAMES = {"agro": ("dro", MEAN), "tba": ("dro", MEAN), "gvpo": ("dro", MEAN), "rebel": ("copg", {})}
+NAMES = {"agro": ("dro", MEAN), "tba": ("dro", MEAN), "gvpo": ("dro", MEAN), "rebel": ("copg", {}), "a2po": ("spo", {})}
 """Other papers' names: the loss that each one is, and what it sets (docs/methods.md, "One loss, several names")."""
 OPEN = {
     "data=jsonl": "data.path=FILE",

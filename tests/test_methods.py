@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("at_home")
         ("dpo",),
         ("dpo", "algo.pairing=best_worst", "algo.label_smoothing=0.1"),
         ("ipo",),
+        ("kto", "algo.reward_offset=mean"),
         ("tbrm",),
         ("copg",),
         ("rebel", "algo.pairing=best_worst"),
@@ -111,7 +112,12 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "words",
-    [("dpo",), pytest.param(("reward_model",), marks=SLOW), pytest.param(("dro_v", "algo.value=head"), marks=SLOW)],
+    [
+        ("dpo",),
+        pytest.param(("reward_model",), marks=SLOW),
+        pytest.param(("kto", "algo.reward_offset=mean"), marks=SLOW),
+        pytest.param(("dro_v", "algo.value=head"), marks=SLOW),
+    ],
     ids=" ".join,
 )
 def test_two_ranks_compare_the_same_completions(home, words):

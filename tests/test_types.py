@@ -9,7 +9,7 @@ from shiqrun.layout import Attention, Call, Layout
 from shiqrun.types import ActionScores, Example, LossTerms, Trajectories
 
 B, T, A = 2, 5, 3
-OPTIONAL = dict.fromkeys(("prompt_value", "offset"), (B,))
+OPTIONAL = dict.fromkeys(("prompt_value", "quantile", "offset"), (B,))
 OPTIONAL |= dict.fromkeys(("behaviour_logp", "acting_logp", "value_target"), (B, A))
 SHAPES = {
     "input_ids": (B, T),
@@ -22,10 +22,14 @@ SHAPES = {
 }
 
 
+REQUIRED = ("input_ids", "attention_mask", "action_index", "action_mask", "rewards", "group")
+
+
 def trajectories(**changes):
     tensors = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    anchored = {"anchor_tokens": torch.zeros(B, A, 2)}
-    return Trajectories(**{**tensors, **anchored, "reference": scores(), "proximal": scores(), **changes})
+    both = {"anchor_tokens": torch.zeros(B, A, 2), "kl_estimate": torch.zeros(())}
+    both["mismatched"] = Trajectories(**{name: tensors[name] for name in REQUIRED}).with_layout(layout())
+    return Trajectories(**{**tensors, **both, "reference": scores(), "proximal": scores(), **changes})
 
 
 def scores(**changes):
@@ -54,6 +58,11 @@ def test_trajectories_refuse_reference_scores_of_another_shape():
         trajectories(reference=ActionScores(torch.zeros(B, A + 1), torch.zeros(B, A + 1)))
 
 
+def test_a_kl_estimate_is_one_number():
+    with pytest.raises(ValueError, match=r"kl_estimate has shape \[2\], expected \[\]"):
+        trajectories(kl_estimate=torch.zeros(B))
+
+
 @pytest.mark.parametrize("shape", [(B, A), (B, A + 1, 2), (B + 1, A, 2)])
 def test_anchor_tokens_stand_at_actions(shape):
     with pytest.raises(ValueError, match="anchor_tokens"):
@@ -72,7 +81,7 @@ def test_a_changed_batch_has_no_layout():
     assert replace(given, group=torch.ones(B)).layout is None
 
 
-@pytest.mark.parametrize("name", ["log_partition", "value", "entropy", "hits"])
+@pytest.mark.parametrize("name", ["log_partition", "value", "kl", "entropy", "hits"])
 def test_scores_refuse_a_field_of_another_shape(name):
     with pytest.raises(ValueError, match=rf"{name} has shape \[2, 4\], expected \[2, 3\]"):
         scores(**{name: torch.zeros(B, A + 1)})
@@ -117,7 +126,8 @@ def test_the_log_probability_is_the_logit_less_the_log_partition():
 def test_everything_moves_to_another_device():
     moved = trajectories().with_layout(layout()).to("meta")
     inside = dict.fromkeys(("reference", "proximal"), lambda x: x.logit) | {
-        "layout": lambda x: x.attention.calls[0].mask
+        "layout": lambda x: x.attention.calls[0].mask,
+        "mismatched": lambda x: x.layout.attention.calls[0].mask,
     }
     for field in fields(moved):
         value = getattr(moved, field.name)

@@ -48,6 +48,7 @@ def collate_scores(values: Scores, picked: Sequence[int]) -> ActionScores:
 COLUMNS: dict[str, Callable[[Any, Sequence[int]], Tensor | ActionScores]] = {
     "offset": collate_row_numbers,
     "prompt_value": collate_row_numbers,
+    "quantile": collate_row_numbers,
     "value_target": partial(collate_action_numbers, padding=float("nan")),
     "behaviour_logp": partial(collate_action_numbers, padding=0.0),
     "acting_logp": partial(collate_action_numbers, padding=0.0),

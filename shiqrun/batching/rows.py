@@ -29,6 +29,8 @@ from shiqrun.batching.shares import Parts, Shares
 from shiqrun.batching.stored_rows import CountedTrajectories, StoredTrajectories
 from shiqrun.types import Trajectories
 
+SETTINGS = ("pad", "together", "compared", "packed", "device", "source", "anchor")
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -38,13 +40,13 @@ class Rows:
         trajectories: what `encode` made; tokens, positions of the actions, rewards.
         pad: token id that fills rows of a padded batch; masks say where, never the id.
         together: an optimiser step or a rank never separates rows of one prompt.
-        compared: the loss compares completions of one prompt: a micro-batch does not separate them either, and "of one
-            prompt" means of one group. None: as `together`.
+        compared: no micro-batch separates rows of one group either, which a loss compares. None: as `together`.
         packed: batches are read without padding, and a shared prompt once (`batching/packing.py`).
         device: type of the device that reads packed batches; decides how branches are put together.
         source: where all rows came from; see `Trajectories`.
         anchor: how the anchor's tokens are drawn; None without an anchor of uniform tokens.
         parts: the data set of a mixture that each row is of; None elsewhere, and for a selection of rows.
+        mismatched: every row's prompt with a completion of another one; None where no loss reads them.
         columns: see `batching/columns.py`; `offset` is always there, 0 unless it is given.
     """
 
@@ -57,6 +59,7 @@ class Rows:
     source: str = field(default="logged", kw_only=True)
     anchor: AnchorTokens | None = field(default=None, kw_only=True)
     parts: Parts | None = field(default=None, kw_only=True)
+    mismatched: "Rows | None" = field(default=None, kw_only=True)
     columns: Mapping[str, Values] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -94,7 +97,12 @@ class Rows:
 
     def with_layout(self, *, packed: bool, device: str = "cpu") -> "Rows":
         """Return these rows with another layout of their batches: packed for a type of device, or padded."""
-        return self._replace(packed=packed, device=device)
+        joined = self.mismatched and self.mismatched.with_layout(packed=packed, device=device)
+        return self._replace(packed=packed, device=device, mismatched=joined)
+
+    def with_mismatched(self, mismatched: "Rows") -> "Rows":
+        """Return these rows with a table of as many mismatched trajectories."""
+        return self._replace(mismatched=mismatched)
 
     def with_source(self, source: str) -> "Rows":
         """Return these rows under the name of another source."""
@@ -105,8 +113,7 @@ class Rows:
         return self._replace(anchor=anchor)
 
     def _settings(self) -> dict[str, Any]:
-        names = ("pad", "together", "compared", "packed", "device", "source", "anchor")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def select(self, picked: Sequence[int]) -> "Rows":
         """Return the picked rows, numbered anew in this order, with their columns.
@@ -243,13 +250,8 @@ class Rows:
     def _micro_batches(self, units: Units, tokens: int) -> list[list[int]]:
         if not self.packed:
             return padded_micro_batches(self.lengths, units, tokens)
-        return packed_micro_batches(
-            units,
-            tokens,
-            tokens_read=self.tokens_read,
-            prompt_number=self.prompt_number,
-            prompt_lengths=self.prompt_lengths,
-        )
+        known = {"prompt_number": self.prompt_number, "prompt_lengths": self.prompt_lengths}
+        return packed_micro_batches(units, tokens, tokens_read=self.tokens_read, **known)
 
     # ------------------------------------------------------------------ batches
     def collate(self, picked: Sequence[int]) -> Trajectories:
@@ -270,6 +272,7 @@ class Rows:
             source=self.source,
             part="" if self.parts is None else self.parts.name(picked[0]),
             anchor_tokens=None if self.anchor is None else self.anchor.draw(picked, self.actions),
+            mismatched=None if self.mismatched is None else self.mismatched.collate(picked),
             **columns,
         )
         if self.packed:

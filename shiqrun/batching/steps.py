@@ -126,5 +126,11 @@ class Batches(IterableDataset):
 
 def _idle_batch(rows: Rows) -> Trajectories:
     """Return a batch without actions, for a rank that has no row but must take part in the exchange of gradients."""
-    batch = rows.collate([int(rows.lengths.argmin())])
-    return replace(batch, action_mask=torch.zeros_like(batch.action_mask), rewards=torch.zeros_like(batch.rewards))
+    return _without_actions(rows.collate([int(rows.lengths.argmin())]))
+
+
+def _without_actions(batch: Trajectories) -> Trajectories:
+    """Return a batch, and the mismatched one in it, whose actions are masked."""
+    none, joined = torch.zeros_like(batch.action_mask), batch.mismatched
+    joined = None if joined is None else _without_actions(joined)
+    return replace(batch, action_mask=none, rewards=torch.zeros_like(batch.rewards), mismatched=joined)

@@ -7,8 +7,11 @@ docs/math.md has the formula, unit, value estimate and source of each. Arguments
 
 from shiqrun.losses.contrastive import copg
 from shiqrun.losses.derivation import direct, soft_q
+from shiqrun.losses.offline_reasoning import oreo
 from shiqrun.losses.policy_gradient import ppo
 from shiqrun.losses.preference import dpo, ipo, reward_model
+from shiqrun.losses.prospect import kto
+from shiqrun.losses.quantile import qrpo
 from shiqrun.losses.regression import dro, dro_v
 from shiqrun.losses.shifted_q import shiq, shiq_init, shiq_ms, shiq_tk, tbrm
 from shiqrun.losses.soft_policy import spo, spo_advantage, spo_nonterminal
@@ -21,7 +24,10 @@ __all__ = [
     "dro",
     "dro_v",
     "ipo",
+    "kto",
+    "oreo",
     "ppo",
+    "qrpo",
     "reward_model",
     "sft",
     "shiq",

@@ -14,7 +14,20 @@ from torch import Tensor, zeros_like
 
 from shiqrun.types import ActionScores, LossTerms, Trajectories
 
-Need = Literal["rewards", "pairs", "order", "group", "value", "score", "prompt_value", "behaviour", "proximal"]
+Need = Literal[
+    "rewards",
+    "pairs",
+    "order",
+    "group",
+    "value",
+    "score",
+    "prompt_value",
+    "quantile",
+    "kl_estimate",
+    "vocabulary_kl",
+    "behaviour",
+    "proximal",
+]
 """What a loss may need:
 
 rewards: a reward for every trajectory.
@@ -24,12 +37,19 @@ group: the mean over the completions of one prompt.
 value: `policy.value` at every action's state.
 score: `policy.value` behind every action, as a reward model has it.
 prompt_value: the soft value Q0 of every prompt.
+quantile: the share of the reference's returns on a prompt that are at or below a trajectory's.
+kl_estimate: the step's KL estimate, from prompts with completions of other prompts.
+vocabulary_kl: KL(pi || pi_ref) over the vocabulary at every action's state.
 behaviour: log-probabilities of the actions under the distribution they were sampled from.
 proximal: the policy's scores when the batch came to be trained on, where a batch is trained on more than once.
 """
 Loss = TypeVar("Loss", bound=Callable[..., LossTerms])
 UnitCount = Callable[..., Tensor]
 """Counts the units of a loss on a batch, `[]`; takes the batch, and by name those hyperparameters it depends on."""
+
+
+OF_REFERENCE = frozenset({"prompt_value", "quantile"})
+"""Needs that are computed from rewards of the reference's own completions, as `shiqrun values` samples them."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +59,21 @@ class Requirements:
     Attributes:
         needs: what it reads besides tokens.
         group_if: hyperparameters and the values with which the loss also needs the group.
+        off_at_zero: needs that a hyperparameter of 0 takes away, by need.
         units: counts its units from a batch alone; None where the author of a loss declared no such function.
     """
 
     needs: frozenset[str] = frozenset({"rewards"})
     group_if: Mapping[str, Any] = field(default_factory=dict)
+    off_at_zero: Mapping[str, str] = field(default_factory=dict)
     units: UnitCount | None = None
 
 
 def needs(
-    *what: Need, units: UnitCount | None = None, group_if: Mapping[str, Any] | None = None
+    *what: Need,
+    units: UnitCount | None = None,
+    group_if: Mapping[str, Any] | None = None,
+    off_at_zero: Mapping[str, str] | None = None,
 ) -> Callable[[Loss], Loss]:
     """Return a decorator that records the requirements of a loss.
 
@@ -56,10 +81,11 @@ def needs(
         what: see `Need`.
         units: counts the loss's units from a batch, without scores: `action_count`, `trajectory_count`, ...
         group_if: hyperparameters, with the values that make the loss compare the completions of a prompt.
+        off_at_zero: needs, with the hyperparameter that takes each away where it is 0.
     """
 
     def mark(loss: Loss) -> Loss:
-        loss.requirements = Requirements(frozenset(what), group_if or {}, units)  # type: ignore[attr-defined]
+        loss.requirements = Requirements(frozenset(what), group_if or {}, off_at_zero or {}, units)  # type: ignore[attr-defined]
         return loss
 
     return mark
@@ -69,7 +95,8 @@ def needs_of(loss: Callable[..., LossTerms]) -> frozenset[str]:
     """Return the inputs that a loss (or the loss inside a partial) needs; rewards where it declares nothing."""
     requirements, bound = _unwrap(loss)
     compares = any(bound.get(key) == value for key, value in requirements.group_if.items())
-    return requirements.needs | {"group"} if compares else requirements.needs
+    off = {need for need, key in requirements.off_at_zero.items() if bound.get(key) == 0}
+    return (requirements.needs | {"group"} if compares else requirements.needs) - off
 
 
 def compares_completions(loss: Callable[..., LossTerms]) -> bool:

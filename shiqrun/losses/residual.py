@@ -126,7 +126,7 @@ def sum_of_squares(residual: Tensor, chosen: Tensor, count: Tensor, weight: Tens
         residual: `[B, A]`, reward units, differentiable.
         chosen: `[B, A]` bool, the actions that are summed.
         count: `[]`, units by which the training step divides the sum.
-        weight: `[B, 1]`, no unit, factor on the squares of a trajectory; None for 1. Metrics are not weighted.
+        weight: `[B, 1]` or `[B, A]`, no unit, factor on the squares; None for 1. Metrics are not weighted.
     """
     picked = residual.masked_fill(~chosen, 0)
     size, detached = chosen.sum(), picked.detach()

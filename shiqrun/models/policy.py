@@ -17,6 +17,7 @@ from shiqrun.models.adapter import with_lora
 from shiqrun.models.attention import reads_packed
 from shiqrun.models.head import head_of
 from shiqrun.models.scoring import score_further
+from shiqrun.models.vocabulary_kl import States
 from shiqrun.types import ActionScores, Trajectories
 
 
@@ -67,21 +68,30 @@ class Policy(nn.Module):
         model: PreTrainedModel = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return model
 
-    def forward(self, batch: Trajectories, *, sample: int = 0, describe: bool = False) -> ActionScores:
+    def forward(
+        self, batch: Trajectories, *, sample: int = 0, describe: bool = False, against: States | None = None
+    ) -> ActionScores:
         """Return the scores of a batch's actions, `[B, A]`, nats, float32, zero where there is no action.
 
         Args:
             batch: trajectories; where it has `anchor_tokens`, their logits are returned as `further`.
             sample: number of further tokens to sample from the policy at every action's state.
             describe: also return entropy and arg-max hits, without gradient.
+            against: states of the reference at these actions, to which the KL over the vocabulary is returned.
         """
+        return self.with_states(batch, sample, describe, against)[0]
+
+    def with_states(
+        self, batch: Trajectories, sample: int = 0, describe: bool = False, against: States | None = None
+    ) -> tuple[ActionScores, States]:
+        """Return what `forward` does, and the states that the scores were computed from."""
         layout = batch.layout
         if layout is None or (layout.attention is not None and not reads_packed(self.causal_lm)):
             layout = padded_layout(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)
         hidden = hidden_states(self.causal_lm.base_model, layout, self.autocast)
-        head = head_of(self.causal_lm)
+        states = States(hidden.index_select(0, layout.state), head := head_of(self.causal_lm))
         scored: dict[str, Any] = score_further(
-            hidden.index_select(0, layout.state),
+            states.hidden,
             head.weight,
             head.bias,
             layout.input_ids.flatten().index_select(0, layout.taken),
@@ -91,15 +101,15 @@ class Policy(nn.Module):
             scale=head.scale,
             cap=head.cap,
             dtype=self.autocast,
+            against=against,
         )._asdict()
         if not (sample or batch.anchor_tokens is not None):
             scored |= {"further": None, "further_tokens": None}
         if self.value is not None:
             scored["value"] = self.value(hidden, layout)
         shape = batch.action_mask.shape
-        return ActionScores(
-            **{name: None if x is None else _scatter(x, layout.slot, shape) for name, x in scored.items()}  # type: ignore[arg-type]
-        )
+        placed: Any = {name: None if x is None else _scatter(x, layout.slot, shape) for name, x in scored.items()}
+        return ActionScores(**placed), states
 
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from shiqrun.models.policy import Policy
+from shiqrun.models.vocabulary_kl import States
 from shiqrun.types import ActionScores, Trajectories
 
 Kind = Literal["cached", "frozen", "adapter", "none"]
@@ -47,6 +48,11 @@ class FrozenReference:
         scores: ActionScores = self.policy(batch)
         return scores
 
+    @torch.no_grad()
+    def with_states(self, batch: Trajectories) -> tuple[ActionScores, States]:
+        """Return the frozen copy's scores of a batch, and the states that they were computed from."""
+        return self.policy.with_states(batch)
+
     @contextlib.contextmanager
     def as_policy(self) -> Iterator[Policy]:
         """Yield the frozen copy, a policy whose outputs are the reference's."""
@@ -65,6 +71,12 @@ class AdapterOff:
         with self._policy[0].as_reference():
             scores: ActionScores = self._policy[0](batch)
         return scores
+
+    @torch.no_grad()
+    def with_states(self, batch: Trajectories) -> tuple[ActionScores, States]:
+        """Return the policy's scores of a batch without its adapter, and the states that they were computed from."""
+        with self._policy[0].as_reference():
+            return self._policy[0].with_states(batch)
 
     def use(self, policy: Policy) -> None:
         """Take another policy, with the same base."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shiqrun.models.chunked_scores import HALF, Plan, chunked_scores
+from shiqrun.models.vocabulary_kl import States, scores_against
 
 TILE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 """Memory of one tile of logits, by device."""
@@ -36,6 +37,7 @@ class ScoredActions(NamedTuple):
         further_tokens: `[N, K]` int64, the further tokens.
         entropy: `[N]`, entropy of the softmax, without gradient; None if not asked for.
         hits: `[N]` bool, True where the action is the most likely token; None if not asked for.
+        kl: `[N]`, KL to another model over the vocabulary; None without one.
     """
 
     logit: Tensor
@@ -44,6 +46,7 @@ class ScoredActions(NamedTuple):
     further_tokens: Tensor
     entropy: Tensor | None
     hits: Tensor | None
+    kl: Tensor | None = None
 
 
 def score_actions(
@@ -79,6 +82,7 @@ def score_further(
     chunk: int | None = None,
     keep: bool | None = None,
     dtype: torch.dtype | None = None,
+    against: States | None = None,
 ) -> ScoredActions:
     """Return the scores of N actions and of further tokens at the same states, all differentiable.
 
@@ -98,23 +102,32 @@ def score_further(
         dtype: of the factors of matrix products on a GPU, None for that of hidden and weight; products come out in
             float32 all the same. On a CPU, where no such product exists, the factors are float32: rounded to bfloat16,
             logits would be wrong by some 2e-2 nats.
+        against: states of another model, to which the KL is returned; tiles are computed twice, whatever `keep` says.
 
     Raises:
         ValueError: the shapes do not fit.
     """
     _check_shapes(hidden, weight, bias, targets, further)
     device, factors = hidden.device.type, _factor_dtype(hidden, weight, dtype)
-    if keep is None:
-        keep = hidden.shape[0] * weight.shape[0] * factors.itemsize <= KEPT_BYTES.get(device, KEPT_BYTES["cuda"])
-    trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
-    frozen = trained and not (weight.requires_grad or (bias is not None and bias.requires_grad))
-    way = "frozen" if frozen else ("kept" if keep else "recomputed") if trained else "none"
+    way = _way(hidden, weight, bias, factors, keep)
     plan = Plan(scale, cap, factors, way, chunk or chunk_rows(weight.shape[0], device), sample, describe)
     tokens = targets[:, None] if further is None else torch.cat([targets[:, None], further], 1)
+    given = (hidden, weight, bias, tokens)
     with torch.autocast(device, enabled=False):
-        picked, tokens, partition, entropy, hits = chunked_scores(hidden, weight, bias, tokens, plan)
-    seen = (entropy, hits) if describe else (None, None)
-    return ScoredActions(picked[:, 0], partition, picked[:, 1:], tokens[:, 1:], *seen)
+        found: Any = (*chunked_scores(*given, plan), None) if against is None else scores_against(*given, against, plan)
+    picked, tokens, partition, entropy, hits, kl = found
+    seen, hit = (entropy, hits) if describe else (None, None)
+    return ScoredActions(picked[:, 0], partition, picked[:, 1:], tokens[:, 1:], seen, hit, kl)
+
+
+def _way(hidden: Tensor, weight: Tensor, bias: Tensor | None, factors: torch.dtype, keep: bool | None) -> str:
+    """Return how the backward pass gets the softmax: frozen, kept or recomputed; none without a gradient."""
+    if keep is None:
+        room = KEPT_BYTES.get(hidden.device.type, KEPT_BYTES["cuda"])
+        keep = hidden.shape[0] * weight.shape[0] * factors.itemsize <= room
+    trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    frozen = trained and not (weight.requires_grad or (bias is not None and bias.requires_grad))
+    return "frozen" if frozen else ("kept" if keep else "recomputed") if trained else "none"
 
 
 def _check_shapes(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, further: Tensor | None) -> None:

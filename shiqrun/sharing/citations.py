@@ -83,6 +83,15 @@ PAPERS = {
   eprint = {2504.19599},
   archivePrefix = {arXiv}
 }""",
+    "brantley2025astarpo": """\
+@misc{brantley2025astarpo,
+  title = {Accelerating {RL} for {LLM} Reasoning with Optimal Advantage Regression},
+  author = {Brantley, Kiant{\\'e} and Chen, Mingyu and Gao, Zhaolin and Lee, Jason D. and Sun, Wen and Zhan, Wenhao and
+            Zhang, Xuezhou},
+  year = {2025},
+  eprint = {2505.20686},
+  archivePrefix = {arXiv}
+}""",
     "gao2024rebel": """\
 @misc{gao2024rebel,
   title = {{REBEL}: Reinforcement Learning via Regressing Relative Rewards},
@@ -109,6 +118,32 @@ PAPERS = {
   booktitle = {International Conference on Artificial Intelligence and Statistics},
   year = {2024},
   eprint = {2310.12036},
+  archivePrefix = {arXiv}
+}""",
+    "wang2024oreo": """\
+@misc{wang2024oreo,
+  title = {Offline Reinforcement Learning for {LLM} Multi-Step Reasoning},
+  author = {Wang, Huaijie and Hao, Shibo and Dong, Hanze and Zhang, Shenao and Bao, Yilin and Yang, Ziran and Wu, Yi},
+  year = {2024},
+  eprint = {2412.16145},
+  archivePrefix = {arXiv}
+}""",
+    "ethayarajh2024kto": """\
+@inproceedings{ethayarajh2024kto,
+  title = {{KTO}: Model Alignment as Prospect Theoretic Optimization},
+  author = {Ethayarajh, Kawin and Xu, Winnie and Muennighoff, Niklas and Jurafsky, Dan and Kiela, Douwe},
+  booktitle = {International Conference on Machine Learning},
+  year = {2024},
+  eprint = {2402.01306},
+  archivePrefix = {arXiv}
+}""",
+    "matrenok2025qrpo": """\
+@inproceedings{matrenok2025qrpo,
+  title = {Quantile Reward Policy Optimization: Alignment with Pointwise Regression and Exact Partition Functions},
+  author = {Matrenok, Simon and Moalla, Skander and Gulcehre, Caglar},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2025},
+  eprint = {2507.08068},
   archivePrefix = {arXiv}
 }""",
     "schulman2017ppo": """\
@@ -166,6 +201,9 @@ METHODS = {
     "spo": ("cohen2025spo",),
     "spo_nonterminal": ("cohen2025spo",),
     "spo_advantage": ("cohen2025spo",),
+    "oreo": ("wang2024oreo",),
+    "kto": ("ethayarajh2024kto",),
+    "qrpo": ("matrenok2025qrpo",),
     "ppo": ("schulman2017ppo",),
     "reward_model": ("bradley1952rank",),
     "sft": (),
@@ -177,6 +215,7 @@ NAMES = {
     "tba": ("bartoldson2025tba",),
     "gvpo": ("zhang2025gvpo",),
     "rebel": ("gao2024rebel",),
+    "a2po": ("brantley2025astarpo",),
 }
 """Keys of PAPERS for the choices of `algo=` that are another paper's name for one of the losses."""
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from shiqrun.batching.columns import AnchorTokens, Values
+from shiqrun.batching.mismatched import with_mismatched
 from shiqrun.batching.reward_offsets import Offset, reward_offsets
 from shiqrun.batching.rows import Rows
+from shiqrun.estimates.quantiles import return_quantiles
 from shiqrun.estimates.value_targets import PrefixRewards, value_targets
 
 
@@ -28,6 +30,8 @@ class RunFacts:
         center: constant taken from every return, reward units; see `offset_center`.
         beta: KL temperature, reward units per nat; 0 for methods without one.
         prompt_values: Q0 of each prompt id, reward units; None for methods that do not read it.
+        reference_rewards: what the reference's completions earned, by prompt id; None for methods without quantiles.
+        mismatched: the loss reads a KL estimate from prompts with completions of other prompts.
         targets: rewards of rollouts behind prefixes of logged trajectories; None without `algo.targets`.
     """
 
@@ -38,21 +42,26 @@ class RunFacts:
     center: float
     beta: float = 0.0
     prompt_values: Mapping[str, float] | None = None
+    reference_rewards: Mapping[str, np.ndarray] | None = None
+    mismatched: bool = False
     targets: PrefixRewards | None = None
 
 
 def annotate(rows: Rows, facts: RunFacts) -> Rows:
     """Return the rows with the layout, the anchor tokens and the columns that the losses of this run read.
 
-    Columns are `offset` and, where the run knows them, `prompt_value` (every prompt must have one) and, for the logged
-    training split alone, `value_target`. Annotating rows twice changes nothing.
+    Columns are `offset` and, where the run knows them, `prompt_value` or `quantile` (every prompt must have one) and,
+    for the logged training split alone, `value_target`. Annotating rows twice changes nothing.
     """
     columns: dict[str, Values] = {"offset": reward_offsets(rows, facts.reward_offset, facts.center)}
     if facts.prompt_values is not None:
         values = facts.prompt_values
         columns["prompt_value"] = np.array([values[t.prompt_id] for t in rows.trajectories], np.float32)
+    if facts.reference_rewards is not None:
+        columns["quantile"] = return_quantiles(rows, facts.reference_rewards)
     if facts.targets is not None and rows.source == "logged":
         columns["value_target"] = value_targets(rows, facts.targets, facts.beta)
+    rows = with_mismatched(rows) if facts.mismatched else rows
     with_layout = rows.with_layout(packed=facts.packed, device=facts.device)
     return with_layout.with_anchor(_anchor_of(rows, facts.anchor)).with_columns(**columns)
 

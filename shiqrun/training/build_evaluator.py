@@ -33,7 +33,7 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
     settings = plan.eval
     samples = "score" not in needs_of(plan.loss) and not plan.source.evaluated_exactly
     asked = bool(samples and settings.every and settings.max_prompts)
-    scores_training = "prompt_value" in needs_of(plan.loss) or plan.rollout is not None
+    scores_training = plan.reads_values or plan.rollout is not None
     if plan.reward is not None and not (scores_training or asked):
         raise InputError(
             f"eval.reward: nothing would be scored with data={plan.names['data']}, algo={plan.names['algo']}, "
@@ -70,6 +70,9 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
 def _beta_in_reward_units(plan: "Plan", logged: Rows) -> float | None:
     """Return the method's beta, or None where the evaluation's rewards may have another unit than the data's."""
     beta = plan.beta
+    if "quantile" in plan.needs:
+        log.info(f"algo={plan.name}: beta is in quantiles per nat, so there is no val/regularised_return")
+        return None
     if plan.reward is None or plan.source.environment() is not None:
         return beta
     log.info("the reward of completions: %s", ", ".join(f"{k} {v}" for k, v in plan.reward.about().items()))

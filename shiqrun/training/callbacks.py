@@ -283,10 +283,8 @@ class Validation(Callback):
     def _on_data(self, trainer: Trainer, module: Method) -> dict[str, float]:
         """Return the loss and its metrics on the logged trajectories of the validation split."""
         module.policy.eval()
-        tallies = [
-            module.validation_metrics(batch.to(module.device))
-            for _, batch in trainer.datamodule.validation()  # type: ignore[attr-defined]
-        ]
+        split = (batch.to(module.device) for _, batch in trainer.datamodule.validation())  # type: ignore[attr-defined]
+        tallies = [module.validation_metrics(batch) for batch in module.with_kl_estimate(split)]
         module.policy.train()
         found = module.reduce_metrics(tallies) if tallies else {}
         return {

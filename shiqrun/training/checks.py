@@ -59,7 +59,7 @@ def quantization_has_a_gpu(plan: Plan) -> str | None:
 
 def rewards_of_prompt_values_are_unshifted(plan: Plan) -> str | None:
     """Prompt values are estimated from rewards as they are, so that no offset may be taken from them."""
-    if "prompt_value" in plan.needs and plan.algo.reward_offset != "none":
+    if plan.reads_values and plan.algo.reward_offset != "none":
         return f"algo.reward_offset={plan.algo.reward_offset}: prompt values are of rewards as they are; set it to none"
     return None
 
@@ -73,10 +73,10 @@ def prompt_values_have_a_beta(plan: Plan) -> str | None:
 
 def prompt_values_have_an_origin(plan: Plan) -> str | None:
     """Prompt values are read from a file, or estimated with a reward."""
-    if "prompt_value" in plan.needs and plan.algo.values is None and plan.reward is None:
+    if plan.reads_values and plan.algo.values is None and plan.reward is None:
         return (
-            f"algo={plan.name} needs the value of every prompt: give algo.values=FILE, made by `shiqrun values`, or "
-            "eval.reward=NAME to have the reference's completions scored first"
+            f"algo={plan.name} needs what the reference earns on every prompt: give algo.values=FILE, made by `shiqrun "
+            "values`, or eval.reward=NAME to have the reference's completions scored first"
         )
     return None
 
@@ -96,9 +96,12 @@ def monte_carlo_has_weight_and_targets(plan: Plan) -> str | None:
 
 def prompt_value_settings_have_a_reader(plan: Plan) -> str | None:
     """Settings of prompt values and value targets are for methods that read prompt values."""
-    algo = plan.algo
-    if "prompt_value" not in plan.needs and (algo.monte_carlo or algo.targets or algo.values):
-        return f"algo.values, algo.targets and algo.monte_carlo are for methods with prompt values, not {plan.name}"
+    algo, terms = plan.algo, plan.algo.monte_carlo or plan.algo.targets or plan.algo.value_beta
+    if ("prompt_value" not in plan.needs and terms) or (not plan.reads_values and algo.values):
+        settings = "algo.values, algo.value_beta, algo.targets and algo.monte_carlo"
+        return f"{settings} are for methods with prompt values, not {plan.name}"
+    if algo.value_beta is not None and (algo.monte_carlo or algo.targets):
+        return f"algo.value_beta={algo.value_beta:g}: the Monte-Carlo term's targets are values at algo.beta; set null"
     return None
 
 
@@ -137,6 +140,18 @@ def anchor_tokens_are_cached(plan: Plan) -> str | None:
             "algo.anchor_from=policy draws new tokens at each step, which no cache has; set algo.reference=frozen "
             "(or adapter), or algo.anchor_from=uniform"
         )
+    return None
+
+
+def vocabulary_kl_has_a_live_reference(plan: Plan) -> str | None:
+    """A KL over the vocabulary needs the reference's logits of all tokens, and a model that every rank has whole."""
+    if "vocabulary_kl" not in plan.needs:
+        return None
+    what = f"algo={plan.name} weighs the KL over the vocabulary (algo.kl_reg)"
+    if plan.algo.reference == "cached":
+        return f"{what}, and no cache has the logits of all tokens; set algo.reference=frozen (or adapter), or kl_reg=0"
+    if plan.hardware.strategy == "fsdp":
+        return f"{what}, which is not computed of sharded weights; set algo.kl_reg=0, or hardware=ddp"
     return None
 
 
@@ -183,6 +198,7 @@ RULES = (
     updates_have_a_proximal_policy,
     anchor_has_a_reference,
     anchor_tokens_are_cached,
+    vocabulary_kl_has_a_live_reference,
     training_has_an_end,
     stop_metric_is_measured,
 )

@@ -12,6 +12,7 @@ from shiqrun.batching.prompt_identity import tokens_key
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.estimates.value_file import PromptRewards
+from shiqrun.losses.requirements import hyperparameters
 from shiqrun.rewards.units import Verdict, compare_with_sampled, listed, of_source, scored_by, wrong_of
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.training.plan import Plan
@@ -90,6 +91,27 @@ def some_pair_is_decided(plan: Plan, rows: Rows) -> str | None:
     level = rows.returns
     if not any(np.ptp(level[unit]) > 1e-6 * np.abs(level[unit]).sum() for unit in rows.units):
         return f"algo={plan.name} needs a better and a worse completion, but every pair of the data is a tie"
+    return None
+
+
+def both_kinds_are_there(plan: Plan, rows: Rows) -> str | None:
+    """A loss of good and bad completions needs some of each, and prompts to exchange completions between."""
+    threshold = hyperparameters(plan.loss).get("threshold")
+    if "kl_estimate" not in plan.needs:
+        return None
+    if rows.mismatched is None:
+        return f"algo={plan.name} puts completions behind other prompts, but all trajectories answer one; add prompts"
+    if threshold is None:
+        return None
+    level = rows.returns - np.asarray(rows.columns["offset"])
+    good = int((level > threshold).sum())
+    if good in (0, len(rows)):
+        kind = "undesirable" if good else "desirable"
+        return (
+            f"algo={plan.name}: none of {len(rows)} trajectories is {kind}: returns are from {level.min():.4g} to "
+            f"{level.max():.4g}, and desirable is what is larger than algo.threshold={threshold:g}; set it between "
+            "them, or algo.reward_offset=mean"
+        )
     return None
 
 

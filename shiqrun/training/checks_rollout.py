@@ -56,6 +56,13 @@ def method_learns_from_samples(plan: Plan, rollout: RolloutSettings) -> str | No
     return None
 
 
+def method_pairs_no_samples(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """A KL estimate needs completions of other prompts, which are joined before training and scored in each step."""
+    if "kl_estimate" in plan.needs:
+        return f"rollout: algo={plan.name} puts logged completions behind other prompts, not sampled; set rollout=none"
+    return None
+
+
 def data_asks_for_one_completion(plan: Plan, rollout: RolloutSettings) -> str | None:
     """A rollout is one completion, so that no environment may answer the policy."""
     if plan.source.answers_back():
@@ -259,6 +266,7 @@ RULES = (
     offline_share_has_sources,
     further_source_has_a_file,
     method_learns_from_samples,
+    method_pairs_no_samples,
     data_asks_for_one_completion,
     samples_have_a_reward,
     reference_scores_samples,

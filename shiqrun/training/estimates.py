@@ -31,7 +31,7 @@ def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
         InputError: values or targets made with another reference or reward, or of other data; rewards of another unit.
     """
     plan = run.plan
-    if "prompt_value" not in plan.needs:
+    if not plan.reads_values:
         return run, {}
     began = time.perf_counter()
     known, sampled_now = _known_values(run)
@@ -47,8 +47,12 @@ def with_estimates(run: Run) -> tuple[Run, dict[str, Any]]:
     }
     targets = None if plan.algo.targets is None else read_targets(Path(plan.algo.targets), run.weights, plan.reward)
     assert plan.beta is not None
-    values = soft_values(known, plan.beta)
-    run = run.with_facts(replace(run.facts, beta=plan.beta, prompt_values=values, targets=targets))
+    facts = replace(
+        run.facts, beta=plan.beta, targets=targets, prompt_values=soft_values(known, plan.algo.value_beta or plan.beta)
+    )
+    if "quantile" in plan.needs:
+        facts = replace(facts, reference_rewards={name: found.rewards for name, found in known.items()})
+    run = run.with_facts(facts)
     if plan.algo.targets is not None:
         number = number_of_targets(run.encoded.train.columns["value_target"])
         raise_if_wrong(some_action_has_a_target(plan, number))

@@ -18,7 +18,7 @@ from shiqrun.data.source import Source
 from shiqrun.errors import InputError
 from shiqrun.estimates.prompt_values import ValueSettings
 from shiqrun.evaluation.evaluator import PolicyEvaluator
-from shiqrun.losses.requirements import compares_completions, hyperparameters, needs_of
+from shiqrun.losses.requirements import OF_REFERENCE, compares_completions, hyperparameters, needs_of
 from shiqrun.models.policy import ModelSettings, Policy
 from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.settings import RolloutSettings
@@ -111,6 +111,11 @@ class Plan:
     def needs(self) -> frozenset[str]:
         """What the loss reads besides tokens; see `losses.requirements`."""
         return needs_of(self.loss)
+
+    @property
+    def reads_values(self) -> bool:
+        """Return whether the loss reads what is computed from rewards of the reference's own completions."""
+        return bool(self.needs & OF_REFERENCE)
 
     @property
     def compares(self) -> bool:

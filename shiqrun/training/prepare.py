@@ -23,7 +23,13 @@ from shiqrun.rollout.other_sources import load_further_rows
 from shiqrun.training.annotate import RunFacts
 from shiqrun.training.build_evaluator import evaluator_of
 from shiqrun.training.checks import check_settings
-from shiqrun.training.checks_data import check_data, every_trajectory_has_a_reward, raise_if_wrong, warning_of_levels
+from shiqrun.training.checks_data import (
+    both_kinds_are_there,
+    check_data,
+    every_trajectory_has_a_reward,
+    raise_if_wrong,
+    warning_of_levels,
+)
 from shiqrun.training.checks_units import unit_is_mixed
 from shiqrun.training.checks_warnings import warnings_of
 from shiqrun.training.load_policy import load_policy
@@ -77,7 +83,9 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     )
     for warning in warnings_of(run):
         log.warning(warning)
-    return run.with_facts(facts)
+    run = run.with_facts(facts)
+    raise_if_wrong(both_kinds_are_there(plan, run.encoded.train))
+    return run
 
 
 def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase, store: RowStore) -> EncodedData:
@@ -139,6 +147,7 @@ def _facts(plan: Plan, policy: Policy, logged: Rows, why_padded: str | None) -> 
         anchor=anchor,
         reward_offset=plan.algo.reward_offset,
         center=offset_center(logged, plan.algo.reward_offset),
+        mismatched="kl_estimate" in plan.needs,
     )
 
 

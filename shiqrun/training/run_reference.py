@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from shiqrun.batching.rows import Rows
 from shiqrun.console import track
 from shiqrun.models.reference import AdapterOff, FrozenReference, Reference, scores_in_batch
-from shiqrun.models.reference_cache import cache_key, cached_scores
+from shiqrun.models.reference_cache import CachedScores, cache_key, cached_scores
 from shiqrun.training.plan import Run
 
 log = logging.getLogger("shiqrun")
@@ -31,23 +32,33 @@ def with_reference(run: Run) -> tuple[Run, Reference | None, dict[str, Any]]:
     return run, scores_in_batch, cost
 
 
+def _scores_of(run: Run, rows: Rows, name: str) -> CachedScores:
+    """Return the reference's scores of a table of rows, read from the cache or computed now."""
+    plan = run.plan
+    return cached_scores(
+        run.policy,
+        rows,
+        plan.cache_dir,
+        key=cache_key(run.policy, rows, run.weights),
+        tokens=plan.trainer.micro_batch_tokens,
+        device=plan.hardware.device(),
+        progress=partial(track, description=f"reference scores of {name}, micro-batches"),
+    )
+
+
 def _with_cached_scores(run: Run) -> tuple[Run, dict[str, Any]]:
     """Return the run with the reference's scores of both splits, read from the cache or computed now."""
-    plan, began, found, computing = run.plan, time.perf_counter(), [], 0.0
+    began, found, computing = time.perf_counter(), list[bool](), 0.0
     splits = {"train": run.encoded.train, "val": run.encoded.val}
     for name, rows in splits.items():
-        scores, there, seconds = cached_scores(
-            run.policy,
-            rows,
-            plan.cache_dir,
-            key=cache_key(run.policy, rows, run.weights),
-            tokens=plan.trainer.micro_batch_tokens,
-            device=plan.hardware.device(),
-            progress=partial(track, description=f"reference scores of {name}, micro-batches"),
-        )
-        splits[name] = rows.with_column("reference", scores)
-        found.append(there)
-        computing += seconds
+        tables = {name: rows} if rows.mismatched is None else {name: rows, f"{name}, mismatched": rows.mismatched}
+        scored = {of: _scores_of(run, table, of) for of, table in tables.items()}
+        if rows.mismatched is not None:
+            joined = scored[f"{name}, mismatched"].scores
+            rows = rows.with_mismatched(rows.mismatched.with_column("reference", joined))
+        splits[name] = rows.with_column("reference", scored[name].scores)
+        found += [table.found for table in scored.values()]
+        computing += sum(table.seconds for table in scored.values())
     spent = time.perf_counter() - began
     log.info(
         "reference scores of %d trajectories: %s %.1f s",

@@ -329,7 +329,9 @@ def test_prompts_without_a_value_are_counted_and_the_first_is_named(home, capfd)
 
 
 def test_what_is_missing_or_does_not_fit_is_said(home, capfd):
-    assert "algo=spo needs the value of every prompt: give algo.values=FILE" in refused(capfd, "algo=spo")
+    assert "algo=spo needs what the reference earns on every prompt: give algo.values=FILE" in refused(
+        capfd, "algo=spo"
+    )
     assert "nowhere.jsonl: cannot be read" in refused(capfd, "algo=spo", "algo.values=nowhere.jsonl")
     wrong = refused(capfd, "algo=spo", "algo.values=made/trajectories.jsonl")
     assert "trajectories.jsonl: no file of prompt values" in wrong

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from math import exp, log
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from shiqrun import losses
 from shiqrun.types import ActionScores, Trajectories
 
-BETA = 0.7
+BETA, Z = 0.7, 0.4
 LENGTHS = (4, 1, 0, 7, 2, 3, 5, 2, 1, 6, 3, 0)
 GROUPS = (4, 7, 7, 4, 1, 7, 4, 1, 9, 4, 1, 3)
 LEVELS = {4: (1.0, 0.5, 0.5, -1.0), 7: (0.25, 0.25), 1: (-0.5, 2.0, 0.0), 9: (0.75,)}
@@ -29,6 +30,8 @@ class Row:
     v0: list[Any]
     index: list[int]
     group: int
+    quantile: Any = None
+    kl: Any = None
 
     @property
     def actions(self):
@@ -61,7 +64,9 @@ def rows_of(batch, policy, reference):
         sources = (batch.rewards, *ours, reference.logit, reference.log_partition)
         numbers = [[source[b, t] for t in range(length)] for source in sources]
         index = [int(batch.action_index[b, t]) for t in range(length)]
-        rows.append(Row(*numbers, index, int(batch.group[b])))
+        quantile = None if batch.quantile is None else batch.quantile[b]
+        kl = None if policy.kl is None else [policy.kl[b, t] for t in range(length)]
+        rows.append(Row(*numbers, index, int(batch.group[b]), quantile, kl))
     return rows
 
 
@@ -116,6 +121,25 @@ def tbrm(rows):
     return sum((BETA**2 * x**2 for x in nats), 0.0), _sequences(rows)
 
 
+def qrpo(rows):
+    """The partition function from its definition, the mean of exp(q / beta) over a uniform q."""
+    partition = BETA * (exp(1 / BETA) - 1)
+    residuals = [row.quantile - BETA * log(partition) - BETA * row.total_ratio() for row in rows if row.r]
+    return sum((x**2 for x in residuals), 0.0), _sequences(rows)
+
+
+def kto(rows, threshold=0.0, desirable_weight=1.0, undesirable_weight=1.0):
+    total = 0.0
+    for row in rows:
+        if row.r:
+            reward = BETA * (row.total_ratio() - Z)
+            if row.total_reward() > threshold:
+                total = total + desirable_weight * (1 - 1 / (1 + torch.exp(-reward)))
+            else:
+                total = total + undesirable_weight * (1 - 1 / (1 + torch.exp(reward)))
+    return total, _sequences(rows)
+
+
 def direct(rows):
     total = 0.0
     for row in rows:
@@ -155,6 +179,23 @@ def dro_v(rows):
         if row.r:
             level, value = row.return_to_go(0), row.value[0]
             total = total + (level.detach() - value) ** 2 / 2 + (level - value.detach()) ** 2 / (2 * BETA)
+    return total, _sequences(rows)
+
+
+def oreo(rows, kl_reg=0.01, level="token"):
+    """Each square holds the other's network still, and the policy's what comes behind its own action."""
+    total = 0.0
+    for row in rows:
+        begins = [t for t in row.actions if level == "token" or t == 0 or row.index[t] != row.index[t - 1] + 1]
+        for t, behind in zip(begins, [*begins, len(row.r)][1:], strict=True):
+            earned = sum(row.r[t:])
+            own = sum(row.log_ratio(k) for k in range(t, behind))
+            later = sum((row.log_ratio(k).detach() for k in range(behind, len(row.r))), 0.0)
+            fitted = earned - BETA * (own.detach() + later) - row.value[t]
+            pulled = earned - BETA * (own + later) - row.value[t].detach()
+            total = total + (fitted**2 + pulled**2) / len(begins)
+        if row.r and kl_reg:
+            total = total + kl_reg * sum(row.kl) / len(row.r)
     return total, _sequences(rows)
 
 
@@ -216,6 +257,7 @@ def _sequences(rows):
 
 
 LAMBDAS = (0.0, 0.5, 0.9)
+WEIGHTED = {"threshold": 0.25, "desirable_weight": 0.6, "undesirable_weight": 1.5}
 LOSSES = {
     "sft": (losses.sft, sft),
     "shiq": (partial(losses.shiq, beta=BETA), shiq),
@@ -226,8 +268,14 @@ LOSSES = {
     "direct": (partial(losses.direct, beta=BETA), direct),
     "soft_q": (called_soft_q, soft_q),
     "tbrm": (partial(losses.tbrm, beta=BETA), tbrm),
+    "qrpo": (partial(losses.qrpo, beta=BETA), qrpo),
+    "kto": (partial(losses.kto, beta=BETA), kto),
+    "kto-weighted": (partial(losses.kto, beta=BETA, **WEIGHTED), partial(kto, **WEIGHTED)),
     "dro": (partial(losses.dro, beta=BETA), dro),
     "dro_v": (partial(losses.dro_v, beta=BETA), dro_v),
+    "oreo": (partial(losses.oreo, beta=BETA, kl_reg=0.3), partial(oreo, kl_reg=0.3)),
+    "oreo-turn": (partial(losses.oreo, beta=BETA, level="turn"), partial(oreo, level="turn")),
+    "oreo-plain": (partial(losses.oreo, beta=BETA, kl_reg=0.0), partial(oreo, kl_reg=0.0)),
 }
 """Name -> the loss and its naive twin; `shiq-0.9` is shiq with lam 0.9."""
 WHOLE = {"units": "trajectory"}
@@ -275,6 +323,8 @@ def ragged(lengths=LENGTHS, width=7, seed=0, groups=None):
         action_mask=torch.arange(width) < torch.tensor(lengths)[:, None],
         rewards=rewards,
         group=torch.tensor(range(len(lengths)) if groups is None else groups),
+        kl_estimate=torch.tensor(Z, dtype=torch.float64),
+        quantile=torch.arange(len(lengths), dtype=torch.float64) * 5 % 8 / 8,
     )
     return batch, scores(shape, draw), scores(shape, draw)
 
@@ -291,15 +341,17 @@ def _set_returns(rewards, draw):
 def scores(shape, draw):
     """Random scores in which the log-partition exceeds the logit, as leaves that take a gradient."""
     logit, gap, value = torch.randn(3, *shape, dtype=torch.float64, generator=draw)
-    parts = (logit, logit + gap.abs(), value)
+    kl = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(17))
+    parts = (logit, logit + gap.abs(), value, kl)
     return ActionScores(*(part.clone().requires_grad_() for part in parts))
 
 
 def numbers(policy):
     """What a loss may take a gradient from."""
-    return policy.logit, policy.log_partition, policy.value
+    given = (policy.logit, policy.log_partition, policy.value, policy.kl)
+    return given[:3] if policy.kl is None else given
 
 
 def gradients(terms, policy):
-    """d total / d (logit, log_partition, value), zeros where nothing arrives."""
+    """d total / d (logit, log_partition, value, kl), zeros where nothing arrives."""
     return list(torch.autograd.grad(terms.total, numbers(policy), materialize_grads=True))

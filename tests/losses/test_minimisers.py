@@ -81,13 +81,13 @@ def test_dro_without_a_baseline_arrives_only_where_the_optimal_value_is_zero(lev
     assert distance(tree, found, reference) == pytest.approx(expected, rel=1e-4)
 
 
-def without_value(prior, returns):
+def without_value(prior, returns, beta=BETA):
     """argmin over distributions p of sum (R - beta log(p / prior))^2, by bisection on the multiplier of sum p = 1."""
 
     def at(multiplier):
         """The root x of 2 beta (beta x - R) + multiplier prior exp(x), which rises in x, for every path."""
         return [
-            bisected(lambda x, p=p, r=r: 2 * BETA * (BETA * x - r) + multiplier * p * exp(x), -30, 30)
+            bisected(lambda x, p=p, r=r: 2 * beta * (beta * x - r) + multiplier * p * exp(x), -30, 30)
             for p, r in zip(prior, returns, strict=True)
         ]
 

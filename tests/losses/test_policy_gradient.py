@@ -100,7 +100,8 @@ def test_loss_gradient_and_metrics_are_those_of_a_loop_over_actions(clip, gae_la
         assert float(terms.metrics[name][0]) == pytest.approx(number), name
         assert number > 0, f"{name} tells nothing here"
     assert_close(
-        gradients(terms, policy), list(torch.autograd.grad(total, (policy.logit, policy.log_partition, policy.value)))
+        gradients(terms, policy)[:3],
+        list(torch.autograd.grad(total, (policy.logit, policy.log_partition, policy.value))),
     )
     parts = terms.metrics["policy_loss"][0] + terms.metrics["value_loss"][0]
     assert float(parts) == pytest.approx(float(terms.total))
@@ -128,7 +129,7 @@ def test_nothing_in_the_padding_reaches_value_gradient_or_metrics(filling):
     one, two = PPO(batch, policy, reference, **options), PPO(other, same, all_filled(reference), **options)
     assert_close((two.total, two.count, two.metrics), (one.total, one.count, one.metrics))
     found = gradients(two, same)
-    assert_close(found, gradients(one, policy))
+    assert_close(found, gradients(one, policy)[:3])
     assert not any(g[empty].any() for g in found)
 
 

@@ -22,10 +22,10 @@ def test_supervised_fine_tuning_needs_nothing_and_the_others_need_rewards():
     assert needs_of(losses.sft) == frozenset()
 
 
-def test_losses_of_pairs_need_pairs_and_three_losses_a_head_of_their_own():
+def test_losses_of_pairs_need_pairs_and_four_losses_a_head_of_their_own():
     for name in losses.__all__:
         assert ("pairs" in needs_of(getattr(losses, name))) == (name in PAIRED)
-        assert ("value" in needs_of(getattr(losses, name))) == (name in {"dro_v", "ppo"})
+        assert ("value" in needs_of(getattr(losses, name))) == (name in {"dro_v", "oreo", "ppo"})
         assert ("score" in needs_of(getattr(losses, name))) == (name == "reward_model")
 
 
@@ -89,6 +89,24 @@ def test_every_loss_declares_how_its_units_are_counted(loss):
 def test_units_counted_without_scores_are_those_of_the_loss(loss):
     batch, policy, reference = ragged()
     assert unit_count(loss, batch) == loss(batch, policy, reference).count
+
+
+def test_qrpo_alone_needs_quantiles():
+    for name in losses.__all__:
+        assert ("quantile" in needs_of(getattr(losses, name))) == (name == "qrpo")
+
+
+def test_oreo_alone_needs_the_kl_over_the_vocabulary_unless_its_weight_is_zero():
+    for name in losses.__all__:
+        assert ("vocabulary_kl" in needs_of(getattr(losses, name))) == (name == "oreo")
+    assert "vocabulary_kl" in needs_of(partial(losses.oreo, beta=1.0, kl_reg=1e-9))
+    assert needs_of(partial(losses.oreo, beta=1.0, kl_reg=0.0)) == {"rewards", "value"}
+    assert needs_of(partial(losses.oreo, beta=1.0, kl_reg=0)) == {"rewards", "value"}
+
+
+def test_kto_alone_needs_an_estimate_of_the_kl():
+    for name in losses.__all__:
+        assert ("kl_estimate" in needs_of(getattr(losses, name))) == (name == "kto")
 
 
 @pytest.mark.parametrize("loss", [losses.ppo, losses.spo, losses.spo_nonterminal, losses.spo_advantage, monte_carlo])

@@ -1,5 +1,9 @@
 """Methods of other papers that are losses of ours: the papers' forms have our gradient times a constant."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,11 +11,14 @@ from torch.testing import assert_close
 from shiqrun import losses
 from shiqrun.config.compose import compose
 from shiqrun.config.locate import locate
+from shiqrun.estimates.prompt_values import soft_values
+from shiqrun.estimates.value_file import PromptRewards
 from shiqrun.losses.requirements import hyperparameters
 from tests.losses.naive import BETA, numbers, ragged, rows_of
 
 pytestmark = pytest.mark.usefixtures("at_home")
 ETA = 1 / BETA
+VALUE_BETA, REFERENCE_EARNED = 0.45, (0.0, 1.0, -0.5, 1.0)
 
 
 def total_of(values):
@@ -66,6 +73,12 @@ FORMS = {
 """Name -> the paper's form of one prompt's K completions, from log-ratios and returns; its gradient over ours."""
 
 
+def optimal_advantage(ratios, rewards):
+    """(beta_2 log-ratio - (R - V*))^2, V* = beta_1 log mean exp(r / beta_1) over what the reference's answers earn."""
+    value = VALUE_BETA * math.log(mean([math.exp(r / VALUE_BETA) for r in REFERENCE_EARNED]))
+    return total_of([(BETA * d - (r - value)) ** 2 for d, r in zip(ratios, rewards, strict=True)])
+
+
 def composed(name):
     """The function that a name configures, with its hyperparameters and another beta."""
     settings = compose("train", [f"algo={name}", f"algo.beta={BETA}"]).algo
@@ -88,6 +101,22 @@ def test_a_method_of_another_paper_has_our_gradient_times_a_constant(name):
         ours = torch.autograd.grad(loss(batch, policy, reference).total, numbers(policy), materialize_grads=True)
         assert max(float(g.abs().max()) for g in ours) > 0.1
         assert_close(list(expected), [constant(members) * g for g in ours])
+
+
+def test_optimal_advantage_regression_is_spo_with_prompt_values_at_their_own_temperature():
+    """The value is that of the run: `soft_values` at `algo.value_beta`, of the rewards that a file has."""
+    settings = compose("train", ["algo=a2po", f"algo.value_beta={VALUE_BETA}", f"algo.beta={BETA}"]).algo
+    known = {"p": PromptRewards(np.array(REFERENCE_EARNED), "")}
+    value = soft_values(known, settings.value_beta or settings.beta)["p"]
+    batch, policy, reference = ragged(lengths=(4, 2, 0, 3), width=5)
+    rows = [row for row in rows_of(batch, policy, reference) if row.r]
+    theirs = optimal_advantage([row.total_ratio() for row in rows], [sum(row.r) for row in rows])
+    batch = replace(batch, prompt_value=torch.full((4,), value, dtype=torch.float64))
+    ours = composed("a2po")(batch, policy, reference)
+    assert settings.link == "square"
+    assert_close(ours.total, theirs)
+    expected = torch.autograd.grad(theirs, numbers(policy), materialize_grads=True)
+    assert_close(list(torch.autograd.grad(ours.total, numbers(policy), materialize_grads=True)), list(expected))
 
 
 def test_prompts_with_different_numbers_of_completions_weigh_as_their_squares_do():

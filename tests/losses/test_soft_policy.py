@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from shiqrun import losses
 from shiqrun.losses.soft_policy import cumulative_q, log_probability_loss, monte_carlo, q_errors
-from tests.losses.trees import Tree, kl
+from tests.losses.test_minimisers import without_value
+from tests.losses.trees import Tree, kl, minimised
 
 BETA = 0.7
 SQUARE = partial(losses.spo, beta=BETA)
@@ -111,6 +112,22 @@ def test_descending_arrives_at_the_optimal_policy(name):
     best = tree.best_probabilities(reference, BETA)
     assert kl(tree.probabilities(reference), best) > 0.1
     assert kl(tree.probabilities(table.detach()), best) < 1e-8
+
+
+@pytest.mark.parametrize("ratio", [0.4, 1.0, 2.0, 5.0])
+def test_prompt_values_at_a_temperature_of_their_own_move_the_minimiser_by_what_they_are_off(ratio):
+    """docs/methods.md, A*-PO: the value at another temperature is that of `dro` with a wrong constant for V."""
+    tree, reference, _, _ = world()
+    prior, returns, own = tree.probabilities(reference), tree.returns(), ratio * BETA
+    value = own * log(sum(p * exp(r / own) for p, r in zip(prior, returns, strict=True)))
+    batch, frozen = batch_of(tree, value), tree.scores(reference)
+    found = tree.probabilities(minimised(lambda table: SQUARE(batch, tree.scores(table), frozen), reference))
+    best = tree.best_probabilities(reference, BETA)
+    assert (kl(found, best) < 1e-8) == (ratio == 1)
+    if ratio > 1:  # a value too low, as `without_value` takes it
+        biased = without_value(prior, [r - value for r in returns], BETA)
+        assert kl(found, biased) < 1e-8
+        assert kl(biased, best) > 1e-4
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -65,14 +65,22 @@ class Tree:
             group=torch.zeros(len(paths), dtype=torch.int64),
         )
 
-    def scores(self, table, paths=None, value=None):
-        """What a model with these logits scores along the paths, differentiable in the table; one value everywhere."""
+    def scores(self, table, paths=None, value=None, against=None):
+        """What a model with these logits scores along the paths, differentiable in the table.
+
+        A value is one for every state or one everywhere; with the logits of another model, the KL to it is there too.
+        """
         paths = self.paths if paths is None else paths
         steps = [self.visited(path) for path in paths]
         rows = _padded([[self.row[state] for state, _ in path] for path in steps], torch.int64)
         actions = _padded([[action for _, action in path] for path in steps], torch.int64)
-        value = None if value is None else value.expand(rows.shape)
-        return ActionScores(table[rows, actions], table.logsumexp(-1)[rows], value)
+        if value is not None:
+            value = value[rows] if value.dim() else value.expand(rows.shape)
+        divergence = None
+        if against is not None:
+            ours, theirs = table.log_softmax(-1), against.log_softmax(-1)
+            divergence = (ours.exp() * (ours - theirs)).sum(-1)[rows]
+        return ActionScores(table[rows, actions], table.logsumexp(-1)[rows], value, divergence)
 
     def optimum(self, reference, beta):
         """(Q*, V*) of the regularised objective by backward induction, `[states, V]` and `[states]`, reward units."""
@@ -91,10 +99,19 @@ class Tree:
         policy = table.softmax(-1)
         return [_product(float(policy[self.row[s], a]) for s, a in self.visited(path)) for path in self.paths]
 
-    def best_probabilities(self, reference, beta):
-        """pi*(y) = pi_ref(y) exp(R(y) / beta) / Z, by enumeration of every path."""
+    def returns(self):
+        """The return of every path."""
+        return [sum(self.rewards(path)) for path in self.paths]
+
+    def quantiles(self, reference):
+        """The probability under the reference of a return that is at most the path's, for every path."""
+        prior, returns = self.probabilities(reference), self.returns()
+        return [sum(p for p, r in zip(prior, returns, strict=True) if r <= own) for own in returns]
+
+    def best_probabilities(self, reference, beta, returns=None):
+        """pi*(y) = pi_ref(y) exp(R(y) / beta) / Z, by enumeration of every path; R other numbers if they are given."""
         prior = self.probabilities(reference)
-        weights = [p * exp(sum(self.rewards(path)) / beta) for p, path in zip(prior, self.paths, strict=True)]
+        weights = [p * exp(r / beta) for p, r in zip(prior, returns or self.returns(), strict=True)]
         return [weight / sum(weights) for weight in weights]
 
 

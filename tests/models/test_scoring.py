@@ -151,7 +151,8 @@ def test_no_actions_give_no_scores_and_zero_gradients(way, bias):
     inputs = problem(bias=bias, n=0)
     keep = in_way(way, inputs[:3])
     out = score_further(*inputs, sample=2, describe=True, cap=2.0, keep=keep)
-    assert [list(x.shape) for x in out] == [[0], [0], [0, 2], [0, 2], [0], [0]]
+    assert [list(x.shape) for x in out[:6]] == [[0], [0], [0, 2], [0, 2], [0], [0]]
+    assert out.kl is None
     got = gradients(out[:3], [*upstreams(0), out.further], inputs)
     assert [g.shape for g in got] == [x.shape for x in inputs[:3] if x is not None and x.requires_grad]
     assert not any(g.any() for g in got)

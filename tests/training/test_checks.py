@@ -46,7 +46,11 @@ BROKEN = {
         [*NO_HYPERPARAMETERS, "algo._target_=tests.support.own_losses.without_beta", "algo.values=x"],
         "algo=spo needs the value of every prompt, a value at a beta; give its loss a keyword beta",
     ),
-    "prompt_values_have_an_origin": ("spo", [], "algo=spo needs the value of every prompt: give algo.values=FILE"),
+    "prompt_values_have_an_origin": (
+        "spo",
+        [],
+        "algo=spo needs what the reference earns on every prompt: give algo.values=FILE",
+    ),
     "monte_carlo_has_weight_and_targets": (
         "spo",
         ["algo.values=x", "algo.monte_carlo=1"],
@@ -69,6 +73,11 @@ BROKEN = {
         "shiq",
         ["algo.anchor=1", "algo.anchor_from=policy"],
         "draws new tokens at each step, which no cache has; set algo.reference=frozen",
+    ),
+    "vocabulary_kl_has_a_live_reference": (
+        "oreo",
+        ["algo.reference=cached"],
+        "algo=oreo weighs the KL over the vocabulary (algo.kl_reg), and no cache has the logits of all tokens",
     ),
     "training_has_an_end": (
         "shiq",
@@ -101,6 +110,11 @@ BROKEN = {
         "rollout.path is the file of rollout.sources.further: set both or none",
     ),
     "method_learns_from_samples": ("sft", ONLINE, "algo=sft learns nothing from the policy's own samples"),
+    "method_pairs_no_samples": (
+        "kto",
+        LIVE,
+        "rollout: algo=kto puts logged completions behind other prompts, not sampled; set rollout=none",
+    ),
     "data_asks_for_one_completion": (
         "shiq",
         [*LIVE, "data=treasure", "data.maps=20", "data.val_maps=2"],
@@ -192,6 +206,9 @@ FINE = [
     ("ppo", [*LIVE, "rollout.offline=0", "algo.epochs=3"]),
     ("spo", [*LIVE, "rollout.sources.annotated=1", "rollout.losses.annotated=monte_carlo", "algo.targets=x"]),
     ("shiq", [*LIVE, *RAY]),
+    ("oreo", ["algo.reference=cached", "algo.kl_reg=0"]),
+    ("kto", []),
+    ("a2po", ["algo.values=x"]),
 ]
 RULES = {rule.__name__: rule for rule in (*checks.RULES, *checks_rollout.RULES)}
 

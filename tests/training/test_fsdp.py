@@ -31,6 +31,7 @@ KINDS = {
     "value_head_and_checkpointing": ("algo=dro_v", "algo.value=head", "model.gradient_checkpointing=true"),
     "value_network": ("algo=dro_v", "algo.value=network"),
     "frozen_reference": ("algo.reference=frozen",),
+    "kl_estimate": ("algo=kto", "algo.reward_offset=mean", "algo.undesirable_weight=0.1"),
 }
 REFUSED = {
     "trainer.optimizer=adamw_8bit": (

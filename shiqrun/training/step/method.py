@@ -5,12 +5,11 @@ are added up, and the step divides once, by the units of the whole step.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,8 +22,11 @@ from shiqrun.settings import STAMP, AlgoSettings, TrainerSettings
 from shiqrun.training.step.batch_metrics import ScoredBatch, batch_metrics, by_source, check_step_zero
 from shiqrun.training.step.extra_terms import ExtraTerms, TermWeights
 from shiqrun.training.step.loss_by_source import Loss, LossBySource, StepLoss
+from shiqrun.training.step.mismatched import with_kl_estimate
 from shiqrun.training.step.optimiser import adamw, divide_and_clip, heeds_flag, set_learning_rates
 from shiqrun.training.step.schedule import learning_rate_factor
+from shiqrun.training.step.scored_batch import score_batch
+from shiqrun.training.step.seeding import seed_step
 from shiqrun.training.step.sums import FiniteCheck, Numbers, PendingStep, Sums, sum_parts, to_numbers, tokens_read
 from shiqrun.types import LossTerms, Trajectories
 
@@ -48,8 +50,8 @@ class Method(LightningModule):
         by_source: source -> loss, for sources that `loss` does not train.
         sources: the sources of a run that mixes several, and parts of a mixture of data: the logs tell them apart.
         reads_late: defers the check that losses and gradient norms are finite to logged steps, checkpoints and
-            evaluations, which avoids a GPU synchronisation at every other step; until it is read, a step that was not
-            finite and all later ones change nothing. None: defer wherever reading means waiting.
+            evaluations, so that no other step waits; until then, a step that was not finite and all later ones change
+            nothing. None: defer wherever reading means waiting.
     """
 
     def __init__(
@@ -124,21 +126,21 @@ class Method(LightningModule):
     def validation_metrics(self, batch: Trajectories) -> Sums:
         """Return all metrics of a validation batch; those of the loss only where the batch has what the loss reads.
 
-        A loss over the policy's samples (PPO) does not apply to logged validation data.
+        PPO reads samples of the policy, and KTO several prompts.
         """
-        if "behaviour" in needs_of(self.loss) and batch.behaviour_logp is None:
+        wanted = {"behaviour": batch.behaviour_logp, "kl_estimate": batch.kl_estimate}
+        if any(wanted[name] is None for name in wanted.keys() & needs_of(self.loss)):
             return batch_metrics(self._score(batch), self.beta)
         return self.terms(batch)[1]
 
+    def with_kl_estimate(self, batches: Iterable[Trajectories]) -> Iterable[Trajectories]:
+        """Return the batches with the KL estimate of all of them and of all ranks, where the loss reads one."""
+        return with_kl_estimate(batches, self.loss, self.policy, self.reference, self._sum_over_ranks)
+
     def _score(self, batch: Trajectories, weights: TermWeights | None = None, describe: bool = False) -> ScoredBatch:
         """Score a batch with both models; later updates on a batch keep the reference's scores of the first one."""
-        sampled = self.extra_terms.tokens_to_sample(weights)
-        policy = self.policy(batch, sample=sampled, describe=describe)
-        if sampled:
-            batch = replace(batch, anchor_tokens=policy.further_tokens).with_layout(batch.layout)
-        if self.reference is None or (batch.proximal is not None and not sampled):
-            return ScoredBatch(batch, policy, batch.reference)
-        return ScoredBatch(batch, policy, self.reference(batch))
+        sample = self.extra_terms.tokens_to_sample(weights)
+        return score_batch(batch, self.policy, self.reference, self.loss, sample=sample, describe=describe)
 
     def _terms(
         self, scored: ScoredBatch, weights: TermWeights | None, measure: bool, loss: Loss
@@ -164,7 +166,8 @@ class Method(LightningModule):
         logged steps no number is read from the device.
         """
         optimizer, step, began = self.optimizers(), self.global_step + 1, time.perf_counter()
-        self._seed(step)
+        seed_step(self.seed, step, self.global_rank, self.device)
+        batches = list(self.with_kl_estimate(batches))
         logged, loss = self.logs_now(step), self._step_loss(batches)
         weights = self._term_weights(batches, loss)
         numbers: Numbers = {}
@@ -188,12 +191,6 @@ class Method(LightningModule):
         if logged:
             self._log(numbers, float(norms[0]), rate)
 
-    def _seed(self, step: int) -> None:
-        """Seed torch, so that all that a step samples is a function of seed, step and rank."""
-        # Not always torch.manual_seed: without a GPU it keeps a stack trace for one that may come, which takes 0.2 ms
-        seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
-        seed(hash((self.seed, step - 1, self.global_rank)) % 2**63)
-
     def _step_loss(self, batches: list[Trajectories]) -> StepLoss:
         """Return the loss of this step; with several losses, each is weighted by counts over the whole step."""
         if not self.losses.by_source:
@@ -210,10 +207,7 @@ class Method(LightningModule):
     def _sum_gradients(
         self, batches: list[Trajectories], loss: Loss, weights: TermWeights | None, measure: bool
     ) -> tuple[list[Trajectories], list[Sums]]:
-        """Add every micro-batch's gradient to the parameters; return the batches for the next update, and their sums.
-
-        For the next update a batch carries the scores of this one, as proximal scores.
-        """
+        """Add every micro-batch's gradient to the parameters; return batches with proximal scores, and their sums."""
         scored_batches, parts = [], []
         for k, batch in enumerate(batches):
             with self._gradient_exchange(last=k == len(batches) - 1):
