@@ -101,22 +101,53 @@ Units = Literal["action", "trajectory"]
 """What weighs the same in a loss over actions: every action, or every trajectory, by the mean over its actions."""
 
 
-def count_by_unit(batch: Trajectories, units: Units = "action") -> Tensor:
-    """Return the number of units of a batch, `[]` int64: its actions, or its trajectories that have an action."""
-    return action_count(batch) if units == "action" else trajectory_count(batch)
+FadeFrom = Literal["first", "turn"]
+"""Where weights that fall along a trajectory are 1: at its first action, or at the first action of every turn."""
 
 
-def squares_by_unit(residual: Tensor, batch: Trajectories, units: Units) -> LossTerms:
-    """Return the loss that sums squared residuals over all actions, or their means over trajectories.
+def fading_weights(batch: Trajectories, fade: float, fade_from: FadeFrom) -> Tensor:
+    """Return the weight of every action's square, `[B, A]`, no unit, zero in the padding.
+
+    It is fade^k at the k-th action, counted from 0, of the trajectory or of its turn; 0^0 is 1.
+    """
+    place = batch.action_mask.cumsum(-1) - 1
+    if fade_from == "turn":
+        place = place - place.masked_fill(~turn_starts(batch), 0).cummax(-1).values if place.shape[-1] else place
+    return zero_padding(fade ** place.clamp(min=0).to(batch.rewards.dtype), batch)
+
+
+def count_by_unit(
+    batch: Trajectories, units: Units = "action", fade: float = 1.0, fade_from: FadeFrom = "first"
+) -> Tensor:
+    """Return the number of units of a batch, `[]`: its actions, each as its weight, or its trajectories with an action.
+
+    It is int64 unless weights fade.
+    """
+    if units == "trajectory":
+        return trajectory_count(batch)
+    return action_count(batch) if fade == 1 else fading_weights(batch, fade, fade_from).sum()
+
+
+def squares_by_unit(
+    residual: Tensor, batch: Trajectories, units: Units, fade: float = 1.0, fade_from: FadeFrom = "first"
+) -> LossTerms:
+    """Return the loss that sums weighted squares of residuals over all actions, or their means over trajectories.
 
     Args:
         residual: `[B, A]`, reward units, differentiable.
         batch: trajectories.
-        units: "action" weighs each square with 1, "trajectory" with 1/T in a trajectory of T actions.
+        units: "action" divides the step by the weights of all its actions, "trajectory" each trajectory by its own.
+        fade: no unit; the weight of an action divided by that of the action before it.
+        fade_from: see `FadeFrom`.
     """
-    length = batch.action_mask.sum(-1, keepdim=True).clamp(min=1)
-    weight = None if units == "action" else length.to(residual.dtype).reciprocal()
-    return sum_of_squares(residual, batch.action_mask, count_by_unit(batch, units), weight)
+    count, weight = count_by_unit(batch, units, fade, fade_from), None
+    if fade != 1:
+        weight = fading_weights(batch, fade, fade_from).to(residual.dtype)
+        if units == "trajectory":
+            weight = weight / weight.sum(-1, keepdim=True).clamp(min=1)
+    elif units == "trajectory":
+        weight = batch.action_mask.sum(-1, keepdim=True).clamp(min=1).to(residual.dtype).reciprocal()
+    return sum_of_squares(residual, batch.action_mask, count, weight)
 
 
 def sum_of_squares(residual: Tensor, chosen: Tensor, count: Tensor, weight: Tensor | None = None) -> LossTerms:

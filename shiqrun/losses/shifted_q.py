@@ -7,6 +7,7 @@ the policy's numbers (logit and log-partition) and through no number of the refe
 
 from shiqrun.losses.requirements import needs
 from shiqrun.losses.residual import (
+    FadeFrom,
     Units,
     count_by_unit,
     partition_shifts,
@@ -30,6 +31,8 @@ def shiq(
     beta: Positive,
     lam: UnitInterval = 1.0,
     units: Units = "action",
+    fade: UnitInterval = 1.0,
+    fade_from: FadeFrom = "first",
 ) -> LossTerms:
     """Return the ShiQ loss: squared path residuals, with the shift of the log-partition as the value.
 
@@ -37,8 +40,8 @@ def shiq(
 
     Summed over every action; unit: action. arXiv 2505.11081, equations 15 and 18; docs/math.md, "ShiQ". With lam < 1
     it is this project's ShiQ(lambda), squares of delta_t = e_t + lam delta_{t+1} with the step residuals e_t; no paper
-    has tried these values on language. With units="trajectory", this project's too, it is the mean over a trajectory's
-    actions, summed over trajectories (docs/math.md, "The weight of a square").
+    has tried these values on language. `units` and `fade`, this project's too, weigh the squares, by which no fixed
+    point moves (docs/math.md, "The weight of a square").
 
     Args:
         batch: trajectories with rewards, reward units.
@@ -47,13 +50,15 @@ def shiq(
         beta: KL temperature, reward units per nat.
         lam: no unit; 1 is the paper's loss, 0 is `shiq_ms`.
         units: what weighs the same, "action" (the paper's) or "trajectory".
+        fade: no unit; factor from the weight of an action to that of the next; 1 is the paper's.
+        fade_from: "first" counts from the first action, "turn" from the first action of every turn.
     """
     if lam == 1:
         value = beta * partition_shifts(batch, policy, reference)
         residual = path_residuals(batch, policy, reference, value, beta)
     else:
         residual = suffix_sum(step_residuals(batch, policy, reference, beta), decay=lam)
-    return squares_by_unit(residual, batch, units)
+    return squares_by_unit(residual, batch, units, fade, fade_from)
 
 
 @needs("rewards", units=count_by_unit)
@@ -64,6 +69,8 @@ def shiq_init(
     *,
     beta: Positive,
     units: Units = "action",
+    fade: UnitInterval = 1.0,
+    fade_from: FadeFrom = "first",
 ) -> LossTerms:
     """Return the loss of ShiQ without reward shaping: the value is the policy's own log-partition.
 
@@ -78,9 +85,11 @@ def shiq_init(
         reference: the frozen reference's scores, nats.
         beta: KL temperature, reward units per nat.
         units: what weighs the same, "action" (the paper's) or "trajectory"; docs/math.md, "The weight of a square".
+        fade: no unit; factor from the weight of an action to that of the next; 1 is the paper's.
+        fade_from: "first" counts from the first action, "turn" from the first action of every turn.
     """
     residual = path_residuals(batch, policy, reference, beta * policy.log_partition, beta)
-    return squares_by_unit(residual, batch, units)
+    return squares_by_unit(residual, batch, units, fade, fade_from)
 
 
 @needs("rewards", units=count_by_unit)
@@ -91,6 +100,8 @@ def shiq_ms(
     *,
     beta: Positive,
     units: Units = "action",
+    fade: UnitInterval = 1.0,
+    fade_from: FadeFrom = "first",
 ) -> LossTerms:
     """Return the loss of ShiQ without multi-step returns: squared one-step Bellman residuals.
 
@@ -105,9 +116,11 @@ def shiq_ms(
         reference: the frozen reference's scores, nats.
         beta: KL temperature, reward units per nat.
         units: what weighs the same, "action" (the paper's) or "trajectory"; docs/math.md, "The weight of a square".
+        fade: no unit; factor from the weight of an action to that of the next; 1 is the paper's.
+        fade_from: "first" counts from the first action, "turn" from the first action of every turn.
     """
     residual = step_residuals(batch, policy, reference, beta)
-    return squares_by_unit(residual, batch, units)
+    return squares_by_unit(residual, batch, units, fade, fade_from)
 
 
 @needs("rewards", units=trajectory_count)

@@ -115,6 +115,34 @@ def shiq_tk(rows):
     return total, sum(1 for row in rows if row.r)
 
 
+def faded(square, units="action", fade=0.8, fade_from="first"):
+    """The loss whose squares `square(row, t)` are weighted by the powers of fade, and divided by their weights."""
+
+    def loss(rows):
+        total, count = 0.0, 0.0
+        for row in rows:
+            weights, squares = [], []
+            for t in row.actions:
+                if t == 0 or (fade_from == "turn" and row.index[t] != row.index[t - 1] + 1):
+                    weight = 1.0
+                weights.append(weight)
+                squares.append(weight * square(row, t))
+                weight = weight * fade
+            whole = sum(weights) if units == "action" else 1.0 * bool(row.r)
+            total = total + sum(squares, 0.0) * (whole / sum(weights) if row.r else 0.0)
+            count += whole
+        return total, count
+
+    return loss
+
+
+SQUARES = {
+    "shiq": lambda row, t: (row.return_to_go(t) - BETA * row.shift(t)) ** 2,
+    "shiq_init": lambda row, t: (row.return_to_go(t) - BETA * row.v[t]) ** 2,
+    "shiq_ms": lambda row, t: row.step(t) ** 2,
+}
+
+
 def tbrm(rows):
     """The paper's form, in nats, times beta^2."""
     nats = [row.v[0] + row.total_ratio() - row.total_reward() / BETA for row in rows if row.r]
@@ -286,6 +314,13 @@ LOSSES |= {
     "shiq_ms-whole": (partial(losses.shiq_ms, beta=BETA, **WHOLE), by_trajectory(shiq_ms)),
 }
 """A trajectory is the unit, whatever its length."""
+FADES = [{"fade": 0.8}, {"fade": 0.5, "fade_from": "turn", **WHOLE}, {"fade": 0.0, "fade_from": "turn"}]
+LOSSES |= {
+    f"{name}-fades-{i}": (partial(getattr(losses, name), beta=BETA, **fades), faded(square, **fades))
+    for i, fades in enumerate(FADES)
+    for name, square in SQUARES.items()
+}
+"""Squares are weighted, from the first action or from the first of every turn."""
 SMOOTHED, SPARSE = {"label_smoothing": 0.2}, {"pairing": "best_worst"}
 COMPARING = {
     "dro_group_mean": (partial(losses.dro, beta=BETA, baseline="group_mean"), dro_group_mean),

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from shiqrun import losses
 from shiqrun.losses.residual import (
+    fading_weights,
     path_residuals,
     regularised_rewards,
     squares_by_unit,
@@ -107,6 +108,35 @@ def test_a_long_trajectory_outweighs_a_short_one_only_where_the_action_is_the_un
         terms = squares_by_unit(ones, batch, units)
         alone = squares_by_unit(ones * torch.tensor([[1], [0]]), batch, units)
         assert float(alone.total / (terms.total - alone.total)) == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("units", ["action", "trajectory"])
+@pytest.mark.parametrize("loss", [losses.shiq, losses.shiq_init, losses.shiq_ms])
+def test_without_fading_no_bit_changes_and_with_all_of_it_the_first_action_is_left(loss, units):
+    batch, policy, reference = ragged()
+    plain, unfaded, first, near = (
+        loss(batch, policy, reference, beta=BETA, units=units, **fades)
+        for fades in ({}, {"fade": 1.0, "fade_from": "turn"}, {"fade": 0.0}, {"fade": 1 - 1e-12})
+    )
+    assert torch.equal(plain.total, unfaded.total)
+    assert torch.equal(plain.count, unfaded.count)
+    assert_close(near.total / near.count, plain.total / plain.count)
+    assert float(first.count) == int(batch.action_mask.any(-1).sum())
+    if loss is losses.shiq:
+        one_turn = replace(batch, action_index=1 + torch.arange(7).expand(12, 7))
+        assert_close(first.total, losses.shiq_tk(one_turn, policy, reference, beta=BETA).total)
+        turns = loss(batch, policy, reference, beta=BETA, units="action", fade=0.0, fade_from="turn")
+        assert_close(turns.total, losses.shiq_tk(batch, policy, reference, beta=BETA).total)
+        assert float(turns.count) == int(turn_starts(batch).sum())
+
+
+def test_the_weights_of_a_trajectory_fall_from_its_first_action_or_begin_anew_with_each_turn():
+    batch, _, _ = ragged(lengths=(6, 0, 3), width=6)
+    index = torch.tensor([[2, 3, 6, 7, 8, 12], [0] * 6, [1, 3, 9, 40, 50, 51]])  # turns at 0, 2, 5; and everywhere
+    batch = replace(batch, action_index=index)
+    found = {way: fading_weights(batch, 0.5, way).tolist() for way in ("first", "turn")}
+    assert found["first"] == [[1, 0.5, 0.25, 0.125, 0.0625, 0.03125], [0] * 6, [1, 0.5, 0.25, 0, 0, 0]]
+    assert found["turn"] == [[1, 0.5, 1, 0.5, 0.25, 1], [0] * 6, [1, 1, 1, 0, 0, 0]]
 
 
 def test_regularised_rewards_are_rewards_less_beta_log_ratios():

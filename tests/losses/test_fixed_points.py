@@ -16,6 +16,8 @@ SHAPED = {
     **{f"shiq-{lam}": partial(losses.shiq, beta=BETA, lam=lam) for lam in (0.0, 0.5, 0.9, 1.0)},
     "shiq_ms": partial(losses.shiq_ms, beta=BETA),
     "shiq-whole": partial(losses.shiq, beta=BETA, units="trajectory"),
+    "shiq-fades": partial(losses.shiq, beta=BETA, fade=0.7),
+    "shiq-fades-by-turn": partial(losses.shiq, beta=BETA, fade=0.5, fade_from="turn", units="trajectory"),
     "shiq_tk": partial(losses.shiq_tk, beta=BETA),
 }
 INIT = partial(losses.shiq_init, beta=BETA)
@@ -179,7 +181,7 @@ def test_without_shaping_normalised_reference_logits_give_shiq_itself():
     assert_close(total(INIT, tree, table, normalised).total, total(SHAPED["shiq-1.0"], tree, table, normalised).total)
 
 
-@pytest.mark.parametrize("name", ["shiq-1.0", "shiq-0.5", "shiq_ms"])
+@pytest.mark.parametrize("name", ["shiq-1.0", "shiq-0.5", "shiq-fades", "shiq-fades-by-turn", "shiq_ms"])
 def test_a_state_dependent_shift_of_the_logits_is_seen_in_every_state(name):
     tree, reference, q = world()
     for state in range(len(tree.states)):

@@ -43,7 +43,9 @@ def test_minimising_soft_q_from_zero_arrives_at_the_optimal_policy():
     assert_close(found, q, rtol=0, atol=1e-5)  # LBFGS stops at gradients near 1e-13
 
 
-@pytest.mark.parametrize("name", ["shiq-1.0", "shiq-0.5", "shiq_ms", "shiq_init", "direct"])
+@pytest.mark.parametrize(
+    "name", ["shiq-1.0", "shiq-0.5", "shiq-fades", "shiq-fades-by-turn", "shiq_ms", "shiq_init", "direct"]
+)
 def test_the_minimiser_is_unique_as_logits(name):
     tree, reference, q = world(vocabulary=3, horizon=3)
     base = reference.log_softmax(-1) if name in ("shiq_init", "direct") else reference

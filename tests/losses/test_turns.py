@@ -116,6 +116,10 @@ LOSSES = {
     "shiq": (losses.shiq, lambda rows, read: naive.shiq(rows)),
     "shiq_ms": (losses.shiq_ms, lambda rows, read: naive.shiq_ms(rows)),
     "shiq_tk": (losses.shiq_tk, first_of_messages),
+    "shiq-fades": (
+        partial(losses.shiq, fade=0.9, fade_from="turn"),
+        lambda rows, read: naive.faded(naive.SQUARES["shiq"], fade=0.9, fade_from="turn")(rows),
+    ),
     "dpo": (losses.dpo, lambda rows, read: multi_turn_dpo(rows)),
     "tbrm": (losses.tbrm, lambda rows, read: naive.tbrm(rows)),
     "ipo": (losses.ipo, lambda rows, read: naive.ipo(rows)),
