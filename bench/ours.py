@@ -53,7 +53,7 @@ def overrides(settings: Settings, run_dir: Path, completions: int) -> list[str]:
     folder = Path(settings.folder)
     return [
         f"algo={settings.algo}",
-        "algo.beta=0.1",
+        *([] if settings.algo in ("sft", "reward_model") else ["algo.beta=0.1"]),
         "data=jsonl",
         f"data.path={folder / 'pairs.jsonl'}",
         "data.val_fraction=0",
