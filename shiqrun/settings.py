@@ -43,6 +43,7 @@ class AlgoSettings:
         value: for losses with a value function: head (on the policy's features) or network (of its own).
         value_lr_ratio: learning rate of the value function divided by the policy's.
         epochs: for losses with a proximal policy: updates on each batch; together they are one optimiser step.
+        grid: the values of each key of the method that `shiqrun compare` tries; training does not read it.
     """
 
     reference: Kind
@@ -58,6 +59,7 @@ class AlgoSettings:
     value: Literal["head", "network"] | None = None
     value_lr_ratio: Annotated[float, Gt(0)] | None = None
     epochs: Annotated[int, Ge(1)] = 1
+    grid: dict[str, Annotated[list[float | str], MinLen(1)]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +140,12 @@ class EvalSettings(SamplingSettings):
     Attributes:
         every: optimiser steps between evaluations; 0 for none.
         reward: the node of a reward (`conf/reward/*.yaml`); None for none.
+        test_prompts: prompts of the test split that are answered after the last step; 0 for none.
     """
 
     every: Annotated[int, Ge(0)]
     reward: Any
+    test_prompts: Annotated[int, Ge(0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +161,7 @@ class AnswerSettings(SamplingSettings):
     """
 
     policy: Annotated[str, MinLen(1)]
-    split: Literal["train", "val"]
+    split: Literal["train", "val", "test"]
     beta: Annotated[float, Gt(0)] | None
     batch_tokens: Annotated[int, Gt(0)]
 

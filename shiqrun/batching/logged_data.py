@@ -1,21 +1,19 @@
 """`load` reads both splits of a data set and encodes their trajectories, or finds them encoded in the row store."""
 
-import hashlib
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from tempfile import TemporaryFile
-from typing import IO, Annotated, Literal, NamedTuple
+from typing import IO, NamedTuple
 
-from annotated_types import Ge, Gt, Lt
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.encode import EncodedTrajectory, TrainOn, encode
+from shiqrun.batching.encode import EncodedTrajectory, encode
 from shiqrun.batching.encoded_data import EncodedData as EncodedData  # noqa: PLC0414 - who loads data has it from here
 from shiqrun.batching.fingerprints import fingerprint
 from shiqrun.batching.joining import join
@@ -36,6 +34,12 @@ from shiqrun.batching.selection import (
     family_keys,
 )
 from shiqrun.batching.source_template import tell_template
+from shiqrun.batching.splits import SPLITS as SPLITS  # noqa: PLC0414 - as above
+from shiqrun.batching.splits import DataSettings as DataSettings  # noqa: PLC0414
+from shiqrun.batching.splits import Split as Split  # noqa: PLC0414
+from shiqrun.batching.splits import both_splits as both_splits  # noqa: PLC0414
+from shiqrun.batching.splits import examples_of as examples_of  # noqa: PLC0414
+from shiqrun.batching.splits import is_held_out as is_held_out  # noqa: PLC0414
 from shiqrun.batching.stored_rows import CountedTrajectories
 from shiqrun.data.drops import Drops
 from shiqrun.data.part_names import naming
@@ -45,79 +49,8 @@ from shiqrun.types import Example
 from shiqrun.util.few_collections import few_collections
 
 log = logging.getLogger("shiqrun")
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, Split] = ("train", "val")
 Encoder = partial[Iterator[EncodedTrajectory]]
 """`encode` with all but the examples and the counts of dropped ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """A `DataSettings` holds what every `conf/data/*.yaml` sets beside its own keys: limits, split and filters.
-
-    Attributes:
-        limit: the most examples to read, None for all: the first of the file, of which `val_fraction` is held out. A
-            data set with a validation split of its own is read up to the limit in each split.
-        max_length: the most tokens of a trajectory; longer ones are dropped. None: the model's context.
-        val_fraction: share of the prompts held out where the data set has no validation split.
-        completions: "all", or "best": of each example only the completion with the largest return (for `algo=sft`).
-        train_on: "assistant", or "response" (every token after the prompt; for `algo=sft`).
-        distinct: of completions that are equal, token by token and with their prompt, only the first is kept.
-    """
-
-    limit: Annotated[int, Gt(0)] | None
-    max_length: Annotated[int, Gt(1)] | None
-    val_fraction: Annotated[float, Ge(0), Lt(1)]
-    completions: Literal["all", "best"]
-    train_on: TrainOn
-    distinct: bool = False
-
-
-def is_held_out(prompt_id: str, fraction: float) -> bool:
-    """Return whether a prompt is held out for validation, by a hash of its id alone: it never changes sides."""
-    digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
-
-
-def examples_of(source: Source, split: Split, settings: DataSettings) -> Iterator[Example]:
-    """Yield the examples of a split among the first `limit`; "val" is the source's own or a share of the prompts."""
-    hashed = "val" not in source.splits
-    for example in islice(source.load(split if split in source.splits else "train"), settings.limit):
-        if hashed and is_held_out(example.prompt_id, settings.val_fraction) != (split == "val"):
-            continue
-        yield example if settings.completions == "all" else _best(example)
-
-
-def _best(example: Example) -> Example:
-    """Return the example with its best completion alone, the first of those with the largest return.
-
-    One without completions, a problem that nobody solved, stays as it is.
-    """
-    if not example.completions:
-        return example
-    if example.rewards is None:
-        raise InputError(
-            f"{example.source}: no rewards to choose by; data.completions=best needs them (for pairs data.pair_rewards)"
-        )
-    totals = [sum(r) if isinstance(r, Sequence) else r for r in example.rewards]
-    best = totals.index(max(totals))
-    return example.pick([best])
-
-
-def both_splits(source: Source, settings: DataSettings, dropped: Counter[str]) -> Iterator[tuple[Split, Example]]:
-    """Yield the examples of both splits with the name of their split, in file order where both come from one file.
-
-    Examples that the loader leaves out are counted in `dropped`.
-    """
-    if "val" in source.splits:
-        for own in SPLITS:
-            yield from ((own, example) for example in examples_of(source, own, settings))
-            dropped.update(source.dropped)
-        return
-    for example in islice(source.load("train"), settings.limit):
-        split: Split = "val" if is_held_out(example.prompt_id, settings.val_fraction) else "train"
-        yield split, example if settings.completions == "all" else _best(example)
-    dropped.update(source.dropped)
 
 
 def load(
@@ -212,6 +145,29 @@ def _load_one(
     whole = len(train) + len(val) == sum(map(len, found.splits.values()))
     known = stored.fingerprint if stored is not None and whole else fingerprint(train, val)
     return EncodedData(train, val, found.dropped, known, found.prompts)
+
+
+def of_method(encoded: EncodedData, compared_by: str | None) -> EncodedData:
+    """Return data that were loaded for no method in particular as `load` returns them for one.
+
+    Args:
+        encoded: of `load` without `compared_by`.
+        compared_by: name of the method if it compares completions of one prompt.
+
+    Raises:
+        InputError: no row is left of the training split, or of that of a part of a mixture.
+    """
+    if compared_by is None:
+        return encoded
+    dropped, kept = Counter(encoded.dropped), []
+    for rows in (encoded.train, encoded.val):
+        number = np.zeros(len(rows), np.int64) if rows.parts is None else rows.parts.number
+        for n in np.unique(number) if rows is encoded.train else ():
+            part = rows.select(np.flatnonzero(number == n).tolist())
+            expect_training_rows(drop_uncompared(part.trajectories, dropped, compared_by), (), dropped)
+        left = np.flatnonzero(np.bincount(rows.group, minlength=1)[rows.group] > 1).tolist()
+        kept.append(replace(rows.select(left), together=True, compared=True))
+    return replace(encoded, train=kept[0], val=kept[1])
 
 
 class _Read(NamedTuple):

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from shiqrun.batching.logged_data import SPLITS, DataSettings, examples_of
+from shiqrun.batching.logged_data import DataSettings, Split, examples_of
 from shiqrun.data.drops import Drops
 from shiqrun.data.part_names import expect_part_name, id_in_mixture, naming
 from shiqrun.data.source import Source
@@ -20,13 +20,14 @@ class PartSettings:
 
     Attributes:
         weight: passes over the part in an epoch.
-        limit, max_length, val_fraction, completions, distinct: see `DataSettings`.
+        limit, max_length, val_fraction, test_fraction, completions, distinct: see `DataSettings`.
     """
 
     weight: Annotated[float, Gt(0), Le(1000)] = 1.0
     limit: Annotated[int, Gt(0)] | None = None
     max_length: Annotated[int, Gt(1)] | None = None
     val_fraction: Annotated[float, Ge(0), Lt(1)] | None = None
+    test_fraction: Annotated[float, Ge(0), Lt(1)] | None = None
     completions: Literal["all", "best"] | None = None
     distinct: bool | None = None
 
@@ -63,7 +64,7 @@ class Mixture(Source):
         InputError: there is none, a name cannot be used, or a data set cannot be mixed with others.
     """
 
-    splits: tuple[str, ...] = SPLITS
+    splits: tuple[str, ...] = get_args(Split)  # each part makes those that it lacks
 
     def __init__(self, *, parts: dict[str, Part]) -> None:
         if not parts:
@@ -82,7 +83,7 @@ class Mixture(Source):
     def load(self, split: str) -> Iterator[Example]:
         """Yield the examples of a split, part by part; each part's settings bound, split and choose its own."""
         self.dropped.clear()
-        own = next(name for name in SPLITS if name == split)
+        own: Split = next(name for name in get_args(Split) if name == split)
         for name, part in self.parts.items():
             with naming(name):
                 for example in examples_of(part.source, own, part.settings):

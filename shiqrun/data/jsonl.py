@@ -53,7 +53,7 @@ class Jsonl(Source):
 
     Args:
         path: a file, a directory of files or of `save_to_disk`, or ORG/NAME on the Hugging Face Hub.
-        val_path: the same for the validation split; None holds out a share of the prompts.
+        val_path, test_path: the same for the validation and the test split; None takes a share of the prompts.
         split, val_split: names of the splits on the Hub; `val_split` without `val_path` is of the same data set.
         config, revision: of the data set on the Hub.
         pair_rewards: rewards of chosen and rejected in pairs without scores, reward units; None gives them none.
@@ -79,10 +79,12 @@ class Jsonl(Source):
         tools: bool = True,
         label_rewards: list[float] | None = None,
         columns: dict[ColumnName, str | None] | None = None,
+        test_path: str | None = None,
     ) -> None:
         val_path = path if val_path is None and val_split is not None and is_hub_id(path) else val_path
         self.paths = {"train": path} if val_path is None else {"train": path, "val": val_path}
-        self._hub = {"train": split, "val": val_split or split}, config, revision
+        self.paths |= {} if test_path is None else {"test": test_path}
+        self._hub = {"train": split, "val": val_split or split, "test": split}, config, revision
         for name, given in (("val_split", val_split), ("config", config), ("revision", revision)):
             if given is not None and not any(map(is_hub_id, self.paths.values())):
                 raise InputError(f"data.{name}={given}: only for data.path=ORG/NAME on the Hub; {path} is local")
@@ -96,10 +98,10 @@ class Jsonl(Source):
         self._unread, self._told = UnreadColumns(), set[str]()
 
     def files(self) -> list[Path] | None:
-        """Return the files of all splits; see `Source`."""
+        """Return the files that are trained or validated on; see `Source`."""
         if type(self) is not Jsonl:  # a class of the user's own may read more
             return None
-        return [file for split in self.paths for file in self._files(split)]
+        return [file for split in self.paths if split != "test" for file in self._files(split)]
 
     def _files(self, split: str) -> list[Path]:
         path, (names, config, revision) = self.paths[split], self._hub

@@ -91,7 +91,7 @@ class Programs(Source):
         hidden: examples that decide at least; more where that many fit another function.
         problems, val_problems: number of problems of train, and of each of val and test.
         val_fraction: share of the functions of two steps or more that is held out for val, and as much for test.
-        split: which held-out functions are validated on.
+        split: which held-out functions are validated on; with test there is no test split beside it.
         per_problem: logged programs of a problem.
         right: share of them that is right, rounded to a whole number.
         rewards: of a right and of a wrong program.
@@ -131,7 +131,7 @@ class Programs(Source):
             )
         if rewards[0] <= rewards[1]:
             raise InputError(f"data.rewards={rewards}: expected [right, wrong] with right above wrong, as [0, -1]")
-        self.splits: tuple[str, ...] = ("train", "val")
+        self.splits: tuple[str, ...] = ("train", "val", "test") if split == "val" else ("train", "val")
         self.chat_template = _TEMPLATE
         self.vocabulary = [*_SPECIAL, "->", ";", "|", *PRIMITIVES, *map(str, range(base))]
         self.functions = enumerate_functions(base, tuple(primitives), steps)

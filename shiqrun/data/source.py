@@ -37,7 +37,10 @@ class DrawnEpisode:
 
 
 class ExactEvaluation(Protocol):
-    """An `ExactEvaluation` solves a problem exactly, and evaluates a policy against its optimum without sampling."""
+    """An `ExactEvaluation` solves a problem exactly, and evaluates a policy against its optimum without sampling.
+
+    One with an attribute `problems` has there the metrics of each problem in the last `evaluate`, beside `prompt_id`.
+    """
 
     def set_reference(self, model: Any) -> None:
         """Solve the problem under this reference model; must be called before `evaluate`."""
@@ -55,8 +58,8 @@ class Source(ABC):
     """A `Source` is a data set; the keyword parameters of its constructor are the keys of its `conf/data/*.yaml`.
 
     Attributes:
-        splits: its own splits, ("train",) or ("train", "val"); without "val", a share of the prompts of "train" is
-            held out for validation (`data.val_fraction`).
+        splits: its own splits, "train" and perhaps "val" and "test"; without them, shares of the prompts of "train" are
+            held out for validation (`data.val_fraction`) and perhaps for a test (`data.test_fraction`).
         dropped: rows that `load` left out, by reason; filled while `load` is read.
         vocabulary: all words of a data set written in a closed list of words, of which `model=tiny` makes one token
             each; None for ordinary text.

@@ -38,7 +38,7 @@ class Treasure(Source):
         horizon: most moves of an episode; the goal is never further away.
         treasures: number of treasures on a map.
         step_cost, treasure_reward, goal_reward: reward units.
-        maps, val_maps: number of maps of the two splits, all different.
+        maps, val_maps: number of training maps and of validation maps, all different; there are as many test maps.
         per_map: logged episodes of a map.
         play: who moves: "good" is epsilon-greedy on the largest return, "random" uniform, "mixed" half and half.
         epsilon: share of the good player's moves that are random.
@@ -79,7 +79,6 @@ class Treasure(Source):
                 f"data.treasures={treasures} does not fit a map of data.size={size}: start, goal and treasures need "
                 f"{treasures + 2} different cells of {size**2}; give at most data.treasures={size**2 - 2}"
             )
-        self.splits: tuple[str, ...] = ("train", "val")
         self.vocabulary = [*_SPECIAL, "start", "goal", "treasure", *MOVES]
         self.vocabulary += [f"r{i}" for i in range(size)] + [f"c{i}" for i in range(size)]
         self.vocabulary += [f"x{i}" for i in range(fillers)]
@@ -89,7 +88,10 @@ class Treasure(Source):
         self._good = {"mixed": per_map // 2, "random": 0, "good": per_map}[play]
         rules = (size, horizon, step_cost, treasure_reward, goal_reward)
         drawn = draw_map_numbers(size, horizon, treasures, maps, val_maps, data_seed)
-        self._maps = {split: Maps(*rules, *cells_of_maps(size, horizon, treasures, n)) for split, n in drawn.items()}
+        self._maps = {
+            split: Maps(*rules, *cells_of_maps(size, horizon, treasures, n)) for split, n in drawn.items() if len(n)
+        }
+        self.splits: tuple[str, ...] = tuple(self._maps)
 
     def maps(self, split: str) -> Maps:
         """Return the maps of a split, in the order of `load`."""

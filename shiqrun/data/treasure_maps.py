@@ -158,7 +158,11 @@ def _pairs(size: int, horizon: int) -> Ints:
 
 
 def draw_map_numbers(size: int, horizon: int, treasures: int, maps: int, val_maps: int, seed: int) -> dict[str, Ints]:
-    """Return randomly drawn map numbers for each split, all different; those of val do not depend on `maps`."""
+    """Return randomly drawn map numbers for each split, all different; those of val do not depend on `maps`.
+
+    As many test maps as validation maps follow behind the training maps, fewer where no more are left: the other
+    splits do not depend on them.
+    """
     existing = len(_pairs(size, horizon)) * comb(size**2 - 2, treasures)
     if maps + val_maps > existing:
         raise InputError(
@@ -168,7 +172,9 @@ def draw_map_numbers(size: int, horizon: int, treasures: int, maps: int, val_map
         )
     val = np.random.default_rng([seed, 0]).choice(existing, val_maps, replace=False)
     drawn = np.random.default_rng([seed, 1]).choice(existing, maps + val_maps, replace=False)
-    return {"train": drawn[~np.isin(drawn, val)][:maps], "val": val}
+    train = drawn[~np.isin(drawn, val)][:maps]
+    others = np.random.default_rng([seed, 5]).choice(existing, min(existing, maps + 2 * val_maps), replace=False)
+    return {"train": train, "val": val, "test": others[~np.isin(others, [*train, *val])][:val_maps]}
 
 
 def cells_of_maps(size: int, horizon: int, treasures: int, number: Ints) -> tuple[Ints, Ints, Ints]:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from shiqrun.data.source import DrawnEpisode
-from shiqrun.data.treasure_maps import MOVES, Maps, TreasureEpisode, draw
+from shiqrun.data.treasure_maps import Maps, TreasureEpisode, draw
+from shiqrun.data.treasure_tokens import REMEDY, TreasureTokens
 from shiqrun.errors import InputError
 from shiqrun.types import Positive
 
@@ -30,7 +31,6 @@ Model = nn.Module | Callable[[Tensor], Tensor]
 
 _BATCH = 1024  # rows of one forward pass
 _TURN = 3  # tokens of a turn: the move, and the row and column that answer it
-_REMEDY = "data=treasure needs `model=tiny`, or as model.path a policy directory made by it"
 
 
 class ExactTreasure:
@@ -44,6 +44,7 @@ class ExactTreasure:
     Attributes:
         maps: the maps evaluated.
         identity_gap: largest |regret - beta KL(pi || pi*)| of a map in the last `evaluate`, reward units.
+        problems: the metrics of each map in the last `evaluate`, with its prompt as `prompt_id`.
 
     Raises:
         InputError: the tokenizer does not make one token of each word of the problem.
@@ -52,8 +53,9 @@ class ExactTreasure:
     def __init__(self, maps: Maps, tokenizer: Any, *, beta: Positive):
         self.maps = maps
         self.identity_gap = float("nan")
+        self.problems: list[dict[str, Any]] = []
         self._beta = beta
-        self._tokens = _Tokens(tokenizer, self.maps)
+        self._tokens = TreasureTokens(tokenizer, self.maps)
         tree = self.maps.tree()
         self._alive = [torch.from_numpy(x) for x in tree.alive]
         self._reward = [torch.from_numpy(x) for x in tree.reward]
@@ -66,6 +68,7 @@ class ExactTreasure:
         reference = self._nodes(self._reference_logits.split(_BATCH))
         self._reference = reference
         self._reference_illegal = self._expect(reference.illegal, reference)
+        self._reference_reward = self._rewards(reference)
         self._optimal_logp: list[Tensor] = []
         self._value: list[Tensor] = []
         for level in reversed(range(self.maps.horizon)):
@@ -88,7 +91,7 @@ class ExactTreasure:
         """
         policy = self._nodes(self._node_logits(model))
         kl = self._expect(self._divergence(policy, self._reference.logp, policy.illegal_divergence), policy)
-        reward = self._expect([(p * r).sum(-1) for p, r in zip(policy.p, self._reward, strict=True)], policy)
+        reward = self._rewards(policy)
         optimum, returned = self._value[0].squeeze(-1), reward - self._beta * kl
         gap = optimum - returned - self._beta * self._kl_to_optimum(policy)
         self.identity_gap = gap.abs().max().item()
@@ -103,6 +106,11 @@ class ExactTreasure:
             "illegal": self._expect(policy.illegal, policy),
             "reference_illegal": self._reference_illegal,
         }
+        rows = figures | {"reference_reward": self._reference_reward}
+        self.problems = [
+            {"prompt_id": self.maps.prompt(n), **{k: x[n].item() for k, x in rows.items()}}
+            for n in range(len(self.maps))
+        ]
         return {name: x.mean().item() for name, x in figures.items()}
 
     def sample_episodes(self, model: Model, n: int, seed: int) -> list[TreasureEpisode]:
@@ -145,7 +153,7 @@ class ExactTreasure:
             base = self._reference_logits[at : at + len(logits)]
             at += len(logits)
             if logits.shape != base.shape:
-                raise InputError(f"the policy has {logits.shape[-1]} tokens, its reference {base.shape[-1]}; {_REMEDY}")
+                raise InputError(f"the policy has {logits.shape[-1]} tokens, its reference {base.shape[-1]}; {REMEDY}")
             logp, logp_ref = logits.double().log_softmax(-1), base.double().log_softmax(-1)
             illegal = logp.exp().index_fill(-1, self._tokens.moves, 0)
             divergence = (illegal * (logp - logp_ref)).masked_fill(illegal == 0, 0)  # 0 log 0 = 0
@@ -158,6 +166,10 @@ class ExactTreasure:
             table[alive] = rows[level == depth]
             tables.append(table)
         return _Nodes([x[..., :-2] for x in tables], [x[..., -2] for x in tables], [x[..., -1] for x in tables])
+
+    def _rewards(self, policy: "_Nodes") -> Tensor:
+        """Return the expected return, `[maps]`, without the KL."""
+        return self._expect([(p * r).sum(-1) for p, r in zip(policy.p, self._reward, strict=True)], policy)
 
     def _divergence(self, policy: "_Nodes", logp: list[Tensor], illegal: list[Tensor]) -> list[Tensor]:
         """Return sum_a pi(a|s) (log pi - logp)(a|s) per node, nats; `illegal` is the part of all other tokens."""
@@ -208,68 +220,6 @@ class _Nodes:
     @property
     def p(self) -> list[Tensor]:
         return [x.exp() for x in self.logp]
-
-
-class _Tokens:
-    """A `_Tokens` translates the maps, moves and answers of treasure into token ids."""
-
-    def __init__(self, tokenizer: Any, maps: Maps):
-        self._tokenizer, self._size = tokenizer, maps.size
-        names = ["<bos>", "start", "goal", "treasure", *MOVES]
-        names += [f"{axis}{i}" for axis in "rc" for i in range(maps.size)]
-        ids = {name: _only_token(tokenizer, name) for name in names}
-        if len(set(ids.values())) < len(ids):
-            raise InputError(f"the tokenizer gives two words of treasure the same token: {_REMEDY}")
-        self.moves = torch.tensor([ids[move] for move in MOVES])
-        self._answers = torch.tensor([[ids[w] for w in maps.words(cell).split()] for cell in range(maps.size**2)])
-        prompts = [maps.prompt(i) for i in range(len(maps))]
-        self.prompts = torch.tensor([[ids[w] for w in ["<bos>", *prompt.split()]] for prompt in prompts])
-        self._require_template(prompts[0])
-
-    def _require_template(self, prompt: str) -> None:
-        if not self._tokenizer.chat_template:
-            raise InputError(f"the tokenizer has no chat template: {_REMEDY}")
-        chat = [{"role": "user", "content": prompt}]
-        rendered = list(self._tokenizer.apply_chat_template(chat, return_dict=False))
-        if rendered != self.prompts[0].tolist():
-            raise InputError(
-                f"the tokenizer's chat template renders {prompt!r} as the tokens {rendered}, expected "
-                f"{self.prompts[0].tolist()}: {_REMEDY}"
-            )
-
-    def word(self, token: int) -> str:
-        """Return the text of a token, for people to read."""
-        return self._tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
-
-    def answer(self, cell: np.ndarray) -> Tensor:
-        """Return the two tokens that name a cell, `[..., 2]`."""
-        return self._answers[torch.from_numpy(cell)]
-
-    def prefixes(self, alive: np.ndarray, cell: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Return (token rows `[B, T]`, is_node `[B, A]`); a row is a map and all moves but the last of a live episode.
-
-        Logits at a row's A action positions belong to A nodes; is_node marks those that no earlier row has. Every
-        live node lies on a row, since only one of its four moves reaches the goal.
-        """
-        maps, leaves = alive.shape
-        depth, leaf = len(cell) - 1, np.arange(leaves)
-        parts, first = [self.prompts[:, None].expand(-1, leaves, -1)], []
-        for level in range(depth):
-            node = leaf // 4 ** (depth - 1 - level)
-            parts.append(self.moves[node % 4].expand(maps, -1)[..., None])
-            parts.append(self.answer(cell[level].reshape(maps, -1)[:, node]))
-        for level in range(depth + 1):
-            below = alive.reshape(maps, 4**level, -1)
-            first.append((below & (below.cumsum(-1) == 1)).reshape(alive.shape))
-        chosen = torch.from_numpy(alive)
-        return torch.cat(parts, -1)[chosen], torch.from_numpy(np.stack(first, -1))[chosen]
-
-
-def _only_token(tokenizer: Any, word: str) -> int:
-    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise InputError(f"the tokenizer makes {len(ids)} known tokens of {word!r}, expected 1: {_REMEDY}")
-    return ids[0]
 
 
 @torch.no_grad()

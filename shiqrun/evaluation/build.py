@@ -5,8 +5,8 @@ from collections.abc import Callable, Set
 
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.logged_data import DataSettings, Split, examples_of
 from shiqrun.batching.source_template import tell_template
+from shiqrun.batching.splits import DataSettings, Split, examples_of
 from shiqrun.console import track
 from shiqrun.data.source import Source
 from shiqrun.errors import InputError
@@ -46,7 +46,7 @@ def build_evaluator(
         beta: KL temperature of the regularised return, reward units per nat, or None.
         tokens: tokens of one forward pass when completions are measured.
         context: tokens that the policy reads, where known.
-        training_prompts: names of the training prompts by text and by tokens, none of which is a validation prompt.
+        training_prompts: names of the training prompts by text and by tokens, none of which is a held-out prompt.
 
     Raises:
         InputError: a reward beside an environment, or a reward model that was trained on the validation prompts.
@@ -60,13 +60,13 @@ def build_evaluator(
         return EpisodeEvaluator(
             source.environment, tasks, tokenizer, settings, tokens=tokens, context=context, beta=beta
         )
-    seen = training_prompts() if split == "val" else frozenset[str]()
+    seen = frozenset[str]() if split == "train" else training_prompts()
     prompts = _prompts(source, data, tokenizer, settings, split=split, reward=reward, context=context, seen=seen)
     if reward is not None:
-        if split == "val":
-            reward.refuse_seen([p.messages for p in prompts])
-        else:
+        if split == "train":
             log.warning("eval.split=train: a reward model of this data was trained on these prompts")
+        else:
+            reward.refuse_seen([p.messages for p in prompts])
         reward.fingerprint()  # loads a reward model: what is wrong with it is said before anything is sampled
     return CompletionEvaluator(prompts, tokenizer, settings, tokens=tokens, reward=reward, beta=beta)
 
@@ -92,5 +92,5 @@ def _prompts(
         seen=seen,
         fits=fits_reward(reward, settings.max_new_tokens),
     )
-    expect_prompts(prompts, left_out, settings.max_new_tokens)
+    expect_prompts(prompts, left_out, settings.max_new_tokens, split)
     return prompts

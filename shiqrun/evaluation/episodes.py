@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.encode import encode
-from shiqrun.batching.logged_data import DataSettings, Split, is_held_out
 from shiqrun.batching.rows import Rows
+from shiqrun.batching.splits import DataSettings, Split, is_of, side_of, where
 from shiqrun.data.source import Source
 from shiqrun.environments.environment import Environment, EpisodeInfo
 from shiqrun.errors import InputError
@@ -193,12 +193,14 @@ class EpisodeEvaluator:
 
 
 def tasks_of(source: Source, split: Split, settings: DataSettings) -> list[Example]:
-    """Return the tasks of a split, the first of each prompt id; "val" is the source's own or a held-out share."""
+    """Return the tasks of a split, the first of each prompt id; held-out splits are the source's own or a share."""
     first: dict[str, Example] = {}
-    own_validation = "val" in source.splits
-    given = source.tasks(split if split in source.splits else "train")
+    own_validation, (side, own) = "val" in source.splits, where(split, source, settings)
+    given = source.tasks(own)
     for task in given if own_validation else islice(given, settings.limit):
-        if own_validation or is_held_out(task.prompt_id, settings.val_fraction) == (split == "val"):
+        if own == "train" and side_of(task.prompt_id, source, settings) != side:
+            continue
+        if side != "val" or is_of(split, task.prompt_id, source, settings):
             first.setdefault(task.prompt_id, task)
     return [*first.values()]
 

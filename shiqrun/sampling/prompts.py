@@ -151,7 +151,7 @@ class NoPrompts(InputError):
         self.left_out = left_out or Counter[str]()
 
 
-def expect_prompts(prompts: Sequence[Prompt], left_out: Counter[str], max_new_tokens: int) -> None:
+def expect_prompts(prompts: Sequence[Prompt], left_out: Counter[str], max_new_tokens: int, split: str = "val") -> None:
     """Log how many prompts were left out, if there is one to complete.
 
     Raises:
@@ -162,8 +162,9 @@ def expect_prompts(prompts: Sequence[Prompt], left_out: Counter[str], max_new_to
         if left_out:
             log.info("%d prompts are completed; left out: %s", len(prompts), reasons)
         return
+    what = "no prompt to answer" if split in ("train", "val") else f"no prompt of the {split} split to answer"
     raise NoPrompts(
-        f"no prompt to answer: {reasons}; raise data.val_fraction, data.limit or data.max_length, or lower "
+        f"{what}: {reasons}; raise data.val_fraction, data.limit or data.max_length, or lower "
         f"eval.max_new_tokens={max_new_tokens}",
         left_out,
     )

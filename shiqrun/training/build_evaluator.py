@@ -1,18 +1,24 @@
 """`evaluator_of` decides whether a run samples completions or episodes to evaluate its policy, and by which reward."""
 
 import logging
+from collections.abc import Set
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from shiqrun.batching.logged_data import EncodedData
+from shiqrun.batching.encoded_data import EncodedData
+from shiqrun.batching.prompt_identity import rendered_prompt_keys
 from shiqrun.batching.rows import Rows
+from shiqrun.batching.splits import Split, examples_of
+from shiqrun.data.chats import prompt_name
 from shiqrun.errors import InputError
 from shiqrun.evaluation.build import build_evaluator
 from shiqrun.evaluation.evaluator import PolicyEvaluator
 from shiqrun.losses.requirements import needs_of
 from shiqrun.rewards.units import of_source, unit_of
 from shiqrun.sampling.prompts import NoPrompts
+from shiqrun.settings import SamplingSettings
 from shiqrun.training.checks_units import OVERRIDE, logged_unit
 
 if TYPE_CHECKING:
@@ -46,25 +52,50 @@ def evaluator_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: Enco
     elif plan.algo.reference == "none" and plan.reward is None:
         return None
     try:
-        return build_evaluator(
-            plan.source,
-            plan.data,
-            tokenizer,
-            settings,
-            name=plan.names["data"],
-            split="val",
-            reward=plan.reward,
-            beta=_beta_in_reward_units(plan, encoded.train),
-            tokens=plan.trainer.micro_batch_tokens,
-            context=plan.choice.context(),
-            training_prompts=lambda: encoded.prompts | encoded.prompt_keys(),
-        )
+        return _on_split(plan, tokenizer, encoded, "selection" if settings.test_prompts else "val", settings)
     except NoPrompts as error:
         if plan.reward is not None:
             raise
         if error.left_out:
             log.warning("%s; the policy's KL is not measured", error)
         return None
+
+
+def tester_of(plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: EncodedData) -> PolicyEvaluator | None:
+    """Return what evaluates the policy on the test split after the last step, for a run that samples completions.
+
+    Raises:
+        InputError: there is no prompt to answer, or a reward model was trained on one.
+    """
+    settings = replace(plan.eval, max_prompts=plan.eval.test_prompts)
+    return _on_split(plan, tokenizer, encoded, "test", settings)
+
+
+def _on_split(
+    plan: "Plan", tokenizer: PreTrainedTokenizerBase, encoded: EncodedData, split: Split, settings: SamplingSettings
+) -> PolicyEvaluator:
+    """Return the evaluator of a held-out split; none of its prompts is trained on, and no test prompt validated on."""
+
+    def seen() -> Set[str]:
+        known = encoded.prompts | encoded.prompt_keys()
+        if split == "test":
+            others = {prompt_name(e.messages): e.messages for e in examples_of(plan.source, "selection", plan.data)}
+            known = known | frozenset(others) | frozenset(rendered_prompt_keys(others.values(), tokenizer))
+        return known
+
+    return build_evaluator(
+        plan.source,
+        plan.data,
+        tokenizer,
+        settings,
+        name=plan.names["data"],
+        split=split,
+        reward=plan.reward,
+        beta=_beta_in_reward_units(plan, encoded.train),
+        tokens=plan.trainer.micro_batch_tokens,
+        context=plan.choice.context(),
+        training_prompts=seen,
+    )
 
 
 def _beta_in_reward_units(plan: "Plan", logged: Rows) -> float | None:

@@ -172,6 +172,16 @@ def stop_metric_is_measured(plan: Plan) -> str | None:
     return None
 
 
+def tested_prompts_are_evaluated(plan: Plan) -> str | None:
+    """The test split is evaluated as the validation split is, after the last step."""
+    asked = f"eval.test_prompts={plan.eval.test_prompts}"
+    if plan.eval.test_prompts and not plan.eval.every:
+        return f"{asked}, but eval.every=0 evaluates nothing; set eval.every=50, or leave the test out"
+    if plan.eval.test_prompts and "score" in plan.needs:
+        return f"{asked}: a reward model answers no prompt; leave it out"
+    return None
+
+
 def sharded_weights_can_be_sharded(plan: Plan) -> str | None:
     """Ranks share weights and moments that torch can cut, which those of `bitsandbytes` are not."""
     if plan.hardware.strategy != "fsdp":
@@ -201,5 +211,6 @@ RULES = (
     vocabulary_kl_has_a_live_reference,
     training_has_an_end,
     stop_metric_is_measured,
+    tested_prompts_are_evaluated,
 )
 """The rules of every run, in the order in which they are checked."""

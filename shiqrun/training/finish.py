@@ -15,6 +15,7 @@ from shiqrun.models.saved_files import file_digests, table_digests
 from shiqrun.rewards.provenance import provenance_of
 from shiqrun.training.artifacts import provenance, save_policy, save_reward_model
 from shiqrun.training.callbacks import Validation
+from shiqrun.training.memory_of_run import peak_memory
 from shiqrun.training.plan import Plan, Run
 from shiqrun.training.step.method import Method
 from shiqrun.training.summary_tables import draw_episodes, print_metrics_table
@@ -83,6 +84,7 @@ def _summary(
         "steps": run.max_steps,
         **cost,
         "seconds/steps": method.seconds,
+        "memory/peak": peak_memory(plan.hardware.device().type),
         **({"seconds/eval": validation.seconds, "eval_share": validation.share()} if validation else {}),
         "seed": plan.seed,
         "algo": plan.names["algo"],

@@ -1,6 +1,8 @@
 """`memory_lines` says how much memory a prepared run needs, of what, and what to change where it does not fit."""
 
 import os
+import resource
+import sys
 from dataclasses import replace
 
 import torch
@@ -79,6 +81,14 @@ def _largest_micro_batch(run: Run) -> tuple[int, int, bool]:
     largest = max(batches, key=rows.tokens_read)
     actions = max(int(rows.actions[batch].sum()) for batch in batches)
     return rows.tokens_read(largest), actions, max(map(len, cuts)) > 1
+
+
+def peak_memory(device: str) -> int:
+    """Return the most bytes that this process has used so far, on its GPU where it has one, else in main memory."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used
 
 
 def available(device: str) -> float:

@@ -149,6 +149,7 @@ class Run:
         evaluator: evaluates the policy by its own completions or episodes; None where that is not asked.
         scored_by: fingerprint of the reward that scores the policy's completions.
         further: rows of the file `rollout.path`, annotated likewise.
+        tester: evaluates the trained policy on the test split; None where that is not asked, or is done exactly.
     """
 
     plan: Plan
@@ -161,6 +162,7 @@ class Run:
     evaluator: PolicyEvaluator | None
     scored_by: str | None
     further: Rows | None = None
+    tester: PolicyEvaluator | None = None
 
     @property
     def offset(self) -> float:

@@ -21,7 +21,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.sharding import in_step
 from shiqrun.rollout.other_sources import load_further_rows
 from shiqrun.training.annotate import RunFacts
-from shiqrun.training.build_evaluator import evaluator_of
+from shiqrun.training.build_evaluator import evaluator_of, tester_of
 from shiqrun.training.checks import check_settings
 from shiqrun.training.checks_data import (
     both_kinds_are_there,
@@ -69,6 +69,7 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
             why_padded = check_model(policy, encoded.train, weights, kept, device)
         facts = _facts(plan, policy, encoded.train, why_padded)
     evaluator = evaluator_of(plan, tokenizer, encoded)
+    tests = plan.eval.test_prompts and evaluator is not None
     run = Run(
         plan,
         tokenizer,
@@ -80,12 +81,29 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
         evaluator=evaluator,
         scored_by=None if plan.reward is None else plan.reward.fingerprint(),
         further=further,
+        tester=tester_of(plan, tokenizer, encoded) if tests else None,
     )
     for warning in warnings_of(run):
         log.warning(warning)
     run = run.with_facts(facts)
     raise_if_wrong(both_kinds_are_there(plan, run.encoded.train))
     return run
+
+
+def load_for_any(plan: Plan, *, keeps_rows: bool = True) -> EncodedData:
+    """Return a plan's data for no method in particular; see `of_method`.
+
+    Raises:
+        InputError: the data cannot be read, or no trajectory is left.
+    """
+    disable_progress_bar()
+    set_verbosity_error()
+    tokenizer = plan.choice.tokenizer(plan.source, examples_of(plan.source, "train", plan.data))
+    store = RowStore(plan.cache_dir / "rows", keeps_rows)
+    context = plan.choice.context()
+    return load(
+        plan.source, tokenizer, plan.data, context=context, store=store, progress=lambda items, what: track(items, what)
+    )
 
 
 def _load_data(plan: Plan, tokenizer: PreTrainedTokenizerBase, store: RowStore) -> EncodedData:

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
 from shiqrun.batching.data_module import LoggedData
+from shiqrun.batching.splits import Split
 from shiqrun.console import is_main_process, waiting
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted
@@ -23,6 +24,7 @@ from shiqrun.training.callbacks import MARKS, Checkpoints, Signals, Stopped, Val
 from shiqrun.training.checkpoint_io import AtomicCheckpointIO
 from shiqrun.training.early_stop import EarlyStop
 from shiqrun.training.estimates import with_estimates
+from shiqrun.training.final_test import FinalTest
 from shiqrun.training.finish import finish
 from shiqrun.training.live_view import LiveView
 from shiqrun.training.metrics_csv import MetricsFile
@@ -42,11 +44,17 @@ from shiqrun.util import ranks
 log = logging.getLogger("shiqrun")
 
 
-def _exact(run: Run) -> ExactEvaluation | None:
-    """Return the exact evaluation, where the problem's optimum can be enumerated and the method has a temperature."""
-    if run.plan.beta is None or not run.plan.eval.every:
+def _exact(run: Run, split: Split = "val") -> ExactEvaluation | None:
+    """Return the exact evaluation, where the problem's optimum can be enumerated and the method has a temperature.
+
+    Raises:
+        InputError: the problem cannot be solved with this tokenizer, or has no such split.
+    """
+    if run.plan.beta is None or not run.plan.eval.every or (split == "test" and not run.plan.eval.test_prompts):
         return None
-    exact = run.plan.source.exact(run.tokenizer, split="val", beta=run.plan.beta)
+    if split not in run.plan.source.splits and run.plan.source.evaluated_exactly:
+        raise InputError(f"eval.test_prompts: data={run.plan.names['data']} has no {split} split; leave the test out")
+    exact = run.plan.source.exact(run.tokenizer, split=split, beta=run.plan.beta)
     if exact is not None:
         with whole(run.policy):
             exact.set_reference(run.policy.model)
@@ -66,6 +74,7 @@ def rehearse(run: Run) -> None:
     """
     with waiting("solving the validation problems exactly"):
         _exact(run)
+        _exact(run, "test")
     describe(run)
 
 
@@ -93,7 +102,7 @@ def execute(run: Run, resume: bool) -> None:
     describe(run)
     prompts = prompts_to_answer(run)
     with waiting("solving the validation problems exactly"):
-        exact = _exact(run)  # before any scoring, since it needs a tokenizer of its own
+        exact, exact_test = _exact(run), _exact(run, "test")  # first: they need a tokenizer of their own
     run, cost_of_estimates = with_estimates(run)  # first, so that a wrong file is found before any scoring
     run, reference, cost_of_reference = with_reference(run)
     method = _method(run, reference)
@@ -106,12 +115,16 @@ def execute(run: Run, resume: bool) -> None:
         data.even = plan.hardware.strategy == "fsdp"
         # Rollouts come first, so that a checkpoint saved by validation holds published weights
         watching = [*([rollouts] if rollouts else []), *([validation] if validation else []), LiveView(_title(run))]
+        tests = [FinalTest(plan.run_dir, run.tester, validation.live, exact, exact_test)] if validation else []
         stop = [EarlyStop(plan.trainer, validation)] if plan.trainer.stop_metric else []
-        trainer = _fit(run, method, data, [*watching, *stop, checkpoints], metrics, checkpoint)
+        trainer = _fit(run, method, data, [*watching, *tests, *stop, checkpoints], metrics, checkpoint)
         cost |= rollouts.summary() if rollouts else {}
     if stop and stop[0].reason:
         run, cost = replace(run, max_steps=stop[0].step), cost | stop[0].summary()
     run = shared.gathered(run, method)
+    for test in tests:
+        method.latest |= test.metrics
+        cost |= {"seconds/test": test.seconds} if test.metrics else {}
     if trainer.is_global_zero:
         finish(run, method, validation, exact, {"seconds": time.perf_counter() - began, **cost})
     trainer.strategy.barrier("saved")

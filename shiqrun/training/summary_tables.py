@@ -24,6 +24,9 @@ FIRST = [f"val/{name}" for name in ("regularised_return", "regret", "reward", "k
 SHOWN = re.compile(r"val/(pass@\d+|accuracy|reward_per_turn|official_score|completions/(mean_length|eos_rate))")
 """What the last table shows beside FIRST; all other metrics are in its files."""
 
+TESTED = ("test/reward", "test/regret", "test/kl", "test/win_rate", "test/pass@1")
+"""The metrics of the test split that a run prints at its end."""
+
 
 def print_plan_table(run: Run) -> None:
     """Print a table of a run's rows, steps, parameters, estimated memory, and of the rows that were dropped."""
@@ -95,6 +98,9 @@ def print_metrics_table(
     console.print(table)
     if known > len(shown):
         console.print(f"{known - len(shown)} more in summary.json; docs/metrics.md explains all", style="dim")
+    tested = {name: f"{name} {number(after[name])} {spread(after, name)}" for name in TESTED if name in after}
+    if tested:
+        console.print(f"on the test split: {', '.join(map(str.strip, tested.values()))}", highlight=False)
     if said := verdict(before, after, pairs):
         console.print(said, style="bold", highlight=False)
     for where in ("policy", "reward_model", "metrics.csv", "summary.json"):

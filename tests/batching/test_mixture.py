@@ -70,6 +70,15 @@ def test_each_part_has_the_split_of_a_run_on_it_alone_but_what_others_train_on(m
     assert encoded.prompts == {name for part in mixture.parts.values() for name in _names(part)}
 
 
+def test_each_part_makes_its_own_test_split(mixture):
+    def of(split):
+        return Counter((e.part, e.prompt_id) for e in examples_of(mixture, split, SHARED))
+
+    assert of("selection") + of("test") == of("val")
+    assert not of("selection") & of("test")
+    assert min(len(of("selection")), len(of("test"))) > 3
+
+
 def _names(part):
     return load(part.source, TOKENIZER, part.settings, context=None).prompts
 

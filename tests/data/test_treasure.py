@@ -12,6 +12,7 @@ from shiqrun.data.treasure_maps import MOVES, Maps, TreasureEpisode, draw
 from shiqrun.errors import InputError
 from shiqrun.models.tiny import Tiny
 
+FORMER = {"train": "start r2 c0 goal r3 c1 treasure r1 c2", "val": "start r3 c1 goal r1 c1 treasure r2 c2"}
 CONF = Path(__file__).parents[2] / "conf" / "data" / "treasure.yaml"
 
 
@@ -70,15 +71,22 @@ def test_another_seed_gives_other_maps():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_held_out_maps_are_never_training_maps_and_none_repeats(seed):
     source = treasure(data_seed=seed)
-    train, val = ([e.prompt_id for e in source.load(split)] for split in source.splits)
+    train, val, test = ([e.prompt_id for e in source.load(split)] for split in source.splits)
     assert len(set(train)) == len(train) == 2048
-    assert len(set(val)) == len(val) == 64
-    assert set(train).isdisjoint(val)
+    assert len(set(val)) == len(val) == len(set(test)) == len(test) == 64
+    assert len({*train, *val, *test}) == 2048 + 2 * 64
 
 
 def test_held_out_maps_do_not_depend_on_training_maps_or_play():
     other = treasure(maps=10, play="random", illegal=0.0)
     assert [e.prompt_id for e in treasure().load("val")] == [e.prompt_id for e in other.load("val")]
+    assert other.splits == ("train", "val", "test")
+
+
+def test_maps_of_former_versions_are_the_same():
+    """Before there were test maps the first of each split were these."""
+    first = {split: next(iter(treasure().load(split))).prompt_id for split in ("train", "val")}
+    assert first == FORMER
 
 
 def test_all_maps_of_a_size_can_be_drawn_once():

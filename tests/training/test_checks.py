@@ -21,6 +21,11 @@ BROKEN = {
         ["hardware=fsdp", "model=hf", "model.path=x", "model.lora_r=4", "model.quantize=nf4"],
         "hardware=fsdp cannot cut 4-bit weights; set model.quantize=null, or hardware=ddp",
     ),
+    "tested_prompts_are_evaluated": (
+        "shiq",
+        ["eval.test_prompts=3", "eval.every=0"],
+        "eval.test_prompts=3, but eval.every=0 evaluates nothing; set eval.every=50, or leave the test out",
+    ),
     "loss_on_samples_has_a_rollout": (
         "ppo",
         ["algo.reference=frozen"],
