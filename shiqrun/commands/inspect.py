@@ -81,6 +81,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     if not config.dry_run:
         _print_data(_split(encoded, config), source, data, encoded.prompts, tokenizer, config)
     _print_tables(encoded)
+    _print_methods(encoded)
     _print_next(config)
 
 
@@ -254,6 +255,23 @@ def _print_next(config: DictConfig) -> None:
     else:
         said = [word for word in HydraConfig.get().overrides.task if word.partition("=")[0].split(".")[0] in CHOSEN]
         say_next(shlex.join(["shiqrun", "train", *said, "dry_run=true"]))
+
+
+def _print_methods(encoded: "EncodedData") -> None:
+    """Print which methods the data can feed, and why not the others, by the checks of `shiqrun train`."""
+    from shiqrun.commands import train
+    from shiqrun.config.method_configs import method_configs, without_hydra
+    from shiqrun.console import console
+    from shiqrun.report.data_tables import methods_table
+    from shiqrun.training.feeding import facts_of, refusal, repeated_losses
+
+    said = [word for word in HydraConfig.get().overrides.task if word.partition("=")[0].split(".")[0] in CHOSEN]
+    configs = {name: without_hydra(config) for name, config in method_configs(said).items()}
+    base = train.plan(next(iter(configs.values())), Path())
+    plans = {name: train.with_method(base, config) for name, config in configs.items()}
+    refused = {name: why for name, plan in plans.items() if (why := refusal(plan, encoded))}
+    fed = {name: plan for name, plan in plans.items() if name not in refused}
+    console.print(methods_table(facts_of(encoded), list(fed), repeated_losses(fed), refused))
 
 
 def _print_tables(encoded: "EncodedData") -> None:

@@ -1,6 +1,6 @@
 """`shiqrun train` turns a checked config into a plan of objects and runs the training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,9 +117,20 @@ def plan(config: DictConfig, run_dir: Path) -> "Plan":
         run_dir=run_dir,
         trackers=lambda: [tracker.open(run_dir, shown) for tracker in trackers],
         shown={
-            f"{group}.{k}": portable(v) for group in ("algo", "trainer") for k, v in shown[group].items() if k[0] != "_"
+            f"{group}.{k}": portable(v)
+            for group in ("algo", "trainer")
+            for k, v in shown[group].items()
+            if k[0] != "_" and k != "grid"
         },
     )
+
+
+def with_method(plan: "Plan", config: DictConfig) -> "Plan":
+    """Return the plan with the method of another config that differs from the plan's in its `algo` node alone."""
+    from shiqrun.settings import AlgoSettings
+
+    loss, algo = build(config.algo, AlgoSettings)
+    return replace(plan, names={**plan.names, "algo": config.algo.name}, loss=loss, algo=algo)
 
 
 def _expect_gpu(node: DictConfig) -> None:

@@ -63,11 +63,16 @@ def parsed_overrides(command: str, sweep: DictConfig, overrides: Sequence[str]) 
 
 @contextmanager
 def initialised_hydra(command: str) -> Iterator[Hydra]:
-    """Have Hydra read the project's YAML for a command, inside the context."""
-    with initialize_config_module(version_base="1.3", config_module=CONFIG_MODULE, job_name=command):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        yield hydra
+    """Have Hydra read the project's YAML for a command, inside the context, also where a job of Hydra's is running."""
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(version_base="1.3", config_module=CONFIG_MODULE, job_name=command):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            yield hydra
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def as_hydra_overrides(overrides: Sequence[str]) -> list[str]:

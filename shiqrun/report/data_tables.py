@@ -1,6 +1,6 @@
 """`tables` sums up an encoded data set for a terminal: lengths and returns of its splits, and what was dropped."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -39,6 +39,30 @@ def tables(encoded: "EncodedData") -> Iterator[Table | Text]:
                 _add_split(lengths, f"{split} {name}", rows, rows.parts.number == part)
     yield lengths
     yield _dropped(encoded) if encoded.dropped else Text("dropped: nothing")
+
+
+def methods_table(
+    facts: Sequence[str], fed: Sequence[str], repeated: Mapping[str, str], refused: Mapping[str, str]
+) -> Table:
+    """Return a table of the methods that a data set can feed, with its facts as title, and of those that it cannot.
+
+    Args:
+        facts: of `facts_of`.
+        fed: names of the methods that training accepts.
+        repeated: those of them whose loss is that of another one, by name.
+        refused: why training refuses the others.
+    """
+    table = Table(title=f"methods for {', '.join(facts)}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    names = [f"{name} (= {repeated[name]})" if name in repeated else name for name in fed]
+    table.add_row("can learn", Text(", ".join(names) or "none"))
+    reasons: dict[str, list[str]] = {}
+    for name, why in refused.items():
+        reasons.setdefault(why.replace(f"algo={name} ", "").replace(name, "it"), []).append(name)
+    for why, those in reasons.items():
+        table.add_row("cannot", Text(f"{', '.join(those)}: {why}"))
+    return table
 
 
 def _dropped(encoded: "EncodedData") -> Table:
