@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 CONF = Path(__file__).parents[1] / "conf"
-FIRST = ("train", "sweep", "eval", "algo", "data", "model", "reward")
+FIRST = ("train", "sweep", "compare", "eval", "algo", "data", "model", "reward")
 """Commands and groups that stand before the others."""
 NO_KEYS = ("defaults", "hydra", "_target_", "_partial_")
 

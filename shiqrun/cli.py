@@ -37,6 +37,7 @@ COMMANDS = {
     "values": Command("shiqrun.commands.values", "estimate what the reference earns on each prompt", writes=True),
     "pivotal": Command("shiqrun.commands.pivotal", "find tokens at which the chance of success jumps", writes=True),
     "sweep": Command("shiqrun.commands.sweep", "train a grid of settings, one process each", writes=True),
+    "compare": Command("shiqrun.commands.compare", "compare methods on one data set and model", writes=True),
     "report": Command("shiqrun.commands.report", "write one HTML page about runs and sweeps", writes=False, plain=True),
     "convert": Command("shiqrun.commands.convert", "turn logs of other tools into rows", writes=False, plain=True),
     "export": Command(

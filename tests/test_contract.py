@@ -259,7 +259,7 @@ def expect_composed(line):
         assert len(overrides) == 1 or command != "train"
         return
     with user_folders(command, None):
-        many = command == "sweep" or "-m" in words or "--multirun" in words
+        many = command in ("sweep", "compare") or "-m" in words or "--multirun" in words
         whole = compose(command, overrides, multirun=many)
         if command == "sweep" and is_search(whole):
             each = plan_search(whole, overrides, words)[1]

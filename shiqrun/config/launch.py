@@ -6,7 +6,6 @@ sweeps, serves the further ranks of a run, and turns errors into exit codes.
 """
 
 import os
-import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,11 +18,9 @@ from hydra.core.utils import configure_log, run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from shiqrun.config import run_directory as rundir
 from shiqrun.config import sweep_grid as grid
-from shiqrun.config import sweep_search as search
 from shiqrun.config.command_line import CHILD_CONFIG, INTERRUPTED, WRONG_INPUT, CommandLine, print_error
-from shiqrun.config.compose import as_hydra_overrides, compose, initialised_hydra, job_overrides
+from shiqrun.config.compose import as_hydra_overrides, compose, initialised_hydra
 from shiqrun.config.crew import RankFailed
 from shiqrun.config.explain import explain
 from shiqrun.config.flags import folder_to_resume, refuse_flags
@@ -31,10 +28,9 @@ from shiqrun.config.of_run import with_data_of_run
 from shiqrun.config.places import NobodyMet, Place, place
 from shiqrun.config.process import environment
 from shiqrun.config.ranks import end_with_parent, met
-from shiqrun.config.run_lock import lock_run
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
+from shiqrun.config.sweep_launch import output_directory, start_sweep
 from shiqrun.errors import InputError
-from shiqrun.sweeping.study import expect_optuna
 from shiqrun.util.closed_pipe import is_output_closed
 from shiqrun.util.full_disk import full_disk
 from shiqrun.util.quoting import as_override
@@ -119,7 +115,7 @@ def _dispatch(argv: Sequence[str], command: CommandLine) -> int:
     shows = args.help or args.hydra_help or args.shell_completion
     runs = not (shows or args.cfg or args.info)
     refuse_flags(args)
-    if runs and command.name == grid.COMMAND:
+    if runs and command.name in grid.OWN_COMMANDS:
         if (code := grid.resume(args.overrides, command.program)) is not None:
             return code
         args.multirun = True
@@ -129,7 +125,7 @@ def _dispatch(argv: Sequence[str], command: CommandLine) -> int:
         config_dir, args.config_dir = args.config_dir, None  # we search it before the project, Hydra after it
         stack.enter_context(user_folders(command.name, config_dir))
         if runs and args.multirun:
-            return _sweep(args, command, stack, typed=argv, config_dir=config_dir)
+            return start_sweep(args, command, stack, typed=argv, config_dir=config_dir, call_hydra=_call_hydra)
         if runs:
             return _run_one(args, command, stack)
         if not shows:
@@ -141,98 +137,13 @@ def _run_one(args: Namespace, command: CommandLine, stack: ExitStack) -> int:
     """Check the config, make the run directory, and run the job; or continue the same run if it is there unfinished."""
     config = compose(command.name, args.overrides)
     command.check(config)
-    folder = _output_directory(config, "run", command, stack)
+    folder = output_directory(config, "run", command, stack)
     if folder is None:
         return command.resume(Path(config.hydra.run.dir))
     if config.hydra.mode == RunMode.MULTIRUN:  # a user's hydra.mode=MULTIRUN
         args.overrides.append(f"hydra.run.dir={as_override(folder)}")
         return _call_hydra(args, command)
     return _run_composed(config, folder, args, command)
-
-
-def _sweep(
-    args: Namespace, command: CommandLine, stack: ExitStack, *, typed: Sequence[str], config_dir: str | None
-) -> int:
-    """Check all jobs, then run each in a process of its own, or as the chosen launcher of Hydra runs them."""
-    if (here := place()).world > 1:
-        raise InputError(f"{here.started_by} started {here.world} processes, but a sweep is started by one")
-    config = compose(command.name, args.overrides, multirun=True)
-    if search.is_search(config):
-        return _search(args, command, stack, config, typed=typed, config_dir=config_dir)
-    command.swept = grid.swept_keys(config, args.overrides)
-    each_words = job_overrides(command.name, config, args.overrides)
-    each = [(words, compose(command.name, words)) for words in each_words]
-    for _, job in each:
-        command.check(job)
-    sweep = grid.plan_sweep(command.name, each, command.swept, typed)
-    if command.keeps_files and config.get("dry_run"):
-        grid.print_jobs(sweep)
-        return 0
-    folder = _output_directory(config, "sweep", command, stack)
-    assert folder is not None
-    if command.keeps_files and grid.uses_own_launcher(config):
-        return grid.run(grid.place(sweep, folder, each, config_dir), config, command.program)
-    if command.name == grid.COMMAND:
-        command.name, args.overrides = sweep.command, grid.words_for_launcher(args.overrides)
-    args.overrides.append(f"hydra.sweep.dir={as_override(folder)}")
-    if not command.keeps_files:
-        return _call_hydra(args, command)
-    try:
-        _call_hydra(args, command)
-    finally:  # also where the launcher itself gave up
-        code = grid.collect_results(sweep, folder)
-    return code
-
-
-def _search(
-    args: Namespace,
-    command: CommandLine,
-    stack: ExitStack,
-    config: DictConfig,
-    *,
-    typed: Sequence[str],
-    config_dir: str | None,
-) -> int:
-    """Check the ends of the searched space, then have Optuna choose the jobs, or write what W&B's agents read."""
-    sweep, corners = search.plan_search(config, args.overrides, typed)
-    for corner in corners:
-        command.check(corner)
-    if config.sweep.search == "wandb":
-        folder = None if config.dry_run else _output_directory(config, "sweep", command, stack)
-        return search.write_for_wandb(sweep, folder, corners[0], config_dir)
-    expect_optuna()
-    if config.dry_run:
-        search.print_search(sweep)
-        return 0
-    folder = _output_directory(config, "sweep", command, stack)
-    assert folder is not None
-    return grid.run(search.place(sweep, folder, corners[0], config_dir), config, command.program)
-
-
-def _output_directory(config: DictConfig, kind: str, command: CommandLine, stack: ExitStack) -> Path | None:
-    """Make the directory for a run or a sweep; return None if it holds this very run, unfinished.
-
-    Args:
-        config: the composed config.
-        kind: "run" or "sweep".
-        command: learns whether its files are kept and whether the directory was there before.
-        stack: what is to be removed when the command ends.
-    """
-    if not command.keeps_files or config.get("dry_run"):
-        command.keeps_files = False
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shiqrun-")))
-    folder = Path(config.hydra[kind].dir).absolute()
-    timed, command.made_directory = rundir.is_named_by_time(config, kind), not folder.exists()
-    stack.callback(rundir.discard_empty, [parent for parent in folder.parents if not parent.exists()])
-    if not timed and kind == "run":
-        rundir.make_directory(folder, numbered=False)
-        stack.enter_context(lock_run(folder))  # before its files are read: another process may be about to write them
-    if not timed and kind == "sweep":
-        rundir.expect_neither_run_nor_sweep(folder)
-    elif not timed and rundir.holds_unfinished(folder, config):
-        print_error(f"{folder} holds this run, unfinished: going on with it")
-        return None
-    return rundir.make_directory(folder, numbered=timed)
 
 
 def _call_hydra(args: Namespace, command: CommandLine) -> int:

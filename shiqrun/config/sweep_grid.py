@@ -22,13 +22,15 @@ from shiqrun.sweeping.view import jobs_table
 from shiqrun.util.quoting import as_override, quote_for_shell, unquote
 
 log = logging.getLogger("shiqrun")
-COMMAND, JOBS_OF_IT = "sweep", "train"
+COMMAND, COMPARE, JOBS_OF_IT = "sweep", "compare", "train"
+OWN_COMMANDS = (COMMAND, COMPARE)
+"""The commands whose jobs are those of `shiqrun train`."""
 OWN_PLUGINS = {
     "launcher": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "sweeper": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 }
-KEYS_OF_SWEEP = ("run_dir", "sweep")
-KEYS_OF_ALL_JOBS = ("run_dir", "resume", "cache_dir", "dry_run", "sweep")
+KEYS_OF_SWEEP = ("run_dir", "sweep", "compare")
+KEYS_OF_ALL_JOBS = ("run_dir", "resume", "cache_dir", "dry_run", "sweep", "compare")
 KEYS_OF_HYDRA = (
     "hydra.sweep",
     "hydra.run",
@@ -100,7 +102,7 @@ def plan_sweep(name: str, each: Composed, keys: Sequence[str], typed: Sequence[s
                 gpus=hardware.get("devices", 1) if on_gpu else 0,
             )
         )
-    command = JOBS_OF_IT if name == COMMAND else name
+    command = JOBS_OF_IT if name in OWN_COMMANDS else name
     return Sweep(Path(), command, [name, *typed], str(Path.cwd()), fixed, jobs)
 
 

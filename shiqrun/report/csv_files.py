@@ -41,7 +41,7 @@ def _write_methods(
 ) -> Path:
     """Write `methods.csv` with a row for each method and beta: means of the final metrics over seeds."""
     names = sorted({name for run in runs for name in run.final if "/" in name and not is_bound(name)})
-    metrics = measured_metrics(groups, [name for name in names if name.startswith(("val/", "train/"))])
+    metrics = measured_metrics(groups, [name for name in names if name.startswith(("val/", "test/", "train/"))])
     header = ["method", BETA, "seeds", "best", *(c for m in metrics for c in (m, f"{m}{OVER_SEEDS}"))]
     rows = []
     for group in groups:

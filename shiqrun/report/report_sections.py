@@ -85,18 +85,22 @@ class ReportSections:
             completions["compare-data"] = columns
         return completions | ({"tokens-data": self._trajectories[0]} if self._trajectories[0]["rows"] else {})
 
-    def sections(self, sweeps: Sequence[dict[str, Any]], pivotal: Sequence[Section] = ()) -> list[Section]:
+    def sections(
+        self, sweeps: Sequence[dict[str, Any]], pivotal: Sequence[Section] = (), compared: Sequence[Section] = ()
+    ) -> list[Section]:
         """Return the page's sections that have content, in order; draw the figures and write the tables.
 
         Args:
             sweeps: `sweep.json` of each sweep.
             pivotal: the sections about searches for pivotal tokens.
+            compared: the section about a comparison of methods.
         """
         finished = [group for group in self.groups if group.finished]
         tables = write_csv_files(self.folder, self.groups, self.runs, self.best)
         tables += write_latex_files(self.folder, finished, self.best)
         sections = [
             Section("summary", "Summary", summary_values(self.runs, self.groups, sweeps)),
+            *compared,
             Section("frontier", "Reward and KL", self._frontier()),
             Section("methods", "Methods", self._methods()),
             Section("curves", "Learning curves", curve_values(self.groups, self.best, self.styles, self._draw)),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shiqrun.console import waiting
 from shiqrun.errors import InputError
+from shiqrun.report.comparison_section import comparison_section
 from shiqrun.report.html_page import render_page
 from shiqrun.report.pivotal_view import FILE as PIVOTAL
 from shiqrun.report.pivotal_view import pivotal_section
@@ -44,7 +45,8 @@ def write_report(directories: Sequence[Path], out: Path | None = None, formats: 
         else:
             report = ReportSections(found.runs, group_runs(found.runs), folder, formats)
             with waiting("drawing the figures of the report"):
-                sections = report.sections([sweep.state for sweep in found.sweeps], pivotal)
+                compared = comparison_section(found, folder, formats)
+                sections = report.sections([sweep.state for sweep in found.sweeps], pivotal, compared)
             html = render_page(*page_title(found.runs), sections, report.script_data)
         write_atomic(out, html.encode("utf-8", errors="replace"))
     except OSError as error:
@@ -56,7 +58,7 @@ def _empty_folder(folder: Path) -> Path:
     """Make the folder for figures and tables, or remove the figures of a former report from it."""
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for old in (*figures.glob("frontier*"), *figures.glob("curve_*")):
+    for old in (*figures.glob("frontier*"), *figures.glob("curve_*"), *figures.glob("comparison*")):
         old.unlink()
     for old in (folder / "methods.tex", folder / "best.tex"):
         old.unlink(missing_ok=True)

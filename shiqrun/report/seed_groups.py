@@ -22,7 +22,10 @@ DIRECTIONS = {1: "highest", -1: "lowest"}
 ORDER = ("shiq", "shiq_init", "shiq_ms", "shiq_tk", "copg", "dpo", "dro", "dro_v", "direct", "sft")
 """The order of methods in every figure and table; others follow by name."""
 
-UNCOMPARED = ("seed", "run_dir", "resume", "dry_run", "cache_dir", "algo.reference", "logger.", "hydra.", "sweep.")
+UNCOMPARED = (
+    *("seed", "run_dir", "resume", "dry_run", "cache_dir", "algo.reference", "logger.", "hydra.", "sweep."),
+    *("algo.grid", "algo.grid.", "eval.test_prompts"),
+)
 """Keys, and beginnings of keys, that change where things are written or read and nothing that is measured."""
 ESTIMATE_FILES = ("algo.targets", "algo.values")
 """Keys of files with estimates; the name of a method has them only where its runs read different files."""

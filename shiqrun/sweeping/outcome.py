@@ -10,6 +10,7 @@ from rich.table import Table
 
 from shiqrun.console import console, number
 from shiqrun.errors import InputError
+from shiqrun.report.group_verdict import verdict_of_groups
 from shiqrun.report.run_records import collect_runs
 from shiqrun.report.seed_groups import (
     DIRECTIONS,
@@ -22,6 +23,7 @@ from shiqrun.report.seed_groups import (
     group_runs,
     ranking_metric,
 )
+from shiqrun.sweeping.comparison import conclude_comparison
 from shiqrun.sweeping.state import Sweep, as_csv
 from shiqrun.util.atomic import write_atomic
 
@@ -89,21 +91,27 @@ def _times(count: int) -> str:
 
 
 def conclude(sweep: Sweep) -> None:
-    """Print the summary of a sweep and write `best.csv`; without a metric to choose by, only the reference's line."""
+    """Print the summary of a sweep with its verdict and write `best.csv`, as far as its jobs have measured a metric."""
     finished = [values for _, values in sweep.finished_jobs()]
     line = reference_line(finished)
     if line:
         console.print(line, highlight=False, soft_wrap=True)
+    if sweep.comparison is not None:
+        conclude_comparison(sweep)
+        return
     if not any(metric in values for values in finished for metric, _ in RANKING_METRICS):
         return
     try:
         found = best_of_methods(sweep)
+        said = verdict_of_groups(collect_runs([sweep.folder]).runs)
     except InputError as error:  # the runs are there, and what is broken can be moved away
         console.print(f"no {BEST}: {error}", highlight=False, soft_wrap=True, markup=False)
         return
     if found:
         write_best(sweep.folder / BEST, found)
         console.print(as_table(found))
+        for sentence in said:
+            console.print(sentence, style="bold", highlight=False, soft_wrap=True)
 
 
 def _columns(found: Sequence[BestOfMethod]) -> list[str]:

@@ -60,6 +60,19 @@ class Job:
 
 
 @dataclass
+class Comparison:
+    """A comparison is what `shiqrun compare` adds to a grid.
+
+    Attributes:
+        methods: the names of the methods that are run.
+        left_out: why others are not, by name.
+    """
+
+    methods: list[str]
+    left_out: dict[str, str]
+
+
+@dataclass
 class Sweep:
     """A sweep is a grid of jobs of one command, in one directory.
 
@@ -71,6 +84,7 @@ class Sweep:
         fixed: overrides that all jobs share.
         jobs: all jobs, in the order of the grid; of a search, those that Optuna has asked for so far.
         search: what is searched; None for a grid.
+        comparison: of methods, each with a grid of its own; None for other sweeps.
     """
 
     folder: Path
@@ -80,6 +94,7 @@ class Sweep:
     fixed: list[str]
     jobs: list[Job]
     search: Search | None = None
+    comparison: Comparison | None = None
 
     @property
     def expected(self) -> int:
@@ -120,6 +135,7 @@ class Sweep:
             "fixed": self.fixed,
             "jobs": [asdict(job) for job in self.jobs],
             "search": None if self.search is None else asdict(self.search),
+            **({} if self.comparison is None else {"comparison": asdict(self.comparison)}),
         }
 
     def _table(self) -> str:
@@ -182,9 +198,9 @@ def summary(place: Path) -> dict[str, Any]:
 
 
 def metrics_of(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the final metrics of a summary: the finite numbers under `val/` and `train/`."""
+    """Return the final metrics of a summary: the finite numbers under `val/`, `test/` and `train/`."""
     numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return {k: v for k, v in numbers.items() if k.startswith(("val/", "train/")) and math.isfinite(v)}
+    return {k: v for k, v in numbers.items() if k.startswith(("val/", "test/", "train/")) and math.isfinite(v)}
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -61,3 +62,50 @@ def bounds(metrics: Mapping[str, float | None], name: str) -> tuple[float, float
     found = [metrics.get(name + end) for end in (LOW, HIGH)]
     low, high = (math.nan if value is None else value for value in found)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def crossed_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return (mean, half width of its confidence interval) of a table whose rows and columns are both samples.
+
+    The variance is the sum of those of the means of rows and of columns, which is never too small on average: what
+    belongs to single cells is counted in both. Its degrees of freedom are Satterthwaite's. A side of one alone, or of
+    rows fewer than three, is taken as given; NaN where both are.
+
+    Args:
+        values: `[S, P]`, of each seed and prompt.
+        level: of confidence.
+    """
+    parts = [
+        (float(np.var(means, ddof=1)) / len(means), len(means) - 1)
+        for means, least in ((values.mean(axis=1), LEAST_ROWS), (values.mean(axis=0), 2))
+        if len(means) >= least
+    ]
+    mean, variance = float(values.mean()), math.fsum(part for part, _ in parts)
+    if not parts:
+        return mean, math.nan
+    if not variance:
+        return mean, 0.0
+    degrees = variance**2 / math.fsum(part**2 / free for part, free in parts)
+    return mean, two_sided_quantile(degrees, level) * math.sqrt(variance)
+
+
+LEAST_ROWS = 3
+"""The number of seeds from which on an interval is over them too: two have one degree of freedom, and say nothing."""
+GRID, MOST_DEGREES = 20001, 1e4
+
+
+def two_sided_quantile(degrees: float, level: float) -> float:
+    """Return the t with P(|T| <= t) = level of Student's t distribution with `degrees` degrees of freedom, at least 1.
+
+    With t = sqrt(n) tan(x) the density of x is proportional to cos(x)^(n-1), which is summed on a grid.
+    """
+    return _quantile(round(min(max(degrees, 1.0), MOST_DEGREES), 2), level)
+
+
+@lru_cache(maxsize=4096)
+def _quantile(freedom: float, level: float) -> float:
+    """Return `two_sided_quantile` of a number of degrees of freedom to two decimals, so that few are computed."""
+    angle = np.linspace(0, math.pi / 2, GRID)
+    density = np.cos(angle) ** (freedom - 1)
+    mass = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(float(np.interp(level, mass / mass[-1], angle)))
