@@ -44,7 +44,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "value head": ("algo=dro_v", "algo.value=head"),
     "value network": ("algo=dro_v", "algo.value=network"),
     "reward model": ("algo=reward_model",),
-    **{f"algo={name}": (f"algo={name}",) for name in ("sft", "dpo", "ipo", "copg", "dro", "tbrm", "shiq_tk")},
+    **{f"algo={name}": (f"algo={name}",) for name in ("sft", "dpo", "ipo", "copg", "dro", "tbrm", "shiq_tk", "kto")},
+    "algo=oreo": ("algo=oreo",),
+    "oreo, LoRA, adapter": ("algo=oreo", "algo.reference=adapter", "model.lora_r=4"),
 }
 """Words of each kind of run on a Llama with random weights."""
 

@@ -69,8 +69,14 @@ class Policy(nn.Module):
         return model
 
     def forward(
-        self, batch: Trajectories, *, sample: int = 0, describe: bool = False, against: States | None = None
-    ) -> ActionScores:
+        self,
+        batch: Trajectories,
+        *,
+        sample: int = 0,
+        describe: bool = False,
+        against: States | None = None,
+        states: bool = False,
+    ) -> ActionScores | tuple[ActionScores, States]:
         """Return the scores of a batch's actions, `[B, A]`, nats, float32, zero where there is no action.
 
         Args:
@@ -78,13 +84,14 @@ class Policy(nn.Module):
             sample: number of further tokens to sample from the policy at every action's state.
             describe: also return entropy and arg-max hits, without gradient.
             against: states of the reference at these actions, to which the KL over the vocabulary is returned.
+            states: return a pair, whose second is the states that the scores were computed from.
         """
-        return self.with_states(batch, sample, describe, against)[0]
+        found = self._scores(batch, sample, describe, against)
+        return found if states else found[0]
 
-    def with_states(
-        self, batch: Trajectories, sample: int = 0, describe: bool = False, against: States | None = None
+    def _scores(
+        self, batch: Trajectories, sample: int, describe: bool, against: States | None
     ) -> tuple[ActionScores, States]:
-        """Return what `forward` does, and the states that the scores were computed from."""
         layout = batch.layout
         if layout is None or (layout.attention is not None and not reads_packed(self.causal_lm)):
             layout = padded_layout(batch.input_ids, batch.attention_mask, batch.action_index, batch.action_mask)

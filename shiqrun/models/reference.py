@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from shiqrun.models.policy import Policy
 from shiqrun.models.vocabulary_kl import States
@@ -51,7 +52,10 @@ class FrozenReference:
     @torch.no_grad()
     def with_states(self, batch: Trajectories) -> tuple[ActionScores, States]:
         """Return the frozen copy's scores of a batch, and the states that they were computed from."""
-        return self.policy.with_states(batch)
+        if isinstance(self.policy, FSDPModule):  # what reads the head comes later than this forward pass
+            self.policy.set_reshard_after_forward(False, recurse=False)
+        found: tuple[ActionScores, States] = self.policy(batch, states=True)
+        return found
 
     @contextlib.contextmanager
     def as_policy(self) -> Iterator[Policy]:
@@ -76,7 +80,8 @@ class AdapterOff:
     def with_states(self, batch: Trajectories) -> tuple[ActionScores, States]:
         """Return the policy's scores of a batch without its adapter, and the states that they were computed from."""
         with self._policy[0].as_reference():
-            return self._policy[0].with_states(batch)
+            found: tuple[ActionScores, States] = self._policy[0](batch, states=True)
+        return found
 
     def use(self, policy: Policy) -> None:
         """Take another policy, with the same base."""
