@@ -2,9 +2,9 @@
 
 A mutant is a loss function, or a helper in its file, with one change: another arithmetic, comparing or logical
 operator, a number one larger, a `detach()` or a `masked_fill` left out, an absolute value for a square. It gets a
-process of its own. First the loss is compared with its naive loop, in value, count and gradient, which finds most; what
-is left runs under the tests of this folder until one fails. What is logged beside the loss (`metrics`) is not changed.
-Survivors are printed with their lines; --out keeps the counts of earlier calls.
+process of its own. First the loss is compared with its naive loop, in value, count and gradient, which finds most; the
+others run under the quick tests of this folder until one fails. What is logged beside the loss (`metrics`) is not
+changed. Survivors are printed with their lines; --out keeps the counts of earlier calls.
 """
 
 import argparse
@@ -43,6 +43,8 @@ SWAPS = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
+DESCENDS = ("descending", "minimis", "arriv", "certain_labels", "stays_nearer", "optimum", "finite_differences")
+"""Words in the names of tests that take seconds."""
 SHARED = "shared"
 """Stands for residual.py and pairs.py, which hold what several losses share."""
 LEFT_OUT = ("detach", "masked_fill")
@@ -189,12 +191,13 @@ def noticed(name: str, change: Callable[[], None]) -> bool:
 
 
 def fails_a_test() -> bool:
-    """Whether a test of this folder fails; those that need further packages or a trainer are left out."""
+    """Whether a test of this folder fails; those that descend, or need further packages, are left out."""
     import pytest
 
     out = ("test_against_trl.py", "test_kto_against_trl.py", "test_turns.py", "test_math_page.py")
     ignored = [f"--ignore={HERE / name}" for name in out]
-    return pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *ignored, str(HERE)]) != 0
+    quick = " and ".join(f"not {word}" for word in DESCENDS)
+    return pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-k", quick, *ignored, str(HERE)]) != 0
 
 
 def main() -> None:
