@@ -320,7 +320,7 @@ def memory(device: str, small: bool) -> Figures:
             if device == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            row = measure(folder, name, device, () if device == "cpu" else ("hardware.precision=bf16",))
+            row = measure(folder, name, device, "fp32" if device == "cpu" else "bf16")
             ratio = row["estimate"] / row["peak"]
             found[f"{name}: GB at the peak"] = row["peak"] / 1e9
             found[f"{name}: estimate over peak"] = ratio

@@ -34,14 +34,14 @@ RUNS = {
 TOKENS, PAIRS, STEPS, LONGEST = 256, 4, 2, 256
 
 
-def measure(folder: str, name: str, device: str = "cpu", more: tuple[str, ...] = ()) -> dict[str, Any]:
+def measure(folder: str, name: str, device: str = "cpu", precision: str = "fp32") -> dict[str, Any]:
     """Train in this process; return estimate and peak in bytes, and the parts of the estimate.
 
     Args:
         folder: of `prepare_big`.
         name: of the run.
         device: cpu (its peak is that of resident memory) or cuda (what torch allocated).
-        more: further settings.
+        precision: fp32 or bf16.
     """
     from bench.ours import Settings, load_run
     from shiqrun.training import run as training
@@ -49,8 +49,9 @@ def measure(folder: str, name: str, device: str = "cpu", more: tuple[str, ...] =
     from shiqrun.training.memory_of_run import needs
 
     before = forget_peak()
-    extra = (*RUNS[name][1], f"trainer.micro_batch_tokens={TOKENS}", *more)
-    settings = Settings(folder=folder, steps=STEPS, pairs=PAIRS, algo="shiq", device=device, extra=extra)
+    same: dict[str, Any] = {"folder": folder, "steps": STEPS, "pairs": PAIRS, "algo": "shiq"}
+    extra = (*RUNS[name][1], f"trainer.micro_batch_tokens={TOKENS}")
+    settings = Settings(**same, device=device, precision=precision, extra=extra)
     with tempfile.TemporaryDirectory() as directory:
         run = load_run(settings, Path(directory) / "run")
         loading = resident("VmHWM") - before

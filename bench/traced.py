@@ -197,7 +197,7 @@ def policy_of(config: PreTrainedConfig, setting: Setting) -> Policy:
 
 def loss_of(policy: nn.Module, batch: Trajectories) -> Tensor:
     """Return the sum of ShiQ's loss over a micro-batch, against a reference whose scores are zero."""
-    zero = torch.zeros(batch.action_mask.shape)
+    zero = torch.zeros(batch.action_mask.shape, device=batch.action_mask.device)
     return shiq(batch, policy(batch), ActionScores(zero, zero), beta=0.1, lam=1.0, units="action").total
 
 

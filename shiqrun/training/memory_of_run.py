@@ -25,7 +25,8 @@ def memory_lines(run: Run) -> list[str]:
     of = ", ".join(f"{name} {size / GIB:.2g}" for name, size in parts.items() if size > 0.01 * peak)
     each = f" on each of {use.ranks} ranks" if use.ranks > 1 else ""
     lines = [f"about {peak / GIB:.2g} GiB at the peak{each}: {of}"]
-    there = available(use.device) / (use.ranks if use.device == "cpu" else 1)  # whose ranks share the machine's memory
+    share = run.plan.hardware.devices if use.device == "cpu" else 1  # processes on CPUs share the machine's memory
+    there = available(use.device) / share
     if peak > there:
         changes = "; then ".join(f"{words} ({size / GIB:.2g} GiB)" for words, size in remedies(shape, use))
         lines.append(f"this does not fit the {there / GIB:.2g} GiB here; set {changes or 'another model'}")
@@ -59,7 +60,7 @@ def needs(run: Run) -> tuple[Shape, Use]:
         lora=bool(plan.model.lora_r),
         copies=int(compared) + (getattr(plan.rollout, "engine", None) == "local"),
         sampled=plan.eval.batch_size * room if run.evaluator is not None else 0,
-        ranks=hardware.devices if hardware.strategy == "fsdp" else 1,
+        ranks=hardware.devices * getattr(hardware, "num_nodes", 1) if hardware.strategy == "fsdp" else 1,
         evaluates=bool(plan.eval.every),
     )
 

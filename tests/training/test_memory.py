@@ -70,6 +70,17 @@ def test_activations_are_those_that_autograd_keeps(kind):
     assert (expected[1] - expected[0]) / 2 == pytest.approx(measured, rel=0.15)
 
 
+def test_a_rank_of_many_needs_its_share_and_what_it_gathers():
+    shape = shape_of(llama(2, Use(device="cpu", tokens=1, actions=1)))
+    alone, rank = (estimate(shape, Use(tokens=64, actions=32, ranks=n, autocast=False)) for n in (1, 8))
+    for name in ("weights", "gradients", "moments"):
+        assert rank[name] == alone[name] / 8
+    layer = (shape.parameters - shape.embeddings) / 2
+    assert rank["gathered"] == 4 * (shape.embeddings + layer)
+    whole = estimate(shape, Use(tokens=1, actions=1, ranks=1000, autocast=False, evaluates=True, lora=True))
+    assert whole["gathered"] == 4 * shape.parameters
+
+
 def test_weights_gradients_and_moments_are_counted_to_the_byte():
     use = Use(device="cpu", tokens=1, actions=1, autocast=False)
     model = llama(2, use)
@@ -98,3 +109,8 @@ def test_a_dry_run_says_what_memory_is_for_and_what_to_change_where_it_is_too_li
     out = " ".join(capfd.readouterr().out.replace("│", " ").split())
     assert "this does not fit the 0.00098 GiB here; set" in out
     assert "hardware.weights=bf16 (" in out
+
+
+def test_a_dry_run_of_several_ranks_says_what_each_needs(at_home, capfd):
+    assert train("dry_run=true", "hardware=fsdp", "hardware.accelerator=cpu", "hardware.devices=2") == 0
+    assert "GiB at the peak on each of 2 ranks: program" in capfd.readouterr().out
