@@ -42,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("at_home")
         ("dro_v", "algo.value=head", "algo.value_lr_ratio=10"),
         ("direct",),
         ("shiq", "algo.lam=0.9", "algo.reward_offset=group_mean"),
+        ("shiq", "algo.fade=0.9", "algo.fade_from=turn", "algo.units=trajectory"),
     ],
     ids=" ".join,
 )
@@ -218,6 +219,14 @@ def test_an_anchored_step_does_not_depend_on_how_it_is_cut(home, algo):
         words = (f"algo={algo}", "algo.anchor=1", f"run_dir=anchor_{algo}{tokens}", "trainer.max_steps=6")
         assert train(*words, f"trainer.micro_batch_tokens={tokens}") == 0
     assert largest_difference(home / f"anchor_{algo}10000", home / f"anchor_{algo}80") < 5e-5
+
+
+def test_a_step_with_fading_weights_does_not_depend_on_how_it_is_cut(home):
+    """Divided by the sum of the weights of the whole step, beside the anchor's actions."""
+    for tokens in (10_000, 80):
+        words = ("algo.fade=0.5", "algo.anchor=1", f"run_dir=fade{tokens}", f"trainer.micro_batch_tokens={tokens}")
+        assert train(*words, "trainer.max_steps=6") == 0
+    assert largest_difference(home / "fade10000", home / "fade80") < 5e-5
 
 
 # ------------------------------------------------------------------ what does not fit

@@ -106,14 +106,14 @@ FadeFrom = Literal["first", "turn"]
 
 
 def fading_weights(batch: Trajectories, fade: float, fade_from: FadeFrom) -> Tensor:
-    """Return the weight of every action's square, `[B, A]`, no unit, zero in the padding.
+    """Return the weight of every action's square, `[B, A]` float64, no unit, zero in the padding.
 
     It is fade^k at the k-th action, counted from 0, of the trajectory or of its turn; 0^0 is 1.
     """
     place = batch.action_mask.cumsum(-1) - 1
     if fade_from == "turn":
         place = place - place.masked_fill(~turn_starts(batch), 0).cummax(-1).values if place.shape[-1] else place
-    return zero_padding(fade ** place.clamp(min=0).to(batch.rewards.dtype), batch)
+    return zero_padding(fade ** place.clamp(min=0).double(), batch)
 
 
 def count_by_unit(
@@ -121,7 +121,7 @@ def count_by_unit(
 ) -> Tensor:
     """Return the number of units of a batch, `[]`: its actions, each as its weight, or its trajectories with an action.
 
-    It is int64 unless weights fade.
+    It is int64, float64 where weights fade.
     """
     if units == "trajectory":
         return trajectory_count(batch)
