@@ -120,6 +120,7 @@ def test_without_fading_no_bit_changes_and_with_all_of_it_the_first_action_is_le
     )
     assert torch.equal(plain.total, unfaded.total)
     assert torch.equal(plain.count, unfaded.count)
+    assert plain.count.dtype == torch.int64
     assert_close(near.total / near.count, plain.total / plain.count)
     assert float(first.count) == int(batch.action_mask.any(-1).sum())
     if loss is losses.shiq:
@@ -171,6 +172,30 @@ def test_metrics_are_sums_and_counts_of_the_squared_residuals(name):
     assert int(size) == int(same) == 2
     assert not mean.requires_grad
     assert not absolute.requires_grad
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_metrics_take_no_gradient(name):
+    batch, policy, reference = ragged()
+    terms = LOSSES[name][0](batch, policy, reference)
+    assert terms.total.requires_grad
+    assert not [metric for metric, parts in terms.metrics.items() for x in parts if x.requires_grad]
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo", "reward_model"])
+def test_ties_are_a_share_of_all_pairs(name):
+    """By hand from LEVELS of `naive`: 10 pairs, of which 2 are ties."""
+    batch, policy, reference = ragged()
+    assert [int(x) for x in LOSSES[name][0](batch, policy, reference).metrics["ties"]] == [2, 10]
+
+
+def test_a_reward_model_is_right_where_the_better_completion_has_the_larger_score():
+    batch, policy, reference = ragged()
+    found = decided(rows_of(batch, policy, reference))
+    right, count = losses.reward_model(batch, policy, None).metrics["accuracy"]
+    expected = sum(int(better.value[-1] > worse.value[-1]) for better, worse in found)
+    assert [int(right), int(count)] == [expected, len(found)]
+    assert 0 < expected < len(found)
 
 
 def test_metrics_of_the_turnwise_loss_count_turns_while_the_loss_counts_trajectories():
