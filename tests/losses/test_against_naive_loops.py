@@ -221,6 +221,12 @@ def test_absolute_residuals_by_quarter_of_a_trajectory_are_those_of_its_actions_
         assert int(size) == len(inside)
 
 
+def test_a_trajectory_has_four_quarters():
+    batch, policy, reference = ragged()
+    shown = losses.shiq(batch, policy, reference, beta=BETA).metrics
+    assert sorted(name for name in shown if "quarter" in name) == [f"residual_abs/quarter_{q}" for q in (1, 2, 3, 4)]
+
+
 def test_quarters_of_the_turnwise_loss_are_quarters_of_its_turns():
     batch, policy, reference = ragged(lengths=(6,), width=6)
     index = torch.tensor([[2, 3, 6, 7, 8, 12]])  # turns begin at actions 0, 2 and 5
