@@ -97,7 +97,10 @@ def measure(rank: int, world: int, folder: Path, results: Any) -> None:
     save: Callable[[dict[str, Any], Path], None] = save_checkpoint if world == 1 else save_sharded
     with stage("save", before, told):
         save({**state, STAMP: {}}, folder / f"{world}.ckpt")
-    del state
+    del state, optimiser
+    optimiser = torch.optim.AdamW(
+        policy.parameters(), lr=1e-5, fused=True
+    )  # without moments, as a run that goes on has
     with stage("resume", before, told):
         content = map_content(folder / f"{world}.ckpt")
         fill_weights(policy, content["state_dict"])
@@ -128,7 +131,7 @@ def main() -> None:
             told = [list_of for _, list_of in sorted(results.get() for _ in range(world))]
             for (name, _, seconds), *_ in zip(*told, strict=True):
                 peaks = ", ".join(f"{peak:.2f}" for one in told for other, peak, _ in one if other == name)
-                print(f"{world} ranks, {name}: {peaks} ({seconds:.1f} s)")
+                print(f"ranks: {world}, {name}: {peaks} ({seconds:.1f} s)")
 
 
 if __name__ == "__main__":

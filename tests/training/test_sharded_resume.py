@@ -40,9 +40,9 @@ RANKS = ("hardware=fsdp", "hardware.devices=2", "hardware.accelerator=cpu")
 KINDS = {"full": (), "adapter_and_value_head": ("model.lora_r=4", "algo=dro_v", "algo.value=head")}
 
 
-MOMENTS = ("0 1 one", "1 1 all", "0 30 one", "1 12 one", "0 2 all", "1 40 all")
+MOMENTS = ("0 1 one", "1 1 all", "0 30 one", "1 12 one")
 """Rank, number of the thing that a save does to the disk, and who is killed before it."""
-OF_THE_INDEX = ("0 1 one", "0 3 all", "0 4 one", "0 6 all")
+OF_THE_INDEX = ("0 1 one", "0 3 all", "0 6 all")
 """The same after all files of ranks are there: while the index is replaced, and the former directory deleted."""
 
 
@@ -144,7 +144,7 @@ def test_a_best_checkpoint_of_ranks_holds_weights_alone(runs):
 
 
 def test_a_run_that_is_killed_in_one_save_after_the_other_ends_as_one_that_is_not(home, tmp_path):
-    words = (*SMALL, *WORDS, *RANKS, "trainer.max_steps=16", "trainer.checkpoint_every=1", "eval.every=0")
+    words = (*SMALL, *WORDS, *RANKS, "trainer.max_steps=14", "trainer.checkpoint_every=1", "eval.every=0")
     code, out = finished(started_anew("train", *words, "run_dir=unkilled"))
     assert code == 0, out
     step, words = 0, (*words, "run_dir=killed")
@@ -158,4 +158,4 @@ def test_a_run_that_is_killed_in_one_save_after_the_other_ends_as_one_that_is_no
     assert code == 0, out
     assert largest_difference(home / "unkilled", home / "killed") == 0
     assert timeless(metrics(home / "unkilled")) == timeless(metrics(home / "killed"))
-    assert sorted(p.name for p in (home / "killed/checkpoints").iterdir()) == ["last.ckpt", "last.ckpt-16"]
+    assert sorted(p.name for p in (home / "killed/checkpoints").iterdir()) == ["last.ckpt", "last.ckpt-14"]
