@@ -10,6 +10,8 @@ from shiqrun.types import ActionScores, Trajectories
 
 Pairing = Literal["all", "best_worst"]
 """Which completions of one prompt are compared: all pairs, or the one with the largest return with the smallest."""
+ROUNDING = 1e-6
+"""Returns that differ by a smaller share of the rewards' sizes differ by rounding alone."""
 
 
 def returns(batch: Trajectories) -> Tensor:
@@ -65,7 +67,7 @@ def decided_pairs(batch: Trajectories, pairing: Pairing = "all") -> tuple[Tensor
     """
     first, second = pair_rows(batch, pairing)
     level, size = returns(batch), zero_padding(batch.rewards, batch).abs().sum(-1)
-    rounding = 1e-6 * (size[first] + size[second])
+    rounding = ROUNDING * (size[first] + size[second])
     decided = level[first] - level[second] > rounding
     return first[decided], second[decided], (~decided).sum()
 

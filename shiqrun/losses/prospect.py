@@ -6,7 +6,7 @@ Ethayarajh et al. 2024, "KTO: Model alignment as prospect theoretic optimization
 import torch
 from torch import Tensor
 
-from shiqrun.losses.pairs import returns
+from shiqrun.losses.pairs import ROUNDING, returns
 from shiqrun.losses.requirements import needs
 from shiqrun.losses.residual import log_ratios, trajectory_count, zero_padding
 from shiqrun.types import ActionScores, LossTerms, Positive, Trajectories
@@ -45,13 +45,19 @@ def kto(
     """
     if batch.kl_estimate is None:
         raise ValueError("kto reads the step's KL estimate, but the batch has none")
-    acts, desirable = batch.action_mask.any(-1), returns(batch) > threshold
+    acts, desirable = batch.action_mask.any(-1), _desirable(batch, threshold)
     ratios = log_ratios(batch, policy, reference).sum(-1)
     above = beta * (ratios - batch.kl_estimate.detach())
     gain = desirable_weight * torch.sigmoid(-above)  # 1 - sigmoid(x) is sigmoid(-x)
     loss = torch.where(desirable, gain, undesirable_weight * torch.sigmoid(above))
     metrics = _metrics(batch, policy, beta * ratios, desirable & acts, ~desirable & acts)
     return LossTerms(loss.masked_fill(~acts, 0).sum(), trajectory_count(batch), metrics)
+
+
+def _desirable(batch: Trajectories, threshold: float) -> Tensor:
+    """Return which trajectories have a return above the threshold, `[B]` bool; what rounding alone lifts has not."""
+    size = zero_padding(batch.rewards, batch).abs().sum(-1) + abs(threshold)
+    return returns(batch) - threshold > ROUNDING * size
 
 
 @torch.no_grad()

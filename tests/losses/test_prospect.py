@@ -37,6 +37,14 @@ def test_a_return_at_the_threshold_is_undesirable():
     assert [int(shown[f"rewards/{kind}"][1]) for kind in ("chosen", "rejected")] == [1, 2]
 
 
+@pytest.mark.parametrize("rewards", [[0.1, 0.6], [0.6, 0.1]])
+def test_a_return_that_rounding_lifts_over_the_threshold_is_undesirable(rewards):
+    """A return of .7 less a group's mean of .7, taken from the last reward in float32."""
+    batch, policy, reference = ragged(lengths=(2,), width=2)
+    batch = replace(batch, rewards=torch.tensor([rewards]) - torch.tensor([[0.0, 0.7]]))
+    assert [int(x) for x in KTO(estimated(batch, 0.0), policy, reference).metrics["desirable"]] == [0, 1]
+
+
 def test_no_gradient_reaches_the_estimate():
     batch, policy, reference = ragged()
     z = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
