@@ -150,7 +150,7 @@ def scored(name, rows):
 def test_data_with_one_kind_of_completion(capfd):
     data = scored("bad.jsonl", [{"prompt": f"p{i}", "completion": f"c{i}", "reward": -(i % 2)} for i in range(20)])
     message = refused(capfd, *data)
-    assert "algo=kto: none of 20 trajectories is desirable: returns are from -1 to 0" in message
+    assert "but none of 20 is desirable: returns are from -1 to 0" in message
     assert "algo.threshold=0; set it between them" in message
     assert (
         main(["train", "logger=none", "trainer.max_steps=1", "run_dir=fine", "algo=kto", *data, "algo.threshold=-0.5"])

@@ -9,9 +9,11 @@ import numpy as np
 
 from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.prompt_identity import tokens_key
+from shiqrun.batching.reward_offsets import offset_center, reward_offsets
 from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError
 from shiqrun.estimates.value_file import PromptRewards
+from shiqrun.losses.pairs import ROUNDING
 from shiqrun.losses.requirements import hyperparameters
 from shiqrun.rewards.units import Verdict, compare_with_sampled, listed, of_source, scored_by, wrong_of
 from shiqrun.sampling.prompts import Prompt
@@ -89,33 +91,41 @@ def some_pair_is_decided(plan: Plan, rows: Rows) -> str | None:
     if "order" not in plan.needs:
         return None
     level = rows.returns
-    if not any(np.ptp(level[unit]) > 1e-6 * np.abs(level[unit]).sum() for unit in rows.units):
+    if not any(np.ptp(level[unit]) > ROUNDING * np.abs(level[unit]).sum() for unit in rows.units):
         return f"algo={plan.name} needs a better and a worse completion, but every pair of the data is a tie"
     return None
 
 
 def both_kinds_are_there(plan: Plan, rows: Rows) -> str | None:
     """A loss of good and bad completions needs some of each, and prompts to exchange completions between."""
-    threshold = hyperparameters(plan.loss).get("threshold")
+    threshold, how = hyperparameters(plan.loss).get("threshold"), plan.algo.reward_offset
     if "kl_estimate" not in plan.needs:
         return None
-    if rows.mismatched is None:
+    if len(np.unique(rows.prompt_number)) < 2:
         return f"algo={plan.name} puts completions behind other prompts, but all trajectories answer one; add prompts"
     if threshold is None:
         return None
-    level = rows.returns - np.asarray(rows.columns["offset"])
-    good = int((level > threshold).sum())
+    offset = reward_offsets(rows, how, offset_center(rows, how))
+    level, size = rows.returns - offset, np.abs(rows.returns) + np.abs(offset) + abs(threshold)
+    good = int((level - threshold > ROUNDING * size).sum())
     if good in (0, len(rows)):
-        kind = "undesirable" if good else "desirable"
+        kind, low, high = "undesirable" if good else "desirable", level.min(), level.max()
+        between = "set it between them, or algo.reward_offset=mean" if high > low else "add rows with other rewards"
         return (
-            f"algo={plan.name}: none of {len(rows)} trajectories is {kind}: returns are from {level.min():.4g} to "
-            f"{level.max():.4g}, and desirable is what is larger than algo.threshold={threshold:g}; set it between "
-            "them, or algo.reward_offset=mean"
+            f"algo={plan.name} needs desirable and undesirable trajectories, but none of {len(rows)} is {kind}: "
+            f"returns are from {low:.4g} to {high:.4g}, and desirable is what is larger than "
+            f"algo.threshold={threshold:g}; {between}"
         )
     return None
 
 
-RULES = (every_trajectory_has_a_reward, actions_are_the_policys, group_means_leave_rewards, some_pair_is_decided)
+RULES = (
+    every_trajectory_has_a_reward,
+    actions_are_the_policys,
+    group_means_leave_rewards,
+    some_pair_is_decided,
+    both_kinds_are_there,
+)
 """The rules of every training split, in the order in which they are checked."""
 
 

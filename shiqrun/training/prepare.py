@@ -24,7 +24,6 @@ from shiqrun.training.annotate import RunFacts
 from shiqrun.training.build_evaluator import evaluator_of, tester_of
 from shiqrun.training.checks import check_settings
 from shiqrun.training.checks_data import (
-    both_kinds_are_there,
     check_data,
     every_trajectory_has_a_reward,
     raise_if_wrong,
@@ -85,9 +84,7 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
     )
     for warning in warnings_of(run):
         log.warning(warning)
-    run = run.with_facts(facts)
-    raise_if_wrong(both_kinds_are_there(plan, run.encoded.train))
-    return run
+    return run.with_facts(facts)
 
 
 def load_for_any(plan: Plan, *, keeps_rows: bool = True) -> EncodedData:

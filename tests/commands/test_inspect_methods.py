@@ -35,6 +35,8 @@ KINDS = {
     "unrewarded": rows(completions=2),
     "pairs": [{"prompt": f"question {n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(12)],
     "labels": [{"prompt": f"question {n}", "completion": f"yes {n}", "label": n % 2 == 0} for n in range(12)],
+    "all_good": [{"prompt": f"question {n}", "completion": f"yes {n}", "label": True} for n in range(12)],
+    "one_prompt": [{"prompt": "question", "completion": f"yes {n}", "label": n % 2 == 0} for n in range(12)],
 }
 SAID = {
     "groups": "groups of trajectories, 3 a prompt, terminal rewards (0 and 1)",
@@ -44,6 +46,8 @@ SAID = {
     "unrewarded": "groups of trajectories, 2 a prompt, no rewards",
     "pairs": "pairs, 2 a pair, terminal rewards (-1 and 1)",
     "labels": "single trajectories, 1 a prompt, terminal rewards (-1 and 1)",
+    "all_good": "single trajectories, 1 a prompt, terminal rewards, all the same",
+    "one_prompt": "groups of trajectories, 12 a prompt, terminal rewards (-1 and 1)",
 }
 MODEL = ("model.hidden_size=16", "model.num_layers=1")
 
@@ -77,11 +81,18 @@ def test_inspect_says_what_decides(kind, files, capsys):
     assert facts == SAID[kind]
     assert "sft" in fed
     assert ("shiq" in fed) == (kind != "unrewarded")
-    assert ("copg" in fed) == (kind not in ("unrewarded", "single", "labels"))
-    assert ("dpo" in fed) == (kind in ("groups", "per_turn", "pairs"))
+    assert ("copg" in fed) == (kind not in ("unrewarded", "single", "labels", "all_good"))
+    assert ("dpo" in fed) == (kind in ("groups", "per_turn", "pairs", "one_prompt"))
+    assert ("kto" in fed) == (kind in ("groups", "single", "per_turn", "pairs", "labels"))
 
 
-SOME = {"single": ("shiq", "dpo", "agro", "spo"), "unrewarded": ("sft", "dro"), "ties": ("dpo", "copg")}
+SOME = {
+    "single": ("shiq", "dpo", "agro", "spo"),
+    "unrewarded": ("sft", "dro"),
+    "ties": ("dpo", "copg"),
+    "all_good": ("kto", "shiq"),
+    "one_prompt": ("kto", "dpo"),
+}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +116,10 @@ def test_a_reason_says_what_to_do(files, capsys):
     out = capsys.readouterr().out
     assert "add a column `reward` or `rewards`" in out
     assert "set rollout=local (or ray)" in out
+    assert main(["inspect", "data=jsonl", "data.path=all_good.jsonl", *MODEL, "limit=0"]) == 0
+    said = " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().out).split())
+    assert re.search(r"kto: needs desirable and undesirable trajectories, but none of \d+ is undesirable", said)
+    assert "add rows with other rewards" in said
 
 
 def test_configs_of_all_methods_are_those_that_hydra_composes(tmp_path, monkeypatch):
