@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shiqrun.cli import main
+from shiqrun.config.method_configs import method_configs
 from tests.support.command_line import finished, started_anew, summary
 from tests.support.places import working_in
 
@@ -92,6 +93,14 @@ def test_a_method_of_ones_own_brings_its_grid(capsys):
     lines = "defaults: [_regularised, _self_]\n_target_: shiqrun.losses.dro\nbaseline: none\ngrid: {beta: [0.2, 0.7]}\n"
     Path("conf/algo/mine.yaml").write_text(lines)
     assert "mine algo.beta=0.2,0.7 1 2" in dry(capsys, *TINY, "algo=mine", "seed=1")
+
+
+def test_the_grid_of_every_method_tries_its_default_and_other_values_around_it():
+    tried = {name: (c.algo.beta, list(c.algo.grid.beta)) for name, c in method_configs(()).items() if "grid" in c.algo}
+    assert len(tried) > 20
+    for name, (default, grid) in tried.items():
+        assert default in grid, name
+        assert len(set(grid)) > 2, name
 
 
 def table(path):
