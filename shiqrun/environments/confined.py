@@ -24,7 +24,7 @@ MEMORY = 1 << 30
 """Most address space of a child, bytes."""
 OPEN_FILES = 64
 WALL_SECONDS = 120.0
-"""Seconds after which the parent ends a child that does not answer a request, for each request's share of time."""
+"""Seconds in which a child must start, and by default answer a request; the parent ends one that does not."""
 OUT_OF_MEMORY = 77
 """The exit code of a child that a request has run out of memory."""
 
@@ -44,13 +44,14 @@ class ConfinedProcess:
         module: what the child runs, `python -m module SECONDS`; it calls `serve`.
         name: what the child does, for error messages: "the process that ...".
         cpu_seconds: most processor time of a request; unlike wall time, it does not depend on how busy the machine is.
+        wall_seconds: time after which a child that does not answer is ended, for a request that waits or sleeps.
 
     Attributes:
         ended: number of children that have ended; the state in them is lost.
     """
 
-    def __init__(self, module: str, name: str, cpu_seconds: float) -> None:
-        self.module, self.name, self.cpu_seconds = module, name, cpu_seconds
+    def __init__(self, module: str, name: str, cpu_seconds: float, wall_seconds: float = WALL_SECONDS) -> None:
+        self.module, self.name, self.cpu_seconds, self.wall_seconds = module, name, cpu_seconds, wall_seconds
         self.ended = 0
         self._process: subprocess.Popen[str] | None = None
 
@@ -78,7 +79,7 @@ class ConfinedProcess:
             process.stdin.flush()
         except BrokenPipeError:
             raise self._reason_of_end(process) from None
-        return self._answer(process, WALL_SECONDS * what.get("times", 1))
+        return self._answer(process, self.wall_seconds * what.get("times", 1))
 
     def _start(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", self.module, str(self.cpu_seconds)]
@@ -119,9 +120,10 @@ class ConfinedProcess:
         return ProcessKilled(f"{self.name} ended with exit code {code}")
 
     def close(self) -> None:
-        """End the confined child; the next request starts another."""
+        """End the confined child and what it started; the next request starts another."""
         if self._process is not None:
-            self._process.kill()
+            if self._process.poll() is None:  # so that its number, which is that of its group, is still its own
+                os.killpg(self._process.pid, signal.SIGKILL)
             for pipe in (self._process.stdin, self._process.stdout):
                 with contextlib.suppress(BrokenPipeError):
                     assert pipe is not None
@@ -131,7 +133,12 @@ class ConfinedProcess:
             self.ended += 1
 
 
-def serve(answer: Callable[[dict[str, Any]], dict[str, Any]], *, load: Callable[[], None] = lambda: None) -> None:
+def serve(
+    answer: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    load: Callable[[], None] = lambda: None,
+    memory: int = MEMORY,
+) -> None:
     """Run the confined child: limit this process, then answer the requests of standard input until it ends.
 
     Memory, files and core dumps are limited for the whole process, processor time (the first word of the command line,
@@ -139,14 +146,15 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]], *, load: Callable[
 
     Args:
         answer: returns the answer to a request.
-        load: imports what requests need, before the first of them is timed.
+        load: imports or starts what requests need, before the first of them is timed.
+        memory: most address space of this process, and of each one that it starts, bytes.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the parent, which may still want an answer
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # so that prints of the code that runs here do not mix with answers
     seconds = float(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -4,20 +4,17 @@ A request that needs more processor time or memory than allowed ends the process
 harness restores the sessions of a dead process by replaying their requests, without the one that ended it.
 """
 
-import contextlib
-import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from shiqrun.environments.bfcl.samples import BfclSample
 from shiqrun.environments.confined import ConfinedProcess, LimitReached, ProcessKilled
+from shiqrun.environments.replayed import ReplayedSession
 from shiqrun.errors import InputError, TrainingError
 
 WORKER = "shiqrun.environments.bfcl.worker"
 CPU_SECONDS = 2.0
 """Most processor time of one request; unlike wall time, it does not depend on how busy the machine is."""
-REPLAY = 10
-"""How many times as long a replayed request may take: a request that has passed once must pass again."""
 MOST_STOPPED, MOST_SECONDS = 3, 20.0
 """Number of stopped calls, and processor time of all calls, at which an episode's session is exhausted."""
 STOPPED = "Error during execution: the call was stopped: it took too much time or memory"
@@ -74,39 +71,38 @@ class Harness(ConfinedProcess):
             raise TrainingError(f"{killed}, at {sample.id}; is the machine out of memory?") from None
 
 
-@dataclass
-class RemoteSession:
+class RemoteSession(ReplayedSession):
     """A remote session calls the backends of one episode, which the confined process holds.
+
+    Args:
+        harness: the confined process.
+        sample: whose backends they are.
 
     Attributes:
         stopped: number of calls that a limit ended.
         seconds: processor time that calls have taken.
     """
 
-    harness: Harness
-    sample: BfclSample
-    stopped: int = 0
-    seconds: float = 0.0
-    _name: str = field(default_factory=lambda: uuid.uuid4().hex)
-    _asked: list[dict[str, Any]] = field(default_factory=list)
-    _lives_in: int = 0
-    _broken: bool = False
-    _turn: int = 0
+    def __init__(self, harness: Harness, sample: BfclSample) -> None:
+        super().__init__(harness)
+        self.sample = sample
+        self.stopped, self.seconds = 0, 0.0
+        self._turn = 0
 
     @property
     def exhausted(self) -> bool:
         """Return whether the episode has used up its time and memory."""
-        return self._broken or self.stopped >= MOST_STOPPED or self.seconds > MOST_SECONDS
+        return self.broken or self.stopped >= MOST_STOPPED or self.seconds > MOST_SECONDS
 
     def run(self, call: str) -> str:
         """Run a function call that has passed `bfcl.calls` and return its result, or an error if a limit ended it."""
-        if not self._broken:
+        if not self.broken:
             try:
                 answer = self.ask({"do": "run", "call": call})
                 self.seconds += answer["seconds"]
                 return str(answer["result"])
             except LimitReached:
-                self.seconds += self.harness.cpu_seconds
+                self.seconds += self.process.cpu_seconds
         self.stopped += 1
         return STOPPED
 
@@ -114,20 +110,13 @@ class RemoteSession:
         """End the policy's turn and return the verdict on it."""
         counted = bool(self.sample.truth[self._turn])
         self._turn += 1
-        if not self._broken:
+        if not self.broken:
             try:
                 found = self.ask({"do": "end_turn"})
                 return Verdict(found["counted"], found["right"], found["why"])
             except LimitReached:
-                self._broken = True  # the state takes too long to compare, and would in every later turn
+                self.broken = True  # the state takes too long to compare, and would in every later turn
         return Verdict(counted, False, "stopped")
-
-    def close(self) -> None:
-        """Release the episode's backends."""
-        if self._asked and self._lives_in == self.harness.ended:
-            with contextlib.suppress(LimitReached, ProcessKilled):
-                self.harness.request({"do": "close", "session": self._name})
-        self._asked.clear()
 
     def ask(self, what: dict[str, Any]) -> dict[str, Any]:
         """Return the backends' answer to a request, in the state that the former requests have made.
@@ -138,28 +127,12 @@ class RemoteSession:
             TrainingError: the process was killed, and again after all requests were replayed.
         """
         try:
-            answer = self._after_former(what)
-        except ProcessKilled:
-            try:
-                answer = self._after_former(what)
-            except ProcessKilled as twice:
-                raise TrainingError(f"{twice}, twice, at {self.sample.id}; is the machine out of memory?") from None
-        self._asked.append(what)
-        return answer
+            return super().ask(what)
+        except ProcessKilled as twice:
+            raise TrainingError(f"{twice}, twice, at {self.sample.id}; is the machine out of memory?") from None
 
-    def _after_former(self, what: dict[str, Any]) -> dict[str, Any]:
-        if self._lives_in != self.harness.ended:
-            try:
-                for former in self._asked:
-                    self._request({**former, "times": REPLAY})
-            except LimitReached:
-                self._broken = True  # another replay would end the process of all other sessions again
-                raise
-        return self._request(what)
-
-    def _request(self, what: dict[str, Any]) -> dict[str, Any]:
-        answer = self.harness.request({**what, "session": self._name})
-        self._lives_in = self.harness.ended
+    def checked(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer of the backends, unless it says that they could not be made."""
         if "error" in answer:
             raise self.load_error(answer["error"])
         return answer
