@@ -4,7 +4,7 @@ import re
 
 MORE = re.compile(
     r"reward(/.*)?|reward_(min|max)|reward_per_turn(/.*)?|mean_reward|rewards/(chosen|margins|accuracies)"
-    r"|regularised_return|win_rate|pass@\d+|accuracy|margin|mean_token_accuracy|official_(score|agreement)"
+    r"|regularised_return|win_rate|pass@\d+|accuracy|margin|mean_token_accuracy|official_(score|agreement)|success(/.*)?"
 )
 LESS = re.compile(r"(.*_)?loss|regret|kl|approx_kl|illegal|residual_abs(/.*)?|(q|target)_gap_abs|grad_norm")
 
