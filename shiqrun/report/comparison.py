@@ -14,6 +14,8 @@ from shiqrun.report.verdict_of_methods import Curve, Verdict, verdict_of
 from shiqrun.util.intervals import crossed_interval
 
 ALGO, SEED, BETA = "algo", "seed", "algo.beta"
+DIGITS = 9
+"""Decimals to which rewards of settings are compared: sums of the same rewards differ by rounding."""
 SECONDS_A_STEP, MEMORY = "seconds/step", "memory/peak"
 NAMES = {REWARD: "reward", KL: "kl", WIN: "win_rate"}
 """The metrics that have intervals over prompts and seeds, as columns name them behind the split."""
@@ -159,7 +161,11 @@ def compared_methods(sweep: SweepRecord, runs: Sequence[RunRecord]) -> ComparedM
     return ComparedMethods(settings, chosen, left_out, failed)
 
 
-def _rank(setting: MethodSetting) -> tuple[bool, float]:
-    """Return what orders settings: one of which a seed failed comes behind all others; then the validation reward."""
-    found = setting.estimate("val", REWARD)
-    return len(setting.runs) == setting.jobs, -math.inf if found is None else found.mean
+def _rank(setting: MethodSetting) -> tuple[bool, float, float]:
+    """Return what orders settings: one of which a seed failed comes behind all others; then validation reward and KL.
+
+    Of equal rewards the one with less KL is larger: a reward that nothing reaches would else choose the smallest beta.
+    """
+    reward, kl = (setting.estimate("val", name) for name in (REWARD, KL))
+    earned = -math.inf if reward is None else round(reward.mean, DIGITS)
+    return len(setting.runs) == setting.jobs, earned, -math.inf if kl is None else -kl.mean

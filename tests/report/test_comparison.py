@@ -38,9 +38,9 @@ def rows(level, kl, seed):
         }
 
 
-def comparison(folder, *, without=()):
+def comparison(folder, *, without=(), points=POINTS):
     jobs = []
-    for (method, beta), (val, test, kl) in POINTS.items():
+    for (method, beta), (val, test, kl) in points.items():
         for seed in SEEDS:
             number = len(jobs)
             done = (method, beta, seed) not in without
@@ -65,6 +65,11 @@ def comparison(folder, *, without=()):
 def found_in(folder):
     collected = collect_runs([folder])
     return compared_methods(collected.sweeps[0], collected.runs)
+
+
+def test_of_equal_settings_the_one_nearer_to_the_reference_is_chosen(tmp_path):
+    comparison(tmp_path, points={("shiq", "0.1"): (0.6, 0.9, 4.0), ("shiq", "0.5"): (0.6, 0.2, 1.0)})
+    assert found_in(tmp_path).chosen["shiq"].beta == 0.5
 
 
 @pytest.fixture(scope="module")
