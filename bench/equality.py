@@ -45,8 +45,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "value network": ("algo=dro_v", "algo.value=network"),
     "reward model": ("algo=reward_model",),
     **{f"algo={name}": (f"algo={name}",) for name in ("sft", "dpo", "ipo", "copg", "dro", "tbrm", "shiq_tk", "kto")},
-    "algo=oreo": ("algo=oreo",),
-    "oreo, LoRA, adapter": ("algo=oreo", "algo.reference=adapter", "model.lora_r=4"),
+    "algo=oreo": ("algo=oreo", "algo.kl_reg=0"),
 }
 """Words of each kind of run on a Llama with random weights."""
 
