@@ -138,7 +138,7 @@ def test_a_call_that_waits_is_ended_too(monkeypatch, tmp_path):
     with Harness() as harness:
         session = harness.open(calculator(["add(a=1, b=2)"]))
         with monkeypatch.context() as patch:
-            patch.setattr("shiqrun.environments.confined.WALL_SECONDS", 0.2)
+            patch.setattr(harness, "wall_seconds", 0.2)
             assert session.run("add(a=1, b=2)") == STOPPED
         assert session.run("power(base=2, exponent=3)") == '{"result": 8}'
     assert not late.exists()
