@@ -10,6 +10,7 @@ import pytest
 from shiqrun.environments.bfcl import harness as module
 from shiqrun.environments.bfcl.dialogue import Dialogue
 from shiqrun.environments.bfcl.harness import STOPPED, Harness, Verdict
+from shiqrun.environments.replayed import REPLAY
 from shiqrun.errors import TrainingError
 from tests.environments.bfcl.dialogues import RULES, calculator, real, reference_messages
 
@@ -85,7 +86,7 @@ def test_a_session_that_cannot_be_made_again_is_given_up_and_spoils_no_other():
     with Harness(1.0) as harness:
         session, other = harness.open(calculator(["add(a=1, b=2)"])), harness.open(calculator(["add(a=1, b=2)"]))
         assert session.run("power(base=9, exponent=1500000)") != STOPPED
-        harness.cpu_seconds = session.seconds / module.REPLAY / 5
+        harness.cpu_seconds = session.seconds / REPLAY / 5
         harness.close()
         assert session.run("add(a=1, b=2)") == STOPPED
         assert session.exhausted
