@@ -55,14 +55,11 @@ def partners(prompt_number: np.ndarray) -> np.ndarray | None:
     if len(np.unique(prompt_number)) < 2:
         return None
     order = np.random.default_rng(0).permutation(len(prompt_number))
-    following = np.roll(prompt_number[order], -1)
-    found, place = np.empty(len(order), np.int64), 1
-    waiting = np.arange(len(order))
-    while len(waiting):
-        fits = following[waiting] != prompt_number[order[waiting]]
-        found[order[waiting[fits]]] = order[(waiting[fits] + place) % len(order)]
-        waiting, place = waiting[~fits], place + 1
-        following = np.roll(following, -1)
+    ordered = prompt_number[order]
+    starts = np.flatnonzero(ordered != np.roll(ordered, 1))  # where another prompt begins than that of the row before
+    after = np.searchsorted(starts, np.arange(len(order)), side="right") % len(starts)
+    found = np.empty(len(order), np.int64)
+    found[order] = order[starts[after]]
     return found
 
 
