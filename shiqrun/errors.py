@@ -16,4 +16,12 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Interrupted says that SIGINT or SIGTERM arrived and the checkpoint was saved: exit code 130."""
+    """Interrupted says that a signal arrived and the checkpoint was saved: exit code 130.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, text: str = "", number: int = 0) -> None:
+        super().__init__(text)
+        self.number = number

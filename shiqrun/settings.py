@@ -188,7 +188,8 @@ class Hardware:
 
     Attributes:
         accelerator: cpu, gpu, or auto (a GPU where there is one), as Lightning names them.
-        devices: number of processes, one device each.
+        devices: number of processes on each node, one device each.
+        num_nodes: number of machines, on each of which torchrun or srun starts the processes.
         strategy: auto, ddp (each process holds all weights) or fsdp (each holds a part).
         precision: fp32, bf16 (the body in bfloat16 under autocast; weights, scores and losses in float32), or auto.
         weights: fp32, or bf16 (weights, gradients and moments in bfloat16, updates rounded stochastically; adapters and
@@ -203,10 +204,16 @@ class Hardware:
     strategy: Literal["auto", "ddp", "fsdp"]
     precision: PRECISIONS
     weights: Literal["fp32", "bf16"] = "fp32"
+    num_nodes: Annotated[int, Gt(0)] = 1
 
     def __post_init__(self) -> None:
         if self.weights == "bf16" and self.precision == "fp32":
             raise InputError("hardware.weights=bf16 computes in bfloat16; set hardware.precision=bf16, or weights=fp32")
+
+    @property
+    def processes(self) -> int:
+        """Return the number of ranks, over all nodes."""
+        return self.devices * self.num_nodes
 
     @property
     def dtype(self) -> torch.dtype:

@@ -33,5 +33,6 @@ class SweepSettings:
 
 
 SCHEMA = replace(train.SCHEMA, nodes={**train.SCHEMA.nodes, "sweep": "shiqrun.commands.sweep.SweepSettings"})
+RANKS = train.RANKS
 run = train.run
 """Hydra calls `run` for each job of a sweep for which one of its other launchers was chosen."""

@@ -1,5 +1,7 @@
 """`CommandLine` runs the jobs of a command line: it locks their directories and turns their errors into exit codes."""
 
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,12 +17,14 @@ from omegaconf import DictConfig
 from shiqrun.config import run_directory as rundir
 from shiqrun.config import sweep_grid as grid
 from shiqrun.config.crew import FAILED, INTERRUPTED, WRONG_INPUT, Failure, RankFailed, lost_connection
+from shiqrun.config.places import place
 from shiqrun.config.process import append_to_log, close_log, environment, leave_process_group
-from shiqrun.config.ranks import all_ranks
+from shiqrun.config.ranks import all_ranks, is_met, met
 from shiqrun.config.run_lock import lock_run
 from shiqrun.config.validate import check
 from shiqrun.console import is_main_process, waiting
 from shiqrun.errors import InputError, Interrupted, TrainingError
+from shiqrun.util import slurm
 from shiqrun.util.closed_pipe import CLOSED_PIPE, is_output_closed
 from shiqrun.util.full_disk import append_if_possible, full_disk
 from shiqrun.util.quoting import quote_for_shell
@@ -92,12 +96,30 @@ class CommandLine:
             return self.run_job(config, folder)
 
     def run_composed(self, config: DictConfig) -> None:
-        """Run one job; Hydra calls this with the job's config, once it has made the run directory and the log."""
+        """Run one job; Hydra calls this with the job's config, once it has made the run directory and the log.
+
+        Where a launcher of Hydra calls it in each task of a SLURM job, these are the ranks of the job.
+        """
+        here = place()
+        if here.world == 1 or is_met() or not self.has_ranks:
+            self._run_composed(config)
+            return
+        with met(here, lambda failure: print_error(failure.text)) as crew:
+            if here.rank:
+                close_log()
+                told = crew.told()
+                crew.code = self.run_as_further_rank(told) if isinstance(told, Path) else told
+            else:
+                self._run_composed(config)
+                crew.code = self.exit_code
+
+    def _run_composed(self, config: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         with lock_run(folder) if self.keeps_files else nullcontext():
             if self.keeps_files:
                 rundir.remove_leftovers(folder)
-                config = rundir.with_run_dir(config, folder, resume=False)
+                begun = slurm.runs_again() and os.path.lexists(folder / "checkpoints" / "last.ckpt")
+                config = rundir.with_run_dir(config, folder, resume=begun)
                 if self.swept:
                     config = grid.with_labels(config, HydraConfig.get().overrides.task, self.swept, folder.parent)
                 rundir.save(config, folder)
@@ -111,6 +133,7 @@ class CommandLine:
                 import_module(self.module).run(config, folder)
         except (KeyboardInterrupt, Interrupted) as interrupt:
             self.say(self._failure_of(folder, interrupt), folder)
+            self._run_again(getattr(interrupt, "number", 0))
             raise KeyboardInterrupt from interrupt  # the only exception that no launcher of Hydra's catches
         except RankFailed as failed:
             code, self.error = failed.failure.code, failed
@@ -132,6 +155,13 @@ class CommandLine:
             rundir.discard_unused(folder)
         self.exit_codes.append(code)
         return code
+
+    def _run_again(self, number: int) -> None:
+        """Have a job that was stopped by a cluster's signal run again, now that all is saved."""
+        if number == slurm.WARNING and slurm.job() is not None and is_main_process():
+            print_error(slurm.requeue())
+        elif number == signal.SIGUSR2:
+            signal.raise_signal(number)  # submitit requeues the job
 
     def _ranks(self, config: DictConfig, folder: Path) -> AbstractContextManager[None]:
         """Return the context in which all ranks of a job are there; most commands, and a dry run, have one process."""

@@ -54,9 +54,10 @@ class Crew:
 
     Attributes:
         code: the exit code that this rank ends with.
+        failed: whether it ends because a rank failed.
     """
 
-    code = 0
+    code, failed = 0, False
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class Crew:
             for late in _polls(CAUSE_SECONDS):
                 if late or self._keys.check(["printed"]):
                     break
-        self.code = first.code
+        self.code, self.failed = first.code, True
         return RankFailed(first)
 
     def _failure(self) -> Failure | None:
@@ -189,12 +190,17 @@ class Crew:
             if self.place.rank == 0:
                 self._keys.set("end", str(self.code))
             self._keys.add("left", 1)
-            for late in _polls(LEAVE_SECONDS if self.code in (0, INTERRUPTED) else CAUSE_SECONDS):
-                gone = all(child.poll() is not None for child in self.children)
-                if late or self.place.rank or (gone and self._keys.add("left", 0) >= self.place.world):
+            for late in _polls(CAUSE_SECONDS if self.failed else LEAVE_SECONDS):
+                if late or self._may_leave():
                     break
         self._over.set()
         self._kill_children()
+
+    def _may_leave(self) -> bool:
+        if self.place.rank:  # SLURM may end all tasks with the first one, before rank 0 has had it run the job again
+            return self.code != INTERRUPTED or self._keys.check(["end"])
+        gone = all(child.poll() is not None for child in self.children)
+        return gone and self._keys.add("left", 0) >= self.place.world
 
     def _kill_children(self) -> None:
         for child in self.children:

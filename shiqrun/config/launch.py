@@ -25,12 +25,13 @@ from shiqrun.config.crew import RankFailed
 from shiqrun.config.explain import explain
 from shiqrun.config.flags import folder_to_resume, refuse_flags
 from shiqrun.config.of_run import with_data_of_run
-from shiqrun.config.places import NobodyMet, Place, place
+from shiqrun.config.places import Place, Unplaced, place
 from shiqrun.config.process import environment
 from shiqrun.config.ranks import end_with_parent, met
 from shiqrun.config.sources import CONFIG_MODULE, user_folders
 from shiqrun.config.sweep_launch import output_directory, start_sweep
 from shiqrun.errors import InputError
+from shiqrun.util import slurm
 from shiqrun.util.closed_pipe import is_output_closed
 from shiqrun.util.full_disk import full_disk
 from shiqrun.util.quoting import as_override
@@ -52,6 +53,7 @@ def launch(
         The exit code: 0, 1 for a failure, 2 for input that cannot work, 130 for an interrupt.
     """
     command = CommandLine(name, module, keeps_files=writes, program=program)
+    slurm.note_warning()
     try:
         if os.environ.get("LOCAL_RANK", "0") != "0" and CHILD_CONFIG in os.environ:
             end_with_parent()
@@ -62,7 +64,7 @@ def launch(
     except RankFailed as failed:
         return failed.failure.code
     except InputError as error:
-        print_error(f"error: {error}", by_all=isinstance(error, NobodyMet))
+        print_error(f"error: {error}", by_all=isinstance(error, Unplaced))
         return WRONG_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -97,7 +99,7 @@ def _dispatch_among_ranks(argv: Sequence[str], command: CommandLine, here: Place
     Raises:
         InputError: the command runs in one process.
     """
-    if not command.has_ranks:
+    if not command.has_ranks or command.name == grid.COMMAND:
         raise InputError(f"{here.started_by} started {here.world} processes, but shiqrun {command.name} runs in one")
     with met(here, lambda failure: print_error(failure.text)) as crew:
         if here.rank:

@@ -15,8 +15,8 @@ FIRST_PORT, PORTS = 15000, 10000
 """Where the ranks of a SLURM job meet, unless MASTER_PORT is set: a port that the job's number gives."""
 
 
-class NobodyMet(InputError):
-    """`NobodyMet` says that rank 0, which prints errors, is not there."""
+class Unplaced(InputError):
+    """`Unplaced` says that this process cannot know or reach rank 0, which prints the errors of all others."""
 
 
 class Place(NamedTuple):
@@ -46,7 +46,7 @@ def place() -> Place:
     The batch script of a SLURM job has most of srun's variables too; those of a step are srun's own.
 
     Raises:
-        InputError: the variables contradict each other.
+        Unplaced: a variable is no number.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return Place(_number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK", 0), "torchrun")
@@ -59,14 +59,14 @@ def meeting_point(place: Place) -> tuple[str, int]:
     """Return host and port of the store where the ranks meet.
 
     Raises:
-        InputError: the variables that say it are missing.
+        Unplaced: the variables that say it are missing.
     """
     if place.started_by == "srun":
         first = _first_host(os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", ""))
         job = _number("SLURM_JOB_ID", 0) * 100 + _number("SLURM_STEP_ID", 0)
         return os.environ.get("MASTER_ADDR") or first, _number("MASTER_PORT", FIRST_PORT + job % PORTS)
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-        raise InputError(
+        raise Unplaced(
             "RANK and WORLD_SIZE are set, but MASTER_ADDR or MASTER_PORT is not, where the ranks meet; start the "
             "command by torchrun or srun, or unset RANK and WORLD_SIZE"
         )
@@ -93,7 +93,7 @@ def await_port(host: str, port: int) -> None:
     """Wait until rank 0 listens.
 
     Raises:
-        NobodyMet: it does not within the time for ranks to arrive.
+        Unplaced: it does not within the time for ranks to arrive.
     """
     end = time.monotonic() + join_seconds()
     while True:
@@ -102,7 +102,7 @@ def await_port(host: str, port: int) -> None:
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise NobodyMet(
+                raise Unplaced(
                     f"rank 0 did not arrive within {join_seconds():g} s: nobody answers at {host}:{port} "
                     f"({error.strerror or error}); see the output of the first node, or raise {JOIN_SECONDS}"
                 ) from error
@@ -139,7 +139,7 @@ def expect_processes(config: DictConfig, here: Place) -> None:
 def _number(name: str, default: int | None = None) -> int:
     text = os.environ.get(name, "" if default is None else str(default))
     if not text.isdigit():
-        raise InputError(f"the environment variable {name}={text!r}: expected a number")
+        raise Unplaced(f"the environment variable {name}={text!r}: expected a number")
     return int(text)
 
 

@@ -40,7 +40,7 @@ def met(here: Place, say: Callable[[Failure], None]) -> Iterator[Crew]:
 
     Raises:
         RankFailed: a rank failed, or did not arrive.
-        NobodyMet: rank 0 did not arrive.
+        Unplaced: rank 0 did not arrive.
     """
     crew = _meet(here, say)
     _met.append(crew)
@@ -105,10 +105,16 @@ def _failing(crew: Crew, failure_of: Callable[[BaseException], Failure]) -> Iter
     except RankFailed as failed:
         raise crew.fail(failed.failure) from failed.__cause__
     except BaseException as error:
-        if not any(isinstance(e, Interrupted) for e in (error, error.__cause__)):
+        stopped = any(isinstance(e, Interrupted) for e in (error, error.__cause__, error.__context__))
+        if not stopped:
             raise crew.fail(failure_of(error)) from error
         crew.code = INTERRUPTED  # all ranks stop after the same step
         raise
+
+
+def is_met() -> bool:
+    """Return whether this process has met the other ranks that torchrun or srun has started."""
+    return bool(_met)
 
 
 def _failure_of_words(error: BaseException) -> Failure:
@@ -121,10 +127,16 @@ def _failure_of_words(error: BaseException) -> Failure:
 
 
 def _start(config: DictConfig, command: str, say: Callable[[Failure], None]) -> Crew:
-    """Start the further ranks of this machine, which meet at this process."""
+    """Start the further ranks of this machine, which meet at this process.
+
+    Raises:
+        InputError: they are more than there are GPUs.
+    """
     import torch
 
     world = processes_of(config)
+    if config.hardware.accelerator != "cpu" and world > (gpus := torch.cuda.device_count()) > 0:
+        raise InputError(f"hardware.devices={world}, but this machine has {gpus} GPUs; lower it, or set hardware=cpu")
     store = torch.distributed.TCPStore(LOCALHOST, 0, is_master=True, wait_for_workers=False, timeout=GROUP_TIMEOUT)
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": LOCALHOST, "MASTER_PORT": str(store.port)}
     shared |= {PARENT: str(os.getpid())}
@@ -138,6 +150,7 @@ def _start(config: DictConfig, command: str, say: Callable[[Failure], None]) -> 
             [sys.executable, "-m", "shiqrun", command],
             env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which tells the others
         )
         for rank in range(1, world)
     ]
@@ -156,7 +169,7 @@ def _meet(here: Place, say: Callable[[Failure], None]) -> Crew:
     """Return the crew of a process that another one has started.
 
     Raises:
-        NobodyMet: rank 0 did not arrive.
+        Unplaced: rank 0 did not arrive.
     """
     host, port = meeting_point(here)
     os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))

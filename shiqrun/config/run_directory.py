@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from shiqrun.config.without_environment import environment_variables, without_environment
 from shiqrun.errors import InputError
+from shiqrun.util import slurm
 from shiqrun.util.atomic import remove_dead_partials, write_atomic
 from shiqrun.util.quoting import quote_for_shell
 from shiqrun.util.seal import ADVICE, is_changed, sealed
@@ -56,6 +57,8 @@ def make_directory(folder: Path, *, numbered: bool) -> Path:
 def holds_unfinished(folder: Path, config: DictConfig) -> bool:
     """Return whether the folder holds an unfinished run of this config; False if it holds no run.
 
+    In a SLURM job that runs again the run may be finished.
+
     A run that a kill or a power cut stopped while its config was written, before anything else, has not begun.
 
     Raises:
@@ -68,14 +71,14 @@ def holds_unfinished(folder: Path, config: DictConfig) -> bool:
         what = f"{folder / CONFIG}: is damaged, and nothing was trained there yet: the run begins anew"
         print(f"shiqrun: {what}", file=sys.stderr)
         return False
-    differences = list(_differences(_leaves(load(folder)), _leaves(config)))
-    if differences:
-        lines = "\n".join(f"  {line}" for line in differences)
+    differing = list(differences(folder, config))
+    if differing:
+        lines = "\n".join(f"  {line}" for line in differing)
         raise InputError(
             f"run_dir={folder}: already holds a run with another config; give another run_dir, or go on with that "
             f"run by resume={quote_for_shell(folder)} alone\n{lines}"
         )
-    if is_finished(folder):
+    if is_finished(folder) and not slurm.runs_again():
         raise InputError(f"run_dir={folder}: already holds this run, finished; give another run_dir")
     return True
 
@@ -227,7 +230,9 @@ def _flat(prefix: str, values: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
+def differences(folder: Path, config: DictConfig) -> Iterator[str]:
+    """Yield a line for each setting of a saved run that another config has not, places aside."""
+    there, here = _leaves(load(folder)), _leaves(config)
     for key in sorted(there.keys() | here.keys()):
         old, new = there.get(key, "absent"), here.get(key, "absent")
         if old != new:

@@ -17,6 +17,7 @@ from shiqrun.config.compare_plan import is_same, plan_comparison, print_comparis
 from shiqrun.config.compose import compose, job_overrides
 from shiqrun.config.method_configs import without_hydra
 from shiqrun.config.places import place
+from shiqrun.config.requeued import former_directory, mark
 from shiqrun.config.run_lock import lock_run
 from shiqrun.errors import InputError
 from shiqrun.sweeping.study import expect_optuna
@@ -127,6 +128,10 @@ def output_directory(config: DictConfig, kind: str, command: CommandLine, stack:
     if not command.keeps_files or config.get("dry_run"):
         command.keeps_files = False
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shiqrun-")))
+    if rundir.is_named_by_time(config, kind) and kind == "run" and (former := former_directory(config)):
+        print_error(f"SLURM runs this job again: going on with {former}")
+        config.hydra.run.dir = str(former)
+        return None
     folder = Path(config.hydra[kind].dir).absolute()
     timed, command.made_directory = rundir.is_named_by_time(config, kind), not folder.exists()
     stack.callback(rundir.discard_empty, [parent for parent in folder.parents if not parent.exists()])
@@ -138,4 +143,7 @@ def output_directory(config: DictConfig, kind: str, command: CommandLine, stack:
     elif not timed and rundir.holds_unfinished(folder, config):
         print_error(f"{folder} holds this run, unfinished: going on with it")
         return None
-    return rundir.make_directory(folder, numbered=timed)
+    folder = rundir.make_directory(folder, numbered=timed)
+    if kind == "run":
+        mark(folder)
+    return folder

@@ -1,7 +1,6 @@
-"""Lightning callbacks save checkpoints, stop a run on a signal, and validate the policy during training."""
+"""Lightning callbacks save checkpoints, and validate the policy during training."""
 
 import logging
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,68 +77,6 @@ class Checkpoints(Callback):
                     self.best = sign * metrics[name]
                     trainer.save_checkpoint(self.best_path, weights_only=True)
                 return
-
-
-class Stopped(Exception):
-    """`Stopped` says that a signal ended the run after a step whose checkpoint was saved.
-
-    It is no KeyboardInterrupt, because Lightning ends the process with exit code 1 on those.
-    """
-
-
-class Signals(Callback):
-    """A `Signals` saves a checkpoint after the present step and ends the run when a rank gets SIGINT or SIGTERM.
-
-    A second SIGINT ends the run at once.
-
-    Args:
-        checkpoints: saves.
-    """
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
-        self.received = 0
-        self._ranks: Any = None  # a process group that communicates over the CPU
-        self._former: dict[int, Any] = {}
-
-    def install(self) -> None:
-        """Install this callback's handlers of SIGINT and SIGTERM."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            former = signal.signal(number, self._note)
-            self._former.setdefault(number, former)
-
-    def restore(self) -> None:
-        """Restore the former handlers of SIGINT and SIGTERM."""
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        self._former.clear()
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers again, because Lightning has put its own SIGTERM handler over ours by now.
-
-        Lightning also asks all ranks about SIGTERM at each step, which waits for the GPU. Without its handler the
-        question is void, so it is switched off, and ours goes over the CPU.
-        """
-        self.install()
-        if trainer.world_size > 1:
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-            self._ranks = torch.distributed.new_group(backend="gloo")
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save a checkpoint and stop if any rank got a signal; this is the last callback, after metrics are written."""
-        stop = self.received
-        if self._ranks is not None:
-            told = torch.tensor(stop)
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, self._ranks)
-            stop = int(told)
-        if stop:
-            self.checkpoints.save(trainer)
-            raise Stopped(f"stopped after step {trainer.global_step}; the checkpoint is saved")
 
 
 Exact = Callable[[Any], dict[str, float]]

@@ -95,7 +95,7 @@ def number_of_steps_is_set(plan: Plan, rollout: RolloutSettings) -> str | None:
 
 def one_process_trains(plan: Plan, rollout: RolloutSettings) -> str | None:
     """A run that samples must train in one process."""
-    if plan.hardware.devices > 1:
+    if plan.hardware.processes > 1:
         return (
             f"hardware.devices={plan.hardware.devices}: with rollouts one process trains; set hardware.devices=1, and "
             "rollout=ray to sample in others"

@@ -60,7 +60,7 @@ def needs(run: Run) -> tuple[Shape, Use]:
         lora=bool(plan.model.lora_r),
         copies=int(compared) + (getattr(plan.rollout, "engine", None) == "local"),
         sampled=plan.eval.batch_size * room if run.evaluator is not None else 0,
-        ranks=hardware.devices * getattr(hardware, "num_nodes", 1) if hardware.strategy == "fsdp" else 1,
+        ranks=hardware.processes if hardware.strategy == "fsdp" else 1,
         evaluates=bool(plan.eval.every),
     )
 
@@ -75,7 +75,7 @@ def _largest_micro_batch(run: Run) -> tuple[int, int, bool]:
         seed=plan.seed,
         start=0,
         rank=0,
-        world=plan.hardware.devices,
+        world=plan.hardware.processes,
     )
     cuts = [steps.rows_of(step) for step in range(min(LOOKED_AT, run.max_steps))]
     batches = [batch for cut in cuts for batch in cut]

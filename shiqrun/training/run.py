@@ -20,7 +20,7 @@ from shiqrun.models.reference import AdapterOff, FrozenReference, Live, Referenc
 from shiqrun.models.sharding import whole
 from shiqrun.settings import STAMP, Hardware
 from shiqrun.tracking import log_samples
-from shiqrun.training.callbacks import MARKS, Checkpoints, Signals, Stopped, Validation
+from shiqrun.training.callbacks import MARKS, Checkpoints, Validation
 from shiqrun.training.checkpoint_io import AtomicCheckpointIO
 from shiqrun.training.early_stop import EarlyStop
 from shiqrun.training.estimates import with_estimates
@@ -34,6 +34,7 @@ from shiqrun.training.run_reference import with_reference
 from shiqrun.training.samples_jsonl import SamplesFile
 from shiqrun.training.sharded_strategy import ShardedStrategy
 from shiqrun.training.shared_weights import SharedWeights
+from shiqrun.training.signals import Signals, Stopped
 from shiqrun.training.source_losses import source_losses
 from shiqrun.training.started_ranks import environment_of_run
 from shiqrun.training.step.method import Method
@@ -173,7 +174,7 @@ def _fit(
     try:
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Stopped as stopped:
-        raise Interrupted(str(stopped)) from None
+        raise Interrupted(str(stopped), stopped.number) from None
     finally:
         signals.restore()
     return trainer
@@ -214,6 +215,7 @@ def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:
     return Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
         strategy=_strategy(hardware),
         max_steps=run.max_steps,
         max_epochs=-1,
@@ -234,7 +236,7 @@ def _strategy(hardware: Hardware) -> Any:
     """Return Lightning's strategy, for sharded weights with checkpoints of our own."""
     if hardware.strategy != "fsdp":
         return hardware.strategy
-    return ShardedStrategy(data_parallel_size=hardware.devices, tensor_parallel_size=1)
+    return ShardedStrategy(data_parallel_size=hardware.processes, tensor_parallel_size=1)
 
 
 def _begun(run: Run, checkpoints: Checkpoints, checkpoint: Path | None) -> tuple[int, MetricsFile, SamplesFile | None]:
