@@ -13,7 +13,8 @@ from shiqrun.batching import prefetch
 from shiqrun.batching.data_module import LoggedData
 from shiqrun.errors import TrainingError
 from shiqrun.settings import STAMP
-from shiqrun.training.callbacks import Checkpoints, Signals, Stopped
+from shiqrun.training.callbacks import Checkpoints
+from shiqrun.training.signals import Signals, Stopped
 from tests.training.step.fitting import BATCH, ROW, SaveAt, asked, fit, given, method, packed, weights
 
 
