@@ -11,7 +11,7 @@ from shiqrun.report.answers import KL, REFERENCE, REWARD, WIN, Answers, HeldOut,
 from shiqrun.report.run_records import FINISHED, RunRecord, SweepRecord
 from shiqrun.report.seed_groups import Estimate, SeedGroup
 from shiqrun.report.verdict_of_methods import Curve, Verdict, verdict_of
-from shiqrun.util.intervals import crossed_interval
+from shiqrun.util.intervals import LEAST_ROWS, crossed_interval
 
 ALGO, SEED, BETA = "algo", "seed", "algo.beta"
 DIGITS = 9
@@ -115,6 +115,12 @@ class ComparedMethods:
         found = [s.answers["test"] for s in self.chosen.values()]
         values = [float(a.values[REFERENCE].mean()) for a in found if a is not None and REFERENCE in a.values]
         return math.fsum(values) / len(values) if values else None
+
+    @property
+    def intervals_are_over(self) -> str:
+        """Return what the intervals of the chosen settings are over: seeds are left out where one has too few."""
+        seeds = min((len(setting.runs) for setting in self.chosen.values()), default=0)
+        return "prompts and seeds" if seeds >= LEAST_ROWS else f"prompts alone below {LEAST_ROWS} seeds"
 
     def at_an_end(self) -> list[str]:
         """Return a sentence for each beta that was chosen and is the first or the last that was tried."""

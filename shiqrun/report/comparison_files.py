@@ -15,8 +15,8 @@ from shiqrun.util.intervals import HALF
 
 JSON, CSV, LATEX = "compare.json", "compare.csv", "compare.tex"
 HEAD = (
-    "% Each method at the setting with the highest mean validation reward. Made by `shiqrun compare`; needs\n"
-    "% \\usepackage{booktabs}. Test prompts chose nothing; half of the 95 % interval over prompts and seeds.\n"
+    "%% Each method at the setting with the highest mean validation reward. Made by `shiqrun compare`; needs\n"
+    "%% \\usepackage{booktabs}. Test prompts chose nothing; half of the 95 %% interval, over %s.\n"
 )
 
 
@@ -26,7 +26,7 @@ def write_comparison(folder: Path, found: ComparedMethods) -> list[Path]:
     verdict = found.verdict
     whole = {
         "chosen_by": "highest mean val/reward over seeds",
-        "intervals": "half widths of 95 % over prompts and seeds",
+        "intervals": f"half widths of 95 % over {found.intervals_are_over}",
         "prompts": None if verdict is None else verdict.prompts,
         "seeds": None if verdict is None else verdict.seeds,
         "reference_reward": found.reference,
@@ -44,7 +44,7 @@ def write_comparison(folder: Path, found: ComparedMethods) -> list[Path]:
     writer.writerow(columns)
     writer.writerows([["" if row.get(c) is None else row[c] for c in columns] for row in rows])
     write_atomic(folder / CSV, text.getvalue())
-    write_atomic(folder / LATEX, HEAD + latex_table(chosen_table(found, {})))
+    write_atomic(folder / LATEX, HEAD % found.intervals_are_over + latex_table(chosen_table(found, {})))
     return [folder / name for name in (JSON, CSV, LATEX)]
 
 

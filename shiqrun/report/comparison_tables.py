@@ -68,7 +68,8 @@ def _value_cell(text: str | None) -> Cell:
 def printed_table(found: ComparedMethods) -> Printed:
     """Return the table of chosen settings for a terminal."""
     table = chosen_table(found, {})
-    title = "Each method at the setting with the highest mean val/reward; ± is the 95 % interval over prompts and seeds"
+    half = f"± is half of the 95 % interval, over {found.intervals_are_over}"
+    title = f"Each method at the setting with the highest mean val/reward; {half}"
     printed = Printed(title=title, title_justify="left")
     for title, is_text in zip(table.header, table.is_text, strict=True):
         printed.add_column(title, justify="left" if is_text else "right")

@@ -72,6 +72,14 @@ def test_of_equal_settings_the_one_nearer_to_the_reference_is_chosen(tmp_path):
     assert found_in(tmp_path).chosen["shiq"].beta == 0.5
 
 
+def test_intervals_of_two_seeds_are_said_to_be_over_prompts_alone(tmp_path, capsys):
+    conclude(comparison(tmp_path, without=[(method, beta, 3) for method, beta in POINTS]))
+    assert "over prompts alone below 3 seeds" in " ".join(capsys.readouterr().out.split())
+    for name in ("compare.json", "compare.tex"):
+        assert "over prompts alone below 3 seeds" in (tmp_path / name).read_text()
+    assert "95 % interval" in (tmp_path / "compare.tex").read_text()
+
+
 @pytest.fixture(scope="module")
 def concluded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
