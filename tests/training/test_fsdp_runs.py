@@ -55,7 +55,7 @@ def test_two_ranks_leave_what_one_process_leaves(sampled):
 def test_a_run_of_two_ranks_is_reported_evaluated_and_exported(sampled, home, capsys):
     _, two = sampled
     assert main(["report", str(two)]) == 0
-    assert main(["eval", f"run={two}", "eval.max_new_tokens=6", REWARD, "run_dir=evaluated"]) == 0
+    assert main(["eval", f"run={two}", "run_dir=evaluated"]) == 0
     again = json.loads((home / "evaluated" / "eval.json").read_text())
     last = metrics(two)[-1]
     assert again["reward"] == pytest.approx(last["val/reward"], rel=1e-4)
