@@ -128,8 +128,10 @@ class ComparedMethods:
         for method, chosen in self.chosen.items():
             betas = sorted({s.beta for s in self.settings[method] if s.beta is not None})
             if len(betas) > 1 and chosen.beta in (betas[0], betas[-1]):
-                end, more = ("smallest", betas[0] / 3) if chosen.beta == betas[0] else ("largest", betas[-1] * 3)
-                said = f"beta {chosen.beta:g} is the {end} that was tried; algo.beta={more:.2g} tries more"
+                smallest = chosen.beta == betas[0]
+                more = [float(f"{betas[0] / 3:.2g}"), *betas] if smallest else [*betas, float(f"{betas[-1] * 3:.2g}")]
+                said = f"beta {chosen.beta:g} is the {'smallest' if smallest else 'largest'} that was tried; "
+                said += f"algo.beta={','.join(f'{beta:g}' for beta in more)} tries more"
                 methods.setdefault(said, []).append(method)
         return [f"{', '.join(names)}: {said}" for said, names in methods.items()]
 

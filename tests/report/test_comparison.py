@@ -120,7 +120,8 @@ def test_the_verdict_names_who_stands_where(concluded):
     assert whole["verdict"][1].startswith("shiq alone stands on the frontier")
     assert whole["reference_reward"] == pytest.approx(0.1)
     assert whole["left_out"] == {"dro": "needs what is not there"}
-    assert whole["notes"] == ["shiq, copg: beta 0.1 is the smallest that was tried; algo.beta=0.033 tries more"]
+    tries = "algo.beta=0.033,0.1,0.5 tries more"  # one value alone would replace the grid
+    assert whole["notes"] == [f"shiq, copg: beta 0.1 is the smallest that was tried; {tries}"]
 
 
 def test_a_latex_table_has_a_row_a_method(concluded):
