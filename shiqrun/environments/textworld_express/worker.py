@@ -151,7 +151,7 @@ class JavaGame(Game):
         found = json.loads(answer)
         return GameState(
             observation=found["observation"].strip(),
-            actions=sorted(found["validActions"]),  # the games list them in the order of a hash
+            actions=sorted(set(found["validActions"])),  # the games list some twice, in the order of a hash
             score=float(found["score"]),
             won=bool(found["tasksuccess"]),
             lost=bool(found["taskfailure"]),

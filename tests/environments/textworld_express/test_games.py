@@ -104,6 +104,7 @@ def wander(server, name):
         if session.state.over:
             return
         valid = session.state.actions
+        assert valid == sorted(set(valid)), "each is listed once, in an order that says nothing"
         yield session.step(script[step] if step < len(script) else str(rng.choice(valid)))
 
 
