@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from shiqrun.config import run_directory as rundir
 from shiqrun.config import sweep_grid as grid
 from shiqrun.config.crew import FAILED, INTERRUPTED, WRONG_INPUT, Failure, RankFailed, lost_connection
+from shiqrun.config.flags import with_places
 from shiqrun.config.places import place
 from shiqrun.config.process import append_to_log, close_log, environment, leave_process_group
 from shiqrun.config.ranks import all_ranks, is_met, met
@@ -82,11 +83,11 @@ class CommandLine:
         self.keeps_files = False
         return self.run_job(rundir.load(folder), folder)
 
-    def resume(self, folder: Path) -> int:
-        """Continue the run in a directory with its saved config."""
+    def resume(self, folder: Path, places: Sequence[str] = ()) -> int:
+        """Continue the run in a directory with its saved config, on other hardware where `places` say so."""
         folder = folder.absolute()
         with lock_run(folder):
-            config = rundir.with_run_dir(rundir.load(folder), folder, resume=True)
+            config = rundir.with_run_dir(with_places(rundir.load(folder), places), folder, resume=True)
             self.check(config)
             rundir.make_directory(folder, numbered=False)
             rundir.remove_leftovers(folder)

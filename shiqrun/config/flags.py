@@ -1,7 +1,10 @@
-"""Hydra's flags that shiqrun refuses, and the run directory that `resume=DIR` names."""
+"""Hydra's flags that shiqrun refuses, and the words that `resume=DIR` takes."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
 
 from shiqrun.errors import InputError
 from shiqrun.util.quoting import unquote
@@ -20,8 +23,12 @@ def refuse_flags(args: Namespace) -> None:
         raise InputError("--resolve: only with --cfg or --help")
 
 
-def folder_to_resume(args: Namespace) -> Path | None:
-    """Return the run directory of `resume=DIR`, or None if it was not given.
+PLACES = tuple(f"hardware.{key}" for key in ("devices", "num_nodes", "strategy", "accelerator"))
+"""Keys that say where a run goes on, and by how many processes; they change its numbers by rounding alone."""
+
+
+def words_of_resume(args: Namespace) -> tuple[Path, list[str]] | None:
+    """Return the run directory of `resume=DIR` and the settings of `PLACES` beside it, or None if it was not given.
 
     Raises:
         InputError: another setting was given too.
@@ -30,10 +37,26 @@ def folder_to_resume(args: Namespace) -> Path | None:
     value = unquote(given[-1].partition("=")[2]) if given else "null"
     if value in ("", "null"):
         return None
-    others = [override for override in args.overrides if override not in given] + ["--multirun"] * args.multirun
+    places = [override for override in args.overrides if override.partition("=")[0] in PLACES]
+    others = [override for override in args.overrides if override not in (*given, *places)]
+    others += ["--multirun"] * args.multirun
     if others:
         raise InputError(
-            f"resume={value}: goes on with the config of that run, so nothing else can be set; leave out "
-            f"{', '.join(others)}"
+            f"resume={value}: goes on with the config of that run, so nothing else can be set but {', '.join(PLACES)}; "
+            f"leave out {', '.join(others)}"
         )
-    return Path(value)
+    return Path(value), places
+
+
+def with_places(config: DictConfig, words: Sequence[str]) -> DictConfig:
+    """Return a saved config with some of its `PLACES` set anew.
+
+    Raises:
+        InputError: the config has no such key.
+    """
+    changed = config.copy()
+    for key in (word.partition("=")[0] for word in words):
+        if OmegaConf.select(config, key) is None:
+            raise InputError(f"{key}: the run that goes on has no such setting; leave it out")
+    changed.merge_with_dotlist(list(words))
+    return changed

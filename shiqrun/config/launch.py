@@ -23,7 +23,7 @@ from shiqrun.config.command_line import CHILD_CONFIG, INTERRUPTED, WRONG_INPUT, 
 from shiqrun.config.compose import as_hydra_overrides, compose, initialised_hydra
 from shiqrun.config.crew import RankFailed
 from shiqrun.config.explain import explain
-from shiqrun.config.flags import folder_to_resume, refuse_flags
+from shiqrun.config.flags import refuse_flags, words_of_resume
 from shiqrun.config.of_run import with_data_of_run
 from shiqrun.config.places import Place, Unplaced, place
 from shiqrun.config.process import environment
@@ -121,8 +121,8 @@ def _dispatch(argv: Sequence[str], command: CommandLine) -> int:
         if (code := grid.resume(args.overrides, command.program)) is not None:
             return code
         args.multirun = True
-    if runs and command.keeps_files and (folder := folder_to_resume(args)):
-        return command.resume(folder)
+    if runs and command.keeps_files and (words := words_of_resume(args)):
+        return command.resume(*words)
     with ExitStack() as stack:
         config_dir, args.config_dir = args.config_dir, None  # we search it before the project, Hydra after it
         stack.enter_context(user_folders(command.name, config_dir))

@@ -233,6 +233,19 @@ class TestResume:
         assert toy("resume=out", other) == 2
         assert "nothing else can be set" in capsys.readouterr().err
 
+    def test_takes_where_it_goes_on_and_keeps_that(self, workplace):
+        toy("run_dir=out")
+        assert toy("resume=out", "hardware.strategy=ddp") == 0
+        assert "strategy: ddp" in Path("out/.hydra/config.yaml").read_text()
+        assert toy("resume=out") == 0
+        assert "strategy: ddp" in Path("out/.hydra/config.yaml").read_text()
+
+    def test_does_not_add_hardware_to_a_run_without_it(self, workplace, capsys):
+        toy("run_dir=out")
+        edit_config(Path("out"), "  num_nodes: 1\n", "")
+        assert toy("resume=out", "hardware.num_nodes=2") == 2
+        assert "hardware.num_nodes: the run that goes on has no such setting" in capsys.readouterr().err
+
     def test_of_no_directory_names_the_runs_near_it(self, workplace, capsys):
         toy("run_dir=runs/first")
         assert toy("resume=runs/frist") == 2
