@@ -72,6 +72,7 @@ def test_final_rewards_are_the_sums_of_the_rewards_by_step_on_the_same_trajector
 
 
 @played
+@pytest.mark.slow
 def test_valid_actions_are_shown_or_not_and_folds_do_not_meet(source):
     shown, hidden = list(source().load("train")), list(source("data.show_valid_actions=false").load("train"))
     assert all("Valid actions: " in e.messages[0]["content"] for e in shown)
@@ -84,6 +85,7 @@ def test_valid_actions_are_shown_or_not_and_folds_do_not_meet(source):
 
 
 @played
+@pytest.mark.slow
 def test_a_run_trains_and_plays_and_inspect_shows_its_data(home, capsys):
     words = (*GAMES, *SIZE, *RUN, "data.train_seeds=1", "data.eval_seeds=1", "data.max_steps=3")
     assert main(["train", "algo=shiq", *words, f"run_dir={home / 'run'}"]) == 0
@@ -108,6 +110,7 @@ def test_an_observation_longer_than_the_context_ends_its_episode_and_is_counted(
 
 
 @played
+@pytest.mark.slow
 def test_a_game_that_hangs_is_counted_and_the_evaluation_goes_on(home, monkeypatch):
     step, steps = GameEpisode.step, itertools.count()
 
