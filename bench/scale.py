@@ -2,7 +2,8 @@
 
 Nothing is allocated: `bench.traced` has fake tensors and a fake process group. Printed are the GB that a rank holds at
 the peak of a micro-batch, by category, what fits a GPU of 80 GB, and the bytes that collectives pass, which must be
-those of arithmetic. scale.json is written into --out after each trace, beside what it held before.
+those of arithmetic. scale.json is written into --out after each trace; what it holds with as many tokens is not traced
+again.
 
 Traced are forward pass, scoring with a GPU's tiles, ShiQ's loss, backward pass, and the optimiser's first step, whose
 own temporary memory is not counted. Not traced: gradient norms' exchange (a number), references other than cached
@@ -15,6 +16,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +104,17 @@ def main() -> None:
             table.add_row(name, f"{row['traced'] / 1e6:.0f}", f"{row['measured'] / 1e6:.0f}", f"{ratio:.2f}")
         console.print(table)
         return
-    file = args.out / "scale.json"
-    for model in args.models:
-        for words, setting in SETTINGS.items():
-            for world in args.ranks:
-                began = time.perf_counter()
-                traced = trace(CONFIGS[model], world, replace(setting, tokens=args.tokens))
-                row = row_of(traced, time.perf_counter() - began)
-                found = keep_row(file, f"{model}, {words} on {world}", row)
+    file, found = args.out / "scale.json", {}
+    held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for (model, (words, setting)), world in product(product(args.models, SETTINGS.items()), args.ranks):
+        name = f"{model}, {words} on {world}"
+        if held.get(name, {}).get("tokens") != args.tokens:
+            began = time.perf_counter()
+            row = row_of(
+                trace(CONFIGS[model], world, replace(setting, tokens=args.tokens)), time.perf_counter() - began
+            )
+            held = keep_row(file, name, row | {"tokens": args.tokens})
+        found[name] = held[name]
     for table in tables(found, args.ranks):
         console.print(table)
 

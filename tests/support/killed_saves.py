@@ -45,14 +45,21 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_with_all() -> None:
+    """Kills this process and rank 0, with which the kernel ends the ranks that it has started."""
+    if parent := os.environ.get("SHIQRUN_PARENT"):
+        os.kill(int(parent), signal.SIGKILL)
+    die()
+
+
 def site(folder: Path) -> dict[str, str]:
     """The environment in which the processes of a command heed `KILL`: rank, moment, "one" or "all", part of a path."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(
-        "import os, signal\n"
+        "import os\n"
         "rank, number, who, part = os.environ['KILL'].split()\n"
         "if os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0')) == rank:\n"
-        "    from tests.support.killed_saves import die, kill_before\n"
-        "    kill_before(int(number), part, die if who == 'one' else lambda: os.killpg(0, signal.SIGKILL))\n"
+        "    from tests.support.killed_saves import die, die_with_all, kill_before\n"
+        "    kill_before(int(number), part, die if who == 'one' else die_with_all)\n"
     )
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[2])])}
