@@ -114,7 +114,7 @@ def test_a_word_that_is_no_command_ends_with_2(capsys, word, message):
             "reward=exact_match",
             "training evaluates by a reward of the node eval; give eval.reward=",
         ),
-        ("algo=null", "algo: cannot be null; leave it out, or choose one of agro, copg"),
+        ("algo=null", "algo: cannot be null; leave it out, or choose one of a2po, agro, copg"),
         ("algo.reference=cache", "did you mean cached?"),
         ("experiment=nothing", "experiment=nothing: no such choice"),
         ("beta=1", "beta: unknown key; did you mean algo.beta?"),
