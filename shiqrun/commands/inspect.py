@@ -1,5 +1,6 @@
 """`shiqrun inspect` prints trajectories with actions and rewards, or what a run's policy learned at each action."""
 
+import re
 import shlex
 from collections.abc import Set
 from dataclasses import dataclass
@@ -253,8 +254,13 @@ def _print_next(config: DictConfig) -> None:
     elif config.run:
         say_next(f"shiqrun report {quote_for_shell(config.run)}")
     else:
-        said = [word for word in HydraConfig.get().overrides.task if word.partition("=")[0].split(".")[0] in CHOSEN]
-        say_next(shlex.join(["shiqrun", "train", *said, "dry_run=true"]))
+        say_next(shlex.join(["shiqrun", "train", *_chosen(), "dry_run=true"]))
+
+
+def _chosen() -> list[str]:
+    """Return the words of the command line that `shiqrun train` takes too, a mixture's parts among them."""
+    words = HydraConfig.get().overrides.task
+    return [word for word in words if re.match(r"\+*(\w*)", word)[1] in CHOSEN]  # type: ignore[index]
 
 
 def _print_methods(encoded: "EncodedData") -> None:
@@ -265,8 +271,7 @@ def _print_methods(encoded: "EncodedData") -> None:
     from shiqrun.report.data_tables import methods_table
     from shiqrun.training.feeding import facts_of, refusal, repeated_losses
 
-    said = [word for word in HydraConfig.get().overrides.task if word.partition("=")[0].split(".")[0] in CHOSEN]
-    configs = {name: without_hydra(config) for name, config in method_configs(said).items()}
+    configs = {name: without_hydra(config) for name, config in method_configs(_chosen()).items()}
     base = train.plan(next(iter(configs.values())), Path())
     plans = {name: train.with_method(base, config) for name, config in configs.items()}
     refused = {name: why for name, plan in plans.items() if (why := refusal(plan, encoded))}

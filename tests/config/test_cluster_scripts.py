@@ -108,7 +108,10 @@ def test_submitit_starts_a_run_on_two_nodes_and_has_it_run_again(scripts, slurm)
     ]
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=1"]
     process = started_anew(*words, *launcher)
-    run = scripts / "grid/0_seed=0"
+    end = time.monotonic() + 100
+    while not (found := [*(scripts / "grid").glob("0_*/metrics.csv")]) and time.monotonic() < end:
+        time.sleep(0.05)
+    run = found[0].parent
     wait_for_rows(run, 3, process)
     (job,) = [file.name.partition(".")[0] for file in slurm.glob("*.srun")][-1:]
     subprocess.run(["scancel", "--signal=USR2", job], check=True)

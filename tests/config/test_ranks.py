@@ -81,8 +81,9 @@ def store():
 
 
 @pytest.fixture
-def join(store):
-    """Makes ranks of a world of so many, in this process; all leave at the end."""
+def join(store, monkeypatch):
+    """Makes ranks of a world of so many, in this process; all leave at the end, without waiting for those not made."""
+    monkeypatch.setattr(crews, "LEAVE_SECONDS", 0.5)
     there = []
 
     def made(rank, world, said=None):

@@ -50,9 +50,19 @@ def sbatch(words):
     if os.fork():
         return 0
     os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):  # who submits the job reads until the end
+        os.dup2(nowhere, number)
     array = asked.get("array")
     out = asked.get("output", f"slurm-{job}.out")
     out = out.replace("%A", str(job)).replace("%j", str(job)).replace("%a", "0").replace("%t", "0")
+    kept = (
+        STATE / f"{job}.sh"
+    )  # SLURM keeps the script; submitit moves its own, and makes the folder of the output late
+    kept.write_text(text)
+    end = time.monotonic() + 20
+    while not Path(out).absolute().parent.is_dir() and time.monotonic() < end:
+        time.sleep(0.05)
     with open(out, "ab", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -74,7 +84,7 @@ def sbatch(words):
     for start in range(5):
         again = {"SLURM_RESTART_COUNT": start} if start else {}
         env = os.environ | {k: str(v) for k, v in (variables | again).items()}
-        code = subprocess.call(["bash", script, *arguments], env=env)
+        code = subprocess.call(["bash", str(kept), *arguments], env=env)
         if not (STATE / f"{job}.requeue").exists():
             break
         (STATE / f"{job}.requeue").unlink()

@@ -28,6 +28,11 @@ def rows(*rewards, together=False, **options):
     return Rows([row(n, reward=r, **options) for n, r in enumerate(rewards)], 0, together=together)
 
 
+def two_prompts(one, other):
+    further = trajectory(1, tokens=[9, *PROMPT, 8], action_index=[4], rewards=[other], prompt_id="q")
+    return Rows([row(0, reward=one), further], 0)
+
+
 UNCHECKED = {"same_unit": False, "values": None}
 
 
@@ -67,12 +72,21 @@ BROKEN = {
         "each prompt has one completion",
     ),
     "some_pair_is_decided": (plan(("order",)), rows(1.0, 1.0, together=True), "every pair of the data is a tie"),
+    "both_kinds_are_there": (
+        plan(("kl_estimate",), threshold=0.5),
+        two_prompts(1.0, 2.0),
+        "needs desirable and undesirable trajectories, but none of 2 is undesirable: returns are from 1 to 2",
+    ),
 }
 FINE = {
     "every_trajectory_has_a_reward": [(plan(), rows(1.0, 0.0)), (plan(()), rows(None))],
     "actions_are_the_policys": [(plan(), rows(1.0)), (plan((), train_on="response"), rows(1.0))],
     "group_means_leave_rewards": [(plan(algo={"reward_offset": "group_mean"}), rows(1.0, 2.0)), (plan(), rows(1.0))],
     "some_pair_is_decided": [(plan(("order",)), rows(1.0, 2.0, together=True)), (plan(), rows(1.0, 1.0))],
+    "both_kinds_are_there": [
+        (plan(("kl_estimate",), threshold=1.5), two_prompts(1.0, 2.0)),
+        (plan(threshold=0.5), rows(1.0, 2.0)),
+    ],
 }
 
 

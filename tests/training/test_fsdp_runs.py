@@ -58,8 +58,8 @@ def test_a_run_of_two_ranks_is_reported_evaluated_and_exported(sampled, home, ca
     assert main(["eval", f"run={two}", "run_dir=evaluated"]) == 0
     again = json.loads((home / "evaluated" / "eval.json").read_text())
     last = metrics(two)[-1]
-    assert again["reward"] == pytest.approx(last["val/reward"], rel=1e-4)
-    assert again["kl"] == pytest.approx(last["val/kl"], rel=1e-3, abs=1e-4)
+    assert again["eval/reward"] == pytest.approx(last["val/reward"], rel=1e-4)
+    assert again["eval/kl"] == pytest.approx(last["val/kl"], rel=1e-3, abs=1e-4)
     assert main(["export", str(two), "--to", "merged"]) == 0
 
 
