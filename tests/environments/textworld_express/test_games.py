@@ -9,7 +9,9 @@ import numpy as np
 import psutil
 import pytest
 
-pytest.importorskip("textworld_express", reason="needs the extra `games`: pip install 'shiqrun[games]'")
+pytest.importorskip(
+    "textworld_express.textworld_express", reason="needs the extra `games`: pip install 'shiqrun[games]'"
+)
 
 from shiqrun.environments.environment import OUT_OF_RESOURCES
 from shiqrun.environments.textworld_express.environment import GameEpisode, GameRules
