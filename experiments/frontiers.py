@@ -1,93 +1,63 @@
 """`python -m experiments.frontiers DIR...` compares methods at equal KL, with intervals over prompts and seeds.
 
 DIR are sweeps of runs that sampled answers to the same prompts (`make hh`). The first table gives each method and beta:
-its reward with two 95 % intervals, Student's t over seeds and a bootstrap over prompts and seeds, its KL and length.
+its reward with two 95 % intervals, Student's t over seeds and a bootstrap over prompts and seeds, and its KL.
 The second gives each method's reward at a KL, read off its frontier: the line through its points (one a beta, and the
-reference at KL 0) without those that another point beats in both, level after its last one; and the difference from the
-first method: both methods have the same resampled prompts, and their own seeds. Nothing is said of a KL beyond a
-method's largest.
+reference at KL 0) without those that another point beats in both, level after its last one; and the difference from one
+method: both have the same resampled prompts, and their own seeds. The line is what mixtures of a method's policies
+surely reach; betas between those that were run may do better. Nothing is said of a KL beyond a method's largest.
 """
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from shiqrun.api.run import Run
-from shiqrun.console import console
+from shiqrun.console import console, waiting
 from shiqrun.errors import InputError
-from shiqrun.report.run_records import collect_runs
+from shiqrun.report.answers import KL, REFERENCE, REWARD, Answers, answers_of
+from shiqrun.report.run_records import RunRecord, collect_runs
 from shiqrun.report.seed_groups import method_names
 from shiqrun.util.intervals import interval
 
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The `Answers` of a method at one beta to the same prompts, one row a seed.
-
-    Attributes:
-        reward: of each answer, `[S, P]`, reward units.
-        kl: log-ratio of each answer, `[S, P]`, nats; its mean estimates the KL.
-        tokens: of each answer, `[S, P]`.
-        reference: reward of the reference's answer, `[P]`, reward units.
-    """
-
-    reward: np.ndarray
-    kl: np.ndarray
-    tokens: np.ndarray
-    reference: np.ndarray
-
-
 Methods = dict[str, dict[float, Answers]]
 """Answers by beta, of each method."""
+Points = list[tuple[float, float]]
+"""KL, nats, and reward of some policies."""
 
 
 def read_methods(directories: Sequence[Path]) -> Methods:
     """Return the last answers of every finished run below some directories, by method and beta.
 
     Raises:
-        InputError: no run, or runs whose prompts differ.
+        InputError: no run, runs that were not scored, or runs whose prompts differ.
     """
     runs = [run for run in collect_runs(directories).runs if run.summary and run.beta is not None]
     if not runs:
         raise InputError(f"{', '.join(map(str, directories))}: no finished run of a method with a beta")
-    found: dict[str, dict[float, list[np.ndarray]]] = {}
-    prompts: list[str] | None = None
+    found: dict[str, dict[float, list[RunRecord]]] = {}
     for name, run in zip(method_names(runs), runs, strict=True):
-        rows = Run(run.directory).completions()
-        rows = rows[rows["step"] == rows["step"].max()].sort_values("prompt_id")
-        asked = rows["prompt_id"].tolist()
-        if prompts not in (None, asked):
-            raise InputError(f"{run.directory}: its prompts are not those of the runs before it")
-        prompts = asked
-        columns = rows[["reward", "kl", "tokens", "reference_reward"]].to_numpy(float)
-        found.setdefault(name, {}).setdefault(float(run.beta or 0), []).append(columns)
-    return {name: {beta: _stacked(by_beta[beta]) for beta in sorted(by_beta)} for name, by_beta in found.items()}
+        found.setdefault(name, {}).setdefault(float(run.beta or 0), []).append(run)
+    return {
+        name: {beta: _answers(by_beta[beta], runs[0]) for beta in sorted(by_beta)} for name, by_beta in found.items()
+    }
 
 
-def _stacked(seeds: list[np.ndarray]) -> Answers:
-    """Return the answers of several seeds as one table each."""
-    table = np.stack(seeds)
-    return Answers(table[..., 0], table[..., 1], table[..., 2], table[0, :, 3])
+def _answers(runs: list[RunRecord], first: RunRecord) -> Answers:
+    """Return the answers of runs that differ in their seed alone, to the prompts of the first run of all."""
+    answers, asked = answers_of(runs, "val"), answers_of([first], "val")
+    if answers is None or asked is None or not {REWARD, KL, REFERENCE} <= answers.values.keys():
+        raise InputError(f"{runs[0].directory}: no scored answers; frontiers need eval.reward and a reference")
+    if set(answers.prompts) != set(asked.prompts):
+        raise InputError(f"{runs[0].directory}: its prompts are not those of {first.directory}")
+    return Answers(answers.seeds, asked.prompts, {name: answers.on(asked.prompts, name) for name in answers.values})
 
 
-def reward_at(methods: dict[float, Answers], kl: float, prompts: np.ndarray, seeds: dict[float, np.ndarray]) -> float:
-    """Return a method's reward at a KL on resampled prompts and seeds; NaN where none of its points goes so far."""
-    points = [(0.0, float(next(iter(methods.values())).reference[prompts].mean()))]
-    for beta, answers in methods.items():
-        chosen = np.ix_(seeds[beta], prompts)
-        points.append((float(answers.kl[chosen].mean()), float(answers.reward[chosen].mean())))
-    at, values = zip(*frontier(points), strict=True)
-    return float(np.interp(kl, at, values)) if kl <= max(points)[0] else math.nan
-
-
-def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def frontier(points: Points) -> Points:
     """Return the points (KL, reward) whose reward is larger than that of every point with less KL, by KL."""
     best, kept = -math.inf, []
     for kl, reward in sorted(points):
@@ -97,26 +67,41 @@ def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def resamples(methods: dict[float, Answers], kl: float) -> np.ndarray:
-    """Return a method's reward at a KL on the prompts and seeds that were run, and then on resamples of both, `[1+R]`.
+def rewards_at(points: Points, budgets: Sequence[float]) -> list[float]:
+    """Return the reward of the frontier of some points at some KLs; NaN beyond the largest KL of a point."""
+    at, values = zip(*frontier(points), strict=True)
+    return [float(np.interp(kl, at, values)) if kl <= max(points)[0] else math.nan for kl in budgets]
+
+
+def resampled(by_beta: dict[float, Answers], budgets: Sequence[float]) -> np.ndarray:
+    """Return a method's rewards at some KLs, `[1 + R, KLs]`: on what was run, then on resampled prompts and seeds.
 
     Resample r has the same prompts for every method.
     """
-    size = len(next(iter(methods.values())).reference)
-    values = [reward_at(methods, kl, np.arange(size), {b: np.arange(len(a.reward)) for b, a in methods.items()})]
+    first = next(iter(by_beta.values()))
+    size = len(first.prompts)
+
+    def rewards(prompts: np.ndarray, draw: np.random.Generator | None) -> list[float]:
+        points = [(0.0, float(first.values[REFERENCE][0, prompts].mean()))]
+        for answers in by_beta.values():
+            count = len(answers.seeds)
+            seeds = np.arange(count) if draw is None else draw.integers(count, size=count)
+            kl, reward = (float(answers.values[name][np.ix_(seeds, prompts)].mean()) for name in (KL, REWARD))
+            points.append((kl, reward))
+        return rewards_at(points, budgets)
+
+    rows = [rewards(np.arange(size), None)]
     for r in range(RESAMPLES):
         prompts = np.random.default_rng([0, r]).integers(size, size=size)
-        draw = np.random.default_rng([1, r])
-        seeds = {b: draw.integers(len(a.reward), size=len(a.reward)) for b, a in methods.items()}
-        values.append(reward_at(methods, kl, prompts, seeds))
-    return np.array(values)
+        rows.append(rewards(prompts, np.random.default_rng([1, r])))
+    return np.array(rows)
 
 
-def both_ways(answers: Answers) -> tuple[float, float]:
-    """Return the bounds of the 95 % bootstrap interval of the mean reward over prompts and seeds."""
-    draw, (seeds, prompts) = np.random.default_rng(0), answers.reward.shape
+def both_ways(reward: np.ndarray) -> tuple[float, float]:
+    """Return the bounds of the 95 % bootstrap interval of the mean of `[S, P]` over both seeds and prompts."""
+    draw, (seeds, prompts) = np.random.default_rng(0), reward.shape
     means = [
-        answers.reward[np.ix_(draw.integers(seeds, size=seeds), draw.integers(prompts, size=prompts))].mean()
+        reward[np.ix_(draw.integers(seeds, size=seeds), draw.integers(prompts, size=prompts))].mean()
         for _ in range(RESAMPLES)
     ]
     low, high = np.percentile(means, (2.5, 97.5))
@@ -125,29 +110,29 @@ def both_ways(answers: Answers) -> tuple[float, float]:
 
 def points_table(methods: Methods) -> Table:
     """Return a table of each method and beta."""
-    table = Table("method", "beta", "seeds", "reward", "over prompts and seeds", "KL, nats", "tokens")
+    table = Table("method", "beta", "seeds", "reward", "over prompts and seeds", "KL, nats")
     for name, by_beta in methods.items():
-        for beta, a in by_beta.items():
-            low, high = both_ways(a)
-            row = (_plus_minus(a.reward.mean(1)), f"{low:.3f} to {high:.3f}", _plus_minus(a.kl.mean(1), 1))
-            table.add_row(name, f"{beta:g}", str(len(a.reward)), *row, f"{a.tokens.mean():.0f}")
+        for beta, answers in by_beta.items():
+            reward, kl = answers.values[REWARD], answers.values[KL]
+            low, high = both_ways(reward)
+            row = (_plus_minus(reward.mean(1)), f"{low:.3f} to {high:.3f}", _plus_minus(kl.mean(1), 1))
+            table.add_row(name, f"{beta:g}", str(len(answers.seeds)), *row)
     return table
 
 
-def equal_kl_table(methods: Methods, budgets: Iterable[float]) -> Table:
-    """Return a table of each method's reward at some KLs, and of its difference from the first method."""
-    first, *_ = methods
-    table = Table("method", "KL, nats", "reward", f"less {first}", title="reward at equal KL")
-    for kl in budgets:
-        found = {name: resamples(by_beta, kl) for name, by_beta in methods.items()}
+def equal_kl_table(methods: Methods, budgets: Sequence[float], against: str) -> Table:
+    """Return a table of each method's reward at some KLs, and of its difference from the method `against`."""
+    table = Table("method", "KL, nats", "reward", f"less {against}", title="reward at equal KL")
+    found = {name: resampled(by_beta, budgets) for name, by_beta in methods.items()}
+    for number, kl in enumerate(budgets):
         for name, values in found.items():
-            difference = "" if name == first else _estimate(values - found[first])
-            table.add_row(name, f"{kl:g}", _estimate(values), difference)
+            difference = "" if name == against else _estimate(values[:, number] - found[against][:, number])
+            table.add_row(name, f"{kl:g}", _estimate(values[:, number]), difference)
     return table
 
 
 def _estimate(values: np.ndarray) -> str:
-    """Return `value (low to high)` of an estimate and its resamples; a KL beyond a twentieth of them has none."""
+    """Return `value (low to high)` of an estimate and its resamples; one that a twentieth of them lack has none."""
     if math.isnan(values[0]) or np.isnan(values[1:]).mean() > 0.05:
         return "not reached"
     low, high = np.nanpercentile(values[1:], (2.5, 97.5))
@@ -161,14 +146,27 @@ def _plus_minus(values: np.ndarray, digits: int = 3) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print both tables."""
+    """Print both tables.
+
+    Raises:
+        SystemExit: wrong input; the code is 2.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directories", nargs="+", type=Path)
-    parser.add_argument("--kl", default="1.5,2,3,4", help="KLs of the second table, nats (default: 1.5,2,3,4)")
+    parser.add_argument("--kl", default="1.5,2,2.5,3,4", help="KLs of the second table, nats (default: 1.5,2,2.5,3,4)")
+    parser.add_argument("--against", help="the method that differences are from (default: the first)")
     options = parser.parse_args(words)
-    methods = read_methods(options.directories)
-    console.print(points_table(methods))
-    console.print(equal_kl_table(methods, map(float, options.kl.split(","))))
+    try:
+        methods = read_methods(options.directories)
+    except InputError as error:
+        parser.error(str(error))
+    against = options.against or next(iter(methods))
+    if against not in methods:
+        parser.error(f"--against {against}: no such method; there are {', '.join(methods)}")
+    with waiting("resampling prompts and seeds"):
+        tables = points_table(methods), equal_kl_table(methods, [float(x) for x in options.kl.split(",")], against)
+    for table in tables:
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> None:
     steps.sweep(out / "anchored", *grid, "algo=shiq,copg", *ANCHOR, jobs=options.jobs)
     grids = [f"{out}/{name}" for name in ("methods", "trajectories", "anchored")]
     steps.shiqrun("report", *grids)
-    steps.python("experiments.frontiers", *grids[:2])
+    steps.python("experiments.frontiers", *grids[:2], "--against", "copg")
 
 
 if __name__ == "__main__":

@@ -5,20 +5,22 @@ import math
 import numpy as np
 import pytest
 
-from experiments.frontiers import Answers, equal_kl_table, frontier, main, read_methods, resamples
+from experiments.frontiers import equal_kl_table, frontier, main, read_methods, resampled
 from shiqrun.cli import main as shiqrun
 from shiqrun.errors import InputError
+from shiqrun.report.answers import Answers
 from tests.evaluation.runs import make_base, words
 
 
 def answers(kl, reward, *, seeds=5, prompts=200, spread=0.1, draw=0):
-    """Answers with this mean KL and reward, which vary by prompt."""
+    """Answers with this mean KL and reward, which vary by prompt; the reference's mean reward is 0."""
     rng = np.random.default_rng(draw)
     easy = np.random.default_rng(7).normal(0, spread, prompts)
+    easy -= easy.mean()
     noise = rng.normal(0, spread / 10, (seeds, prompts))
-    noise -= noise.mean()
-    rewards = reward + (easy - easy.mean()) + noise
-    return Answers(rewards, np.full((seeds, prompts), kl), np.full((seeds, prompts), 9.0), easy - easy.mean())
+    table = {"reward": reward + easy + noise - noise.mean(), "kl": np.full((seeds, prompts), kl)}
+    table["reference"] = np.tile(easy, (seeds, 1))
+    return Answers([str(s) for s in range(seeds)], [str(p) for p in range(prompts)], table)
 
 
 def test_points_that_another_beats_in_both_are_left_out():
@@ -30,29 +32,29 @@ def test_points_that_another_beats_in_both_are_left_out():
 
 
 def test_between_two_betas_the_reward_is_on_their_line_and_beyond_the_last_there_is_none():
-    method = {0.01: answers(4.0, 0.4), 0.1: answers(1.0, 0.1)}
-    assert resamples(method, 2.5)[0] == pytest.approx(0.25)
-    assert resamples(method, 0.5)[0] == pytest.approx(0.05)
-    assert math.isnan(resamples(method, 4.5)[0])
+    found = resampled({0.01: answers(4.0, 0.4), 0.1: answers(1.0, 0.1)}, [2.5, 0.5, 4.5])[0]
+    assert found[:2] == pytest.approx([0.25, 0.05])
+    assert math.isnan(found[2])
 
 
 def test_what_prompts_share_is_no_part_of_a_difference():
     """The prompts' own spread is ten times the difference, and both methods answer the same ones."""
     one = {0.1: answers(2.0, 0.10, spread=0.3)}
     other = {0.1: answers(2.0, 0.13, spread=0.3, draw=1)}
-    a, b = resamples(one, 2.0), resamples(other, 2.0)
+    a, b = resampled(one, [2.0])[:, 0], resampled(other, [2.0])[:, 0]
     alone, together = np.ptp(np.percentile(a[1:], (2.5, 97.5))), np.ptp(np.percentile((b - a)[1:], (2.5, 97.5)))
     assert (b - a)[0] == pytest.approx(0.03)
     assert together < alone / 4
 
 
-def test_the_first_method_is_what_others_are_compared_with():
-    table = equal_kl_table({"one": {0.1: answers(2.0, 0.1)}, "other": {0.1: answers(2.0, 0.2)}}, [2.0, 3.0])
-    cells = [list(column.cells) for column in table.columns]
+def test_the_named_method_is_what_others_are_compared_with():
+    methods = {"one": {0.1: answers(2.0, 0.1)}, "other": {0.1: answers(2.0, 0.2)}}
+    cells = [list(column.cells) for column in equal_kl_table(methods, [2.0, 3.0], "one").columns]
     assert cells[0] == ["one", "other"] * 2
     assert cells[3][0] == ""
     assert cells[3][1].startswith("0.100 (0.1")
     assert cells[2][2:] == ["not reached"] * 2
+    assert next(iter(equal_kl_table(methods, [2.0], "other").columns[3].cells)).startswith("-0.100 (-0.1")
 
 
 @pytest.mark.slow
@@ -62,9 +64,12 @@ def test_real_sweeps_give_a_row_a_beta(workplace, capsys):
         grid = ("algo=shiq", f"algo.units={units}", "algo.beta=0.1,0.5", "seed=1,2", f"run_dir={units}")
         assert shiqrun(["sweep", *words(workplace, units)[1:-1], *grid]) == 0
     capsys.readouterr()
-    main(["action", "trajectory", "--kl", "0.0"])
-    assert capsys.readouterr().out.count("units=trajectory") == 3
+    main(["action", "trajectory", "--kl", "0.0", "--against", "shiq units=trajectory"])
+    assert capsys.readouterr().out.count("units=trajectory") == 4
     one = read_methods([workplace / "action"])
-    assert [a.reward.shape[0] for by_beta in one.values() for a in by_beta.values()] == [2, 2]
+    assert [len(a.seeds) for by_beta in one.values() for a in by_beta.values()] == [2, 2]
+    with pytest.raises(SystemExit):
+        main(["action", "--against", "nobody"])
+    assert "--against nobody: no such method; there are shiq" in capsys.readouterr().err
     with pytest.raises(InputError, match="no such directory"):
         read_methods([workplace / "none"])
