@@ -39,6 +39,20 @@ def tasks_of(job_options):
     return nodes, int(job_options.get("ntasks-per-node", 1))
 
 
+def detach(out):
+    """Lets go of the terminal and pipes of who submits the job, and writes to a file once its folder is there."""
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):  # who submits the job reads until the end
+        os.dup2(nowhere, number)
+    end = time.monotonic() + 20
+    while not Path(out).absolute().parent.is_dir() and time.monotonic() < end:  # submitit makes it late
+        time.sleep(0.05)
+    with open(out, "ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+
+
 def sbatch(words):
     given, (script, *arguments) = options(words)
     text = Path(script).read_text()
@@ -49,23 +63,11 @@ def sbatch(words):
     print(f"Submitted batch job {job}", flush=True)
     if os.fork():
         return 0
-    os.setsid()
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):  # who submits the job reads until the end
-        os.dup2(nowhere, number)
+    kept = STATE / f"{job}.sh"  # SLURM keeps the script; submitit moves its own
+    kept.write_text(text)
     array = asked.get("array")
     out = asked.get("output", f"slurm-{job}.out")
-    out = out.replace("%A", str(job)).replace("%j", str(job)).replace("%a", "0").replace("%t", "0")
-    kept = (
-        STATE / f"{job}.sh"
-    )  # SLURM keeps the script; submitit moves its own, and makes the folder of the output late
-    kept.write_text(text)
-    end = time.monotonic() + 20
-    while not Path(out).absolute().parent.is_dir() and time.monotonic() < end:
-        time.sleep(0.05)
-    with open(out, "ab", buffering=0) as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    detach(out.replace("%A", str(job)).replace("%j", str(job)).replace("%a", "0").replace("%t", "0"))
     nodes, each = tasks_of(asked)
     variables = {
         "SLURM_JOB_ID": job,
