@@ -113,7 +113,7 @@ def test_submitit_starts_a_run_on_two_nodes_and_has_it_run_again(scripts, slurm)
         time.sleep(0.05)
     run = found[0].parent
     wait_for_rows(run, 3, process)
-    (job,) = [file.name.partition(".")[0] for file in slurm.glob("*.srun")][-1:]
+    job = max(file.name.partition(".")[0] for file in slurm.glob("*.srun"))  # the latest
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     code, out = finished(process)
     assert code == 0, out
