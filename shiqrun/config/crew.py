@@ -69,7 +69,8 @@ class Crew:
         self.store, self.place, self.say, self.children = store, place, say, list(children)
         self._keys = store.clone()  # torch's own client may wait for long, and serves one thread at a time
         self._over, self._said, self._lock = threading.Event(), False, threading.Lock()
-        threading.Thread(target=self._watch, name="ranks", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
+        self._watcher.start()
 
     def arrive(self) -> None:
         """Wait until all ranks have arrived.
@@ -185,14 +186,21 @@ class Crew:
                 return
 
     def leave(self) -> None:
-        """Leave the crew; rank 0 waits for the others, which talk through its store."""
+        """Leave the crew; rank 0 waits for the others, which talk through its store.
+
+        A further rank says that it has left as its last word, because the store ends with rank 0.
+        """
         with suppress(RuntimeError):  # the store has ended with rank 0
             if self.place.rank == 0:
                 self._keys.set("end", str(self.code))
-            self._keys.add("left", 1)
+                self._keys.add("left", 1)
             for late in _polls(CAUSE_SECONDS if self.failed else LEAVE_SECONDS):
                 if late or self._may_leave():
                     break
+            self._over.set()
+            self._watcher.join(LEAVE_SECONDS)
+            if self.place.rank:
+                self._keys.add("left", 1)
         self._over.set()
         self._kill_children()
 
