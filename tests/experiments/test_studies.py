@@ -21,6 +21,7 @@ STUDIES = {
     "treasure methods": ONE,
     "treasure anchor": ONE,
     "treasure rewards": ONE,
+    "treasure_tuned": [*ONE, "--methods", "shiq; dro none, centred; dpo"],
 }
 """Options of every study: one beta and one seed, because each job of a sweep is composed."""
 TARGETS = {
