@@ -1,4 +1,4 @@
-"""`python -m experiments.treasure_tuned` tunes the learning rate and beta of every method on treasure (docs/treasure.md).
+"""`python -m experiments.treasure_tuned` tunes the rate and beta of every method on treasure (docs/treasure.md).
 
 Every method is run with three rates and three betas. The setting with the least regret on the validation maps is run
 with further seeds, and its regret on the test maps, which chose nothing, is reported. Regret is that of one problem,
