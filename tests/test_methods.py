@@ -114,7 +114,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
-        ("dpo",),
+        pytest.param(("dpo",), marks=SLOW),
         pytest.param(("reward_model",), marks=SLOW),
         pytest.param(("kto", "algo.reward_offset=mean"), marks=SLOW),
         pytest.param(("dro_v", "algo.value=head"), marks=SLOW),

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -15,6 +17,7 @@ def cells(kind):
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_the_policy_prefers_the_rewarded_answer_by_about_the_reward_over_beta(tmp_path):
     program = "\n".join(cells("code"))
     found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)

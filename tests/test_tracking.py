@@ -175,6 +175,7 @@ close()
 @pytest.mark.parametrize(
     "key", ["wrong", pytest.param("0123456789" * 4, marks=pytest.mark.slow)], ids=["wrong key", "unreachable server"]
 )
+@pytest.mark.slow
 def test_where_no_server_takes_it_the_run_goes_on_offline_and_says_so(tmp_path, key):
     server = {"WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:1", "WANDB_INIT_TIMEOUT": "1"}
     wandb.setup()  # a service that the process below inherits and cannot end

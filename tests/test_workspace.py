@@ -46,6 +46,7 @@ def server():
         listening.shutdown()
 
 
+@pytest.mark.slow
 def test_the_workspace_reaches_the_server_with_a_section_for_each_part_of_the_dashboard(server, tmp_path):
     pytest.importorskip("wandb_workspaces", reason="needs the extra workspace")
     address, sent = server

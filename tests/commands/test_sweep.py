@@ -150,6 +150,7 @@ def test_resume_runs_what_is_missing_or_failed_and_leaves_what_is_finished(swept
     (home / "lost").rename(home / "seen")
 
 
+@pytest.mark.slow
 def test_a_signal_lets_the_running_job_save_and_leaves_the_rest(home):
     words = ("seed=1,2", "trainer.max_steps=100000", "run_dir=long", "logger=none", "trainer.log_every=1")
     process = command("sweep", *TINY, *words)

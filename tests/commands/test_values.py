@@ -163,6 +163,7 @@ def test_a_reward_model_has_values_without_right_and_wrong(home, capfd):
 MANY = ("values", *DATA, "data.problems=700", *model(), "reward=programs", *ASKED[1:], "values.samples=8")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_samples_nothing_again(home):
     process = command(*MANY, "run_dir=killed", "cache_dir=cache_killed")
     end, kept = time.monotonic() + 120, Path("cache_killed/values")

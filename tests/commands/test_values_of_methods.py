@@ -22,6 +22,7 @@ def home(home):
     return home
 
 
+@pytest.mark.slow
 def test_quantiles_are_shares_of_the_files_rewards_and_train(home, capfd):
     """Of {-1, 0}: a wrong program is above the wrong samples alone, a right one above all."""
     words = ("algo=qrpo", "trainer.batch_size=160", "trainer.max_steps=8")

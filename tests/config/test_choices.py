@@ -69,7 +69,7 @@ def shiqrun(home, *words):
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("data", ["mine", "split"])
+@pytest.mark.parametrize("data", ["mine", pytest.param("split", marks=pytest.mark.slow)])
 def test_a_run_on_a_users_own_data_scored_by_a_users_own_reward(home, data):
     words = (f"data={data}", "eval.reward=length", *SIZE, *STEPS, "logger=none", f"run_dir={home / data}")
     done = shiqrun(home, "train", *words)

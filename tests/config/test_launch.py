@@ -278,6 +278,7 @@ def out(tmp_path_factory):
 
 
 class TestASweep:
+    @pytest.mark.slow
     def test_has_one_directory_a_job_named_by_its_overrides(self, out):
         first, last = out / "0_seed=101_algo.beta=0.2", out / "3_seed=1_algo.beta=0.2"
         assert (said(last)["seed"], said(last)["beta"]) == (1, 0.2)

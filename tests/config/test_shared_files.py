@@ -25,6 +25,7 @@ def made(home):
     return home / "run"
 
 
+@pytest.mark.slow
 def test_the_value_of_an_environment_variable_is_in_no_file(made):
     files = [file for file in made.rglob("*") if file.is_file()]
     assert len(files) > 10

@@ -64,7 +64,7 @@ def test_both_losses_meet_at_the_estimate():
     assert_close(terms.total.item(), float(terms.count))
 
 
-@pytest.mark.parametrize("z", [0.0, 0.8])
+@pytest.mark.parametrize("z", [pytest.param(0.0, marks=pytest.mark.slow), 0.8])
 def test_certain_labels_put_everything_on_desirable_completions_whatever_they_earn(z):
     """docs/math.md, "KTO": what the desirable ones share out follows from pi_ref and z, and not from rewards."""
     tree = Tree(vocabulary=3, horizon=3)

@@ -145,6 +145,7 @@ def matrices_of_the_vocabulary():
     return len({t.untyped_storage().data_ptr() for t in tensors if tuple(t.shape) == (53, 16)})
 
 
+@pytest.mark.slow
 def test_the_adapter_reference_holds_no_second_copy_of_the_weights():
     before = matrices_of_the_vocabulary()
     policy = Policy(adapted(llama(53)))

@@ -178,6 +178,7 @@ class TestFingerprint:
         assert not (file.parent / "cache").exists()
 
 
+@pytest.mark.slow
 def test_runs_and_dry_runs_of_one_model_share_what_was_found(workplace):
     small = ("logger=none", "eval.every=0", "trainer.batch_size=4", "trainer.max_steps=1", "cache_dir=cache")
     tiny = ("model.hidden_size=16", "model.num_layers=1")

@@ -52,6 +52,7 @@ def alive_in_a_run(reference, folder):
     return json.loads(line.removeprefix("counted "))
 
 
+@pytest.mark.slow
 def test_with_cached_scores_no_run_holds_a_second_copy_of_the_model(tmp_path):
     own, weights, held = alive_in_a_run("cached", tmp_path)  # the scores are computed in this process
     assert own > 100_000

@@ -44,6 +44,7 @@ def header(path):
         return next(csv.reader(file))
 
 
+@pytest.mark.slow
 def test_a_png_has_300_pixels_an_inch(folder):
     for path in (folder / "report" / "figures").glob("*.png"):
         with Image.open(path) as image:
@@ -172,6 +173,7 @@ def test_a_single_run_gets_no_frontier_of_one_dot(tmp_path):
     assert not list((run / "report" / "figures").glob("frontier*"))
 
 
+@pytest.mark.slow
 def test_losses_of_different_methods_share_no_figure(folder):
     drawn = {path.stem for path in (folder / "report" / "figures").glob("curve_train_loss*")}
     assert drawn == {"curve_train_loss_shiq", "curve_train_loss_dpo"}

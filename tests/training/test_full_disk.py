@@ -32,6 +32,7 @@ def may_mount(folder):
         return False
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_with_one_line_and_leaves_no_partial_file(tmp_path):
     if not may_mount(tmp_path):
         pytest.skip("no mount of a small file system without root here")

@@ -125,6 +125,7 @@ def whole(home):
     return home / "whole"
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_a_mixture_goes_on_to_the_same_bits(whole, home):
     words = (*mixture(chat=2, pairs=0.7), *LONG, "eval.reward=exact_match", "run_dir=killed")
     process = command("train", *SMALL, *words)

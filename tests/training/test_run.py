@@ -149,6 +149,7 @@ def test_references_start_equal_and_train_alike(home):
     assert last["adapter"] == pytest.approx(last["frozen"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sweep_shares_one_pass_of_the_reference(home, capsys):
     assert train("-m", "algo.beta=0.1,0.5", "run_dir=betas", "trainer.max_steps=2", "data.data_seed=7") == 0
     logs = sorted((home / "betas").glob("*/run.log"))
@@ -183,6 +184,7 @@ def test_a_reward_offset_is_taken_from_every_return(home):
 
 # ------------------------------------------------------------------ ranks
 @pytest.mark.parametrize("micro_batch_tokens", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_two_ranks_give_the_weights_of_one(home, micro_batch_tokens):
     words = [
         "trainer.max_steps=8",
@@ -243,6 +245,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, home, rows):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_signal_saves_first_and_exits_130(whole, home, number):
     run_dir = home / f"stopped{number}"
     process = start(f"run_dir={run_dir.name}", *LONG, "trainer.checkpoint_every=1000")
