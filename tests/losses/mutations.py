@@ -47,6 +47,8 @@ DESCENDS = ("descending", "minimis", "arriv", "certain_labels", "stays_nearer", 
 """Words in the names of tests that take seconds."""
 SHARED = "shared"
 """Stands for residual.py and pairs.py, which hold what several losses share."""
+OWN = {"spo": "soft_policy", "spo_nonterminal": "soft_policy", "spo_advantage": "soft_policy", "ppo": "policy_gradient"}
+"""Test files that hold a loss's naive loops, where naive.py does not; they are run first."""
 LEFT_OUT = ("detach", "masked_fill")
 LOGGED = ("metrics", "_metrics", "preference_metrics", "_update_metrics", "_sum_with_q_metrics")
 """Names whose values are logged; the loss does not depend on them."""
@@ -185,19 +187,21 @@ def noticed(name: str, change: Callable[[], None], alone: bool = False) -> bool:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
             change()
-            found = differs_from_naive(name) or (not alone and fails_a_test())
+            found = differs_from_naive(name) or (not alone and fails_a_test(name))
         os._exit(int(found))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
 
 
-def fails_a_test() -> bool:
+def fails_a_test(name: str) -> bool:
     """Whether a test of this folder fails; those that descend, or need further packages, are left out."""
     import pytest
 
     out = ("against_trl", "kto_against_trl", "turns", "math_page", "policy_gradient_optimum")
     ignored = [f"--ignore={HERE / f'test_{name}.py'}" for name in out]
     quick = " and ".join(f"not {word}" for word in DESCENDS)
-    return pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-k", quick, *ignored, str(HERE)]) != 0
+    own = [str(HERE / f"test_{OWN[name]}.py")] if name in OWN else []
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-k", quick, *ignored]
+    return any(pytest.main([*options, *paths]) for paths in (own, [str(HERE)]) if paths)
 
 
 def main() -> None:
