@@ -85,7 +85,7 @@ KEYS = {
     "weight_decay": Here("trainer.weight_decay"),
 }
 """Settings of TRL, transformers, axolotl and verl by their last name, and ours."""
-POLICY_GRADIENTS = ("grpo", "reinforce", "rloo")
+POLICY_GRADIENTS = ("gspo", "reinforce")
 """Names of policy gradients of other tools, for which the choice with the nearest spelling is another method."""
 FILES = ("arrow", "csv", "json", "parquet", "text", "trl", "tsv", "local", "custom")
 """What people call a data set of their own."""
@@ -123,5 +123,5 @@ def choice_here(group: str, option: str) -> str:
     if group == "data" and option in FILES:
         return "; data of your own, also CSV, Parquet and Arrow: data=jsonl data.path=FILE_OR_DIRECTORY_OR_HUB_ID"
     if group == "algo" and option in POLICY_GRADIENTS:
-        return "; the policy gradient here is algo=ppo"
+        return "; policy gradients here are algo=grpo, ppo and rloo"
     return ""

@@ -7,6 +7,7 @@ docs/math.md has the formula, unit, value estimate and source of each. Arguments
 
 from shiqrun.losses.contrastive import copg
 from shiqrun.losses.derivation import direct, soft_q
+from shiqrun.losses.group_gradient import grpo, rloo
 from shiqrun.losses.offline_reasoning import oreo
 from shiqrun.losses.policy_gradient import ppo
 from shiqrun.losses.preference import dpo, ipo, reward_model
@@ -23,12 +24,14 @@ __all__ = [
     "dpo",
     "dro",
     "dro_v",
+    "grpo",
     "ipo",
     "kto",
     "oreo",
     "ppo",
     "qrpo",
     "reward_model",
+    "rloo",
     "sft",
     "shiq",
     "shiq_init",

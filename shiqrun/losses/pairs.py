@@ -85,7 +85,15 @@ def decided_pair_count(batch: Trajectories, pairing: Pairing = "all") -> Tensor:
 def group_means(x: Tensor, batch: Trajectories) -> Tensor:
     """Return, for every row, the mean of x `[B]` over the rows of its group that have actions; `[B]`, unit of x."""
     acts = batch.action_mask.any(-1)
+    return _group_sums(x.masked_fill(~acts, 0), batch) / group_sizes(batch).to(x.dtype).clamp(min=1)
+
+
+def group_sizes(batch: Trajectories) -> Tensor:
+    """Return, for every row, the number of rows of its group that have actions; `[B]` int64."""
+    return _group_sums(batch.action_mask.any(-1).long(), batch)
+
+
+def _group_sums(x: Tensor, batch: Trajectories) -> Tensor:
+    """Return, for every row, the sum of x `[B]` over the rows of its group; `[B]`, unit of x."""
     _, place = torch.unique(batch.group, return_inverse=True)
-    sums = x.new_zeros(len(x)).index_add(0, place, x.masked_fill(~acts, 0))
-    counts = x.new_zeros(len(x)).index_add(0, place, acts.to(x.dtype))
-    return (sums / counts.clamp(min=1))[place]
+    return x.new_zeros(len(x)).index_add(0, place, x)[place]

@@ -67,10 +67,10 @@ def ppo(
     """
     proximal = (batch.proximal or policy).detach()
     advantage = advantages(batch, proximal, reference, beta=beta, gae_lam=gae_lam, discount=discount)
-    weight, change = importance_weights(batch, proximal), log_ratios(batch, policy, proximal)
-    gain = weight.clamp(max=importance_cap) * _clipped(change.exp(), advantage, clip)
+    weight, change = log_importance(batch, proximal).exp(), log_ratios(batch, policy, proximal)
+    gain = weight.clamp(max=importance_cap) * clipped(change.exp(), advantage, clip, clip)
     error = _value_errors(batch, policy, proximal, advantage, value_clip)
-    values = _update_metrics(change, advantage, clip) | {
+    values = update_metrics(change, advantage, clip, clip) | {
         "policy_loss": -gain,
         "value_loss": error,
         "importance_mean": weight,
@@ -109,15 +109,17 @@ def advantages(
 
 
 @torch.no_grad()
-def importance_weights(batch: Trajectories, proximal: ActionScores) -> Tensor:
-    """Return the importance weights pi_prox(a_t|s_t) / mu(a_t|s_t), `[B, A]`, 1 in the padding; no gradient.
+def log_importance(batch: Trajectories, proximal: ActionScores) -> Tensor:
+    """Return the logarithms of the weights pi_prox(a_t|s_t) / mu(a_t|s_t), `[B, A]`, nats, 0 in the padding.
+
+    No gradient.
 
     Raises:
         ValueError: the batch has no log-probabilities of the distribution it was sampled from.
     """
     if batch.behaviour_logp is None:
-        raise ValueError("ppo reads the distribution that was sampled from in behaviour_logp, but the batch has none")
-    return zero_padding(proximal.logp - batch.behaviour_logp, batch).exp()
+        raise ValueError("the loss reads the distribution sampled from in behaviour_logp, but the batch has none")
+    return zero_padding(proximal.logp - batch.behaviour_logp, batch)
 
 
 def state_values(scores: ActionScores) -> Tensor:
@@ -131,9 +133,9 @@ def state_values(scores: ActionScores) -> Tensor:
     return scores.value
 
 
-def _clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """Return the clipped objective min(rho A, clip(rho) A), elementwise, reward units."""
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+def clipped(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    """Return the clipped objective min(rho A, clip(rho, 1 - low, 1 + high) A), elementwise, in the unit of A."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
 def _value_errors(
@@ -148,11 +150,11 @@ def _value_errors(
 
 
 @torch.no_grad()
-def _update_metrics(change: Tensor, advantage: Tensor, clip: float) -> dict[str, Tensor]:
+def update_metrics(change: Tensor, advantage: Tensor, low: float, high: float) -> dict[str, Tensor]:
     """Return elementwise metrics of an update: whether clipped, an estimate of KL(pi_prox || pi) in nats, and |A|."""
     ratio = change.exp()
     return {
-        "clip_fraction": ((advantage > 0) & (ratio > 1 + clip)) | ((advantage < 0) & (ratio < 1 - clip)),
+        "clip_fraction": ((advantage > 0) & (ratio > 1 + high)) | ((advantage < 0) & (ratio < 1 - low)),
         "approx_kl": torch.expm1(change) - change,
         "advantage_abs": advantage.abs(),
     }

@@ -154,6 +154,24 @@ PAPERS = {
   eprint = {1707.06347},
   archivePrefix = {arXiv}
 }""",
+    "shao2024grpo": """\
+@misc{shao2024grpo,
+  title = {{DeepSeekMath}: Pushing the Limits of Mathematical Reasoning in Open Language Models},
+  author = {Shao, Zhihong and Wang, Peiyi and Zhu, Qihao and Xu, Runxin and Song, Junxiao and Bi, Xiao and
+            Zhang, Haowei and Zhang, Mingchuan and Li, Y. K. and Wu, Y. and Guo, Daya},
+  year = {2024},
+  eprint = {2402.03300},
+  archivePrefix = {arXiv}
+}""",
+    "ahmadian2024rloo": """\
+@misc{ahmadian2024rloo,
+  title = {Back to Basics: Revisiting {REINFORCE} Style Optimization for Learning from Human Feedback in {LLMs}},
+  author = {Ahmadian, Arash and Cremer, Chris and Gall{\\'e}, Matthias and Fadaee, Marzieh and Kreutzer, Julia and
+            Pietquin, Olivier and {\\"U}st{\\"u}n, Ahmet and Hooker, Sara},
+  year = {2024},
+  eprint = {2402.14740},
+  archivePrefix = {arXiv}
+}""",
     "bradley1952rank": """\
 @article{bradley1952rank,
   title = {Rank Analysis of Incomplete Block Designs: {I}. The Method of Paired Comparisons},
@@ -205,6 +223,8 @@ METHODS = {
     "kto": ("ethayarajh2024kto",),
     "qrpo": ("matrenok2025qrpo",),
     "ppo": ("schulman2017ppo",),
+    "grpo": ("shao2024grpo",),
+    "rloo": ("ahmadian2024rloo",),
     "reward_model": ("bradley1952rank",),
     "sft": (),
 }

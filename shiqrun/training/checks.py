@@ -122,7 +122,7 @@ def value_settings_have_a_reader(plan: Plan) -> str | None:
 def updates_have_a_proximal_policy(plan: Plan) -> str | None:
     """Several updates on one batch need a loss with a proximal policy."""
     if "proximal" not in plan.needs and plan.algo.epochs > 1:
-        return f"algo.epochs={plan.algo.epochs}: several updates on a batch are for ppo, not {plan.name}; leave it out"
+        return f"algo.epochs={plan.algo.epochs}: several updates on a batch are for grpo, ppo and rloo, not {plan.name}"
     return None
 
 

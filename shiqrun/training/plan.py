@@ -124,8 +124,11 @@ class Plan:
 
     @property
     def compared_by(self) -> str | None:
-        """Return the name of the method where its loss compares completions of one prompt, else None."""
-        return self.name if self.compares else None
+        """Return the name of the method where its loss compares logged completions of one prompt, else None.
+
+        Logged completions are never trained on by a loss that reads the log-probabilities of sampling.
+        """
+        return self.name if self.compares and "behaviour" not in self.needs else None
 
     @cached_property
     def shares(self) -> dict[str, int]:

@@ -28,7 +28,10 @@ pytestmark = pytest.mark.usefixtures("at_home")
         (["algo.lamb=1"], "algo.lamb: unknown key; did you mean algo.lam?"),
         (["seeds=1"], "seeds: unknown key; did you mean seed?"),
         (["algo=dop"], "algo=dop: no such choice; did you mean algo=dpo?"),
-        (["algo=grpo"], "algo=grpo: no such choice; the policy gradient here is algo=ppo (algo: a2po, agro, copg, "),
+        (
+            ["algo=reinforce"],
+            "algo=reinforce: no such choice; policy gradients here are algo=grpo, ppo and rloo (algo: a2po, agro, ",
+        ),
         (
             ["data=csv"],
             "data=csv: no such choice; data of your own, also CSV, Parquet and Arrow: data=jsonl data.path=",

@@ -1,13 +1,17 @@
 """`python -m tests.losses.biases` prints how far from the optimal policy each loss arrives on an enumerated tree.
 
-Every loss is minimised from the reference (OREO: descended with Adam) on all 15 paths of a tree of three actions and
-three steps, with random rewards and beta = 0.6; the tests of this folder check the same minimisers. Distances are
-KL(pi || pi*) in nats over whole paths. The reference itself is the first row.
+Every loss is minimised from the reference (OREO and the policy gradients: descended with Adam) on all 15 paths of a
+tree of three actions and three steps, with random rewards and beta = 0.6; the tests of this folder check the same
+minimisers. Distances are KL(pi || pi*) in nats over whole paths. The reference itself is the first row.
+
+The gradient of RLOO is that of all paths as one group, each weighed by its probability under the policy. "KL in the
+loss" is GRPO's paper: advantages of the rewards alone, of an infinite group of the policy's samples, and beta times an
+estimate of the KL, exp(-D) + D - 1 at every token, in the loss.
 """
 
 from dataclasses import replace
 from functools import partial
-from math import exp, log
+from math import exp, inf, log
 
 import torch
 
@@ -29,6 +33,45 @@ UNBIASED = {
 }
 
 
+def followed(gradient_of, start):
+    """The table that Adam reaches, with a falling rate, along the gradient of a scalar that each step makes anew."""
+    table = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([table], lr=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.995)
+    for _ in range(2000):
+        optimiser.zero_grad()
+        gradient_of(table).backward()
+        optimiser.step()
+        schedule.step()
+    return table.detach()
+
+
+def with_kl_in_the_loss(tree, reference, scaled):
+    """The objective of GRPO's paper at a table, over all of its paths, as `followed` takes it."""
+    batch, frozen = tree.trajectories(), tree.scores(reference)
+    returns = batch.rewards.sum(-1)
+
+    def loss(table):
+        logp = tree.scores(table).logp
+        chances = logp.detach().masked_fill(~batch.action_mask, 0).sum(-1).exp()
+        advantage = returns - (chances * returns).sum()
+        advantage = advantage / (chances * advantage.square()).sum().sqrt() if scaled else advantage
+        behind = frozen.logp - logp
+        tokens = BETA * (behind.exp() - behind - 1) - advantage[:, None] * logp
+        return (chances * tokens.masked_fill(~batch.action_mask, 0).sum(-1)).sum()
+
+    return loss
+
+
+def rloo_of_all_paths(tree, reference):
+    """RLOO of every path once, as if they had been sampled evenly; weights undo that."""
+    batch, frozen = tree.trajectories(), tree.scores(reference)
+    even = torch.zeros_like(batch.rewards)
+    even[:, 0] = -log(len(batch.group))
+    batch = replace(batch, behaviour_logp=even)
+    return lambda table: losses.rloo(batch, tree.scores(table), frozen, beta=BETA, importance_cap=inf).total
+
+
 def main() -> None:
     """Print the table."""
     tree, reference, _ = world(vocabulary=3, horizon=3)
@@ -38,7 +81,7 @@ def main() -> None:
 
     def say(name, policy, optimum=best):
         found = kl(policy, optimum)
-        print(f"{name:48} {found if found > 1e-8 else 0:9.2g}", flush=True)  # below it is where LBFGS stops
+        print(f"{name:52} {found if found > 1e-8 else 0:9.2g}", flush=True)  # below it is where LBFGS stops
 
     def arrived(loss, of=batch):
         return tree.probabilities(minimised(lambda table: loss(of, tree.scores(table), frozen), reference))
@@ -56,6 +99,11 @@ def main() -> None:
     for kl_reg in (0.0, 0.01, 0.1, 1.0):
         _, _, table, _ = descended("token", kl_reg)
         say(f"oreo, kl_reg={kl_reg:g}", tree.probabilities(table))
+    say("rloo", tree.probabilities(followed(rloo_of_all_paths(tree, reference), reference)))
+    for scaled in (False, True):
+        divided = ", advantages by their deviation" * scaled
+        found = followed(with_kl_in_the_loss(tree, reference, scaled), reference)
+        say(f"grpo, KL in the loss{divided}", tree.probabilities(found))
     say("ipo, all pairs, certain labels", arrived(partial(losses.ipo, beta=BETA)))
     for wrong in (0.0, 0.1):
         say(

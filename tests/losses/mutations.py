@@ -23,7 +23,8 @@ import torch
 
 from shiqrun import losses
 from shiqrun.losses import pairs, residual
-from tests.losses.naive import LOSSES, gradients, numbers, ragged, rows_of
+from tests.losses.naive import LOSSES, gradients, numbers, ragged
+from tests.losses.rows import rows_of
 
 HERE = Path(__file__).parent
 SWAPS = {
@@ -50,7 +51,7 @@ SHARED = "shared"
 OWN = {"spo": "soft_policy", "spo_nonterminal": "soft_policy", "spo_advantage": "soft_policy", "ppo": "policy_gradient"}
 """Test files that hold a loss's naive loops, where naive.py does not; they are run first."""
 LEFT_OUT = ("detach", "masked_fill")
-LOGGED = ("metrics", "_metrics", "preference_metrics", "_update_metrics", "_sum_with_q_metrics")
+LOGGED = ("metrics", "_metrics", "preference_metrics", "update_metrics", "values", "_sum_with_q_metrics")
 """Names whose values are logged; the loss does not depend on them."""
 
 

@@ -1,73 +1,21 @@
 """The losses once more, as double loops over the papers' formulas; and random ragged batches to run them on."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from math import exp, log
-from typing import Any
 
 import torch
 
 from shiqrun import losses
 from shiqrun.types import ActionScores, Trajectories
+from tests.losses.group_naive import GROUP_GRADIENTS
+from tests.losses.rows import BETA, Z
 
-BETA, Z = 0.7, 0.4
 LENGTHS = (4, 1, 0, 7, 2, 3, 5, 2, 1, 6, 3, 0)
 GROUPS = (4, 7, 7, 4, 1, 7, 4, 1, 9, 4, 1, 3)
 LEVELS = {4: (1.0, 0.5, 0.5, -1.0), 7: (0.25, 0.25), 1: (-0.5, 2.0, 0.0), 9: (0.75,)}
 """Three, four, two and one completions of a prompt, with one row and one group without actions; what each group's
 completions return: a tie in the middle of group 4, which leaves its best and worst alone, and one that is all of 7."""
-
-
-@dataclass
-class Row:
-    """One trajectory's numbers as Python lists: rewards, logits, log-partitions, values; which prompt it answers."""
-
-    r: list[Any]
-    l: list[Any]  # noqa: E741
-    v: list[Any]
-    value: list[Any]
-    l0: list[Any]
-    v0: list[Any]
-    index: list[int]
-    group: int
-    quantile: Any = None
-    kl: Any = None
-
-    @property
-    def actions(self):
-        return range(len(self.r))
-
-    def log_ratio(self, t):
-        return (self.l[t] - self.v[t]) - (self.l0[t] - self.v0[t])
-
-    def shift(self, t):
-        return self.v[t] - self.v0[t] if t < len(self.r) else 0.0
-
-    def return_to_go(self, t):
-        return sum(self.r[k] - BETA * self.log_ratio(k) for k in self.actions if k >= t)
-
-    def total_ratio(self):
-        return sum((self.log_ratio(t) for t in self.actions), 0.0)
-
-    def total_reward(self):
-        return sum((float(r) for r in self.r), 0.0)
-
-    def step(self, t):
-        return self.r[t] + BETA * self.shift(t + 1) - BETA * (self.l[t] - self.l0[t])
-
-
-def rows_of(batch, policy, reference):
-    """The rows of a batch without their padding."""
-    rows = []
-    for b, length in enumerate(int(mask.sum()) for mask in batch.action_mask):
-        ours = (policy.logit, policy.log_partition, policy.value)
-        sources = (batch.rewards, *ours, reference.logit, reference.log_partition)
-        numbers = [[source[b, t] for t in range(length)] for source in sources]
-        index = [int(batch.action_index[b, t]) for t in range(length)]
-        quantile = None if batch.quantile is None else batch.quantile[b]
-        kl = None if policy.kl is None else [policy.kl[b, t] for t in range(length)]
-        rows.append(Row(*numbers, index, int(batch.group[b]), quantile, kl))
-    return rows
 
 
 def sft(rows):
@@ -335,6 +283,7 @@ COMPARING = {
     "reward_model-best_worst": (partial(losses.reward_model, **SPARSE), partial(reward_model, **SPARSE)),
 }
 """The same for losses that compare the completions of one prompt: these must stay in one micro-batch."""
+COMPARING |= GROUP_GRADIENTS
 LOSSES |= COMPARING
 
 
@@ -361,7 +310,17 @@ def ragged(lengths=LENGTHS, width=7, seed=0, groups=None):
         kl_estimate=torch.tensor(Z, dtype=torch.float64),
         quantile=torch.arange(len(lengths), dtype=torch.float64) * 5 % 8 / 8,
     )
-    return batch, scores(shape, draw), scores(shape, draw)
+    policy, reference = scores(shape, draw), scores(shape, draw)
+    return _sampled(batch, policy, seed), policy, reference
+
+
+def _sampled(batch, policy, seed):
+    """The batch with proximal scores near the policy's, and with a distribution near those that it was sampled from."""
+    draw = torch.Generator().manual_seed(seed + 500)
+    noise = 0.3 * torch.randn(4, *batch.rewards.shape, dtype=torch.float64, generator=draw)
+    near = (policy.logit, policy.log_partition, policy.value)
+    proximal = ActionScores(*(x.detach() + e for x, e in zip(near, noise[:3], strict=True)))
+    return replace(batch, proximal=proximal, behaviour_logp=proximal.logp + noise[3])
 
 
 def _set_returns(rewards, draw):

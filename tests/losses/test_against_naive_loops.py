@@ -17,7 +17,8 @@ from shiqrun.losses.residual import (
     turn_starts,
 )
 from shiqrun.types import ActionScores
-from tests.losses.naive import BETA, LOSSES, decided, gradients, numbers, pairs, ragged, rows_of
+from tests.losses.naive import LOSSES, decided, gradients, numbers, pairs, ragged
+from tests.losses.rows import BETA, rows_of
 
 OF_NO_SCALAR = ("dro_v", "oreo", "oreo-turn", "oreo-plain")
 """Losses that hold one network still for the other, so that their gradient is of no one scalar."""

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from shiqrun import losses
 from shiqrun.types import ActionScores
-from tests.losses.naive import BETA, gradients, numbers, ragged, rows_of
+from tests.losses.naive import gradients, numbers, ragged
+from tests.losses.rows import BETA, rows_of
 from tests.losses.trees import Tree
 
 COPG, DPO, DRO_V = (partial(loss, beta=BETA) for loss in (losses.copg, losses.dpo, losses.dro_v))

@@ -7,11 +7,21 @@ import torch
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
+from shiqrun.losses.requirements import needs_of
 from shiqrun.types import ActionScores, Trajectories
 from tests.losses.naive import COMPARING, GROUPS, LENGTHS, LOSSES, gradients, numbers, ragged
 
 EVERY_LOSS = pytest.mark.parametrize("loss", [loss for loss, _ in LOSSES.values()], ids=list(LOSSES))
-ROWWISE = ("input_ids", "attention_mask", "action_index", "action_mask", "rewards", "group", "quantile")
+ROWWISE = (
+    "input_ids",
+    "attention_mask",
+    "action_index",
+    "action_mask",
+    "rewards",
+    "group",
+    "quantile",
+    "behaviour_logp",
+)
 
 
 def leaves(scores, change):
@@ -19,10 +29,16 @@ def leaves(scores, change):
     return ActionScores(*(change(x).detach().requires_grad_() for x in numbers(scores)))
 
 
+def changed(proximal, change):
+    """The proximal scores, changed."""
+    return ActionScores(*(change(x) for x in (proximal.logit, proximal.log_partition, proximal.value)))
+
+
 def rows(batch, policy, reference, chosen):
     """Some rows of a problem, in the order of `chosen`."""
     parts = {name: getattr(batch, name)[chosen] for name in ROWWISE}
-    batch = Trajectories(**parts, kl_estimate=batch.kl_estimate)
+    proximal = changed(batch.proximal, lambda x: x[chosen])
+    batch = Trajectories(**parts, kl_estimate=batch.kl_estimate, proximal=proximal)
     return batch, leaves(policy, lambda x: x[chosen]), leaves(reference, lambda x: x[chosen])
 
 
@@ -42,6 +58,8 @@ def test_padding_width_changes_nothing(loss):
         action_index=pad(batch.action_index, (0, 3)),
         action_mask=pad(batch.action_mask, (0, 3)),
         rewards=pad(batch.rewards, (0, 3), value=5.0),
+        behaviour_logp=pad(batch.behaviour_logp, (0, 3), value=2.0),
+        proximal=changed(batch.proximal, lambda x: pad(x, (0, 3), value=-3.0)),
     )
     more = [leaves(scores, lambda x: pad(x, (0, 3), value=-4.0)) for scores in (policy, reference)]
     assert_same(loss, problem, (wider, *more), lambda g: g[:, :7])
@@ -56,6 +74,8 @@ def test_nothing_in_the_padding_reaches_value_or_gradient(loss, filling):
         batch,
         rewards=batch.rewards.masked_fill(empty, filling),
         action_index=batch.action_index.masked_fill(empty, -9),
+        behaviour_logp=batch.behaviour_logp.masked_fill(empty, filling),
+        proximal=changed(batch.proximal, lambda x: x.masked_fill(empty, filling)),
     )
     others = [leaves(scores, lambda x: x.masked_fill(empty, filling)) for scores in (policy, reference)]
     assert_same(loss, problem, (filled, *others), lambda g: g)
@@ -139,7 +159,7 @@ def test_a_batch_without_any_action_counts_nothing_and_is_zero(loss, width):
     assert not any(gradient.any() for gradient in gradients(terms, policy))
 
 
-@pytest.mark.parametrize("name", [name for name in COMPARING if name != "dro_group_mean"])
+@pytest.mark.parametrize("name", [name for name in COMPARING if "group" not in needs_of(COMPARING[name][0])])
 def test_a_batch_without_any_pair_counts_nothing_and_has_a_gradient_of_zero(name):
     batch, policy, reference = ragged(lengths=(3, 0, 2), width=3)
     terms = COMPARING[name][0](batch, policy, reference)
@@ -161,6 +181,8 @@ def test_a_batch_without_any_pair_counts_nothing_and_has_a_gradient_of_zero(name
         "dro",
         "dro_group_mean",
         "dro_v",
+        "grpo",
+        "rloo",
     ],
 )
 def test_a_shift_of_a_states_logits_is_not_seen_by_what_reads_log_ratios(name):

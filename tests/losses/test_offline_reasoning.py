@@ -8,7 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from shiqrun import losses
-from tests.losses.naive import gradients, ragged, rows_of
+from tests.losses.naive import gradients, ragged
+from tests.losses.rows import rows_of
 from tests.losses.test_fixed_points import BETA, world
 from tests.losses.trees import kl
 

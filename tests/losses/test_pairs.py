@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from shiqrun import losses
 from shiqrun.losses.pairs import group_means, pair_rows, regularised_returns, returns
-from tests.losses.naive import BETA, LOSSES, decided, pairs, ragged, rows_of
+from tests.losses.naive import LOSSES, decided, pairs, ragged
+from tests.losses.rows import BETA, rows_of
 
 
 def drawn(seed):

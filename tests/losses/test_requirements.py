@@ -34,9 +34,9 @@ def test_preferences_need_one_of_a_pair_to_be_better_and_copg_does_not():
         assert ("order" in needs_of(getattr(losses, name))) == (name in {"dpo", "ipo", "reward_model"})
 
 
-def test_ppo_alone_needs_to_know_who_acted_and_who_the_policy_was():
+def test_policy_gradients_alone_need_to_know_who_acted_and_who_the_policy_was():
     for name in losses.__all__:
-        assert ({"behaviour", "proximal"} <= needs_of(getattr(losses, name))) == (name == "ppo")
+        assert ({"behaviour", "proximal"} <= needs_of(getattr(losses, name))) == (name in {"ppo", "grpo", "rloo"})
 
 
 def test_a_bound_loss_needs_what_the_loss_needs():
@@ -59,8 +59,8 @@ def test_of_two_bindings_the_outer_one_says_whether_a_group_is_needed():
 
 
 @pytest.mark.parametrize("name", losses.__all__)
-def test_losses_of_pairs_alone_keep_the_completions_of_a_prompt_together(name):
-    assert compares_completions(partial(getattr(losses, name))) == (name in PAIRED)
+def test_losses_of_pairs_and_of_groups_alone_keep_the_completions_of_a_prompt_together(name):
+    assert compares_completions(partial(getattr(losses, name))) == (name in PAIRED | {"grpo", "rloo"})
 
 
 def test_dro_keeps_the_completions_of_a_prompt_together_with_the_groups_mean():

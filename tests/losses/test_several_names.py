@@ -14,7 +14,8 @@ from shiqrun.config.locate import locate
 from shiqrun.estimates.prompt_values import soft_values
 from shiqrun.estimates.value_file import PromptRewards
 from shiqrun.losses.requirements import hyperparameters
-from tests.losses.naive import BETA, numbers, ragged, rows_of
+from tests.losses.naive import numbers, ragged
+from tests.losses.rows import BETA, rows_of
 
 pytestmark = pytest.mark.usefixtures("at_home")
 ETA = 1 / BETA

@@ -14,7 +14,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.tiny import Tiny
 from tests.data.test_bfcl import bfcl
 from tests.losses import naive
-from tests.losses.naive import BETA
+from tests.losses.rows import BETA
 from tests.support.helpers import encoded
 
 SAMPLES = (46, 11, 50, 133)  # short ones

@@ -209,6 +209,8 @@ FINE = [
     ("shiq", LIVE),
     ("copg", [*LIVE, "rollout.samples_per_prompt=2", *REPLAY]),
     ("ppo", [*LIVE, "rollout.offline=0", "algo.epochs=3"]),
+    ("grpo", [*LIVE, "rollout.offline=0", "rollout.samples_per_prompt=4", "algo.epochs=3"]),
+    ("rloo", [*LIVE, "rollout.sources.logged=0", *REPLAY, "rollout.samples_per_prompt=2"]),
     ("spo", [*LIVE, "rollout.sources.annotated=1", "rollout.losses.annotated=monte_carlo", "algo.targets=x"]),
     ("shiq", [*LIVE, *RAY]),
     ("oreo", ["algo.reference=cached", "algo.kl_reg=0"]),

@@ -158,6 +158,36 @@ def test_ppo_updates_more_than_once_a_step(home):
     assert metrics(home / "ppo1")[-1]["train/logratio_abs"] < rows[-1]["train/logratio_abs"]
 
 
+GROUPS = ("rollout.offline=0", "rollout.samples_per_prompt=4", TEMPERATE)
+
+
+@pytest.mark.parametrize(("algo", "units"), [("grpo", "action"), ("grpo", "trajectory"), ("rloo", "trajectory")])
+def test_group_gradients_learn_from_groups_however_a_step_is_cut(home, algo, units):
+    words = (*GROUPS, f"algo.units={units}", "algo.epochs=2", "trainer.max_steps=4", "trainer.log_every=2")
+    for tokens in (10_000, 40):
+        name = f"{algo}_{units}_{tokens}"
+        assert live(algo, *words, f"trainer.micro_batch_tokens={tokens}", f"run_dir={name}") == 0
+        everything_is_accounted_for(home / name, accepted=64, trained=64)
+    whole, cut = (metrics(home / f"{algo}_{units}_{tokens}")[-1] for tokens in (10_000, 40))
+    assert whole["train/logratio_abs"] > 1e-3
+    assert cut["train/logratio_abs"] == pytest.approx(whole["train/logratio_abs"], rel=1e-2)
+    for name in ("importance_mean", "same_return", "policy_loss", "advantage_abs"):
+        assert cut[f"train/{name}"] == pytest.approx(whole[f"train/{name}"], rel=1e-2, abs=1e-4), name
+    kept = experience(home / f"{algo}_{units}_40")
+    for uids in leases(home / f"{algo}_{units}_40").values():
+        assert set(Counter(kept[uid]["group"] for uid in uids).values()) == {4}
+
+
+def test_policy_gradients_of_groups_take_logged_data_of_one_completion_for_their_prompts(home):
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}", "reward": 0, "answer": "4"} for i in range(24)]
+    (home / "single.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ("data=jsonl", "data.path=single.jsonl", "data.val_fraction=0", "logger=none")
+    words = (*GROUPS, "eval.reward=math_answer", "trainer.max_steps=1", "run_dir=single")
+    assert live("rloo", *words, data=data, model=("model=tiny", *SMALL)) == 0
+    assert summary(home / "single")["trajectories/train"] == 24
+    everything_is_accounted_for(home / "single", accepted=16, trained=16)
+
+
 def test_annotated_trajectories_are_trained_towards_their_targets_alone(home):
     search = ("reward=programs", "pivotal.max_new_tokens=10", "pivotal.between=[0,0.95]", "pivotal.again=8")
     searched = ("pivotal", *PROBLEMS, "model=hf", "model.path=sft/policy", *search, "data.limit=60", "run_dir=searched")
