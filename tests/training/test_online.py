@@ -158,12 +158,12 @@ def test_ppo_updates_more_than_once_a_step(home):
     assert metrics(home / "ppo1")[-1]["train/logratio_abs"] < rows[-1]["train/logratio_abs"]
 
 
-GROUPS = ("rollout.offline=0", "rollout.samples_per_prompt=4", TEMPERATE)
+GROUPS = ("rollout.offline=0", "rollout.samples_per_prompt=4", "rollout.temperature=[1,1.2]", "rollout.top_p=1")
 
 
-@pytest.mark.parametrize(("algo", "units"), [("grpo", "action"), ("grpo", "trajectory"), ("rloo", "trajectory")])
+@pytest.mark.parametrize(("algo", "units"), [("grpo", "action"), ("rloo", "trajectory")])
 def test_group_gradients_learn_from_groups_however_a_step_is_cut(home, algo, units):
-    words = (*GROUPS, f"algo.units={units}", "algo.epochs=2", "trainer.max_steps=4", "trainer.log_every=2")
+    words = (*GROUPS, f"algo.units={units}", "algo.epochs=2", "trainer.max_steps=4", "trainer.log_every=1")
     for tokens in (10_000, 40):
         name = f"{algo}_{units}_{tokens}"
         assert live(algo, *words, f"trainer.micro_batch_tokens={tokens}", f"run_dir={name}") == 0
