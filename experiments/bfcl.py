@@ -10,6 +10,9 @@ from experiments.steps import Steps, study_parser
 ABLATIONS_BETA = 0.3
 """The only beta of the ablations and of the smaller learning rate, which are compared with ShiQ's runs at this beta."""
 
+AT_THE_END = "shiq,shiq_tk"
+"""Methods that are also trained with all rewards at the end; CoPG and DPO read sums alone."""
+
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the study of function calling."""
@@ -24,8 +27,13 @@ def main(words: Sequence[str] | None = None) -> None:
     steps.sweep(out / "others", *grid, "algo=copg,dpo", betas, jobs=jobs)
     steps.sweep(out / "shiq", *grid, "algo=shiq", betas, jobs=jobs)
     steps.sweep(out / "ablations", *grid, "algo=shiq_init,shiq_ms,shiq_tk", beta, jobs=jobs)
+    steps.sweep(out / "trajectories", *grid, "algo=shiq", "algo.units=trajectory", betas, jobs=jobs)
+    steps.sweep(out / "final", *grid, "data.paid=final", f"algo={AT_THE_END}", beta, jobs=jobs)
     steps.sweep(out / "slower", *grid, "algo=shiq,copg,dpo", beta, "trainer.learning_rate=1e-4", jobs=jobs)
     steps.shiqrun("report", f"{out}/shiq", f"{out}/others", "--out", f"{out}/methods.html")
+    steps.shiqrun(
+        "report", *(f"{out}/{name}" for name in ("shiq", "trajectories", "final")), "--out", f"{out}/units.html"
+    )
     compared = sorted(map(str, out.glob(f"shiq/*_{beta}_*"))) or [f"{out}/shiq"]
     steps.shiqrun("report", *compared, f"{out}/ablations", "--out", f"{out}/ablations.html")
 

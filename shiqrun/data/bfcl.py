@@ -51,6 +51,7 @@ class Bfcl(Source):
         together: calls of a message in trajectories that are made here: one, or all of a turn.
         per_sample: trajectories made of a sample; the first is the reference answer.
         corrupt: share of the turns of the other trajectories that get a mistake.
+        paid: when a logged trajectory's rewards are paid: each with its turn, or their sum with the last message.
         data_seed: decides which turns, which mistakes, and where in the turn.
 
     Raises:
@@ -74,6 +75,7 @@ class Bfcl(Source):
         per_sample: Annotated[int, Ge(1)],
         corrupt: UnitInterval,
         data_seed: Annotated[int, Ge(0)],
+        paid: Literal["turn", "final"] = "turn",
     ) -> None:
         folder = installed_data()  # the backends come with it, wherever the samples are from
         if release() != RELEASE:
@@ -83,7 +85,7 @@ class Bfcl(Source):
         shown: Shown = "signatures" if functions == "auto" or functions == "tools" else functions
         self.rules = Rules(rewards, max_steps, shown, result_chars, arguments)
         self.splits: tuple[str, ...] = ("train", "val")
-        self.split, self.path = split, path
+        self.split, self.path, self.paid = split, path, paid
         self._made = (together, per_sample, corrupt, data_seed)
         self._said = set[str]()
         self._played: dict[str, list[Example]] = {}
@@ -156,9 +158,11 @@ class Bfcl(Source):
         chosen = [s for s in self.samples if not s.is_test]
         if split == "val":
             chosen = [s for s in self.evaluated() if s.is_test]
-        if self.path:
-            yield from self._file(split, chosen)
-            return
+        for example in self._file(split, chosen) if self.path else self._made_here(split, chosen):
+            yield paid_at_the_end(example) if self.paid == "final" else example
+
+    def _made_here(self, split: str, chosen: Sequence[BfclSample]) -> Iterator[Example]:
+        """Yield the examples whose trajectories are made of the reference answers; each is played once."""
         played = self._played.setdefault(split, [])
         with Harness() as harness:
             for n, sample in enumerate(chosen):
@@ -239,6 +243,12 @@ class Bfcl(Source):
         for name, dialogues in found.items():
             prompt, first = prompts[name]
             yield _example(wanted[name], dialogues, prompt, first)
+
+
+def paid_at_the_end(example: Example) -> Example:
+    """Return an example whose trajectories have their whole return at their last message."""
+    sums = [[0.0] * (len(rewards) - 1) + [sum(rewards)] for rewards in example.rewards or ()]
+    return replace(example, rewards=sums)
 
 
 def _example(

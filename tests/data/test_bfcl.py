@@ -273,3 +273,13 @@ def test_encoded_dialogues_return_what_the_checker_paid(made):
     encoded = load(bfcl(), tokenizer(), settings(), context=None)
     expected = [sum(rewards) for example in made.values() for rewards in example.rewards]
     assert encoded.train.returns.tolist() == expected
+
+
+def test_paid_at_the_end_a_trajectory_has_its_return_at_its_last_message():
+    by_turn, at_end = (train(source).values() for source in (bfcl(), bfcl(paid="final")))
+    by_turn = [*by_turn]
+    assert any(sum(rewards[:-1]) for example in by_turn for rewards in example.rewards)
+    for one, other in zip(by_turn, at_end, strict=True):
+        assert other.completions == one.completions
+        assert [rewards[-1] for rewards in other.rewards] == [sum(rewards) for rewards in one.rewards]
+        assert not any(any(rewards[:-1]) for rewards in other.rewards)
