@@ -6,6 +6,9 @@ The second gives each method's reward at a KL, read off its frontier: the line t
 reference at KL 0) without those that another point beats in both, level after its last one; and the difference from one
 method: both have the same resampled prompts, and their own seeds. The line is what mixtures of a method's policies
 surely reach; betas between those that were run may do better. Nothing is said of a KL beyond a method's largest.
+
+With --length-controlled rewards are those of answers as long as the reference's: a line through reward and tokens of
+the reference's own answers says what a token is worth, and that is taken off for what an answer is longer or shorter.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from rich.table import Table
 
 from shiqrun.console import console, waiting
 from shiqrun.errors import InputError
-from shiqrun.report.answers import KL, REFERENCE, REWARD, Answers, answers_of
+from shiqrun.report.answers import KL, REFERENCE, REWARD, TOKENS, Answers, answers_of, read_answers
 from shiqrun.report.run_records import RunRecord, collect_runs
 from shiqrun.report.seed_groups import method_names
 from shiqrun.util.intervals import interval
@@ -55,6 +58,32 @@ def _answers(runs: list[RunRecord], first: RunRecord) -> Answers:
     if set(answers.prompts) != set(asked.prompts):
         raise InputError(f"{runs[0].directory}: its prompts are not those of {first.directory}")
     return Answers(answers.seeds, asked.prompts, {name: answers.on(asked.prompts, name) for name in answers.values})
+
+
+def token_worth(directory: Path) -> tuple[float, float]:
+    """Return what a token more is worth to the reference of a run, reward units, and the mean length of its answers.
+
+    Raises:
+        InputError: the run did not answer before its first step, or with answers of one length.
+    """
+    rows = [row for row in read_answers(directory, "val", first=True).values() if {REWARD, TOKENS} <= row.keys()]
+    if len({row[TOKENS] for row in rows}) < 2:
+        raise InputError(f"{directory}: --length-controlled needs scored answers of the reference, of several lengths")
+    tokens, reward = (np.array([row[name] for row in rows]) for name in (TOKENS, REWARD))
+    return float(np.polyfit(tokens, reward, 1)[0]), float(tokens.mean())
+
+
+def length_controlled(answers: Answers, worth: float, length: float) -> Answers:
+    """Return answers whose rewards are those of answers as long as the reference's.
+
+    Args:
+        answers: of some runs.
+        worth: of a token more, reward units.
+        length: mean of the reference's answers, tokens.
+    """
+    values = answers.values
+    reward = values[REWARD] - worth * (values[TOKENS] - length)
+    return Answers(answers.seeds, answers.prompts, {**values, REWARD: reward})
 
 
 def frontier(points: Points) -> Points:
@@ -155,9 +184,19 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("directories", nargs="+", type=Path)
     parser.add_argument("--kl", default="1.5,2,2.5,3,4", help="KLs of the second table, nats (default: 1.5,2,2.5,3,4)")
     parser.add_argument("--against", help="the method that differences are from (default: the first)")
+    parser.add_argument(
+        "--length-controlled", action="store_true", help="take off what length is worth to the reference"
+    )
     options = parser.parse_args(words)
     try:
         methods = read_methods(options.directories)
+        if options.length_controlled:
+            worth, length = token_worth(collect_runs(options.directories).runs[0].directory)
+            console.print(f"a token more is worth {worth:.4f} to the reference, whose answers have {length:.0f}")
+            methods = {
+                name: {beta: length_controlled(answers, worth, length) for beta, answers in by_beta.items()}
+                for name, by_beta in methods.items()
+            }
     except InputError as error:
         parser.error(str(error))
     against = options.against or next(iter(methods))

@@ -162,8 +162,8 @@ def main(words: Sequence[str] | None = None) -> None:
     first = [*before_methods(study, options.seeds)]
     tried = {method: [study.trained(method, setting, 0) for setting in grid(method)] for method in methods}
     if options.dry_run:
-        for command, _ in [*first, *itertools.chain(*tried.values())]:
-            print(f"shiqrun {shlex.join(command)}")
+        for settings, _ in [*first, *itertools.chain(*tried.values())]:
+            print(f"shiqrun {shlex.join(settings)}")
         return
     for command in first:
         run(command)

@@ -246,9 +246,9 @@ class Bfcl(Source):
 
 
 def paid_at_the_end(example: Example) -> Example:
-    """Return an example whose trajectories have their whole return at their last message."""
-    sums = [[0.0] * (len(rewards) - 1) + [sum(rewards)] for rewards in example.rewards or ()]
-    return replace(example, rewards=sums)
+    """Return an example with rewards of messages as one whose trajectories are paid at their last message."""
+    paid = (np.asarray(rewards) for rewards in example.rewards or ())
+    return replace(example, rewards=[[0.0] * (len(rewards) - 1) + [float(rewards.sum())] for rewards in paid])
 
 
 def _example(

@@ -17,8 +17,8 @@ FILES: dict[HeldOut, tuple[str, ...]] = {"val": ("val.jsonl", "samples.jsonl"), 
 """The files of a run directory with rows of each split, the first that is there counts."""
 TIE = 1e-5
 """Rewards that differ by less, relatively, are a draw; as in evaluations."""
-REWARD, KL, WIN, REFERENCE = "reward", "kl", "win", "reference"
-NAMES = (REWARD, KL, WIN, REFERENCE)
+REWARD, KL, WIN, REFERENCE, TOKENS = "reward", "kl", "win", "reference", "tokens"
+NAMES = (REWARD, KL, WIN, REFERENCE, TOKENS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,8 @@ class Answers:
     Attributes:
         seeds: of the runs.
         prompts: that all of them answered.
-        values: `[S, P]` by name: reward, kl, win (over the reference, a draw is a half), reference (its reward); those
-            that were measured.
+        values: `[S, P]` by name: reward, kl, win (over the reference, a draw is a half), reference (its reward), tokens
+            (of the answer); those that were measured.
     """
 
     seeds: list[str]
@@ -59,14 +59,19 @@ def answers_of(runs: Sequence[RunRecord], split: HeldOut) -> Answers | None:
     return Answers([str(run.seed) for run, _ in found], prompts, values)
 
 
-def read_answers(directory: Path, split: HeldOut) -> dict[str, dict[str, float]]:
+def read_answers(directory: Path, split: HeldOut, *, first: bool = False) -> dict[str, dict[str, float]]:
     """Return what a policy earned on each prompt of a split after its last step: means over its answers.
+
+    Args:
+        directory: of the run.
+        split: of the prompts.
+        first: before the first step instead, where the policy is the reference.
 
     Raises:
         InputError: a row is no JSON object.
     """
     file = next((directory / name for name in FILES[split] if (directory / name).is_file()), None)
-    rows = [] if file is None else list(_last_rows(file))
+    rows = [] if file is None else _rows_of_a_step(file, first=first)
     by_prompt: dict[str, list[dict[str, float]]] = {}
     for row in rows:
         by_prompt.setdefault(f"{row['prompt_id']}\n{row.get('prompt', '')}", []).append(_figures(row))
@@ -76,8 +81,8 @@ def read_answers(directory: Path, split: HeldOut) -> dict[str, dict[str, float]]
     }
 
 
-def _last_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of the last step that has any with a prompt's id."""
+def _rows_of_a_step(file: Path, *, first: bool) -> list[dict[str, Any]]:
+    """Return the rows of the last step, or of the first, that has any with a prompt's id."""
     rows = []
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -86,13 +91,14 @@ def _last_rows(file: Path) -> list[dict[str, Any]]:
                 rows += [row] if "prompt_id" in row and int(row["step"]) >= 0 else []
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(f"{file}:{number}: no row of an evaluation ({error}); restore the file") from error
-    last = max((row["step"] for row in rows), default=0)
-    return [row for row in rows if row["step"] == last]
+    step = (min if first else max)((row["step"] for row in rows), default=0)
+    return [row for row in rows if row["step"] == step]
 
 
 def _figures(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of one answer."""
     given = {REWARD: row.get("reward"), KL: row.get("kl"), REFERENCE: row.get("reference_reward")}
+    given[TOKENS] = row.get("tokens")
     found = {name: float(value) for name, value in given.items() if isinstance(value, int | float)}
     if REWARD in found and REFERENCE in found and row.get("reference_completion") is not None:
         draw = row.get("completion") == row["reference_completion"]

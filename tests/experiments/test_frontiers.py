@@ -1,14 +1,23 @@
 """Rewards at equal KL, where the answer is known, and the tables of two real sweeps."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
-from experiments.frontiers import equal_kl_table, frontier, main, read_methods, resampled
+from experiments.frontiers import (
+    equal_kl_table,
+    frontier,
+    length_controlled,
+    main,
+    read_methods,
+    resampled,
+    token_worth,
+)
 from shiqrun.cli import main as shiqrun
 from shiqrun.errors import InputError
-from shiqrun.report.answers import Answers
+from shiqrun.report.answers import Answers, read_answers
 from tests.evaluation.runs import make_base, words
 
 
@@ -57,6 +66,31 @@ def test_the_named_method_is_what_others_are_compared_with():
     assert next(iter(equal_kl_table(methods, [2.0], "other").columns[3].cells)).startswith("-0.100 (-0.1")
 
 
+def row(step, prompt, tokens, reward):
+    answer = {"step": step, "prompt_id": str(prompt), "prompt": "?", "completion": "!", "tokens": tokens}
+    return json.dumps(answer | {"reward": reward, "kl": 1.0, "reference_reward": 0.5}) + "\n"
+
+
+def test_what_length_is_worth_to_the_reference_is_taken_off(tmp_path):
+    """A token costs a quarter; the policy earns .5 more than the reference by being shorter, and .25 otherwise."""
+    lengths = (4, 8, 12, 16)
+    before = "".join(row(0, n, tokens, 3 - tokens / 4) for n, tokens in enumerate(lengths))
+    after = "".join(row(9, n, tokens - 2, 3 - (tokens - 2) / 4 + 0.25) for n, tokens in enumerate(lengths))
+    (tmp_path / "samples.jsonl").write_text(before + after)
+    worth, length = token_worth(tmp_path)
+    assert (worth, length) == (pytest.approx(-0.25), 10)
+    rows = read_answers(tmp_path, "val")
+    values = {name: np.array([[r[name] for r in rows.values()]]) for name in ("reward", "tokens")}
+    plain = Answers(["1"], [*rows], values)
+    assert plain.values["reward"].mean() == pytest.approx(0.5 + 0.5 + 0.25)
+    assert length_controlled(plain, worth, length).values["reward"] == pytest.approx(np.full((1, 4), 0.75))
+    (tmp_path / "samples.jsonl").write_text(after.replace('"tokens"', '"length"'))
+    with pytest.raises(
+        InputError, match="--length-controlled needs scored answers of the reference, of several lengths"
+    ):
+        token_worth(tmp_path)
+
+
 @pytest.mark.slow
 def test_real_sweeps_give_a_row_a_beta(workplace, capsys):
     make_base(workplace)
@@ -71,5 +105,8 @@ def test_real_sweeps_give_a_row_a_beta(workplace, capsys):
     with pytest.raises(SystemExit):
         main(["action", "--against", "nobody"])
     assert "--against nobody: no such method; there are shiq" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["action", "--length-controlled"])
+    assert "needs scored answers of the reference, of several lengths" in capsys.readouterr().err, "all have one token"
     with pytest.raises(InputError, match="no such directory"):
         read_methods([workplace / "none"])
