@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from shiqrun.batching.reward_offsets import Offset
 from shiqrun.errors import InputError
@@ -28,6 +28,9 @@ class AlgoSettings:
         reference: source of the reference's scores: cached (both numbers of every action are computed once and kept in
             `cache_dir`), frozen (a second copy of the model), adapter (the policy without its LoRA adapter), or none
             (for `sft` and `reward_model`).
+        reference_every: optimiser steps after which the reference moves to the policy; None: it stays. Each move poses
+            another problem: after m moves of which each was solved, the policy is the optimum at beta / (m + 1).
+        reference_decay: share of its own weights that the reference keeps in a move; 0: it becomes the policy.
         reward_offset: subtracted from the reward of every trajectory's last action: a number in reward units, mean (of
             the training trajectories), group_mean (of the prompt's completions) or none. The optimal policy does not
             depend on it, but what finite data teach about actions that they never show does.
@@ -48,6 +51,8 @@ class AlgoSettings:
 
     reference: Kind
     reward_offset: Offset
+    reference_every: Annotated[int, Ge(1)] | None = None
+    reference_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
     same_unit: bool = False
     anchor: Annotated[float, Ge(0)] = 0.0
     anchor_tokens: Annotated[int, Gt(0)] = 4

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.evaluation.evaluator import EvaluationResult, PolicyEvaluator
+from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Live
 from shiqrun.models.sharding import with_whole_weights
 from shiqrun.training.step.method import Method
@@ -80,6 +81,8 @@ class Checkpoints(Callback):
 
 
 Exact = Callable[[Any], dict[str, float]]
+Further = Callable[[PolicyEvaluator, EvaluationResult, Policy], dict[str, float]]
+"""Measures what an evaluation has sampled once more."""
 
 
 class Validation(Callback):
@@ -95,6 +98,7 @@ class Validation(Callback):
         answers: the evaluation by sampled completions, or None.
         live: the reference that `answers` compares with.
         keep: stores the rows of `samples.jsonl`, on rank 0.
+        further: returns further metrics of what was sampled, by their names; None for none.
     """
 
     def __init__(
@@ -106,9 +110,10 @@ class Validation(Callback):
         answers: PolicyEvaluator | None = None,
         live: Live | None = None,
         keep: Callable[[Trainer, list[dict[str, Any]]], None] = lambda trainer, rows: None,
+        further: Further | None = None,
     ) -> None:
         self.every, self.checkpoints, self.exact = every, checkpoints, exact
-        self.answers, self.live, self.keep = answers, live, keep
+        self.answers, self.live, self.keep, self.further = answers, live, keep, further
         self.first: dict[str, float] = {}
         self.metrics: dict[str, float] = {}  # of the last evaluation
         self.last: EvaluationResult | None = None
@@ -177,6 +182,7 @@ class Validation(Callback):
         if self.answers is not None:
             self.last = self._answered(self.answers, trainer, module)
             metrics |= self.last.metrics
+            metrics |= self.further(self.answers, self.last, module.policy) if self.further else {}
             if trainer.is_global_zero:
                 self.keep(trainer, self.last.rows(trainer.global_step))
         self.seconds, self.at = self.seconds + time.perf_counter() - began, trainer.global_step

@@ -6,7 +6,7 @@ Rules about loaded data are in `checks_data.py`.
 """
 
 from shiqrun.errors import InputError
-from shiqrun.training import checks_rollout
+from shiqrun.training import checks_reference, checks_rollout
 from shiqrun.training.plan import Plan
 from shiqrun.util.metric_directions import direction_of
 
@@ -212,5 +212,6 @@ RULES = (
     training_has_an_end,
     stop_metric_is_measured,
     tested_prompts_are_evaluated,
+    *checks_reference.RULES,
 )
 """The rules of every run, in the order in which they are checked."""

@@ -45,7 +45,9 @@ def needs(run: Run) -> tuple[Shape, Use]:
     if policy.value is not None and policy.value.body is not None:  # a network of its own
         shape = replace(shape, layers=2 * shape.layers)
     tokens, actions, accumulates = _largest_micro_batch(run)
-    compared = plan.algo.reference == "frozen" or (run.evaluator is not None and not plan.model.lora_r)
+    evaluated = run.evaluator is not None and not plan.model.lora_r
+    compared = plan.algo.reference == "frozen" or evaluated
+    moves = plan.algo.reference_every is not None and evaluated  # the first reference stays beside the present one
     room = int(run.encoded.train.prompt_lengths.max()) + plan.eval.max_new_tokens
     return shape, Use(
         device=hardware.device().type,
@@ -58,7 +60,7 @@ def needs(run: Run) -> tuple[Shape, Use]:
         autocast=hardware.autocast() is not None,
         checkpointing=plan.model.gradient_checkpointing,
         lora=bool(plan.model.lora_r),
-        copies=int(compared) + (getattr(plan.rollout, "engine", None) == "local"),
+        copies=int(compared) + int(moves) + (getattr(plan.rollout, "engine", None) == "local"),
         sampled=plan.eval.batch_size * room if run.evaluator is not None else 0,
         ranks=hardware.processes if hardware.strategy == "fsdp" else 1,
         evaluates=bool(plan.eval.every),

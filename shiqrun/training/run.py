@@ -28,6 +28,7 @@ from shiqrun.training.final_test import FinalTest
 from shiqrun.training.finish import finish
 from shiqrun.training.live_view import LiveView
 from shiqrun.training.metrics_csv import MetricsFile
+from shiqrun.training.moving_reference import ReferenceMoves, moves_of
 from shiqrun.training.online import batches_of_run, prompts_to_answer
 from shiqrun.training.plan import Run
 from shiqrun.training.run_reference import with_reference
@@ -108,18 +109,20 @@ def execute(run: Run, resume: bool) -> None:
     run, reference, cost_of_reference = with_reference(run)
     method = _method(run, reference)
     method.latest = metrics.latest()
-    validation = _validation(run, checkpoints, exact, reference, samples) if plan.eval.every else None
+    moves = moves_of(run, reference)
+    validation = _validation(run, checkpoints, exact, reference, samples, moves) if plan.eval.every else None
     shared = SharedWeights(run.policy, [reference, validation and validation.live])
     shared.shard_with(method)
     cost = {**cost_of_reference, **cost_of_estimates}
     with batches_of_run(run, prompts, after=max(step, 0)) as (data, rollouts):
         data.even = plan.hardware.strategy == "fsdp"
-        # Rollouts come first, so that a checkpoint saved by validation holds published weights
-        watching = [*([rollouts] if rollouts else []), *([validation] if validation else []), LiveView(_title(run))]
+        # Rollouts come first: a checkpoint saved by validation holds published weights. The reference moves last
+        watching = [each for each in (rollouts, validation, LiveView(_title(run)), moves) if each is not None]
         tests = [FinalTest(plan.run_dir, run.tester, validation.live, exact, exact_test)] if validation else []
         stop = [EarlyStop(plan.trainer, validation)] if plan.trainer.stop_metric else []
         trainer = _fit(run, method, data, [*watching, *tests, *stop, checkpoints], metrics, checkpoint)
-        cost |= rollouts.summary() if rollouts else {}
+        for told in (rollouts, moves):
+            cost |= told.summary() if told else {}
     if stop and stop[0].reason:
         run, cost = replace(run, max_steps=stop[0].step), cost | stop[0].summary()
     run = shared.gathered(run, method)
@@ -186,6 +189,7 @@ def _validation(
     exact: ExactEvaluation | None,
     reference: Reference | None,
     samples: SamplesFile | None,
+    moves: ReferenceMoves | None,
 ) -> Validation:
     """Return the callback that evaluates the policy on the validation split, by completions and exactly."""
 
@@ -198,9 +202,11 @@ def _validation(
     live: Live | None = None
     if run.evaluator is not None:  # cached scores cover logged tokens only; completions need a live reference
         copied = AdapterOff if run.plan.model.lora_r else FrozenReference
-        live = reference if isinstance(reference, FrozenReference | AdapterOff) else copied(run.policy)
-    evaluate = exact.evaluate if exact else None
-    return Validation(run.plan.eval.every, checkpoints, evaluate, answers=run.evaluator, live=live, keep=keep)
+        present = isinstance(reference, FrozenReference | AdapterOff) and moves is None
+        live = reference if present else copied(run.policy)  # type: ignore[assignment]
+    evaluate, every = exact.evaluate if exact else None, run.plan.eval.every
+    further = None if moves is None else moves.kl_to_present
+    return Validation(every, checkpoints, evaluate, answers=run.evaluator, live=live, keep=keep, further=further)
 
 
 def _trainer(run: Run, callbacks: list[Any], loggers: list[Logger]) -> Trainer:

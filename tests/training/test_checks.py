@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_module
 from shiqrun.commands.train import plan
 from shiqrun.config.compose import as_hydra_overrides
 from shiqrun.errors import InputError
-from shiqrun.training import checks, checks_rollout
+from shiqrun.training import checks, checks_reference, checks_rollout
 from tests.support.online_words import ONLINE, PROBLEMS, STEPS, TINY
 
 LIVE = ("algo.reference=frozen", *ONLINE)
@@ -83,6 +83,26 @@ BROKEN = {
         "oreo",
         ["algo.reference=cached"],
         "algo=oreo weighs the KL over the vocabulary (algo.kl_reg), and no cache has the logits of all tokens",
+    ),
+    "moving_reference_is_a_copy": (
+        "shiq",
+        ["algo.reference_every=5"],
+        "algo.reference_every=5: no cache has the scores of a reference that moves; set algo.reference=frozen",
+    ),
+    "moving_reference_is_whole": (
+        "shiq",
+        ["algo.reference_every=5", "algo.reference=frozen", "hardware=fsdp"],
+        "algo.reference_every=5: ranks that share weights do not move the reference's; set hardware=ddp",
+    ),
+    "moving_reference_has_no_estimates": (
+        "spo",
+        ["algo.reference_every=5", "algo.reference=frozen", "algo.values=x"],
+        "algo.reference_every=5: algo=spo reads what the first reference earns",
+    ),
+    "decay_has_a_move": (
+        "shiq",
+        ["algo.reference_decay=0.5", "algo.reference=frozen"],
+        "algo.reference_decay=0.5, but the reference never moves; set algo.reference_every=N",
     ),
     "training_has_an_end": (
         "shiq",
@@ -215,6 +235,7 @@ FINE = [
     ("shiq", [*LIVE, *RAY]),
     ("oreo", ["algo.reference=cached", "algo.kl_reg=0"]),
     ("kto", []),
+    ("kto", ["algo.reference=frozen", "algo.reference_every=5", "algo.reference_decay=0.9"]),
     ("a2po", ["algo.values=x"]),
 ]
 RULES = {rule.__name__: rule for rule in (*checks.RULES, *checks_rollout.RULES)}
@@ -241,6 +262,29 @@ def verdict(name, made):
 @pytest.fixture
 def without_ray(monkeypatch):
     monkeypatch.setattr(checks_rollout, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize(
+    ("algo", "words", "told"),
+    [
+        ("shiq", ["algo.reference=adapter", "model.lora_r=4"], "the policy without its adapter cannot move"),
+        ("sft", [], "algo=sft has no reference; leave it out"),
+        (
+            "shiq",
+            ["algo.reference=frozen", "algo.reference_decay=0.9", "hardware.weights=bf16", "hardware.precision=bf16"],
+            "bfloat16 weights lose the small steps of an average",
+        ),
+        (
+            "shiq",
+            ["algo.reference=frozen", "model=hf", "model.path=x", "model.quantize=nf4", "model.lora_r=4"],
+            "a reference of 4-bit weights does not move",
+        ),
+    ],
+)
+def test_a_reference_that_cannot_move_is_named(algo, words, told):
+    made = planned(algo, ("algo.reference_every=5", *words))
+    said = [rule(made) for rule in checks_reference.RULES]
+    assert any(told in one for one in said if one)
 
 
 def test_every_rule_has_a_case():
