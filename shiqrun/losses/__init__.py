@@ -13,7 +13,7 @@ from shiqrun.losses.policy_gradient import ppo
 from shiqrun.losses.preference import dpo, ipo, reward_model
 from shiqrun.losses.prospect import kto
 from shiqrun.losses.quantile import qrpo
-from shiqrun.losses.regression import dro, dro_v
+from shiqrun.losses.regression import dro, dro_v, oapl
 from shiqrun.losses.shifted_q import shiq, shiq_init, shiq_ms, shiq_tk, tbrm
 from shiqrun.losses.soft_policy import spo, spo_advantage, spo_nonterminal
 from shiqrun.losses.supervised import sft
@@ -27,6 +27,7 @@ __all__ = [
     "grpo",
     "ipo",
     "kto",
+    "oapl",
     "oreo",
     "ppo",
     "qrpo",

@@ -88,6 +88,19 @@ def group_means(x: Tensor, batch: Trajectories) -> Tensor:
     return _group_sums(x.masked_fill(~acts, 0), batch) / group_sizes(batch).to(x.dtype).clamp(min=1)
 
 
+def group_soft_means(x: Tensor, batch: Trajectories, temperature: float) -> Tensor:
+    """Return T log mean exp(x / T) of x `[B]` over the rows of each row's group that have actions; `[B]`, unit of x.
+
+    It is 0 for a row without actions.
+    """
+    acts = batch.action_mask.any(-1)
+    _, place = torch.unique(batch.group, return_inverse=True)
+    lowest = torch.full_like(x, torch.finfo(x.dtype).min)
+    top = lowest.scatter_reduce(0, place, x.where(acts, lowest), "amax")[place]
+    powers = ((x - top) / temperature).masked_fill(~acts, 0).exp()
+    return (top + temperature * group_means(powers, batch).log()).masked_fill(~acts, 0)
+
+
 def group_sizes(batch: Trajectories) -> Tensor:
     """Return, for every row, the number of rows of its group that have actions; `[B]` int64."""
     return _group_sums(batch.action_mask.any(-1).long(), batch)

@@ -1,16 +1,17 @@
-"""DRO and DRO-V regress a trajectory's KL-regularised return on a value of its prompt.
+"""DRO, DRO-V and OAPL regress a trajectory's KL-regularised return on a value of its prompt.
 
-Richemond et al. 2024, "Offline regularised reinforcement learning for large language models alignment",
-arXiv 2405.19107.
+DRO: Richemond et al. 2024, "Offline regularised reinforcement learning for large language models alignment",
+arXiv 2405.19107. OAPL: Ritter et al. 2026, "LLMs can learn to reason via off-policy RL", arXiv 2602.19362.
 """
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from shiqrun.losses.pairs import group_means, regularised_returns
+from shiqrun.losses.pairs import group_means, group_soft_means, regularised_returns, returns
 from shiqrun.losses.requirements import needs
-from shiqrun.losses.residual import trajectory_count, zero_padding
+from shiqrun.losses.residual import action_count, trajectory_count, zero_padding
 from shiqrun.types import ActionScores, LossTerms, Positive, Trajectories
 
 
@@ -69,6 +70,44 @@ def dro_v(batch: Trajectories, policy: ActionScores, reference: ActionScores, *,
     fitted = (level.detach() - value).square() / 2
     pulled = (level - value.detach()).square() / (2 * beta)
     return _sum_over_trajectories(fitted + pulled, level - value, batch)
+
+
+@needs("rewards", "group", "behaviour", "sampler_reference", units=trajectory_count)
+def oapl(
+    batch: Trajectories,
+    policy: ActionScores,
+    reference: ActionScores,
+    *,
+    beta: Positive,
+    group_beta: Positive | None = None,
+) -> LossTerms:
+    """Return the OAPL loss: the log-ratio to the lagged sampler is regressed on the group's optimal advantage.
+
+        sum over trajectories of (R - V - beta sum_t D_t)^2,    V = group_beta log mean exp(R / group_beta)
+
+    The mean is over the completions of the prompt, the own one included. Unit: trajectory with an action. docs/math.md,
+    "OAPL". The reference is the policy that sampled the completions, as it was then, so that V estimates the soft value
+    of this reference. Gradients flow through D alone.
+
+    Args:
+        batch: trajectories with rewards, reward units, and `behaviour_logp`, with which the reference is compared.
+        policy: the policy's scores, nats, with gradient.
+        reference: the scores of the policy that sampled, nats.
+        beta: KL temperature of the regression, reward units per nat.
+        group_beta: KL temperature of V, reward units per nat; None for beta.
+
+    Raises:
+        ValueError: the batch has no `behaviour_logp`.
+    """
+    if batch.behaviour_logp is None:
+        raise ValueError("oapl compares its reference with behaviour_logp, but the batch has none")
+    with torch.no_grad():
+        value = group_soft_means(returns(batch), batch, group_beta or beta)
+        gap = zero_padding(reference.logp - batch.behaviour_logp, batch).abs().sum()
+    residual = regularised_returns(batch, policy, reference, beta) - value
+    terms = _sum_over_trajectories(residual.square(), residual, batch)
+    own = {"group_value": (value.sum(), terms.count), "sampler_gap": (gap, action_count(batch))}
+    return LossTerms(terms.total, terms.count, terms.metrics | own)
 
 
 def _sum_over_trajectories(losses: Tensor, residual: Tensor, batch: Trajectories) -> LossTerms:

@@ -27,6 +27,7 @@ Need = Literal[
     "vocabulary_kl",
     "behaviour",
     "proximal",
+    "sampler_reference",
 ]
 """What a loss may need:
 
@@ -42,6 +43,7 @@ kl_estimate: the step's KL estimate, from prompts with completions of other prom
 vocabulary_kl: KL(pi || pi_ref) over the vocabulary at every action's state.
 behaviour: log-probabilities of the actions under the distribution they were sampled from.
 proximal: the policy's scores when the batch came to be trained on, where a batch is trained on more than once.
+sampler_reference: a reference that is the policy which sampled the batch.
 """
 Loss = TypeVar("Loss", bound=Callable[..., LossTerms])
 UnitCount = Callable[..., Tensor]

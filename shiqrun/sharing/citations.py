@@ -172,6 +172,15 @@ PAPERS = {
   eprint = {2402.14740},
   archivePrefix = {arXiv}
 }""",
+    "ritter2026oapl": """\
+@misc{ritter2026oapl,
+  title = {{LLMs} Can Learn to Reason Via Off-Policy {RL}},
+  author = {Ritter, Daniel and Oertell, Owen and Guo, Bradley and Chang, Jonathan and Brantley, Kiant{\\'e} and
+            Sun, Wen},
+  year = {2026},
+  eprint = {2602.19362},
+  archivePrefix = {arXiv}
+}""",
     "bradley1952rank": """\
 @article{bradley1952rank,
   title = {Rank Analysis of Incomplete Block Designs: {I}. The Method of Paired Comparisons},
@@ -225,6 +234,7 @@ METHODS = {
     "ppo": ("schulman2017ppo",),
     "grpo": ("shao2024grpo",),
     "rloo": ("ahmadian2024rloo",),
+    "oapl": ("ritter2026oapl",),
     "reward_model": ("bradley1952rank",),
     "sft": (),
 }

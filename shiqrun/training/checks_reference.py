@@ -3,6 +3,7 @@
 See `checks.py`: a rule returns what is wrong and what to set instead, or None.
 """
 
+from shiqrun.rollout.settings import RayRollouts, RolloutSettings
 from shiqrun.training.plan import Plan
 
 
@@ -48,6 +49,19 @@ def moving_reference_has_no_estimates(plan: Plan) -> str | None:
             f"algo.reference_every={plan.algo.reference_every}: algo={plan.name} reads what the first reference earns, "
             "which is not estimated again when it moves; leave it out, or take algo=copg or agro"
         )
+    return None
+
+
+def reference_is_the_sampler(plan: Plan, rollout: RolloutSettings) -> str | None:
+    """A reference that is the sampler gets the policy's weights when the sampler does, and no older samples count."""
+    every = rollout.model_update_interval
+    if "sampler_reference" not in plan.needs:
+        return None
+    asked = f"algo={plan.name} takes the policy that samples for its reference"
+    if plan.algo.reference_every != every or plan.algo.reference_decay:
+        return f"{asked}: set algo.reference_every={every} (rollout.model_update_interval) and algo.reference_decay=0"
+    if isinstance(rollout, RayRollouts) and rollout.max_staleness != every - 1:
+        return f"{asked}, and actors send samples of an older one too: set rollout.max_staleness={every - 1}"
     return None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from shiqrun.losses.requirements import needs_of
 from shiqrun.losses.soft_policy import monte_carlo
 from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings
+from shiqrun.training import checks_reference
 from shiqrun.training.plan import Plan
 from shiqrun.training.source_losses import LOSSES, source_losses
 
@@ -144,6 +145,8 @@ def groups_can_be_compared(plan: Plan, rollout: RolloutSettings) -> str | None:
 
 def policy_gradient_reads_samples_alone(plan: Plan, rollout: RolloutSettings) -> str | None:
     """A loss that reads the log-probabilities of sampling cannot be given logged trajectories."""
+    if "sampler_reference" in plan.needs and set(plan.shares) - {ONLINE}:
+        return f"algo={plan.name} learns from fresh samples of its reference alone: set rollout.offline=0"
     if "behaviour" in plan.needs and set(plan.shares) - {ONLINE, "replay"}:
         return (
             f"algo={plan.name} learns from samples alone: set rollout.offline=0, or rollout.sources.logged=0 and "
@@ -277,6 +280,7 @@ RULES = (
     groups_fill_the_batch,
     groups_can_be_compared,
     policy_gradient_reads_samples_alone,
+    checks_reference.reference_is_the_sampler,
     group_mean_leaves_rewards,
     every_source_has_a_share,
     replay_pool_holds_a_step,

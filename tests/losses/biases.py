@@ -2,7 +2,8 @@
 
 Every loss is minimised from the reference (OREO and the policy gradients: descended with Adam) on all 15 paths of a
 tree of three actions and three steps, with random rewards and beta = 0.6; the tests of this folder check the same
-minimisers. Distances are KL(pi || pi*) in nats over whole paths. The reference itself is the first row.
+minimisers. The reference of OAPL stays, and its groups are all that the reference may sample. Distances are
+KL(pi || pi*) in nats over whole paths. The reference itself is the first row.
 
 The gradient of RLOO is that of all paths as one group, each weighed by its probability under the policy. "KL in the
 loss" is GRPO's paper: advantages of the rewards alone, of an infinite group of the policy's samples, and beta times an
@@ -16,6 +17,7 @@ from math import exp, inf, log
 import torch
 
 from shiqrun import losses
+from shiqrun.types import ActionScores, LossTerms
 from tests.losses.test_fixed_points import BETA, SHAPED, UNSHIFTED, world
 from tests.losses.test_offline_reasoning import descended
 from tests.losses.trees import kl, minimised
@@ -72,6 +74,33 @@ def rloo_of_all_paths(tree, reference):
     return lambda table: losses.rloo(batch, tree.scores(table), frozen, beta=BETA, importance_cap=inf).total
 
 
+def oapl_of_groups(tree, reference, size):
+    """OAPL's squares, each by the probability of its path, with the mean value of groups that the path is in."""
+    batch, frozen = tree.trajectories(), tree.scores(reference)
+    prior = torch.tensor(tree.probabilities(reference), dtype=torch.float64)
+    powers = torch.tensor([exp(r / BETA) for r in tree.returns()], dtype=torch.float64)
+    sums, chances = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    for _ in range(size - 1):  # of the other completions
+        sums, chances = (sums[:, None] + powers).flatten(), (chances[:, None] * prior).flatten()
+    values = [float((chances * BETA * ((sums + own) / size).log()).sum()) for own in powers]
+    batch = replace(batch, prompt_value=torch.tensor(values, dtype=torch.float64))
+
+    def loss(table):
+        policy, total = tree.scores(table), 0.0
+        for i, chance in enumerate(prior):
+            total = total + chance * losses.spo(*rows_at(batch, policy, frozen, i), beta=BETA).total
+        return LossTerms(total, torch.ones(()))
+
+    return loss
+
+
+def rows_at(batch, policy, reference, i):
+    """One row of a problem."""
+    names = ("input_ids", "attention_mask", "action_index", "action_mask", "rewards", "group", "prompt_value")
+    one = replace(batch, **{name: getattr(batch, name)[i : i + 1] for name in names})
+    return one, *(ActionScores(s.logit[i : i + 1], s.log_partition[i : i + 1]) for s in (policy, reference))
+
+
 def main() -> None:
     """Print the table."""
     tree, reference, _ = world(vocabulary=3, horizon=3)
@@ -104,6 +133,9 @@ def main() -> None:
         divided = ", advantages by their deviation" * scaled
         found = followed(with_kl_in_the_loss(tree, reference, scaled), reference)
         say(f"grpo, KL in the loss{divided}", tree.probabilities(found))
+    for size in (2, 4, 6):
+        found = minimised(oapl_of_groups(tree, reference, size), reference)
+        say(f"oapl, groups of {size}", tree.probabilities(found))
     say("ipo, all pairs, certain labels", arrived(partial(losses.ipo, beta=BETA)))
     for wrong in (0.0, 0.1):
         say(

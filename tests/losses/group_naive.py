@@ -1,7 +1,7 @@
-"""GRPO and RLOO once more, as loops over prompts, completions and tokens."""
+"""GRPO, RLOO and OAPL once more, as loops over prompts, completions and tokens."""
 
 from functools import partial
-from math import exp, sqrt
+from math import exp, log, sqrt
 
 import torch
 
@@ -66,6 +66,16 @@ def rloo(rows, clip_low=0.2, clip_high=0.2, units="trajectory", importance_cap=2
     return total, count
 
 
+def oapl(rows, group_beta=None):
+    temperature, total = group_beta or BETA, 0.0
+    acting = [row for row in rows if row.r]
+    for row in acting:
+        weights = [exp(other.total_reward() / temperature) for other in acting if other.group == row.group]
+        value = temperature * log(sum(weights) / len(weights))
+        total = total + (row.total_reward() - value - BETA * row.total_ratio()) ** 2
+    return total, len(acting)
+
+
 def _both(name, **options):
     return partial(getattr(losses, name), beta=BETA, **options), partial(globals()[name], **options)
 
@@ -76,6 +86,8 @@ GROUP_GRADIENTS = {
     "grpo-whole": _both("grpo", units="trajectory", clip_high=0.28),
     "rloo": _both("rloo"),
     "rloo-wide": _both("rloo", clip_low=0.5, clip_high=3.0, importance_cap=1.2),
+    "oapl": _both("oapl"),
+    "oapl-own": _both("oapl", group_beta=0.3),
     "rloo-tokens": _both("rloo", units="action", clip_high=0.3, importance_cap=1.1),
 }
 """Name -> the loss and its naive twin."""

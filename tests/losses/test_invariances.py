@@ -182,6 +182,7 @@ def test_a_batch_without_any_pair_counts_nothing_and_has_a_gradient_of_zero(name
         "dro_group_mean",
         "dro_v",
         "grpo",
+        "oapl",
         "rloo",
     ],
 )

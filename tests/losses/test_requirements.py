@@ -60,7 +60,7 @@ def test_of_two_bindings_the_outer_one_says_whether_a_group_is_needed():
 
 @pytest.mark.parametrize("name", losses.__all__)
 def test_losses_of_pairs_and_of_groups_alone_keep_the_completions_of_a_prompt_together(name):
-    assert compares_completions(partial(getattr(losses, name))) == (name in PAIRED | {"grpo", "rloo"})
+    assert compares_completions(partial(getattr(losses, name))) == (name in PAIRED | {"grpo", "oapl", "rloo"})
 
 
 def test_dro_keeps_the_completions_of_a_prompt_together_with_the_groups_mean():

@@ -170,6 +170,11 @@ BROKEN = {
     ),
     "groups_can_be_compared": ("copg", LIVE, "algo=copg compares completions of a prompt: set rollout.samples_per_pro"),
     "policy_gradient_reads_samples_alone": ("ppo", LIVE, "algo=ppo learns from samples alone: set rollout.offline=0"),
+    "reference_is_the_sampler": (
+        "oapl",
+        [*LIVE, "rollout.offline=0", "rollout.samples_per_prompt=4"],
+        "set algo.reference_every=5 (rollout.model_update_interval) and algo.reference_decay=0",
+    ),
     "group_mean_leaves_rewards": (
         "shiq",
         [*LIVE, "algo.reward_offset=group_mean"],
@@ -230,6 +235,7 @@ FINE = [
     ("copg", [*LIVE, "rollout.samples_per_prompt=2", *REPLAY]),
     ("ppo", [*LIVE, "rollout.offline=0", "algo.epochs=3"]),
     ("grpo", [*LIVE, "rollout.offline=0", "rollout.samples_per_prompt=4", "algo.epochs=3"]),
+    ("oapl", [*LIVE, "rollout.offline=0", "rollout.samples_per_prompt=4", "algo.reference_every=5"]),
     ("rloo", [*LIVE, "rollout.sources.logged=0", *REPLAY, "rollout.samples_per_prompt=2"]),
     ("spo", [*LIVE, "rollout.sources.annotated=1", "rollout.losses.annotated=monte_carlo", "algo.targets=x"]),
     ("shiq", [*LIVE, *RAY]),

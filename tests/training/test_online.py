@@ -178,6 +178,18 @@ def test_group_gradients_learn_from_groups_however_a_step_is_cut(home, algo, uni
         assert set(Counter(kept[uid]["group"] for uid in uids).values()) == {4}
 
 
+def test_oapl_has_the_lagged_sampler_for_its_reference(home):
+    sampling = ("rollout.samples_per_prompt=4", "rollout.temperature=[1,1]", "rollout.top_p=1")
+    lagged = ("rollout.offline=0", "rollout.model_update_interval=3", "algo.reference_every=3", "trainer.max_steps=7")
+    assert live("oapl", *sampling, *lagged, "trainer.log_every=1", "run_dir=oapl") == 0
+    told = everything_is_accounted_for(home / "oapl", accepted=112, trained=112)
+    assert told["reference/moves"] == 2
+    assert {t["version"] for t in experience(home / "oapl").values()} == {0, 3, 6}
+    rows = metrics(home / "oapl")
+    assert all(row["train/sampler_gap"] < 1e-5 for row in rows)
+    assert [row["train/logratio_abs"] < 1e-5 for row in rows] == [step in (1, 4, 7) for step in range(1, 8)]
+
+
 def test_policy_gradients_of_groups_take_logged_data_of_one_completion_for_their_prompts(home):
     rows = [{"prompt": f"p{i}", "completion": f"c{i}", "reward": 0, "answer": "4"} for i in range(24)]
     (home / "single.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
