@@ -56,7 +56,7 @@ bfcl: install ## function calling over several turns, on a shortened BFCL: warm 
 spo-offline: install ## SPO on logged programs: reference, prompt values, pivotal tokens, the ablations, a picture (an hour)
 	$(BIN)/python -m experiments.spo_offline $(call options,SPO)
 
-spo: install ## learning while sampling: SPO, PPO, CoPG, ShiQ from one reference, SPO's parts half online, pictures (two hours)
+spo: install ## learning while sampling: SPO, PPO, GRPO, RLOO, OAPL, CoPG, ShiQ, SPO's parts half online, pictures (2.5 hours)
 	$(BIN)/python -m experiments.spo_online $(call options,ONLINE)
 
 test: install ## the tests, without the slow ones

@@ -1,6 +1,6 @@
-"""This study trains while sampling (docs/online.md): SPO, PPO, CoPG and ShiQ from one reference, and parts of SPO.
+"""This study trains while sampling (docs/online.md): SPO, ShiQ, CoPG and policy gradients, and parts of SPO.
 
-It takes two hours on two CPU cores.
+All start from one reference. It takes two and a half hours on two CPU cores.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,15 @@ from pathlib import Path
 from experiments.spo_offline import EIGHTH, prepare
 from experiments.steps import Steps, study_parser
 
-REPORTED = ("half", "online", "ppo", "copg", "shiq")
+REPORTED = ("half", "online", "ppo", "grpo", "rloo", "oapl", "copg", "shiq")
 WARM = ("algo.beta=0.0868589", "rollout.temperature=[1,1]", "rollout.top_p=1")
 """Sampling of the other methods: the SPO paper's behaviour temperatures tell them little, because two completions of a
 prompt that are drawn cold are often the same."""
+
+GROUP = 8
+"""Completions of a prompt, of the methods that compare them with their mean: 16 prompts in a batch."""
+LAG = 50
+"""Optimiser steps after which OAPL's sampler and reference become the policy: four rounds in a run."""
 
 
 def arms(out: Path) -> dict[str, tuple[str, ...]]:
@@ -23,11 +28,16 @@ def arms(out: Path) -> dict[str, tuple[str, ...]]:
     # The loss of Monte-Carlo targets is a cross-entropy, and rollout.losses has no weights: it is mixed with its like.
     targets = (f"algo.targets={out}/pivotal/pivotal.jsonl", "rollout.sources.annotated=1")
     further = ("rollout.sources.further=1", f"rollout.path={out}/pivotal/rollouts.jsonl")
-    ppo = ("algo=ppo", "algo.anchor=0", "rollout.offline=0", "rollout.model_update_interval=1")
+    fresh = ("algo.anchor=0", "rollout.offline=0", *WARM)
+    now, groups = "rollout.model_update_interval=1", f"rollout.samples_per_prompt={GROUP}"
+    lagged = (f"algo.reference_every={LAG}", f"rollout.model_update_interval={LAG}")
     return {
         "half": entropy,
         "online": (*entropy, "rollout.offline=0"),
-        "ppo": (*ppo, *WARM),
+        "ppo": ("algo=ppo", *fresh, now),
+        "grpo": ("algo=grpo", "algo.epochs=4", *fresh, now, groups),
+        "rloo": ("algo=rloo", "algo.epochs=4", *fresh, now, groups),
+        "oapl": ("algo=oapl", *fresh, groups, *lagged),
         "copg": ("algo=copg", "algo.anchor=0", "rollout.samples_per_prompt=2", *replayed),
         "shiq": ("algo=shiq", "algo.anchor=10", "algo.reward_offset=mean", *replayed),
         "half_warm": (*entropy, *WARM),

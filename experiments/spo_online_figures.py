@@ -30,11 +30,11 @@ from shiqrun.console import console
 from shiqrun.report.run_files import read_json
 from shiqrun.util.intervals import interval
 
-METHODS = {"half", "online", "half_warm", "online_warm", "ppo", "copg", "shiq", "updates"}
+METHODS = {"half", "online", "half_warm", "online_warm", "ppo", "grpo", "rloo", "oapl", "copg", "shiq", "updates"}
 """Sweeps of whole methods; the others change one part of SPO, whose usual form is the sweep `half`."""
 PREPARED = {"sft", "values", "pivotal"}
 """Directories of the study that are no sweeps."""
-STEPS = "optimiser steps (of PPO four updates each)"
+STEPS = "optimiser steps (of PPO, GRPO, RLOO four updates each)"
 COLUMNS = {
     **{metric: SHOWN[metric] for metric in ("val/pass@1", "val/pass@10")},
     "val/solutions_distinct": "distinct solutions",
@@ -60,8 +60,23 @@ CURVES = {
 }
 GOAL = "val/pass@10", 0.02
 """The metric and the rise over the reference that a run must reach; `to_goal` is the seconds of training until then."""
-COLOURS = ("#1b6ca8", "#c2571a", "#3a7d44", "#8a63d2", "#6e7781", "#b8860b", "#a23b72", "#24292f")
-NAMES = {"ppo": "PPO", "copg": "CoPG", "shiq": "ShiQ", "spo": "SPO", "spo_nonterminal": "SPO, non-terminal"}
+COLOURS = (
+    "#1b6ca8",
+    "#c2571a",
+    "#3a7d44",
+    "#8a63d2",
+    "#6e7781",
+    "#b8860b",
+    "#a23b72",
+    "#24292f",
+    "#17a2b8",
+    "#d4a017",
+    "#7f5539",
+)
+NAMES = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "oapl": "OAPL", "copg": "CoPG", "shiq": "ShiQ"}
+NAMES |= {"spo": "SPO", "spo_nonterminal": "SPO, non-terminal"}
+USUAL = {"ppo": 1, "grpo": 1, "rloo": 1, "oapl": 50}
+"""Optimiser steps between two sets of weights that a method usually has here; 10 of the others."""
 PARTS_OF_SPO = {"spo": "terminal", "spo_nonterminal": "non-terminal", "spo_advantage": "advantage"}
 
 
@@ -73,8 +88,7 @@ def method_of(config: dict[str, Any]) -> str:
     mixed = {"logged": "half online", "replay": "replay"}
     how = [mixed.get(source, source) for source in sources] or ["online"]
     interval_of_weights = rollout["model_update_interval"]
-    usual = 1 if algo["name"] == "ppo" else 10
-    more = "" if interval_of_weights == usual else f", weights every {interval_of_weights}"
+    more = "" if interval_of_weights == USUAL.get(algo["name"], 10) else f", weights every {interval_of_weights}"
     cold = rollout["temperature"][0] < 1
     return f"{name}, {' and '.join(how)}, {'cold' if cold else 'T 1'}{more}"
 

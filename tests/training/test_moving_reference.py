@@ -127,6 +127,16 @@ def test_so_does_a_run_that_samples_and_is_evaluated_in_between(home):
         assert one.get("val/kl_to_present") == other.get("val/kl_to_present")
 
 
+@pytest.mark.slow
+def test_two_processes_move_their_references_as_one_does(home):
+    words = ("algo=copg", "algo.reference_every=2", "algo.reference_decay=0.3", "trainer.max_steps=6", "eval.every=0")
+    assert train(*words, "run_dir=alone") == 0
+    code, out = finished(command("train", *RUN, *words, "hardware=ddp", "hardware.devices=2", "run_dir=both"))
+    assert code == 0, out
+    assert largest_difference(home / "alone", home / "both") < 5e-5
+    assert summary(home / "both")["reference/moves"] == 2
+
+
 def test_an_adapter_moves_in_a_copy_and_the_base_is_the_first_reference(home):
     pytest.importorskip("peft", reason="an adapter needs peft")
     words = ("algo=copg", "algo.reference_every=2", "model.lora_r=4", "trainer.max_steps=4", "eval.every=3")
