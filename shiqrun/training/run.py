@@ -107,9 +107,8 @@ def execute(run: Run, resume: bool) -> None:
         exact, exact_test = _exact(run), _exact(run, "test")  # first: they need a tokenizer of their own
     run, cost_of_estimates = with_estimates(run)  # first, so that a wrong file is found before any scoring
     run, reference, cost_of_reference = with_reference(run)
-    method = _method(run, reference)
+    method, moves = _method(run, reference), moves_of(run, reference)
     method.latest = metrics.latest()
-    moves = moves_of(run, reference)
     validation = _validation(run, checkpoints, exact, reference, samples, moves) if plan.eval.every else None
     shared = SharedWeights(run.policy, [reference, validation and validation.live])
     shared.shard_with(method)
@@ -121,8 +120,7 @@ def execute(run: Run, resume: bool) -> None:
         tests = [FinalTest(plan.run_dir, run.tester, validation.live, exact, exact_test)] if validation else []
         stop = [EarlyStop(plan.trainer, validation)] if plan.trainer.stop_metric else []
         trainer = _fit(run, method, data, [*watching, *tests, *stop, checkpoints], metrics, checkpoint)
-        for told in (rollouts, moves):
-            cost |= told.summary() if told else {}
+        cost |= {name: value for told in (rollouts, moves) if told for name, value in told.summary().items()}
     if stop and stop[0].reason:
         run, cost = replace(run, max_steps=stop[0].step), cost | stop[0].summary()
     run = shared.gathered(run, method)
