@@ -47,7 +47,7 @@ options   = $(call option,$(1)_OUT,out) $(call how,$(1))
 hh: install ## the text experiment: sft, reward model, scores, every method over betas and seeds, report (under an hour)
 	$(BIN)/python -m experiments.hh --data '$(HH_FILE)' --model '$(HH_MODEL)' $(call option,HH_ALGOS,algos) $(call options,HH)
 
-hh-135m: install ## the same with SmolLM2-135M-Instruct from the package index (98 MB), adapters in bfloat16: a night on two cores
+hh-135m: install ## the same with SmolLM2-135M-Instruct from the package index (98 MB), by adapters: a night on two cores
 	$(BIN)/python -m experiments.hh --data '$(HH_FILE)' --model smollm2 --out '$(or $(HH_OUT),outputs/hh_135m)' $(call option,HH_ALGOS,algos) $(call how,HH)
 
 bfcl: install ## function calling over several turns, on a shortened BFCL: warm start, methods, ablations, two reports (an hour)
