@@ -74,13 +74,17 @@ def lengths(args: argparse.Namespace) -> np.ndarray:
     return np.clip(np.exp(drawn), 10, 512).astype(int)
 
 
+def model_of(shape: str) -> Any:
+    """Return a model of a shape with random weights, always the same."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=2048)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
 def build(args: argparse.Namespace) -> tuple[Any, list[np.ndarray]]:
     """Return a model made from its config, and prompts of random tokens."""
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[args.model], tie_word_embeddings=True, max_position_embeddings=2048)
-    model = AutoModelForCausalLM.from_config(config).eval().to(args.device)
-    rng = np.random.default_rng(1)
-    return model, [rng.integers(0, config.vocab_size, n) for n in lengths(args)]
+    model, rng = model_of(args.model).to(args.device), np.random.default_rng(1)
+    return model, [rng.integers(0, model.config.vocab_size, n) for n in lengths(args)]
 
 
 def by_generate(model: Any, prompts: list[np.ndarray], new: int, batch: int, **options: Any) -> list[list[int]]:

@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt, Le, Len
 
 from shiqrun.errors import InputError
 from shiqrun.estimates.bisection import Split
+from shiqrun.estimates.prompt_values import DECODING
 from shiqrun.rewards.reward import Reward
 
 
@@ -56,4 +57,10 @@ class PivotalSettings:
         """Return the header of a cache: files with an equal header hold the same searches."""
         names = ("rollouts", "gap", "bisect", "again", "between", "max_new_tokens", "seed")
         own = {name: getattr(self, name) for name in names}
-        return {"reference": reference, "reward": reward.fingerprint(), **own, "between": list(self.between)}
+        return {
+            "reference": reference,
+            "reward": reward.fingerprint(),
+            **own,
+            "between": list(self.between),
+            "decoding": DECODING,
+        }

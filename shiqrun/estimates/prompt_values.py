@@ -27,6 +27,9 @@ from shiqrun.util import ranks
 
 STREAM = 2
 """The stream of random numbers for prompt values; evaluation and training use others."""
+DECODING = 2
+"""Number of the way in which completions are computed; where it changes, rounding may change a token, so that caches
+made with another number are not continued. 2: completions of a prompt share what they have in common."""
 SAMPLES_AT_ONCE = 4096
 """Completions between two writes to disk: the most that a kill loses."""
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -58,6 +61,7 @@ class ValueSettings:
             "samples": self.samples,
             "max_new_tokens": self.max_new_tokens,
             "seed": self.seed,
+            "decoding": DECODING,
         }
 
 

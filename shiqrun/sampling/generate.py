@@ -24,11 +24,11 @@ from shiqrun.sampling.decode import (
     DecodedTokens,
     Sampling,
     decode,
-    decode_refusal,
     spanned_attention_in,
     temperature_on,
 )
 from shiqrun.sampling.inverse_cdf import draw
+from shiqrun.sampling.refusals import decode_refusal, share_refusal
 
 log = logging.getLogger("shiqrun")
 
@@ -117,7 +117,7 @@ def sample_completions(
     temperatures = _temperatures(temperature, len(prompts))
     found: list[Completion | None] = [None] * len(prompts)
     whole = [np.ascontiguousarray(prompt, np.int64) for prompt in prompts]
-    order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i].tobytes()))
+    order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i].tobytes(), temperatures[i]))
     with _sampling_mode(policy) as model, spanned_attention_in(model):
         batch = _loop_for(model, pad) if order else None
         starts = range(0, len(order), batch_size)
@@ -152,7 +152,7 @@ def _loop_for(model: Any, pad: int) -> Any:
     """Return `decode` where it supports the model, else a loop by `generate` of transformers, with a warning."""
     reason = decode_refusal(model)
     if reason is None:
-        return partial(decode, model, head_of(model).for_decoding())
+        return partial(decode, model, head_of(model).for_decoding(), can_share=lambda: share_refusal(model) is None)
     _warn_once(type(model).__name__, reason)
     return partial(_generate, model, pad)
 

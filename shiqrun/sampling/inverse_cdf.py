@@ -34,31 +34,49 @@ class DrawnTokens(NamedTuple):
 
 
 def draw(
-    logits: Tensor, uniforms: Tensor, *, temperature: float | Tensor, top_p: float, describe: bool = False
+    logits: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: float | Tensor,
+    top_p: float,
+    describe: bool = False,
+    rows: Tensor | None = None,
 ) -> DrawnTokens:
-    """Sample one token for each row by inverting its CDF at the row's uniform number.
+    """Sample one token for each uniform number by inverting a row's CDF at the number.
 
     Args:
         logits: `[R, V]`, overwritten.
-        uniforms: `[R]` in [0, 1), float64.
+        uniforms: `[n]` in [0, 1), float64.
         temperature: of the softmax, for all rows or `[R]`; 0 takes the most likely token, the lowest id of several.
         top_p: tokens are sampled from the smallest set with at least this probability.
         describe: also return `policy_logp`, which costs one more exponential unless temperature and top_p are 1.
+        rows: `[n]` int64, the row of logits of each number; None where each row has one number.
     """
     several = isinstance(temperature, Tensor)
     greedy = temperature == 0  # bool, or [R]
     best = logits.argmax(-1) if (bool(greedy.any()) if isinstance(greedy, Tensor) else greedy) else None
     if best is not None and not several:
-        drawn = DrawnTokens(best, torch.zeros(len(logits), device=logits.device))
-        return _with_policy_logp(drawn, _subtract_largest(logits)) if describe else drawn
+        drawn = DrawnTokens(_of(best, rows), torch.zeros(len(uniforms), device=logits.device))
+        return _with_policy_logp(drawn, _subtract_largest(logits), rows) if describe else drawn
     centred, itself = _subtract_largest(logits), not several and temperature == 1 and top_p == 1
     weights = _weights(centred, temperature, in_place=itself or not describe)
-    drawn = _by_weight(weights, uniforms) if top_p == 1 else _in_nucleus(weights, uniforms, top_p)
+    drawn = _by_weight(weights, uniforms, rows) if top_p == 1 else _in_nucleus(weights, uniforms, top_p, rows)
     if best is not None and isinstance(greedy, Tensor):
-        drawn = DrawnTokens(torch.where(greedy, best, drawn.tokens), drawn.logp.masked_fill(greedy, 0))
+        certain = _of(greedy, rows)
+        drawn = DrawnTokens(torch.where(certain, _of(best, rows), drawn.tokens), drawn.logp.masked_fill(certain, 0))
     if not describe:
         return drawn
-    return drawn._replace(policy_logp=drawn.logp) if itself else _with_policy_logp(drawn, centred)
+    return drawn._replace(policy_logp=drawn.logp) if itself else _with_policy_logp(drawn, centred, rows)
+
+
+def _of(values: Tensor, rows: Tensor | None) -> Tensor:
+    """Return the values of the rows that numbers belong to, `[n, ...]`."""
+    return values if rows is None else values[rows]
+
+
+def _at(values: Tensor, ids: Tensor, rows: Tensor | None) -> Tensor:
+    """Return the values `[R, V]` of each number's row at some tokens, `[n, K]`."""
+    return values.gather(1, ids) if rows is None else values[rows[:, None], ids]
 
 
 def _subtract_largest(logits: Tensor) -> Tensor:
@@ -75,24 +93,24 @@ def _weights(centred: Tensor, temperature: float | Tensor, *, in_place: bool) ->
     return (centred.div_(temperature) if in_place else centred / temperature).exp_()
 
 
-def _with_policy_logp(drawn: DrawnTokens, centred: Tensor) -> DrawnTokens:
+def _with_policy_logp(drawn: DrawnTokens, centred: Tensor, rows: Tensor | None) -> DrawnTokens:
     """Return the tokens with their log-probabilities under the softmax of logits `[R, V]`, which are overwritten."""
-    picked = centred.gather(1, drawn.tokens[:, None]).double()
-    total = _block_sums(centred.exp_()).sum(-1, keepdim=True)
+    picked = _at(centred, drawn.tokens[:, None], rows).double()
+    total = _of(_block_sums(centred.exp_()).sum(-1, keepdim=True), rows)
     return drawn._replace(policy_logp=(picked - total.log()).squeeze(1).float())
 
 
-def _by_weight(weights: Tensor, uniforms: Tensor) -> DrawnTokens:
-    """Sample a token of each row by weights `[R, V]`, which need not sum to 1."""
-    sums = _block_sums(weights)
+def _by_weight(weights: Tensor, uniforms: Tensor, rows: Tensor | None) -> DrawnTokens:
+    """Sample a token for each number by weights `[R, V]`, which need not sum to 1."""
+    sums = _of(_block_sums(weights), rows)
     running = sums.cumsum(-1)
     total = running[:, -1:]
     point = _below(uniforms[:, None] * total, total)
     block = _first_above(running, point)
     rest = point - (running - sums).gather(1, block)
-    ids = block * BLOCK + torch.arange(BLOCK, device=weights.device)  # [R, BLOCK]
+    ids = block * BLOCK + torch.arange(BLOCK, device=weights.device)  # [n, BLOCK]
     last = weights.shape[1] - 1
-    inside = weights.gather(1, ids.clamp(max=last)).masked_fill(ids > last, 0).double()
+    inside = _at(weights, ids.clamp(max=last), rows).masked_fill(ids > last, 0).double()
     running = inside.cumsum(-1)
     at = _first_above(running, _below(rest, running[:, -1:]))
     return _drawn_tokens(ids.gather(1, at), inside.gather(1, at), total)
@@ -105,7 +123,7 @@ def _block_sums(weights: Tensor) -> Tensor:
     return sums if whole == weights.shape[1] else torch.cat([sums, weights[:, whole:].sum(-1, True).double()], 1)
 
 
-def _in_nucleus(weights: Tensor, uniforms: Tensor, top_p: float) -> DrawnTokens:
+def _in_nucleus(weights: Tensor, uniforms: Tensor, top_p: float, rows: Tensor | None) -> DrawnTokens:
     """Sample a token from the smallest set with at least `top_p` of the weight, by inverting the CDF over token ids."""
     enough = top_p * _block_sums(weights).sum(-1, keepdim=True)
     size = min(NUCLEUS, weights.shape[1])
@@ -117,7 +135,7 @@ def _in_nucleus(weights: Tensor, uniforms: Tensor, top_p: float) -> DrawnTokens:
         size = min(8 * size, weights.shape[1])
     kept = top.double().masked_fill(above - top.double() >= enough, 0)
     ids, order = ids.sort(-1)
-    kept = kept.gather(1, order)
+    kept, ids = _of(kept.gather(1, order), rows), _of(ids, rows)
     running = kept.cumsum(-1)
     total = running[:, -1:]
     at = _first_above(running, _below(uniforms[:, None] * total, total))

@@ -136,12 +136,16 @@ def spanned_attention(
     attention_mask: Tensor | None,
     *,
     spans: Spans | None = None,
+    shared: Any = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention output `[R, 1, heads, d]` of "sdpa", without reading padding that all rows of a span share.
 
-    It has the signature of an attention function of `transformers`; without spans it is "sdpa".
+    It has the signature of an attention function of `transformers`; without spans it is "sdpa". With a `SharedCache`
+    each row attends to its prompt, which the cache holds, and to the keys given here.
     """
+    if shared is not None:
+        return shared.attend(query, key, value, options), None
     if spans is None or attention_mask is None or options.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     out = []

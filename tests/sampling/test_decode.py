@@ -25,9 +25,11 @@ from shiqrun.models.attention import reads_packed, use_packed_attention
 from shiqrun.models.head import head_of
 from shiqrun.models.policy import Policy
 from shiqrun.sampling import generate
-from shiqrun.sampling.decode import DecodingRows, Sampling, decode, decode_refusal, spanned_attention_in
+from shiqrun.sampling.decode import Sampling, decode, spanned_attention_in
+from shiqrun.sampling.decoding_rows import DecodingRows
 from shiqrun.sampling.generate import sample_completions
 from shiqrun.sampling.kv_cache import SLACK, SPANNED, spans_of
+from shiqrun.sampling.refusals import decode_refusal
 from shiqrun.types import Trajectories
 from tests.support.helpers import llama, model
 
@@ -218,6 +220,13 @@ def test_a_model_that_takes_no_part_of_the_padding_or_the_cache_into_account_is_
     assert without("past_key_values") is not None
 
 
+@pytest.fixture
+def a_row_each(monkeypatch):
+    """Samples share no rows; `test_shared_rows` has those that do."""
+    monkeypatch.setattr("shiqrun.sampling.generate.share_refusal", lambda model: "asked for by a test")
+
+
+@pytest.mark.usefixtures("a_row_each")
 def test_equal_prompts_are_read_once():
     causal_lm = llama()
     prompts = [PROMPTS[1]] * 4 + [PROMPTS[3]] * 2
@@ -228,6 +237,7 @@ def test_equal_prompts_are_read_once():
     assert {rows for rows, width in shapes if width == 1} == {2, 6}  # 2 of the two rows that `decode_refusal` reads
 
 
+@pytest.mark.usefixtures("a_row_each")
 def test_rows_that_have_ended_leave_the_batch():
     causal_lm = llama()
     rows = [PROMPTS[3]] * 64
@@ -255,7 +265,7 @@ def test_keys_and_values_stay_where_they_are():
 def test_prompts_are_read_in_portions_of_so_many_tokens(monkeypatch):
     causal_lm = llama()
     expected = tokens(sampled(Policy(causal_lm).eval(), batch_size=8))
-    monkeypatch.setattr("shiqrun.sampling.decode.PROMPT_TOKENS", {"cpu": 24, "cuda": 24})
+    monkeypatch.setattr("shiqrun.sampling.decoding_rows.PROMPT_TOKENS", {"cpu": 24, "cuda": 24})
     shapes = reads(causal_lm)
     assert tokens(sampled(Policy(causal_lm).eval(), batch_size=8)) == expected
     portions = [shape for shape in shapes[4:] if shape[1] > 1]

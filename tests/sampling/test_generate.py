@@ -8,8 +8,8 @@ import torch
 from transformers import GenerationConfig, GPT2Config
 
 from shiqrun.models.policy import Policy, prepare
-from shiqrun.sampling.decode import decode_refusal
 from shiqrun.sampling.generate import InverseCdf, sample_completions
+from shiqrun.sampling.refusals import decode_refusal
 from tests.support.helpers import llama, model, settings
 
 VOCABULARY = 48

@@ -13,8 +13,8 @@ import torch
 from transformers import MambaConfig
 
 from shiqrun.models.policy import Policy
-from shiqrun.sampling.decode import decode_refusal
 from shiqrun.sampling.generate import sample_completions
+from shiqrun.sampling.refusals import decode_refusal
 from shiqrun.types import Trajectories
 from tests.support.helpers import llama, model
 
