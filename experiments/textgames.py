@@ -122,8 +122,8 @@ class Study:
     def played(self, run: Path, split: str) -> tuple[Settings, Path]:
         """Return the words of `shiqrun` that let a run's policy play games of a split, and their directory."""
         count, first = self.val_games if split == "val" else self.test_games, FIRST_SEED[split]
-        sizes = "data.params=" + json.dumps(SIZES).replace('"', "")
-        words = ["eval", f"run={run}", "data=textworld_express", f"data.games=[{','.join(SIZES)}]", sizes]
+        sizes = [f"data.params.{kind}.{key}={value}" for kind, size in SIZES.items() for key, value in size.items()]
+        words = ["eval", f"run={run}", "data=textworld_express", f"data.games=[{','.join(SIZES)}]", *sizes]
         words += [f"data.train_seeds=[{','.join(map(str, range(first, first + count)))}]", "eval.split=train"]
         words += ["data.show_valid_actions=false", f"data.max_steps={MAX_STEPS}", "eval.batch_size=512"]
         return [*words, f"eval.max_prompts={count * len(SIZES)}", f"run_dir={run / split}"], run / split
