@@ -46,7 +46,7 @@ SUMMED: dict[str, Settings] = {
 """Methods that read the sum of a trajectory's rewards alone: both files are the same to them."""
 FIRST = ("shiq, step", "shiq, final", "shiq_tk, step", "shiq_tk, final", "copg", "dro group_mean", "dro none")
 """The arms that answer the question most directly; they are run first."""
-RATES, BETAS = "5e-4,2e-3", "0.03,0.1,0.3"
+RATES, BETAS = "5e-4,2e-3", "0.1,0.5"
 LOGGED = {"gold": 1, "half": 1, "random": 1}
 """Trajectories of a logged game, by player."""
 SIZES: dict[str, dict[str, int]] = {
@@ -86,6 +86,8 @@ class Study:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.out: Path = options.out
+        self.only_reference: int | None = int(options.seeds.split(",")[0]) if options.one_reference else None
+        self.sizes = {kind: SIZES[kind] for kind in options.kinds}
         self.steps, self.sft_steps = options.steps, options.sft_steps
         self.games, self.val_games, self.test_games = options.games, options.val_games, options.test_games
         self.logger = options.logger
@@ -102,6 +104,7 @@ class Study:
 
     def reference(self, seed: int) -> tuple[Settings, Path]:
         """Return the words of `shiqrun` that make a seed's reference, and its run directory."""
+        seed = seed if self.only_reference is None else self.only_reference
         folder = self.out / f"reference_{seed}"
         words = ["train", "experiment=textgames_small_sft", f"data.path={self.logged('reference')}", f"seed={seed}"]
         return [*words, f"trainer.max_steps={self.sft_steps}", f"logger={self.logger}", f"run_dir={folder}"], folder
@@ -122,18 +125,20 @@ class Study:
     def played(self, run: Path, split: str) -> tuple[Settings, Path]:
         """Return the words of `shiqrun` that let a run's policy play games of a split, and their directory."""
         count, first = self.val_games if split == "val" else self.test_games, FIRST_SEED[split]
-        sizes = [f"data.params.{kind}.{key}={value}" for kind, size in SIZES.items() for key, value in size.items()]
-        words = ["eval", f"run={run}", "data=textworld_express", f"data.games=[{','.join(SIZES)}]", *sizes]
+        sizes = [
+            f"data.params.{kind}.{key}={value}" for kind, size in self.sizes.items() for key, value in size.items()
+        ]
+        words = ["eval", f"run={run}", "data=textworld_express", f"data.games=[{','.join(self.sizes)}]", *sizes]
         words += [f"data.train_seeds=[{','.join(map(str, range(first, first + count)))}]", "eval.split=train"]
         words += ["data.show_valid_actions=false", f"data.max_steps={MAX_STEPS}", "eval.batch_size=512"]
-        return [*words, f"eval.max_prompts={count * len(SIZES)}", f"run_dir={run / split}"], run / split
+        return [*words, f"eval.max_prompts={count * len(self.sizes)}", f"run_dir={run / split}"], run / split
 
     def record(self) -> None:
         """Write the files of logged play that are missing; `step` and `final` hold the same play."""
         own = {"step": (0, "step"), "final": (0, "final"), "reference": (self.games, "step")}
         for name, (first, rewards) in own.items():
             if not self.logged(name).is_file():
-                write_play(self.logged(name), [*range(first, first + self.games)], rewards)
+                write_play(self.logged(name), [*range(first, first + self.games)], self.sizes, rewards)
 
     def chosen(self, arm: str, seed: int) -> Setting:
         """Return the setting whose run with a seed has the largest mean return in validation games."""
@@ -145,15 +150,17 @@ class Study:
         return max(self.grid(arm), key=mean_return)
 
 
-def write_play(path: Path, seeds: list[int], rewards: Literal["step", "final"]) -> None:
+def write_play(
+    path: Path, seeds: list[int], sizes: dict[str, dict[str, int]], rewards: Literal["step", "final"]
+) -> None:
     """Write logged play of the training games of some seeds as rows of `data=jsonl`.
 
     Raises:
         InputError: the games or Java are not installed, or a game could not be played.
     """
     source = TextWorldExpress(
-        games=[*SIZES],
-        params=SIZES,
+        games=[*sizes],
+        params=sizes,
         train_seeds=seeds,
         eval_seeds=1,
         split="val",
@@ -165,7 +172,7 @@ def write_play(path: Path, seeds: list[int], rewards: Literal["step", "final"]) 
         **LOGGED,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with waiting(f"playing {len(seeds) * len(SIZES)} games, {path.name}"), atomic_writer(path) as file:
+    with waiting(f"playing {len(seeds) * len(sizes)} games, {path.name}"), atomic_writer(path) as file:
         for e in source.load("train"):
             row = {"prompt": e.messages, "completions": e.completions, "rewards": e.rewards, "prompt_id": e.prompt_id}
             file.write(json.dumps(row) + "\n")
@@ -203,10 +210,10 @@ def run_all(chains: Sequence[list[tuple[Settings, Path]]], jobs: int) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def reference(study: Study, seed: int) -> list[tuple[Settings, Path]]:
-    """Return the commands that make a seed's reference, and play the test games by it."""
-    command = study.reference(seed)
-    return [command, study.played(command[1], "test")]
+def references(study: Study, seeds: Sequence[int]) -> list[list[tuple[Settings, Path]]]:
+    """Return the commands that make the references of some seeds, and play the test games by them."""
+    made = {folder: words for words, folder in map(study.reference, seeds)}
+    return [[(words, folder), study.played(folder, "test")] for folder, words in made.items()]
 
 
 def trained_and_played(study: Study, arm: str, setting: Setting, seed: int, split: str) -> list[tuple[Settings, Path]]:
@@ -222,7 +229,7 @@ def trials(study: Study, arms: Sequence[str], seed: int) -> list[list[tuple[Sett
 
 def run_arms(study: Study, arms: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
     """Run some arms: every setting with the first seed, and the chosen one with all of them."""
-    run_all([reference(study, seed) for seed in seeds], jobs)
+    run_all(references(study, seeds), jobs)
     run_all(trials(study, arms, seeds[0]), jobs)
     chosen = {arm: study.chosen(arm, seeds[0]) for arm in arms}
     run_all([trained_and_played(study, arm, chosen[arm], seed, "test") for arm in arms for seed in seeds], jobs)
@@ -245,19 +252,23 @@ def results(study: Study, arms: Sequence[str], seeds: Sequence[int]) -> dict[str
 def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     """Parse the options of the study."""
     parser = study_parser(__doc__, out="outputs/textgames", betas=BETAS)
+    parser.add_argument("--kinds", default=",".join(SIZES), help=f"kinds of games (default: {','.join(SIZES)})")
+    parser.add_argument("--one-reference", action="store_true", help="all seeds start from the reference of the first")
     parser.add_argument("--rates", default=RATES, help=f"values of trainer.learning_rate (default: {RATES})")
     parser.add_argument("--arms", help=f"separated by semicolons (default: all: {'; '.join(all_arms())})")
     parser.add_argument("--games", type=int, default=300, help="logged games of each kind (default: 300)")
-    parser.add_argument("--val-games", type=int, default=40, help="validation games of each kind (default: 40)")
-    parser.add_argument("--test-games", type=int, default=60, help="test games of each kind (default: 60)")
-    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of a method (default: 60)")
-    parser.add_argument("--sft-steps", type=int, default=240, help="optimiser steps of a reference (default: 240)")
+    parser.add_argument("--val-games", type=int, default=60, help="validation games of each kind (default: 60)")
+    parser.add_argument("--test-games", type=int, default=100, help="test games of each kind (default: 100)")
+    parser.add_argument("--steps", type=int, default=50, help="optimiser steps of a method (default: 50)")
+    parser.add_argument("--sft-steps", type=int, default=500, help="optimiser steps of a reference (default: 500)")
     options = parser.parse_args(words)
     if 2 * options.games > FIRST_SEED["val"] or options.val_games > FIRST_SEED["test"] - FIRST_SEED["val"]:
         parser.error("--games is at most 300, --val-games at most 100: others have their seeds")
     options.arms = [name.strip() for name in options.arms.split(";")] if options.arms else all_arms()
-    if unknown := [name for name in options.arms if name not in all_arms()]:
-        parser.error(f"--arms {'; '.join(unknown)}: not among {'; '.join(all_arms())}")
+    options.kinds = options.kinds.split(",")
+    for option, given, known in (("arms", options.arms, all_arms()), ("kinds", options.kinds, [*SIZES])):
+        if unknown := [name for name in given if name not in known]:
+            parser.error(f"--{option} {'; '.join(unknown)}: not among {'; '.join(known)}")
     return options
 
 
@@ -266,7 +277,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parsed(words)
     study, seeds = Study(options), [int(seed) for seed in options.seeds.split(",")]
     if options.dry_run:
-        chains = [reference(study, seed) for seed in seeds] + trials(study, options.arms, seeds[0])
+        chains = references(study, seeds) + trials(study, options.arms, seeds[0])
         for command, _ in itertools.chain(*chains):
             print(f"shiqrun {shlex.join(command)}")
         return

@@ -24,7 +24,8 @@ played = pytest.mark.skipif(
 
 def study(out, **changed):
     options = {"rates": "1e-3,2e-3", "betas": "0.1,1", "logger": "none", "steps": 2, "sft_steps": 2}
-    sizes = {"games": 2, "val_games": 2, "test_games": 3}
+    options |= {"seeds": "1,2", "one_reference": False}
+    sizes = {"games": 2, "val_games": 2, "test_games": 3, "kinds": ["simonsays", "twc"]}
     return Study(Namespace(out=out, **(options | sizes | changed)))
 
 
@@ -53,6 +54,14 @@ def test_every_arm_has_its_own_file_of_rewards_and_directory(tmp_path):
         name = arm.partition(", ")[2] or "final"
         assert f"data.path={tmp_path}/logged/{name}.jsonl" in words
         assert f"algo={arm.partition(', ')[0].split()[0]}" in words
+
+
+def test_seeds_may_share_a_reference(tmp_path):
+    each, one = study(tmp_path), study(tmp_path, one_reference=True)
+    assert [each.reference(seed)[1].name for seed in (1, 2)] == ["reference_1", "reference_2"]
+    assert one.reference(2) == each.reference(1)
+    setting = Setting("1e-3", "0.1")
+    assert f"model.path={tmp_path}/reference_1/policy" in one.trained("copg", setting, 2)[0]
 
 
 def row(game, rewards, log_ratio=None):
