@@ -17,13 +17,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from experiments.steps import OFFLINE, study_parser
 from experiments.textgames_figures import Arm, draw, read_episodes, tables
 from shiqrun.cli import main as shiqrun
 from shiqrun.console import console, waiting
-from shiqrun.data.textworld_express import TextWorldExpress
+from shiqrun.data.textworld_express import Kind, TextWorldExpress
+from shiqrun.environments.text_games.environment import Rewards
 from shiqrun.errors import InputError
 from shiqrun.util.atomic import atomic_writer
 
@@ -49,7 +50,8 @@ FIRST = ("shiq, step", "shiq, final", "shiq_tk, step", "shiq_tk, final", "copg",
 RATES, BETAS = "5e-4,2e-3", "0.1,0.5"
 LOGGED = {"gold": 1, "half": 1, "random": 1}
 """Trajectories of a logged game, by player."""
-SIZES: dict[str, dict[str, int]] = {
+Sizes = dict[Kind, dict[str, int]]
+SIZES: Sizes = {
     "simonsays": {},
     "twc": {"numLocations": 1, "numItemsToPutAway": 2, "includeDoors": 0, "limitInventorySize": 0},
 }
@@ -135,7 +137,11 @@ class Study:
 
     def record(self) -> None:
         """Write the files of logged play that are missing; `step` and `final` hold the same play."""
-        own = {"step": (0, "step"), "final": (0, "final"), "reference": (self.games, "step")}
+        own: dict[str, tuple[int, Rewards]] = {
+            "step": (0, "step"),
+            "final": (0, "final"),
+            "reference": (self.games, "step"),
+        }
         for name, (first, rewards) in own.items():
             if not self.logged(name).is_file():
                 write_play(self.logged(name), [*range(first, first + self.games)], self.sizes, rewards)
@@ -150,9 +156,7 @@ class Study:
         return max(self.grid(arm), key=mean_return)
 
 
-def write_play(
-    path: Path, seeds: list[int], sizes: dict[str, dict[str, int]], rewards: Literal["step", "final"]
-) -> None:
+def write_play(path: Path, seeds: list[int], sizes: Sizes, rewards: Rewards) -> None:
     """Write logged play of the training games of some seeds as rows of `data=jsonl`.
 
     Raises:
@@ -160,7 +164,7 @@ def write_play(
     """
     source = TextWorldExpress(
         games=[*sizes],
-        params=sizes,
+        params={str(kind): size for kind, size in sizes.items()},
         train_seeds=seeds,
         eval_seeds=1,
         split="val",

@@ -159,7 +159,7 @@ class AnswerSettings(SamplingSettings):
 
     Attributes:
         policy: model, or the name of a scripted policy of the data set's environment (data=bfcl has ground_truth,
-            data=textworld_express gold and random), which checks everything but the model.
+            data=textworld_express and data=scienceworld gold and random), which checks everything but the model.
         split: split whose prompts are answered.
         beta: weight of the KL in the regularised return, reward units per nat; None for the run's.
         batch_tokens: tokens of one forward pass when log-probabilities are computed.

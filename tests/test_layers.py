@@ -121,8 +121,20 @@ GENERAL = ("sampling", "evaluation", "estimates", "rollout", "training", "comman
 
 @pytest.mark.parametrize("name", [name for name in FILES if part(name) in GENERAL])
 def test_only_data_sets_know_an_environment_and_nobody_asks_which_data_set_it_is(name):
-    particular = {"data.bfcl", "data.textworld_express", "data.treasure", "data.treasure_optimum", "data.programs"}
-    worlds = ("environments.bfcl", "environments.textworld_express")
+    particular = {
+        "data.bfcl",
+        "data.text_games",
+        "data.textworld_express",
+        "data.treasure",
+        "data.treasure_optimum",
+        "data.programs",
+    }
+    worlds = (
+        "environments.bfcl",
+        "environments.scienceworld",
+        "environments.text_games",
+        "environments.textworld_express",
+    )
     known = {other for other in own_imports(name) if other in particular or other.startswith(worlds)}
     assert not known, f"{name} imports {sorted(known)}: let `data.source.Source` say what it wants to know"
 

@@ -13,12 +13,10 @@ from shiqrun.cli import main
 from shiqrun.config.compose import compose
 from shiqrun.config.validate import build
 from shiqrun.environments.environment import OUT_OF_RESOURCES
-from shiqrun.environments.textworld_express.environment import GameEpisode
+from shiqrun.environments.text_games.environment import GameEpisode
 from tests.support.command_line import metrics, summary
 
-HERE = bool(
-    importlib.util.find_spec("textworld_express") and importlib.util.find_spec("textworld_express.textworld_express")
-)
+HERE = importlib.util.find_spec("textworld_express") is not None
 played = pytest.mark.skipif(not HERE, reason="needs the extra `games`: pip install 'shiqrun[games]'")
 pytestmark = pytest.mark.usefixtures("at_home")
 

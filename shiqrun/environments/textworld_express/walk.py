@@ -5,9 +5,10 @@ is done to things is the same each time: those actions are kept, and a fixed wal
 where it can be done.
 """
 
+from abc import abstractmethod
 from collections.abc import Collection
 
-from shiqrun.environments.textworld_express.states import Game
+from shiqrun.environments.text_games.states import Game
 
 WANDERING = ("coin", "twc")
 """The games whose own solution walks at random."""
@@ -18,7 +19,15 @@ LONGEST_WALK = 400
 """Actions after which a fixed walk is given up; the largest games have 11 rooms."""
 
 
-def solution(name: str, game: Game) -> list[str]:
+class SolvedGame(Game):
+    """A solved game says itself what solves it."""
+
+    @abstractmethod
+    def own_solution(self) -> list[str]:
+        """Begin the game anew and return the actions that it says solve it; walks in it may be drawn at random."""
+
+
+def solution(name: str, game: SolvedGame) -> list[str]:
     """Return the actions that solve a game of this name, freshly begun."""
     own = game.own_solution()
     if name not in WANDERING:

