@@ -40,6 +40,8 @@ OPEN = {
     "experiment=hh_small_reward": "model.path=DIR",
     "experiment=hh_small_sft": "model.path=DIR",
     "experiment=bfcl_small": "model.path=DIR",
+    "experiment=textgames_small": "data.path=FILE model.path=DIR",
+    "experiment=textgames_small_sft": "data.path=FILE",
     "experiment=paper_bfcl": "model.path=DIR",
     "experiment=paper_hh": "data.path=FILE model.path=DIR eval.reward.path=DIR",
     "experiment=spo_offline": "model.path=DIR",

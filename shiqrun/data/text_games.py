@@ -83,7 +83,9 @@ class TextGames(Source):
         with GameServer(self.maker, self.rules.step_seconds) as server:
             for name in self._names(split, server):
                 try:
-                    opening = self.rules.opening(GameSession(server, name))
+                    session = GameSession(server, name)
+                    opening = self.rules.opening(session)
+                    session.close()
                 except GameStopped as stopped:  # said again, and counted, when it is played
                     opening = [{"role": "user", "content": f"The game {name} cannot be begun: {stopped}."}]
                 yield Example(opening, [], None, prompt_id=str(name), answer=name.facts(), source=self._place(name))

@@ -20,10 +20,7 @@ from shiqrun.environments.confined import OUT_OF_MEMORY, serve
 from shiqrun.environments.text_games.java import find_java
 from shiqrun.environments.text_games.states import Game
 
-MEMORY = 2 << 30
-"""Most address space of Java, bytes; it reserves more than it uses."""
 JAVA_OPTIONS = (
-    "-Xmx512m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",  # a game's start counts more than its top speed
     "-XX:CompressedClassSpaceSize=32m",
@@ -104,10 +101,12 @@ class Player(ABC):
     Attributes:
         java: the process that holds the games.
         java_options: of Java, beside those that all games have.
+        memory: most address space of Java, bytes; it reserves more than it uses.
     """
 
     java: JavaProcess
-    java_options: Sequence[str] = ()
+    java_options: Sequence[str] = ("-Xmx512m",)
+    memory = 2 << 30
 
     def __init__(self) -> None:
         self.games: dict[str, Game] = {}
@@ -135,6 +134,9 @@ class Player(ABC):
     @abstractmethod
     def solve(self, request: Mapping[str, Any]) -> list[str]:
         """Return the actions that solve the game that a request names."""
+
+    def close(self, game: Game) -> None:  # noqa: B027 - a hook that not every maker needs
+        """Forget what belongs to a game that is over."""
 
     def load(self) -> None:
         """Start Java."""
@@ -168,9 +170,9 @@ class Player(ABC):
             case "step":
                 return self.games[request["session"]].step(request["action"]).facts()
             case _:
-                del self.games[request["session"]]
+                self.close(self.games.pop(request["session"]))
                 return {}
 
     def serve(self) -> None:
         """Answer the requests of standard input until it ends, in a process with limits."""
-        serve(self.answer, load=self.load, memory=MEMORY)
+        serve(self.answer, load=self.load, memory=self.memory)

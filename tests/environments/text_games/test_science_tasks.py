@@ -1,12 +1,14 @@
 """Real tasks of ScienceWorld: their solutions, what is the same in every process, and tasks that are lost or hang."""
 
+import sys
+
 import numpy as np
 import pytest
 
 pytest.importorskip("scienceworld", reason="needs the extra `games`: pip install 'shiqrun[games]'")
 
 from shiqrun.environments.environment import OUT_OF_RESOURCES
-from shiqrun.environments.scienceworld import MAKER
+from shiqrun.environments.scienceworld import MAKER, worker
 from shiqrun.environments.text_games.environment import GameEpisode, GameRules
 from shiqrun.environments.text_games.harness import GameName, GameServer, GameSession
 from shiqrun.environments.text_games.java import find_java
@@ -75,6 +77,26 @@ def test_valid_actions_are_the_same_in_another_process_and_with_other_tasks_open
             seen += [state for state in [next(one, None)] if state]
     with GameServer(MAKER, 60.0) as other:
         assert together == [list(walk(other, name)) for name in names]
+
+
+@pytest.mark.slow
+def test_more_tasks_than_java_holds_are_played_as_they_are_alone(server, monkeypatch):
+    monkeypatch.setattr(worker, "MOST_WORLDS", 2)
+    monkeypatch.setattr(sys, "argv", ["worker", "60"])
+    player = worker.SciencePlayer()
+    player.load()
+    try:
+        names = [GameName("lifespan-longest-lived", variation, "train", EASY) for variation in (1, 2, 3)]
+        scripts = [server.solution(name)[:4] for name in names]
+        games = [player.begin(name.facts()) for name in names]
+        together = [[game.step(script[n]) for game, script in zip(games, scripts, strict=True)] for n in range(4)]
+        assert sum(game._world is not None for game in games) == 2
+    finally:
+        player.java.process.kill()
+    for place, (name, script) in enumerate(zip(names, scripts, strict=True)):
+        session = GameSession(server, name)
+        assert [state[place] for state in together] == [session.step(action) for action in script]
+        session.close()
 
 
 def test_to_focus_on_the_wrong_thing_loses_the_task_at_once(server):
