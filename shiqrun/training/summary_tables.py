@@ -43,6 +43,10 @@ def print_plan_table(run: Run) -> None:
         table.add_row("dropped", f"{n:,} {why}")
     if run.plan.algo.reward_offset != "none":
         table.add_row("reward offset", f"{run.plan.algo.reward_offset}: {run.offset:.4g} on average")
+    if every := run.plan.algo.reference_every:
+        decay = run.plan.algo.reference_decay
+        how = f"moves, keeping {decay:g} of its weights," if decay else "becomes the policy"
+        table.add_row("reference", f"{how} every {every:,} steps")
     size = run.plan.trainer.batch_size
     logged = run.plan.shares.get("logged", 0)
     epochs = run.max_steps / train.steps_per_epoch(logged) if logged else 0.0

@@ -153,6 +153,14 @@ def test_an_adapter_moves_in_a_copy_and_the_base_is_the_first_reference(home):
     assert all("lora" in name for name in checkpoint(home / "adapter")["callbacks"][WEIGHTS]["weights"])
 
 
+def test_a_dry_run_says_how_often_the_reference_moves(home, capsys):
+    for decay, told in (("0", "becomes the policy every 3 steps"), ("0.4", "moves, keeping 0.4 of its weights, every")):
+        words = ("algo.reference_every=3", f"algo.reference_decay={decay}", "trainer.max_steps=4", "dry_run=true")
+        assert train("algo=copg", *words, "run_dir=dry") == 0
+        assert told in " ".join(capsys.readouterr().out.split())
+    assert not (home / "dry").exists()
+
+
 def test_a_run_whose_reference_stays_keeps_nothing_of_it(home):
     assert train("algo=copg", "trainer.max_steps=2", "eval.every=1", "run_dir=stays") == 0
     assert WEIGHTS not in checkpoint(home / "stays")["callbacks"]
