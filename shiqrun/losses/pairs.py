@@ -97,7 +97,7 @@ def group_soft_means(x: Tensor, batch: Trajectories, temperature: float) -> Tens
     _, place = torch.unique(batch.group, return_inverse=True)
     lowest = torch.full_like(x, torch.finfo(x.dtype).min)
     top = lowest.scatter_reduce(0, place, x.where(acts, lowest), "amax")[place]
-    powers = ((x - top) / temperature).masked_fill(~acts, 0).exp()
+    powers = ((x - top) / temperature).exp()
     return (top + temperature * group_means(powers, batch).log()).masked_fill(~acts, 0)
 
 
