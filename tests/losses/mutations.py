@@ -51,7 +51,14 @@ SHARED = "shared"
 OWN = {"spo": "soft_policy", "spo_nonterminal": "soft_policy", "spo_advantage": "soft_policy", "ppo": "policy_gradient"}
 """Test files that hold a loss's naive loops, where naive.py does not; they are run first."""
 LEFT_OUT = ("detach", "masked_fill")
-LOGGED = ("metrics", "_metrics", "preference_metrics", "update_metrics", "values", "_sum_with_q_metrics")
+LOGGED = (
+    "metrics",
+    "_metrics",
+    "preference_metrics",
+    "update_metrics",
+    "_share_without_contrast",
+    "_sum_with_q_metrics",
+)
 """Names whose values are logged; the loss does not depend on them."""
 
 
@@ -156,6 +163,7 @@ def functions_of(name: str) -> list[FunctionType]:
     while new:
         called = {n.id for f in new for n in ast.walk(body_of(f)) if isinstance(n, ast.Name)} - {*LOGGED}
         own = [f for n, f in vars(sys.modules[loss.__module__]).items() if n in called and inspect.isfunction(f)]
+        own = [inspect.unwrap(f) for f in own]  # the code of a decorated function is its decorator's
         new = [f for f in own if f.__module__ == loss.__module__ and f not in found]
         found += new
     return found
