@@ -54,7 +54,7 @@ def draw(
     """
     several = isinstance(temperature, Tensor)
     greedy = temperature == 0  # bool, or [R]
-    best = logits.argmax(-1) if (bool(greedy.any()) if isinstance(greedy, Tensor) else greedy) else None
+    best = _most_likely(logits) if (bool(greedy.any()) if isinstance(greedy, Tensor) else greedy) else None
     if best is not None and not several:
         drawn = DrawnTokens(_of(best, rows), torch.zeros(len(uniforms), device=logits.device))
         return _with_policy_logp(drawn, _subtract_largest(logits), rows) if describe else drawn
@@ -67,6 +67,22 @@ def draw(
     if not describe:
         return drawn
     return drawn._replace(policy_logp=drawn.logp) if itself else _with_policy_logp(drawn, centred, rows)
+
+
+def _most_likely(logits: Tensor) -> Tensor:
+    """Return the most likely token of each row, `[R]`, the lowest id of several, faster than `argmax` on a CPU."""
+    blocks = logits.shape[1] // BLOCK
+    if blocks < 2:
+        return logits.argmax(-1)
+    largest = logits[:, : blocks * BLOCK].unflatten(1, (-1, BLOCK)).amax(-1)  # [R, blocks]
+    block = largest.argmax(-1, keepdim=True)
+    ids = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+    best = ids.gather(1, logits.gather(1, ids).argmax(-1, keepdim=True)).squeeze(1)
+    rest = logits[:, blocks * BLOCK :]
+    if not rest.shape[1]:
+        return best
+    more = rest.amax(-1) > largest.gather(1, block).squeeze(1)
+    return torch.where(more, blocks * BLOCK + rest.argmax(-1), best)
 
 
 def _of(values: Tensor, rows: Tensor | None) -> Tensor:

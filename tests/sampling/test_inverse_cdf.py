@@ -115,6 +115,32 @@ def test_at_temperature_zero_the_lowest_of_the_most_likely_tokens_is_taken():
     assert found.logp.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("size", [5, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 1, 5 * BLOCK + 40])
+def test_the_most_likely_token_is_that_of_argmax_wherever_it_and_its_equals_are(size):
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randint(4, (200, size), generator=generator).float()  # few values, so that many are equal
+    logits[:100] = torch.randn(100, size, generator=generator)
+    logits[torch.arange(100), torch.randint(size, (100,), generator=generator)] = 9
+    expected = logits.argmax(-1)
+    drawn = draw(logits.clone(), torch.zeros(200, dtype=torch.float64), temperature=0.0, top_p=1.0)
+    assert drawn.tokens.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 1.0), (0.5, 1.0), (0.7, 0.6), (MIXED, 0.8)])
+def test_numbers_that_share_a_row_draw_as_from_rows_of_their_own(temperature, top_p):
+    generator = torch.Generator().manual_seed(0)
+    logits, row = torch.randn(5, 3 * BLOCK + 7, generator=generator) * 3, torch.tensor([0, 0, 1, 3, 3, 3, 4, 2])
+    uniforms = torch.rand(len(row), generator=generator, dtype=torch.float64)
+    own = each = temperature
+    if isinstance(temperature, torch.Tensor):
+        own = temperature[:5]
+        each = own[row]
+    asked = {"top_p": top_p, "describe": True}
+    shared = draw(logits.clone(), uniforms, temperature=own, rows=row, **asked)
+    alone = draw(logits[row], uniforms, temperature=each, **asked)
+    assert all(torch.equal(a, b) for a, b in zip(shared, alone, strict=True))
+
+
 def test_large_logits_and_small_temperatures_overflow_nowhere():
     tokens, logp = drawn(torch.tensor([3e38, -3e38, 1.0, 3e38]), [0.2, 0.7], temperature=0.01)
     assert tokens.tolist() == [0, 3]
