@@ -5,6 +5,8 @@
 with the scale and the soft-cap that the model's config describes and `transformers` applies.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +74,26 @@ def head_of(model: Any) -> Head:
     scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
     cap = next((float(cap) for name in CAPS if (cap := getattr(config, name, None))), None)
     return Head(linear.weight, getattr(linear, "bias", None), scale, cap)
+
+
+@contextlib.contextmanager
+def decoding_head_in(model: Any) -> Iterator[None]:
+    """Let a model's own forward pass compute float32 logits inside the context, with its head cast once.
+
+    It is `give_float32_logits` for weights that do not change, where every pass predicts few tokens.
+    """
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        yield
+        return
+    own = layer.__dict__.get("forward")
+    layer.__dict__["forward"] = Head(layer.weight, layer.bias, 1.0, None).for_decoding().logits
+    try:
+        yield
+    finally:
+        del layer.__dict__["forward"]
+        if own is not None:
+            layer.__dict__["forward"] = own
 
 
 def give_float32_logits(model: Any) -> RemovableHandle:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
 from shiqrun.console import track
-from shiqrun.models.head import give_float32_logits, head_of
+from shiqrun.models.head import decoding_head_in, head_of
 from shiqrun.models.policy import Policy
 from shiqrun.sampling.decode import (
     DecodedTokens,
@@ -177,7 +177,7 @@ def _generate(
         top_p=sampling.top_p,
         describe=sampling.describe,
     )
-    with give_float32_logits(model):
+    with decoding_head_in(model):
         out = model.generate(
             input_ids=torch.from_numpy(ids).to(model.device),
             attention_mask=torch.from_numpy(mask).to(model.device),

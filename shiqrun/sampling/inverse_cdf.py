@@ -77,7 +77,7 @@ def _most_likely(logits: Tensor) -> Tensor:
     largest = logits[:, : blocks * BLOCK].unflatten(1, (-1, BLOCK)).amax(-1)  # [R, blocks]
     block = largest.argmax(-1, keepdim=True)
     ids = block * BLOCK + torch.arange(BLOCK, device=logits.device)
-    best = ids.gather(1, logits.gather(1, ids).argmax(-1, keepdim=True)).squeeze(1)
+    best: Tensor = ids.gather(1, logits.gather(1, ids).argmax(-1, keepdim=True)).squeeze(1)
     rest = logits[:, blocks * BLOCK :]
     if not rest.shape[1]:
         return best

@@ -5,8 +5,10 @@ own generation settings. Expected completions come from a loop that reads the wh
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, GPT2Config
 
+from shiqrun.models.head import give_float32_logits
 from shiqrun.models.policy import Policy, prepare
 from shiqrun.sampling.generate import InverseCdf, sample_completions
 from shiqrun.sampling.refusals import decode_refusal
@@ -16,6 +18,7 @@ VOCABULARY = 48
 PROMPTS = [np.random.default_rng(7).integers(0, VOCABULARY, n) for n in (5, 1, 9, 3, 9, 12, 2, 6)]
 KEYS = [[0, 1, n] for n in range(len(PROMPTS))]
 STOP = (5, 7, 11)
+PLAIN = {"pad": 0, "max_new_tokens": 10, "temperature": 1.0, "top_p": 1.0}
 MODES = [(0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (1.0, 0.9), (0.7, 0.5)]
 
 
@@ -237,3 +240,37 @@ def test_every_step_reads_one_token_and_none_is_taken_once_every_row_has_ended(m
     found = sampled(Policy(causal_lm), PROMPTS[:3], KEYS[:3], max_new_tokens=40, stop=range(1, VOCABULARY, 2))
     assert all(ended for _, ended in found)
     assert widths == [max(len(p) for p in PROMPTS[:3]), *[1] * (max(len(tokens) for tokens, _ in found) - 1)]
+
+
+class WideCasts(TorchDispatchMode):
+    """Counts casts of tensors of a size."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].shape == self.shape:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["rows of their own", "shared rows", "generate"])
+def test_a_head_of_16_bits_is_cast_once_and_its_samples_have_the_scores_log_probabilities(way, monkeypatch):
+    causal_lm = llama().to(torch.bfloat16)
+    give_float32_logits(causal_lm)  # as `build_model` does
+    if way == "generate":
+        monkeypatch.setattr("shiqrun.sampling.generate.decode_refusal", lambda model: "asked for by a test")
+    prompts = PROMPTS[:3] if way != "shared rows" else [PROMPTS[0]] * 6
+    with WideCasts(causal_lm.lm_head.weight.shape) as casts:
+        found = sample_completions(
+            Policy(causal_lm).eval(), prompts, [[n] for n in range(len(prompts))], **PLAIN, stop=[], batch_size=8
+        )
+    assert casts.count == 1
+    assert "forward" not in vars(causal_lm.lm_head)
+    for prompt, completion in zip(prompts, found, strict=True):
+        ids = torch.from_numpy(np.concatenate([prompt, completion.tokens]))[None]
+        with torch.no_grad():
+            logp = causal_lm(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = logp.gather(1, ids[0, len(prompt) :, None])[:, 0]
+        np.testing.assert_allclose(completion.logp, expected.numpy(), rtol=0, atol=0.1)  # bfloat16 body
