@@ -30,7 +30,10 @@ PROGRAMS = ("data=programs", "reward=programs", "model=hf")
 COMMANDS = {
     "values, 32 of each": ("values", "values.max_new_tokens=12", "values.batch_size=2560"),
     "values, 800 of each": ("values", "values.max_new_tokens=12", "values.batch_size=2560", "values.samples=800"),
-    "pivotal": ("pivotal", "pivotal.max_new_tokens=12", "pivotal.batch_size=2560"),
+    "pivotal": (
+        "pivotal",
+        *("pivotal.max_new_tokens=12", "pivotal.batch_size=2560", "pivotal.between=[0,1]", "pivotal.only=all"),
+    ),
 }
 LONG = "512 tokens, then 8"
 SAME = 0.99

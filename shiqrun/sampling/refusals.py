@@ -73,13 +73,15 @@ def _share_refusal(model: PreTrainedModel) -> str | None:
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return "it takes no positions"
     size = model.config.get_text_config().vocab_size
-    texts = [np.array(x) % size for x in ([0, 1, 2, 3, 4], [0, 1, 2, 0, 4], [3, 0, 4])]
+    stem, steps = [0, 1, 2, 3], [[4, 4], [0, 4], [4, 1], [0, 4]]
+    prompts = [np.array(x) % size for x in ([*stem, 1], [*stem, 2], [3])]  # the first two share what they begin with
+    texts = [np.array([*prompts[p], *more]) % size for p, more in zip((0, 0, 1, 2), steps, strict=True)]
 
     def read() -> Tensor:
-        rows = SharedRows(model, [texts[0][:3], texts[2][:1]], [2, 1], size)
-        for column in (3, 4):
-            tokens = torch.from_numpy(np.array([texts[0][column], texts[1][column], texts[2][column - 2]]))
-            rows.advance(tokens.to(model.device), torch.zeros(3, dtype=torch.bool, device=model.device))
+        rows = SharedRows(model, prompts, [2, 1, 1], size)
+        for step in (0, 1):
+            tokens = torch.tensor([more[step] % size for more in steps], device=model.device)
+            rows.advance(tokens, torch.zeros_like(tokens, dtype=torch.bool))
         return rows.hidden[rows.row]
 
     return _difference(model, texts, read)

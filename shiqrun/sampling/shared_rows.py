@@ -1,18 +1,18 @@
 """Shared rows decode many completions of few prompts: whatever two completions have in common is computed once.
 
-A prompt is read once, also where it begins another one, and its keys and values are kept once. Completions that have
+A prompt is read once (`shared_prompts`), and its keys and values are kept once (`shared_cache`). Completions that have
 sampled the same tokens so far are one row of the model's batch until their tokens differ.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shiqrun.sampling.decoding_rows import ENDED, Advanced, Reader, prompt_tokens
-from shiqrun.sampling.shared_cache import SharedCache
+from shiqrun.sampling.decoding_rows import ENDED, Advanced, Reader
+from shiqrun.sampling.shared_prompts import read_once
 
 
 class SharedRows:
@@ -34,7 +34,7 @@ class SharedRows:
     ) -> None:
         self.reader, self.vocabulary = Reader(model), vocabulary
         device = model.device
-        self.cache, self.hidden = _read_once(self.reader, prompts)
+        self.cache, self.hidden = read_once(self.reader, prompts)
         self.cache.set_rows([1] * len(prompts))
         self.lengths, self.steps = torch.tensor([len(p) for p in prompts], device=device), 0
         self.prompt = torch.arange(len(prompts), device=device)  # of each row
@@ -66,46 +66,3 @@ class SharedRows:
         given = {"input_ids": tokens[:, None], "attention_mask": None, "position_ids": positions}
         self.hidden = self.reader.run(**given, past_key_values=self.cache, shared=self.cache)[:, -1]
         self.steps += 1
-
-
-def _read_once(reader: Reader, prompts: Sequence[np.ndarray]) -> tuple[SharedCache, Tensor]:
-    """Read prompts that begin no other one; return the cache of all, and the hidden states of their ends `[P, D]`."""
-    home = homes(prompts)
-    lengths, last = [len(p) for p in prompts], list[Tensor]()
-    numbers: list[int] = []
-    cache: SharedCache | None = None
-    for some in _portions(prompts, home, prompt_tokens(reader.device)):
-        read, hidden = reader.read_prompts([prompts[n] for n in some])
-        cache = cache or SharedCache(lengths, read)
-        place = {n: row for row, n in enumerate(some)}
-        here = [n for n in range(len(prompts)) if home[n] in place]
-        rows = torch.tensor([place[home[n]] for n in here], device=reader.device)
-        starts = torch.tensor([hidden.shape[1] - lengths[home[n]] for n in here], device=reader.device)
-        cache.write(here, read, rows, starts)
-        ends = starts + torch.tensor([lengths[n] - 1 for n in here], device=reader.device)
-        last.append(hidden[rows, ends])
-        numbers += here
-    assert cache is not None
-    return cache, torch.cat(last)[torch.tensor(np.argsort(numbers), device=reader.device)]
-
-
-def homes(prompts: Sequence[np.ndarray]) -> list[int]:
-    """Return for each prompt the number of one that begins with it and begins no other: itself, or a longer one."""
-    texts = [p.tobytes() for p in prompts]
-    order = sorted(range(len(texts)), key=lambda n: texts[n])
-    home = list(range(len(texts)))
-    for one, following in zip(order[-2::-1], order[:0:-1], strict=True):
-        if texts[following].startswith(texts[one]):
-            home[one] = home[following]
-    return home
-
-
-def _portions(prompts: Sequence[np.ndarray], home: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Yield the numbers of prompts to read in one forward pass each, at most so many padded tokens or one prompt."""
-    some: list[int] = []
-    for n in sorted(set(home)):
-        if some and (len(some) + 1) * len(prompts[some[0]]) > tokens:
-            yield some
-            some = []
-        some.append(n)
-    yield some

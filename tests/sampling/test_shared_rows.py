@@ -21,7 +21,7 @@ from shiqrun.sampling.decode import spanned_attention_in
 from shiqrun.sampling.generate import sample_completions
 from shiqrun.sampling.refusals import share_refusal
 from shiqrun.sampling.shared_attention import RAGGED, attend, attend_by_products, calls_of
-from shiqrun.sampling.shared_rows import homes
+from shiqrun.sampling.shared_prompts import COMMON, families, homes
 from tests.support.helpers import llama, model
 
 VOCABULARY = 48
@@ -30,9 +30,11 @@ STOP = (5, 7, 11)
 RNG = np.random.default_rng(0)
 LONG = RNG.integers(0, VOCABULARY, 40)
 DIFFERENT = [LONG, LONG[:9], LONG[:30], *(RNG.integers(0, VOCABULARY, n) for n in (12, 1, 9, 33))]
-COPIES = (5, 1, 3, 16, 2, 7, 1)
+FAMILY = [np.concatenate([DIFFERENT[6], RNG.integers(0, VOCABULARY, n)]) for n in (1, 7, 4)]
+DIFFERENT += [*FAMILY, FAMILY[1][:36], DIFFERENT[6][:20]]
+COPIES = (5, 1, 3, 16, 2, 7, 1, 4, 2, 1, 3, 2)
 PROMPTS = [p for p, n in zip(DIFFERENT, COPIES, strict=True) for _ in range(n)]
-"""Prompts of several lengths with 1 to 16 copies each; two begin another one."""
+"""Prompts of several lengths with 1 to 16 copies each; five begin another one, and three of these begin alike."""
 SIZES = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -157,8 +159,8 @@ def test_prompts_are_read_once_also_where_they_begin_another():
     causal_lm = llama()
     shapes = reads(causal_lm)
     sampled(Policy(causal_lm).eval(), max_new_tokens=1)
-    started = [shape for shape in shapes if shape[1] > 5]  # those before are trials of the model
-    assert sum(rows for rows, _ in started) == len(DIFFERENT) - 2
+    alone = [len(LONG), 12, 1, 9]  # padded to the longest, with the beginning of the family
+    assert shapes[-2:] == [(len(alone) + 1, len(LONG)), (3, 7)]
 
 
 def test_equal_beginnings_are_one_row():
@@ -226,6 +228,20 @@ def test_every_row_stands_in_one_call_beside_its_prompt():
             assert back.tolist() == rows.tolist()
             seen += rows.tolist()
         assert seen == list(range(sum(counts)))
+
+
+def test_every_prompt_is_in_one_family_and_begins_a_member():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        prompts = [rng.integers(0, 2, rng.integers(1, 9)) for _ in range(20)]
+        found = families(prompts)
+        assert sorted(n for f in found for n, _ in f.prompts) == list(range(20))
+        for f in found:
+            stems = {tuple(prompts[m][: f.stem]) for m in f.members}
+            assert len(stems) == 1
+            assert all(f.stem >= COMMON * len(prompts[m]) for m in f.members)
+            assert all(m in f.members and (prompts[m][: len(prompts[n])] == prompts[n]).all() for n, m in f.prompts)
+    assert max(len(f.members) for f in found) > 1
 
 
 def test_the_home_of_a_prompt_begins_with_it_and_begins_no_other():
