@@ -128,8 +128,8 @@ def sample_completions(
             with torch.autocast(model.device.type, dtype=policy.autocast, enabled=policy.autocast is not None):
                 sampling = Sampling(stop, max_new_tokens, _one_or_all(temperatures[rows]), top_p, describe)
                 decoded = batch([whole[i] for i in rows], numbers, sampling)
-            for row, i in enumerate(rows):
-                found[i] = _completion(decoded, row, stop)
+            for i, completion in zip(rows, _completions(decoded, stop), strict=True):
+                found[i] = completion
     return [c for c in found if c is not None]
 
 
@@ -207,10 +207,11 @@ def _sampling_mode(policy: Policy) -> Iterator[Any]:
         model.generation_config = own
 
 
-def _completion(decoded: DecodedTokens, row: int, stop: Sequence[int]) -> Completion:
-    """Return the completion of a row, up to and including its first stop token."""
-    tokens = decoded.tokens[row]
-    ends = np.flatnonzero(np.isin(tokens, list(stop)))
-    length = ends[0] + 1 if len(ends) else len(tokens)
-    policy_logp = None if decoded.policy_logp is None else decoded.policy_logp[row, :length]
-    return Completion(tokens[:length], bool(len(ends)), decoded.logp[row, :length], policy_logp)
+def _completions(decoded: DecodedTokens, stop: Sequence[int]) -> Iterator[Completion]:
+    """Yield the completion of each row, up to and including its first stop token."""
+    stops = np.isin(decoded.tokens, list(stop))
+    ended = stops.any(1)
+    lengths = np.where(ended, stops.argmax(1) + 1, stops.shape[1])
+    for row, (length, whole) in enumerate(zip(lengths.tolist(), ended.tolist(), strict=True)):
+        policy_logp = None if decoded.policy_logp is None else decoded.policy_logp[row, :length]
+        yield Completion(decoded.tokens[row, :length], whole, decoded.logp[row, :length], policy_logp)
