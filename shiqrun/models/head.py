@@ -16,6 +16,10 @@ from torch.utils.hooks import RemovableHandle
 HALF = (torch.bfloat16, torch.float16)
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma 2 and on; RecurrentGemma; xLSTM
 MULTIPLY_BY_SCALING = ("hyperclovax",)  # model types that multiply by `logits_scaling`; Granite and MiniCPM3 divide
+MANY_ROWS = 64
+"""Rows from which on it pays to rearrange a head for decoding."""
+ARRANGED = (1 << 20, 1 << 26)
+"""Least and most numbers of a head that is rearranged: a small one gains nothing, the copy of a large one is large."""
 
 
 class Head(NamedTuple):
@@ -54,11 +58,23 @@ class Head(NamedTuple):
         halves = self.weight.is_cuda and self.weight.dtype in HALF
         return halves and hasattr(torch.ops.aten.mm, "dtype")  # torch 2.8 and later
 
-    def for_decoding(self) -> "Head":
-        """Return the head with the weights that `logits` multiplies by, so that no step of decoding casts them anew."""
+    def for_decoding(self, rows: int = 1) -> "Head":
+        """Return the head with the weights that `logits` multiplies by, so that no step of decoding casts them anew.
+
+        For many rows a CPU multiplies faster by a copy that lies in memory as `[D, V]`, 33 to 29 ms for 128 rows and
+        32,000 tokens: its library rearranges the weights in every product.
+
+        Args:
+            rows: of hidden states in a step.
+        """
         if self._multiplies_halves():
             return self
-        return self._replace(weight=self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)))
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        size = self.weight.numel()
+        if self.weight.device.type != "cpu" or rows < MANY_ROWS or not ARRANGED[0] <= size <= ARRANGED[1]:
+            return self._replace(weight=self.weight.to(dtype))
+        arranged = torch.empty_like(self.weight.t(), dtype=dtype, memory_format=torch.contiguous_format)
+        return self._replace(weight=arranged.copy_(self.weight.detach().t()).t())
 
 
 def head_of(model: Any) -> Head:

@@ -119,7 +119,7 @@ def sample_completions(
     whole = [np.ascontiguousarray(prompt, np.int64) for prompt in prompts]
     order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i].tobytes(), temperatures[i]))
     with _sampling_mode(policy) as model, spanned_attention_in(model):
-        batch = _loop_for(model, pad) if order else None
+        batch = _loop_for(model, pad, min(batch_size, len(order))) if order else None
         starts = range(0, len(order), batch_size)
         for start in track(starts, f"{description}, batches") if description else starts:
             assert batch is not None
@@ -148,11 +148,11 @@ def _one_or_all(temperatures: np.ndarray) -> float | np.ndarray:
     return float(temperatures[0]) if (temperatures == temperatures[0]).all() else temperatures
 
 
-def _loop_for(model: Any, pad: int) -> Any:
+def _loop_for(model: Any, pad: int, rows: int) -> Any:
     """Return `decode` where it supports the model, else a loop by `generate` of transformers, with a warning."""
     reason = decode_refusal(model)
     if reason is None:
-        return partial(decode, model, head_of(model).for_decoding(), can_share=lambda: share_refusal(model) is None)
+        return partial(decode, model, head_of(model).for_decoding(rows), can_share=lambda: share_refusal(model) is None)
     _warn_once(type(model).__name__, reason)
     return partial(_generate, model, pad)
 
@@ -209,9 +209,9 @@ def _sampling_mode(policy: Policy) -> Iterator[Any]:
 
 def _completions(decoded: DecodedTokens, stop: Sequence[int]) -> Iterator[Completion]:
     """Yield the completion of each row, up to and including its first stop token."""
-    stops = np.isin(decoded.tokens, list(stop))
-    ended = stops.any(1)
+    stops: np.ndarray = np.isin(decoded.tokens, list(stop))
+    ended: np.ndarray = stops.any(axis=1)
     lengths = np.where(ended, stops.argmax(1) + 1, stops.shape[1])
-    for row, (length, whole) in enumerate(zip(lengths.tolist(), ended.tolist(), strict=True)):
+    for row, length in enumerate(lengths.tolist()):
         policy_logp = None if decoded.policy_logp is None else decoded.policy_logp[row, :length]
-        yield Completion(decoded.tokens[row, :length], whole, decoded.logp[row, :length], policy_logp)
+        yield Completion(decoded.tokens[row, :length], bool(ended[row]), decoded.logp[row, :length], policy_logp)

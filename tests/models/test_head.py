@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoConfig
 
-from shiqrun.models.head import head_of
+from shiqrun.models.head import MANY_ROWS, Head, head_of
 from shiqrun.models.scoring import score_further
 from tests.support.helpers import model
 
@@ -92,3 +92,15 @@ def test_logits_are_float32_under_autocast():
     assert found.dtype == torch.float32
     assert_close(found, head.logits(hidden))
     assert head_of(own.bfloat16()).logits(hidden.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_head_for_decoding_many_rows_has_the_same_logits(dtype):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(MANY_ROWS, 256, generator=generator).to(dtype)
+    for size, arranged in ((4096, True), (100, False)):
+        head = Head(torch.randn(size, 256, generator=generator).to(dtype), None, 0.5, 3.0)
+        found = head.for_decoding(MANY_ROWS)
+        assert_close(found.logits(hidden), head.logits(hidden), rtol=0, atol=1e-4 if dtype != torch.float64 else 1e-12)
+        assert (found.weight.stride() == (1, size)) == arranged
+        assert head.for_decoding().weight.stride() == (256, 1)
