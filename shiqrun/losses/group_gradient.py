@@ -130,8 +130,7 @@ def group_advantages(batch: Trajectories, proximal: ActionScores, reference: Act
     It is exactly 0 for a trajectory without actions and for one that is alone with its prompt.
     """
     level = regularised_returns(batch, proximal, reference, beta)
-    apart = (group_sizes(batch) > 1) & batch.action_mask.any(-1)
-    return (level - group_means(level, batch)).masked_fill(~apart, 0)
+    return (level - group_means(level, batch)).masked_fill(~batch.action_mask.any(-1), 0)
 
 
 def _deviations(centred: Tensor, batch: Trajectories) -> Tensor:
