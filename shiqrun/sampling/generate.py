@@ -210,7 +210,7 @@ def _sampling_mode(policy: Policy) -> Iterator[Any]:
 def _completions(decoded: DecodedTokens, stop: Sequence[int]) -> Iterator[Completion]:
     """Yield the completion of each row, up to and including its first stop token."""
     stops: np.ndarray = np.isin(decoded.tokens, list(stop))
-    ended: np.ndarray = stops.any(axis=1)
+    ended = np.asarray(stops.any(axis=1))
     lengths = np.where(ended, stops.argmax(1) + 1, stops.shape[1])
     for row, length in enumerate(lengths.tolist()):
         policy_logp = None if decoded.policy_logp is None else decoded.policy_logp[row, :length]
