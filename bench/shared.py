@@ -111,7 +111,9 @@ def in_a_process(args: argparse.Namespace, case: str, apart: bool) -> dict[str, 
     )
     if out.returncode:
         raise SystemExit(f"{case}: exit status {out.returncode}")
-    return json.loads(out.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+    print(case, "apart" if apart else "shared", {k: v for k, v in found.items() if k != "drawn"}, file=sys.stderr)
+    return found
 
 
 def equal_share(one: list[Any], other: list[Any]) -> float:
