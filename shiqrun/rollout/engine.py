@@ -39,5 +39,9 @@ class Engine(Protocol):
         """Return counts of trajectories, seconds, and the number and bytes of weight transfers, by name."""
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """Return numbers for the logs on the samples and on the weight transfers since the last call, by name."""
+        ...
+
     def close(self) -> None:
         """End the processes and close the files that the engine has opened."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.store.queue import Buffer
 from shiqrun.rollout.trajectory import SampledTrajectory
+from shiqrun.rollout.transfers import Transfers
 from shiqrun.rollout.worker import RolloutWorker
 
 
@@ -28,7 +29,7 @@ class LocalEngine:
     ) -> None:
         self.worker, self.buffer = worker, buffer
         self.every, self.max_staleness, self.max_steps = every, max_staleness, max_steps
-        self.transfers = self.bytes = 0
+        self.transfers = Transfers()
         self.seconds = {"storing": 0.0}
         group = worker.settings.samples_per_prompt
         self.portion = max(1, worker.settings.batch_size // group) * group
@@ -38,21 +39,25 @@ class LocalEngine:
         oldest = None if self.max_staleness is None else step - 1 - self.max_staleness
         while (found := self.buffer.lease(step, n, oldest=oldest)) is None:
             left = min(self.every - (step - 1) % self.every, self.max_steps - step + 1)
-            made = self.worker.sample(min(self.portion, n * left - self.buffer.waiting))
+            made = self._sample(min(self.portion, n * left - self.buffer.waiting), step)
             began = time.perf_counter()
             self.buffer.put(made)
             self.seconds["storing"] += time.perf_counter() - began
         return found
+
+    def _sample(self, n: int, step: int) -> list[SampledTrajectory]:
+        """Sample and score n trajectories, because an optimiser step lacks some."""
+        return self.worker.sample(n)
 
     def acknowledge(self, step: int) -> None:
         """Note that an optimiser step is finished and has trained on its trajectories."""
         self.buffer.acknowledge(step)
 
     def publish(self, version: int, weights: Weights) -> None:
-        """Copy new policy weights into the worker."""
-        self.worker.load(version, weights)
-        self.transfers += 1
-        self.bytes += sum(value.nbytes for value in weights.values())
+        """Have the worker load new policy weights."""
+        began = time.perf_counter()
+        size, seconds = self.worker.load(version, weights), time.perf_counter() - began
+        self.transfers.add(size, seconds)
 
     def trained_trajectories(self) -> Iterator[tuple[int, SampledTrajectory]]:
         """Yield (step, trajectory) for every trajectory that was trained on so far."""
@@ -64,9 +69,12 @@ class LocalEngine:
         return {
             **self.buffer.counts(),
             **{f"seconds/{name}": value for name, value in seconds.items()},
-            "weight_transfers": self.transfers,
-            "weight_bytes": self.bytes,
+            **self.transfers.totals(),
         }
+
+    def metrics(self) -> dict[str, float]:
+        """Return the size and the time of the weight transfers since the last call."""
+        return self.transfers.metrics()
 
     def close(self) -> None:
         """Close the buffer of trajectories."""

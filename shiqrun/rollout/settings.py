@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Len
+from annotated_types import Ge, Gt, Le, Len, MinLen
 
 OfflineSource = Literal["logged", "replay", "annotated", "further"]
 """Sources of trajectories not sampled for this step: the data set, this run's earlier rollouts, the data set's rows
@@ -47,6 +47,11 @@ class RolloutSettings:
     replay_size: Annotated[int, Gt(0)]
     path: str | None
     reward_timeout: Annotated[float, Gt(0)]
+
+    @property
+    def tolerated_gap(self) -> float | None:
+        """Return the nats a token by which samples may differ from the policy; None for what rounding explains."""
+        return None
 
     def shares(self, batch_size: int) -> dict[str, int]:
         """Return the number of trajectories of an optimiser step by source, for the sources with a weight.
@@ -105,3 +110,45 @@ class RayRollouts(RolloutSettings):
     actor_cpus: Annotated[float, Ge(0)]
     actor_gpus: Annotated[float, Ge(0), Le(1)]
     reward_gpus: Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmRollouts(RolloutSettings):
+    """vLLM rollouts are settings of sampling by a vLLM server over HTTP (`conf/rollout/vllm.yaml`).
+
+    Attributes:
+        base_url: of the server.
+        model: its name there; None for the one that the server lists.
+        key_env: environment variable with the server's key; nothing is sent where it is not set.
+        command: starts the server, with {model} and {port} filled in; None where it is started by others.
+        start_timeout: seconds until the server must answer.
+        timeout: seconds that an answer may take, and that a server that has died may take to come back.
+        num_concurrent: requests that are on their way at the same time.
+        weights_dir: directory through which weights travel, which this process and the server both see; None for one
+            in the run directory.
+        weight_dtype: of the weights that travel; None for the policy's own.
+        max_gap: nats a token by which the server's log-probabilities may differ from the policy's on average.
+    """
+
+    engine: ClassVar[str] = "vllm"
+
+    base_url: Annotated[str, MinLen(1)]
+    model: str | None
+    key_env: str | None
+    command: str | None
+    start_timeout: Annotated[float, Gt(0)]
+    timeout: Annotated[float, Gt(0)]
+    num_concurrent: Annotated[int, Gt(0)]
+    weights_dir: str | None
+    weight_dtype: Literal["fp32", "bf16"] | None
+    max_gap: Annotated[float, Gt(0)]
+
+    @property
+    def tolerated_gap(self) -> float | None:
+        """Return the largest allowed mean gap, nats a token."""
+        return self.max_gap
+
+    @property
+    def as_it_is(self) -> bool:
+        """Return whether all samples are drawn from the policy's own distribution, at temperature 1 without top-p."""
+        return self.top_p == 1 and set(self.temperature) == {1.0}

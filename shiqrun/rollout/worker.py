@@ -59,13 +59,19 @@ class RolloutWorker:
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # of the prompts, in a pass
         self.seconds = {"sampling": 0.0, "rewards": 0.0}
 
-    def load(self, version: int, weights: Weights) -> None:
-        """Copy these weights into the worker's policy; `version` is the number of optimiser steps that made them."""
+    def load(self, version: int, weights: Weights) -> int:
+        """Copy these weights into the worker's policy, and return their size in bytes.
+
+        Args:
+            version: number of optimiser steps that made them.
+            weights: of the policy.
+        """
         own = dict(self.policy.model.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():
                 own[name].copy_(value)
         self.version = version
+        return sum(value.nbytes for value in weights.values())
 
     def sample(self, n: int) -> list[SampledTrajectory]:
         """Sample and score the next n trajectories, `samples_per_prompt` of each prompt next to each other.
@@ -78,19 +84,7 @@ class RolloutWorker:
         groups = [number // s.samples_per_prompt for number in numbers]
         prompts = [self._prompt(group) for group in groups]
         temperatures = [self._temperature(group) for group in groups]
-        completions = sample_completions(
-            self.policy,
-            [prompt.tokens for prompt in prompts],
-            [[*self._stream, number] for number in numbers],
-            stop=self._stop,
-            pad=self._pad,
-            max_new_tokens=s.max_new_tokens,
-            temperature=temperatures,
-            top_p=s.top_p,
-            batch_size=s.batch_size,
-            describe=True,
-            description="",
-        )
+        completions = self._complete(numbers, prompts, temperatures)
         sampled = time.perf_counter()
         samples = [
             SampledCompletion(prompt, k % s.samples_per_prompt, text_of(c, self.tokenizer), c.tokens, c.ended)
@@ -102,6 +96,24 @@ class RolloutWorker:
         self.seconds["rewards"] += time.perf_counter() - sampled
         made = zip(numbers, groups, scored, completions, temperatures, strict=True)
         return [self._trajectory(*parts) for parts in made]
+
+    def _complete(
+        self, numbers: Sequence[int], prompts: Sequence[Prompt], temperatures: Sequence[float]
+    ) -> list[Completion]:
+        """Sample a completion of each prompt, for the trajectories of these numbers; with `policy_logp`."""
+        return sample_completions(
+            self.policy,
+            [prompt.tokens for prompt in prompts],
+            [[*self._stream, number] for number in numbers],
+            stop=self._stop,
+            pad=self._pad,
+            max_new_tokens=self.settings.max_new_tokens,
+            temperature=temperatures,
+            top_p=self.settings.top_p,
+            batch_size=self.settings.batch_size,
+            describe=True,
+            description="",
+        )
 
     def score(self, samples: Sequence[SampledCompletion]) -> list[SampledCompletion]:
         """Return the completions with their rewards.

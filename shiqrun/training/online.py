@@ -19,7 +19,7 @@ from shiqrun.rollout.engine import Engine
 from shiqrun.rollout.local import LocalEngine
 from shiqrun.rollout.mixing import OnlineData
 from shiqrun.rollout.other_sources import annotated_rows
-from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings
+from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings, VllmRollouts
 from shiqrun.rollout.store.queue import Buffer
 from shiqrun.rollout.worker import RolloutWorker
 from shiqrun.sampling.prompts import Prompt
@@ -70,6 +70,8 @@ def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt],
     plan = run.plan
     assert plan.reward is not None
     directory, device = plan.run_dir / EXPERIENCE, plan.hardware.device()
+    if isinstance(settings, VllmRollouts):
+        return _vllm_engine(run, settings, prompts, after)
     policy = copy_for_sampling(run.policy)
     if isinstance(settings, RayRollouts):
         from shiqrun.rollout.ray.engine import RayEngine
@@ -89,6 +91,28 @@ def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt],
         every=settings.model_update_interval,
         max_staleness=settings.max_staleness,
         max_steps=run.max_steps,
+    )
+
+
+def _vllm_engine(run: Run, settings: VllmRollouts, prompts: Sequence[Prompt], after: int) -> Engine:
+    """Return the engine that samples by a vLLM server; see `build_engine`."""
+    from shiqrun.rollout.vllm.engine import VllmEngine
+
+    plan = run.plan
+    assert plan.reward is not None
+    plan.reward.to(plan.hardware.device())
+    return VllmEngine(
+        run.policy,
+        run.tokenizer,
+        prompts,
+        plan.reward,
+        settings,
+        run_dir=plan.run_dir,
+        buffer=Buffer(plan.run_dir / EXPERIENCE, after=after),
+        seed=plan.seed,
+        max_steps=run.max_steps,
+        model=getattr(plan.choice, "path", None),
+        tokens=plan.trainer.micro_batch_tokens,
     )
 
 
@@ -180,7 +204,8 @@ class Rollouts(Callback):
         self._step = step = trainer.global_step
         self.data.finish_step(step)
         if pl_module.logs_now(step):
-            pl_module.record({f"rollout/{name}": value for name, value in self.data.sampling_metrics().items()})
+            found = self.data.sampling_metrics() | self.engine.metrics()
+            pl_module.record({f"rollout/{name}": value for name, value in found.items()})
         if step % self.every == 0 and step < (trainer.max_steps or 0):
             self._publish(step, trained_weights(pl_module.policy))
 

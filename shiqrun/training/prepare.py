@@ -30,6 +30,7 @@ from shiqrun.training.checks_data import (
     warning_of_levels,
 )
 from shiqrun.training.checks_units import unit_is_mixed
+from shiqrun.training.checks_vllm import server_is_there
 from shiqrun.training.checks_warnings import warnings_of
 from shiqrun.training.load_policy import load_policy
 from shiqrun.training.plan import Plan, Run
@@ -50,6 +51,7 @@ def prepare_run(plan: Plan, *, keeps_rows: bool = True) -> Run:
             method.
     """
     check_settings(plan)
+    raise_if_wrong(server_is_there(plan))
     if plan.algo.reference == "cached":
         _expect_writable(plan.cache_dir)
     quiet_other_ranks()

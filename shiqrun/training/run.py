@@ -148,6 +148,7 @@ def _method(run: Run, reference: Reference | None) -> Method:
         stamp={**run.fingerprints(), "reward_offset": run.offset},
         by_source=source_losses(plan.rollout, plan.loss),
         sources=[*([] if plan.rollout is None else plan.shares), *plan.source.parts],
+        max_gap=plan.rollout.tolerated_gap if plan.rollout is not None else None,
     )
 
 

@@ -24,7 +24,7 @@ def local(directory, *, after=0, every=EVERY, max_staleness=None, steps=STEPS, *
 
 def run(engine, first=1, last=STEPS, every=EVERY, n=N):
     """(trajectories, what was accepted up to then) of each step, with what training does around it."""
-    if engine.transfers == 0:
+    if engine.transfers.number == 0:
         version = (first - 1) // every * every
         engine.publish(version, EACH[version // every % 3])
     found = []
@@ -68,7 +68,7 @@ def test_it_counts_what_it_was_given(tmp_path):
     told = engine.stats()
     assert (told["weight_transfers"], told["weight_bytes"]) == (3, 3 * size)
     assert {name for name in told if name.startswith("seconds/")} == {
-        f"seconds/{n}" for n in ("sampling", "rewards", "storing")
+        f"seconds/{n}" for n in ("sampling", "rewards", "storing", "weights")
     }
     assert told["seconds/sampling"] > 0
 

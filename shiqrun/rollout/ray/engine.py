@@ -19,6 +19,7 @@ from shiqrun.rollout.ray.cluster import connect
 from shiqrun.rollout.ray.sampler import SamplerActor, SamplerSetup, pack_weights
 from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.trajectory import SampledTrajectory
+from shiqrun.rollout.transfers import Transfers
 
 log = logging.getLogger("shiqrun")
 ASK_SECONDS = 1.0
@@ -60,7 +61,7 @@ class RayEngine:
         self._before, self._since = 0, time.monotonic()  # restarts at the last batch; when sampling began
         self._waited = self._since  # since when the next batch, or a warning about it, is due
         size = portion_size(settings, n)
-        self._directory = directory
+        self._directory, self._published = directory, Transfers()
         self._cluster = cluster = connect(settings)
         self._ray = cluster.ray
         try:
@@ -210,8 +211,10 @@ class RayEngine:
 
     def publish(self, version: int, weights: Weights) -> None:
         """Hand out new policy weights, see `Engine.publish`."""
-        self._told = (self._told[0], version, [self._ray.put(pack_weights(weights))])
+        began, packed = time.perf_counter(), pack_weights(weights)
+        self._told = (self._told[0], version, [self._ray.put(packed)])
         self._tell_board()
+        self._published.add(sum(array.nbytes for _, _, array in packed.values()), time.perf_counter() - began)
 
     def _tell_board(self) -> None:
         self._get(self._board.tell.remote(*self._told))
@@ -222,7 +225,10 @@ class RayEngine:
             yield from ((step, _copy_arrays(trajectory)) for step, trajectory in self._get(chunk))
 
     def stats(self) -> dict[str, float]:
-        """Return counts and, over all actors since this session began, seconds, transfers and restarts."""
+        """Return counts and, over all actors since this session began, seconds, transfers and restarts.
+
+        `seconds/weights` is the trainer's, which hands weights out and waits for no actor.
+        """
         counts, told = self._get(self._store.counts.remote())
         self._know(told)
         reports = list(self._reports.values())
@@ -230,8 +236,13 @@ class RayEngine:
             **counts,
             **{f"seconds/{name}": sum(getattr(r, name) for r in reports) for name in SECONDS},
             **{name: sum(getattr(r, field) for r in reports) for name, field in COUNTS.items()},
+            "seconds/weights": self._published.seconds,
             "actor_restarts": self.restarts,
         }
+
+    def metrics(self) -> dict[str, float]:
+        """Return the size of the weights handed out since the last call, and the trainer's time for it."""
+        return self._published.metrics()
 
     def close(self) -> None:
         """End the Ray actors, and the cluster if this engine started it."""

@@ -97,7 +97,9 @@ def returns_before_offset(batch: Trajectories) -> Tensor:
     return total if batch.offset is None else total + batch.offset.masked_fill(~batch.action_mask.any(-1), 0)
 
 
-def check_step_zero(numbers: Mapping[str, tuple[float, float]], autocast: torch.dtype | None) -> None:
+def check_step_zero(
+    numbers: Mapping[str, tuple[float, float]], autocast: torch.dtype | None, max_gap: float | None = None
+) -> None:
     """Check that before the first step the policy equals the reference, and that the sampler equals the policy.
 
     A run that starts otherwise would report the KL of another problem.
@@ -105,11 +107,13 @@ def check_step_zero(numbers: Mapping[str, tuple[float, float]], autocast: torch.
     Args:
         numbers: sums and counts of `batch_metrics`, by name.
         autocast: dtype of the policy's body, None for float32.
+        max_gap: nats a token by which the sampler may differ from the policy; None for what rounding explains.
 
     Raises:
         TrainingError: log-probabilities differ by more than rounding explains.
     """
     mean, most = STEP_ZERO_TOLERANCE[autocast]
+    max_gap = most if max_gap is None else max_gap
     if "logratio_abs" in numbers:
         count = max(numbers["logratio_abs"][1], 1.0)
         found = [abs(numbers[name][0]) / count for name in ("logratio_mean", "logratio_abs")]
@@ -120,7 +124,7 @@ def check_step_zero(numbers: Mapping[str, tuple[float, float]], autocast: torch.
                 "wrong; try algo.reference=frozen, or another cache_dir"
             )
     gap, sampled = numbers.get("acting_gap", (0.0, 0.0))
-    if sampled and not gap / sampled <= most:
+    if sampled and not gap / sampled <= max_gap:
         raise TrainingError(
             f"samples are not of the policy that is scored: their log-probabilities differ by {gap / sampled:.2g} nats "
             "a token before the first step, more than rounding explains"

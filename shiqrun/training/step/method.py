@@ -49,6 +49,7 @@ class Method(LightningModule):
         stamp: kept in every checkpoint: fingerprints of data and model, the reward offset.
         by_source: source -> loss, for sources that `loss` does not train.
         sources: the sources of a run that mixes several, and parts of a mixture of data: the logs tell them apart.
+        max_gap: see `check_step_zero`.
         reads_late: defers the check that losses and gradient norms are finite to logged steps, checkpoints and
             evaluations, so that no other step waits; until then, a step that was not finite and all later ones change
             nothing. None: defer wherever reading means waiting.
@@ -69,6 +70,7 @@ class Method(LightningModule):
         reads_late: bool | None = None,
         by_source: Mapping[str, Loss] | None = None,
         sources: Sequence[str] = (),
+        max_gap: float | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -80,7 +82,7 @@ class Method(LightningModule):
         self.latest: dict[str, float] = {}
         self.seconds, self.num_tokens = 0.0, 0  # of all steps, over all sessions of a resumed run
         self._since, self._tokens = 0.0, 0  # where both stood at the last logged step
-        self.reads_late, self._finite = reads_late, FiniteCheck()
+        self.reads_late, self._finite, self.max_gap = reads_late, FiniteCheck(), max_gap
 
     def configure_optimizers(self) -> Any:
         """Return AdamW over the parameters with a gradient; no scheduler, because each step sets its learning rate."""
@@ -185,7 +187,7 @@ class Method(LightningModule):
                 self._read_pending()
             numbers |= to_numbers(sums) if logged else {}
             if not self.global_step:
-                check_step_zero(numbers, self.policy.autocast)
+                check_step_zero(numbers, self.policy.autocast, self.max_gap)
             rate = self._update(optimizer, (step, update), counted=last)
         self.seconds += time.perf_counter() - began
         if logged:
