@@ -1,4 +1,4 @@
-"""This module has the rules on settings of a run that samples while it trains (`rollout=local` or `ray`).
+"""This module has the rules on settings of a run that samples while it trains (`rollout=local`, `ray`, `vllm`).
 
 See `checks.py`: a rule returns what is wrong and what to set instead, or None.
 """

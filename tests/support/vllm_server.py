@@ -65,6 +65,8 @@ class Served:
         prompt, count = asked["prompt"], asked.get("n", 1)
         if len(prompt) + asked["max_tokens"] > self.room:
             raise Answer(400, f"max_tokens={asked['max_tokens']} and the prompt exceed max_model_len={self.room}")
+        if not 0 <= asked["temperature"] <= 2:
+            raise Answer(400, f"temperature must be in [0, 2], got {asked['temperature']}.")
         policy = self.policy(asked["model"])
         ids = np.array(prompt, np.int64)
         if asked.get("prompt_logprobs") is not None:

@@ -16,8 +16,8 @@ from shiqrun.util.json_http import JsonServer, Refusal, Unreachable
 log = logging.getLogger("shiqrun")
 COMPARED_PROMPTS = 16
 """Prompts whose tokens are compared with the server's."""
-PROBED, PROBE_TEMPERATURE, SAME = 8, 4.0, 1e-3
-"""Tokens sampled to learn what a server's log-probabilities are of, at which temperature, and equal numbers, nats."""
+PROBED, PROBE_TEMPERATURE, SAME = 8, 2.0, 1e-3
+"""Tokens sampled to learn what log-probabilities are of, at vLLM's highest temperature, and equal numbers, nats."""
 UPDATES = {
     False: ("/collective_rpc", "VLLM_SERVER_DEV_MODE=1"),
     True: ("/v1/load_lora_adapter", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"),
