@@ -9,6 +9,8 @@ OfflineSource = Literal["logged", "replay", "annotated", "further"]
 """Sources of trajectories not sampled for this step: the data set, this run's earlier rollouts, the data set's rows
 with value targets, or another file."""
 ONLINE = "online"
+BF16_GAP = 0.05
+"""Nats a token by which samples of weights in bfloat16 may differ from the policy before the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ class RayRollouts(RolloutSettings):
         actor_cpus: CPU cores that each actor reserves.
         actor_gpus: share of a GPU that each actor reserves.
         reward_gpus: share of a GPU that each actor's reward reserves, in a process of its own.
+        weight_dtype: of the weights that travel to the actors; None for the policy's own.
     """
 
     engine: ClassVar[str] = "ray"
@@ -110,6 +113,12 @@ class RayRollouts(RolloutSettings):
     actor_cpus: Annotated[float, Ge(0)]
     actor_gpus: Annotated[float, Ge(0), Le(1)]
     reward_gpus: Annotated[float, Ge(0), Le(1)]
+    weight_dtype: Literal["fp32", "bf16"] | None = None
+
+    @property
+    def tolerated_gap(self) -> float | None:
+        """Return the nats a token that rounding the weights to bfloat16 explains."""
+        return BF16_GAP if self.weight_dtype == "bf16" else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,18 @@
-"""`Transfers` counts the weights that travelled to where samples are drawn: how often, how many bytes, how long."""
+"""Weights travel to where samples are drawn: in which dtype, how often, how many bytes, how long."""
+
+from typing import Literal
+
+import torch
+
+from shiqrun.rollout.engine import Weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""The dtypes that weights can travel in, by the names of `rollout.weight_dtype`."""
+
+
+def in_dtype(weights: Weights, name: Literal["fp32", "bf16"] | None) -> Weights:
+    """Return weights in the dtype of a name in `DTYPES`; as they are for None."""
+    return weights if name is None else {key: value.to(DTYPES[name]) for key, value in weights.items()}
 
 
 class Transfers:

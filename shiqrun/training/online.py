@@ -4,8 +4,10 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -15,6 +17,7 @@ from shiqrun.batching.rows import Rows
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.estimates.value_cache import read_prompts
 from shiqrun.models.policy import Policy
+from shiqrun.models.pretrained import Pretrained
 from shiqrun.rollout.engine import Engine
 from shiqrun.rollout.local import LocalEngine
 from shiqrun.rollout.mixing import OnlineData
@@ -27,6 +30,9 @@ from shiqrun.training.annotate import RunFacts, annotate
 from shiqrun.training.checks_data import answered_prompts_have_values, raise_if_wrong, rewards_stay_within_top
 from shiqrun.training.plan import Plan, Run
 from shiqrun.training.step.method import Method
+
+if TYPE_CHECKING:
+    from shiqrun.rollout.ray.sampler import PolicyRecipe
 
 log = logging.getLogger("shiqrun")
 EXPERIENCE = "experience"
@@ -72,19 +78,17 @@ def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt],
     directory, device = plan.run_dir / EXPERIENCE, plan.hardware.device()
     if isinstance(settings, VllmRollouts):
         return _vllm_engine(run, settings, prompts, after)
-    policy = copy_for_sampling(run.policy)
     if isinstance(settings, RayRollouts):
         from shiqrun.rollout.ray.engine import RayEngine
         from shiqrun.rollout.ray.sampler import SamplerSetup
 
-        setup = SamplerSetup(policy, run.tokenizer, prompts, plan.reward_again, settings, plan.seed)
+        setup = SamplerSetup(_recipe(run), run.tokenizer, prompts, plan.reward_again, settings, plan.seed)
         return RayEngine(setup, directory, n=plan.shares[ONLINE], after=after)
     buffer = Buffer(directory, after=after)
     plan.reward.to(device)
     number = buffer.counts()["accepted"]
-    worker = RolloutWorker(
-        policy.to(device), run.tokenizer, prompts, plan.reward, settings, seed=plan.seed, number=number
-    )
+    policy = copy_for_sampling(run.policy).to(device)
+    worker = RolloutWorker(policy, run.tokenizer, prompts, plan.reward, settings, seed=plan.seed, number=number)
     return LocalEngine(
         worker,
         buffer,
@@ -92,6 +96,16 @@ def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt],
         max_staleness=settings.max_staleness,
         max_steps=run.max_steps,
     )
+
+
+def _recipe(run: Run) -> "PolicyRecipe":
+    """Return what makes the run's policy in an actor, from the path of its model."""
+    from shiqrun.rollout.ray.sampler import PolicyRecipe
+
+    plan, choice = run.plan, run.plan.choice
+    if isinstance(choice, Pretrained) and Path(choice.path).is_dir():
+        choice = replace(choice, path=str(Path(choice.path).absolute()))  # actors may work in another directory
+    return PolicyRecipe(choice, plan.model, run.tokenizer, plan.seed, plan.hardware.dtype, run.policy.autocast)
 
 
 def _vllm_engine(run: Run, settings: VllmRollouts, prompts: Sequence[Prompt], after: int) -> Engine:

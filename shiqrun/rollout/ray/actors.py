@@ -33,7 +33,7 @@ class SamplerReport:
     """A sampler report counts seconds, weight transfers and losses of a sampler since its process began.
 
     Attributes:
-        sampling, rewards, storing, waiting: seconds; `waiting` is for room in the queue.
+        sampling, rewards, storing, waiting, fetching: seconds; `waiting` is for room in the queue, `fetching` weights.
         transfers, bytes: number and size of the weights that it fetched.
         unscored: number of trajectories dropped because the reward gave no answer.
         prompts: ids of the prompts of those dropped last.
@@ -43,6 +43,7 @@ class SamplerReport:
     rewards: float = 0.0
     storing: float = 0.0
     waiting: float = 0.0
+    fetching: float = 0.0
     transfers: int = 0
     bytes: int = 0
     unscored: int = 0

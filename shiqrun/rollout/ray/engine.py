@@ -19,7 +19,7 @@ from shiqrun.rollout.ray.cluster import connect
 from shiqrun.rollout.ray.sampler import SamplerActor, SamplerSetup, pack_weights
 from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.trajectory import SampledTrajectory
-from shiqrun.rollout.transfers import Transfers
+from shiqrun.rollout.transfers import Transfers, in_dtype
 
 log = logging.getLogger("shiqrun")
 ASK_SECONDS = 1.0
@@ -32,7 +32,7 @@ MOST_RESTARTS = 10
 """Restarts of actors between two batches, above which the run ends."""
 ANSWER_SECONDS = 10.0
 """Seconds that the store may take to close."""
-SECONDS = ("sampling", "rewards", "storing", "waiting")
+SECONDS = ("sampling", "rewards", "storing", "waiting", "fetching")
 """The fields of a report that are seconds, as `stats` names them."""
 COUNTS = {"weight_transfers": "transfers", "weight_bytes": "bytes", "unscored": "unscored"}
 
@@ -211,7 +211,8 @@ class RayEngine:
 
     def publish(self, version: int, weights: Weights) -> None:
         """Hand out new policy weights, see `Engine.publish`."""
-        began, packed = time.perf_counter(), pack_weights(weights)
+        began = time.perf_counter()
+        packed = pack_weights(in_dtype(weights, self.settings.weight_dtype))
         self._told = (self._told[0], version, [self._ray.put(packed)])
         self._tell_board()
         self._published.add(sum(array.nbytes for _, _, array in packed.values()), time.perf_counter() - began)

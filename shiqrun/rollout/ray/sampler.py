@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.errors import TrainingError
-from shiqrun.models.policy import Policy
+from shiqrun.models.policy import ModelSettings, Policy, prepare
+from shiqrun.models.precision import build_model
 from shiqrun.rewards.reward import Reward
 from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.ray.actors import BOARD, PAUSE_SECONDS, STORE, SamplerReport
@@ -34,7 +35,7 @@ class SamplerSetup:
     """A sampler setup holds the objects that every sampler starts from; they can be pickled.
 
     Attributes:
-        policy: on the CPU; its weights are replaced before it samples.
+        policy_again: makes the policy on the CPU; its trained weights are replaced before it samples.
         tokenizer: of the policy.
         prompts: the prompts to sample completions of.
         reward_again: makes another instance of the reward.
@@ -42,12 +43,43 @@ class SamplerSetup:
         seed: of the run.
     """
 
-    policy: Policy
+    policy_again: Callable[[], Policy]
     tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[Prompt]
     reward_again: Callable[[], Reward]
     settings: RayRollouts
     seed: int
+
+
+@dataclass(frozen=True)
+class PolicyRecipe:
+    """A policy recipe makes a frozen policy for sampling where it is called: from the model's path, not its weights.
+
+    Attributes:
+        choice: loads or builds the model (`model=` of the run).
+        model: how it is made ready.
+        tokenizer: of the policy.
+        seed: of random weights.
+        dtype: of the weights.
+        autocast: dtype of matrix products; None for that of the weights.
+    """
+
+    choice: Any
+    model: ModelSettings
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    dtype: torch.dtype
+    autocast: torch.dtype | None
+
+    def __call__(self) -> Policy:
+        """Return the policy.
+
+        Raises:
+            InputError: the model cannot be loaded, for instance because its path is not on this machine.
+        """
+        settings = replace(self.model, gradient_checkpointing=False)
+        model = prepare(build_model(self.choice, self.tokenizer, self.seed, self.dtype), settings)
+        return Policy(model, autocast=self.autocast).eval().requires_grad_(False)
 
 
 class RewardTimeout(TrainingError):
@@ -177,7 +209,7 @@ class SamplerActor:
 
     def _work(self) -> None:
         setup = self._setup()
-        setup.policy.to(own_device())
+        self._policy = setup.policy_again().to(own_device())
         scoring: Any = ScorerHandle(setup.reward_again, setup.settings, self.scorer_gpus)
         worker, dropped = self._worker(setup, scoring), 0
         scoring.wait()
@@ -199,7 +231,7 @@ class SamplerActor:
 
     def _worker(self, setup: SamplerSetup, scoring: Any) -> RolloutWorker:
         number = self._ray.get(self._store.incarnation.remote())
-        parts = setup.policy, setup.tokenizer, setup.prompts, scoring, setup.settings
+        parts = self._policy, setup.tokenizer, setup.prompts, scoring, setup.settings
         worker = ActorWorker(*parts, seed=setup.seed, place=self.place, incarnation=number)
         worker.version = -1  # before the first weights
         return worker
@@ -215,10 +247,12 @@ class SamplerActor:
         while True:
             version, box = self._ray.get(self._board.newest.remote(worker.version))
             if box:
+                began = time.perf_counter()
                 content = self._ray.get(box[0])
                 worker.load(version, unpack_weights(content))
                 size = sum(array.nbytes for _, _, array in content.values())
-                self._tell(transfers=self.report.transfers + 1, bytes=self.report.bytes + size)
+                fetching = self.report.fetching + time.perf_counter() - began
+                self._tell(transfers=self.report.transfers + 1, bytes=self.report.bytes + size, fetching=fetching)
             if worker.version >= 0:
                 return
             time.sleep(PAUSE_SECONDS)

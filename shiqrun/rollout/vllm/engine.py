@@ -21,7 +21,7 @@ from shiqrun.rollout.trajectory import SampledTrajectory
 from shiqrun.rollout.vllm.connect import connect
 from shiqrun.rollout.vllm.server_process import ServerProcess
 from shiqrun.rollout.vllm.start import server_of, start_server, wait_for_server
-from shiqrun.rollout.vllm.weights import DTYPES, Publisher, WeightsFolder
+from shiqrun.rollout.vllm.weights import Publisher, WeightsFolder
 from shiqrun.rollout.vllm.worker import ServedWorker
 from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens
 
@@ -74,7 +74,7 @@ class VllmEngine(LocalEngine):
         self._measured = -1  # version of the weights whose gap was measured last
         tag = f"shiqrun-{hashlib.blake2b(str(run_dir.absolute()).encode(), digest_size=4).hexdigest()}"
         place = run_dir / WEIGHTS if settings.weights_dir is None else Path(settings.weights_dir) / tag
-        self.folder = WeightsFolder(place, policy, DTYPES[settings.weight_dtype])
+        self.folder = WeightsFolder(place, policy, settings.weight_dtype)
         self.process: ServerProcess | None = None
         server = server_of(settings)
         try:

@@ -8,9 +8,8 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -18,13 +17,13 @@ from shiqrun.errors import InputError, TrainingError
 from shiqrun.models.adapter import base_of, has_adapter
 from shiqrun.models.policy import Policy
 from shiqrun.rollout.engine import Weights
+from shiqrun.rollout.transfers import in_dtype
 from shiqrun.sampling.served import ServedModel, served_names
 from shiqrun.util.json_http import JsonServer, Refusal
 
 log = logging.getLogger("shiqrun")
 START = "start"
 """Folder, beside the weights, of a model that training starts from and that has no directory or Hub id of its own."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, None: None}
 
 
 class WeightsFolder:
@@ -33,13 +32,13 @@ class WeightsFolder:
     Args:
         directory: of this run alone; what a former process left in it is deleted.
         policy: whose weights they are; its tensors are not read.
-        dtype: of the weights in the files; None for their own.
+        dtype: name of the dtype of the weights in the files; None for their own.
 
     Raises:
         InputError: nothing can be written there.
     """
 
-    def __init__(self, directory: Path, policy: Policy, dtype: torch.dtype | None) -> None:
+    def __init__(self, directory: Path, policy: Policy, dtype: Literal["fp32", "bf16"] | None) -> None:
         self.directory, self.policy, self.dtype = directory.absolute(), policy, dtype
         try:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -54,8 +53,8 @@ class WeightsFolder:
         path = self.directory / str(version)
         for old in {*former[:-1], path} & {*former}:
             shutil.rmtree(old)
-        sent = {name: value if self.dtype is None else value.to(self.dtype) for name, value in weights.items()}
-        (save_adapter_weights if has_adapter(self.policy.model) else save_weights)(self.policy.model, sent, path)
+        save = save_adapter_weights if has_adapter(self.policy.model) else save_weights
+        save(self.policy.model, in_dtype(weights, self.dtype), path)
         return path
 
     def save_start(self, tokenizer: PreTrainedTokenizerBase) -> str:

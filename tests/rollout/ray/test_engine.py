@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import product
 
 import pytest
@@ -82,7 +83,7 @@ def test_weights_arrive_bit_for_bit_whatever_their_type_and_shape(dtype):
 def test_without_ray_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'shiqrun\[ray\]'"):
-        RayEngine(SamplerSetup(policy(), TOKENIZER, prompts(), Placed, settings(), 0), tmp_path, n=N, after=0)
+        RayEngine(SamplerSetup(policy, TOKENIZER, prompts(), Placed, settings(), 0), tmp_path, n=N, after=0)
     assert not list(tmp_path.iterdir())
 
 
@@ -109,7 +110,9 @@ def engines(cluster, tmp_path):
     made = []
 
     def engine(*, acting=None, reward=Placed, after=0, **options):
-        setup = SamplerSetup(acting or policy(), TOKENIZER, prompts(), reward, settings(**options), 3)
+        setup = SamplerSetup(
+            partial(copy.deepcopy, acting or policy()), TOKENIZER, prompts(), reward, settings(**options), 3
+        )
         made.append(RayEngine(setup, tmp_path / "experience", n=N, after=after))
         return made[-1]
 
