@@ -106,18 +106,23 @@ class ServedWorker(RolloutWorker):
         Raises:
             TrainingError: it does not come back in time, or refuses what it is asked.
         """
+        said = ""
         for tries in range(TRIES):
             try:
                 if tries:
                     self.publisher.load_again()
                 return work()
             except Unreachable as error:
-                self._wait(str(error))
+                said = str(error)
+                self._wait(said)
             except (Refusal, ValueError, KeyError) as error:
                 raise TrainingError(
                     f"{self._url}: the vLLM server gave no completions: {error}. {self._advice}"
                 ) from error
-        raise TrainingError(f"{self._url}: the vLLM server died {TRIES} times over the same requests. {self._advice}")
+        raise TrainingError(
+            f"{self._url}: the vLLM server gave no answer ({said}), {TRIES} times to the same requests; where it is "
+            f"only slow, raise rollout.timeout={self.settings.timeout:g}. {self._advice}"
+        )
 
     @property
     def _url(self) -> str:
