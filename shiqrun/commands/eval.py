@@ -1,6 +1,5 @@
 """`shiqrun eval` evaluates a policy: by scored completions, by episodes, or exactly where the optimum is known."""
 
-import logging
 import math
 import time
 from dataclasses import dataclass
@@ -13,22 +12,21 @@ from omegaconf import DictConfig, OmegaConf
 from shiqrun.config import run_directory as rundir
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.of_run import beta_of_run, data_node, with_evaluation_of_run
-from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
+from shiqrun.config.validate import COMMON_NODES, ENDPOINT_NODE, Schema, build, settings, target
 from shiqrun.errors import InputError
-from shiqrun.util.nearest import did_you_mean
 from shiqrun.util.quoting import quote_for_shell
 
 if TYPE_CHECKING:
-    from shiqrun.data.source import ExactEvaluation, Source
+    from shiqrun.data.source import ExactEvaluation
     from shiqrun.evaluation.evaluator import PolicyEvaluator
     from shiqrun.evaluation.subject import Subject
     from shiqrun.rewards.reward import Reward
+    from shiqrun.sampling.endpoint import Endpoint
     from shiqrun.settings import AnswerSettings
 
-log = logging.getLogger("shiqrun")
 SCHEMA = Schema(
     root="shiqrun.commands.eval.Root",
-    nodes={**COMMON_NODES, "eval": "shiqrun.settings.AnswerSettings"},
+    nodes={**COMMON_NODES, **ENDPOINT_NODE, "eval": "shiqrun.settings.AnswerSettings"},
     groups=[*COMMON_NODES],
 )
 READABLE = ("completions.md", "episodes.md")
@@ -72,13 +70,15 @@ def _evaluate_model(config: DictConfig, run_dir: Path, asked: "AnswerSettings") 
     """Evaluate the policy of a run, or of a directory or the Hub."""
     from shiqrun.console import waiting
     from shiqrun.evaluation.build import build_evaluator
+    from shiqrun.sampling.endpoint import EndpointSettings, endpoint_of
 
     began = time.perf_counter()
     with waiting("loading the policy and its reference"):
         reward = build_reward(config.reward) if config.get("reward") else None
         subject = _of_run(config) if config.run else _of_path(config)
     beta = asked.beta or (subject.beta if reward is None or subject.pays(reward) else None)
-    exact = _exact(subject, asked, reward, beta) if subject.source.evaluated_exactly else None
+    endpoint = endpoint_of(settings(config.endpoint, EndpointSettings), subject.tokenizer)
+    exact = _exact(subject, asked, reward or endpoint, beta) if subject.source.evaluated_exactly else None
     evaluator = None
     if exact is None:
         evaluator = build_evaluator(
@@ -93,6 +93,7 @@ def _evaluate_model(config: DictConfig, run_dir: Path, asked: "AnswerSettings") 
             tokens=asked.batch_tokens,
             context=subject.context,
             training_prompts=subject.training_prompts,
+            endpoint=endpoint,
         )
     if config.dry_run:
         _print_dry_run(evaluator.description() if evaluator else "evaluated exactly, nothing is sampled")
@@ -120,16 +121,17 @@ def _sample_and_measure(
 
 
 def _exact(
-    subject: "Subject", asked: "AnswerSettings", reward: "Reward | None", beta: float | None
+    subject: "Subject", asked: "AnswerSettings", given: "Reward | Endpoint | None", beta: float | None
 ) -> "ExactEvaluation | None":
     """Return the exact evaluation of a problem with a known optimum, under the subject's reference.
 
     Raises:
-        InputError: a reward is given, or there is no reference or no beta.
+        InputError: a reward or an endpoint is given, or there is no reference or no beta.
     """
     data = f"data={subject.name}"
-    if reward is not None:
-        raise InputError(f"reward: {data} pays its own rewards and is evaluated exactly; leave it out")
+    if given is not None:
+        key = "endpoint.base_url" if hasattr(given, "served") else "reward"
+        raise InputError(f"{key}: {data} pays its own rewards and is evaluated exactly; leave it out")
     if subject.reference is None:
         raise InputError(f"{data} is evaluated exactly against a reference; give reference=DIR, or run=RUN_DIR")
     if beta is None:
@@ -147,16 +149,16 @@ def _evaluate_script(config: DictConfig, run_dir: Path, asked: "AnswerSettings")
     Raises:
         InputError: a run, a reference or a reward is given, or the environment has no such policy.
     """
-    from shiqrun.evaluation.episodes import choose_tasks, evaluate_script, tasks_of
+    from shiqrun.evaluation.episodes import choose_tasks, evaluate_script, expect_script, tasks_of
     from shiqrun.evaluation.result_files import write_results
 
     began, name = time.perf_counter(), asked.policy
     node = data_node(config, rundir.load(Path(config.run)), SCHEMA) if config.run else config.data
     source, data = build_data(node)
-    _expect_script(name, source, f"data={node.name}")
-    for key in ("run", "reference", "reward"):
-        if config.get(key):
-            value = config[key] if key != "reward" else config.reward.get("name")
+    expect_script(name, source, f"data={node.name}")
+    for key in ("run", "reference", "reward", "endpoint.base_url"):
+        if value := OmegaConf.select(config, key):
+            value = value if isinstance(value, str) else value.get("name")
             raise InputError(
                 f"eval.policy={name} plays no model and earns the environment's rewards; leave out {key}={value}"
             )
@@ -169,20 +171,6 @@ def _evaluate_script(config: DictConfig, run_dir: Path, asked: "AnswerSettings")
     about = {"exact": False, "beta": None, "policy": name, "data": config.data.name, **source.about()}
     title = f"scripted policy {name} on {config.data.name}"
     _write_metrics(run_dir, result.metrics, about, asked, seconds=time.perf_counter() - began, title=title)
-
-
-def _expect_script(name: str, source: "Source", data: str) -> None:
-    """Check that the data set's environment has a scripted policy of this name.
-
-    Raises:
-        InputError: it has none; the message suggests the nearest name.
-    """
-    environment = source.environment()
-    known = () if environment is None else environment.scripted_policies
-    if name not in known:
-        there = f"it has {', '.join(known)}" if known else "it has no scripted policy"
-        hint = did_you_mean(name, [MODEL, *known]) or f", {there}; or set eval.policy={MODEL}"
-        raise InputError(f"eval.policy={name}: {data} does not know it{hint}")
 
 
 def _print_dry_run(what: str) -> None:

@@ -10,14 +10,14 @@ from omegaconf import DictConfig
 
 from shiqrun.config.choices import build_data, build_reward
 from shiqrun.config.run_directory import default_cache_dir
-from shiqrun.config.validate import COMMON_NODES, Schema, build, settings, target
+from shiqrun.config.validate import COMMON_NODES, ENDPOINT_NODE, Schema, build, settings, target
 from shiqrun.errors import InputError
 from shiqrun.util.quoting import quote_for_shell
 from shiqrun.util.summary import write_summary
 
 SCHEMA = Schema(
     root="shiqrun.commands.values.Root",
-    nodes={**COMMON_NODES, "values": "shiqrun.estimates.prompt_values.ValueSettings"},
+    nodes={**COMMON_NODES, **ENDPOINT_NODE, "values": "shiqrun.estimates.prompt_values.ValueSettings"},
     groups=[*COMMON_NODES],
 )
 
@@ -48,6 +48,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     from shiqrun.models.precision import build_model
     from shiqrun.models.reference import weights_fingerprint
     from shiqrun.rewards.units import SCORED_BY
+    from shiqrun.sampling.endpoint import EndpointSettings, endpoint_of
     from shiqrun.training.artifacts import provenance
 
     disable_progress_bar()
@@ -61,6 +62,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     tokenizer = choice.tokenizer(source, examples_of(source, "train", data))
     splits = read_prompts(source, data, tokenizer, asked.max_new_tokens, choice.context())
     prompts = [prompt for of_split in splits.values() for prompt in of_split]
+    endpoint = endpoint_of(settings(config.endpoint, EndpointSettings), tokenizer)
     if config.dry_run:
         console.print(f"{len(prompts):,} prompts, {asked.samples} completions each")
         say_dry_run()
@@ -70,7 +72,7 @@ def run(config: DictConfig, run_dir: Path) -> None:
     cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
     made_of, device = weights_fingerprint(model), hardware.device()
     found = cached_prompt_rewards(
-        policy, prompts, tokenizer, reward, asked, reference=made_of, cache_dir=cache, device=device
+        policy, prompts, tokenizer, reward, asked, reference=made_of, cache_dir=cache, device=device, endpoint=endpoint
     )
     own_val = "val" in source.splits
     said = write_values(run_dir, found, splits, own_val=own_val, right=reward.right, beta=config.beta)

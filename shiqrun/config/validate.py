@@ -51,6 +51,9 @@ COMMON_NODES = {
 }
 """The nodes of `conf/_command.yaml`, which every command has; all are groups."""
 
+ENDPOINT_NODE = {"endpoint": "shiqrun.sampling.endpoint.EndpointSettings"}
+"""The node of `conf/_endpoint.yaml`, for commands whose samples a server may draw."""
+
 
 def check(config: DictConfig, schema: Schema) -> None:
     """Check every key and value of a config, its `hydra` node aside.

@@ -19,6 +19,7 @@ from shiqrun.estimates.value_file import PromptRewards, ValueFile
 from shiqrun.losses.soft_value import soft_value
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
+from shiqrun.sampling.endpoint import Endpoint
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion, score_completions
 from shiqrun.settings import SamplingSettings
@@ -85,6 +86,7 @@ def sample_missing_rewards(
     settings: ValueSettings,
     file: ValueFile,
     *,
+    endpoint: Endpoint | None = None,
     progress: Progress = lambda x, _: x,
 ) -> int:
     """Sample and score completions of the prompts that the value file lacks; return the number of those prompts.
@@ -98,6 +100,7 @@ def sample_missing_rewards(
         reward: scores a completion.
         settings: see `ValueSettings`.
         file: stores the rewards; rank 0 writes it.
+        endpoint: a server that samples in place of the policy; None to sample here.
         progress: wraps the portions, to show how far it is.
     """
     missing = [p for p in prompts if prompt_key(p) not in file.rewards]
@@ -115,7 +118,8 @@ def sample_missing_rewards(
 
     def rows_of(portion: Sequence[Prompt]) -> list[dict[str, Any]]:
         sampler = CompletionSampler(portion, tokenizer, sampling, tokens=1)
-        samples = score_completions(sampler.sample(policy, stream=STREAM, description=""), reward)
+        sampled = sampler.sample(policy, stream=STREAM, description="", endpoint=endpoint)
+        samples = score_completions(sampled, reward)
         return [_row(p, samples[n * settings.samples :][: settings.samples]) for n, p in enumerate(portion)]
 
     at_once = [portions[start : start + ranks.world()] for start in range(0, len(portions), ranks.world())]

@@ -21,6 +21,7 @@ from shiqrun.estimates.value_file import PromptRewards, ValueFile, read_values
 from shiqrun.models.policy import Policy
 from shiqrun.models.sharding import whole
 from shiqrun.rewards.reward import Reward
+from shiqrun.sampling.endpoint import Endpoint
 from shiqrun.sampling.prompts import Prompt, prompt_of
 from shiqrun.types import Example
 from shiqrun.util import ranks
@@ -149,6 +150,7 @@ def cached_prompt_rewards(
     reference: str,
     cache_dir: Path,
     device: torch.device,
+    endpoint: Endpoint | None = None,
 ) -> ValuedPrompts:
     """Return rewards of the reference's completions of prompts, from the cache or sampled once for all jobs.
 
@@ -163,15 +165,18 @@ def cached_prompt_rewards(
         reference: fingerprint of the policy's weights.
         cache_dir: directory of the caches.
         device: that samples and scores.
+        endpoint: a server that samples in place of the policy, whose values have a file of their own.
     """
-    made_with = settings.made_with(reference, reward)
+    made_with = settings.made_with(reference, reward) | ({} if endpoint is None else {"endpoint": endpoint.served.name})
     path = cache_dir / "values" / f"{settings_key(made_with)}.jsonl"
     with lock_cache(path, "values prompts"):
         file = _opened(path, made_with)
         home = next(policy.parameters()).device
         reward.to(device)
         with whole(policy.to(device)):  # ranks that share the weights sample without each other
-            new = sample_missing_rewards(policy, prompts, tokenizer, reward, settings, file, progress=track)
+            new = sample_missing_rewards(
+                policy, prompts, tokenizer, reward, settings, file, endpoint=endpoint, progress=track
+            )
         policy.to(home)
         file = _opened(path, made_with) if new and ranks.world() > 1 else file
     return ValuedPrompts(rewards_by_prompt_id(file, prompts), file, new)

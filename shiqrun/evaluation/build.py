@@ -13,6 +13,7 @@ from shiqrun.errors import InputError
 from shiqrun.evaluation.episodes import EpisodeEvaluator, choose_tasks, tasks_of
 from shiqrun.evaluation.evaluator import CompletionEvaluator, PolicyEvaluator
 from shiqrun.rewards.reward import Reward
+from shiqrun.sampling.endpoint import Endpoint
 from shiqrun.sampling.prompts import Prompt, choose_prompts, expect_prompts, fits_reward
 from shiqrun.settings import SamplingSettings
 
@@ -32,6 +33,7 @@ def build_evaluator(
     tokens: int,
     context: int | None,
     training_prompts: Callable[[], Set[str]],
+    endpoint: Endpoint | None = None,
 ) -> PolicyEvaluator:
     """Return the evaluator of a policy: by episodes where the data set names an environment, else by completions.
 
@@ -47,15 +49,18 @@ def build_evaluator(
         tokens: tokens of one forward pass when completions are measured.
         context: tokens that the policy reads, where known.
         training_prompts: names of the training prompts by text and by tokens, none of which is a held-out prompt.
+        endpoint: a server that samples in place of the policy; None to sample here.
 
     Raises:
-        InputError: a reward beside an environment, or a reward model that was trained on the validation prompts.
+        InputError: a reward or an endpoint beside an environment, or a reward model of the validation prompts.
         NoPrompts: there is no prompt to complete.
     """
     tell_template(source, tokenizer)
     if source.environment() is not None:
         if reward is not None:
             raise InputError(f"reward: the environment of data={name} pays its own rewards; leave it out")
+        if endpoint is not None:
+            raise InputError(f"endpoint.base_url: episodes of data={name} are played by the model here; leave it out")
         tasks = choose_tasks(tasks_of(source, split, data), settings.max_prompts, data.limit)
         return EpisodeEvaluator(
             source.environment, tasks, tokenizer, settings, tokens=tokens, context=context, beta=beta
@@ -68,7 +73,7 @@ def build_evaluator(
         else:
             reward.refuse_seen([p.messages for p in prompts])
         reward.fingerprint()  # loads a reward model: what is wrong with it is said before anything is sampled
-    return CompletionEvaluator(prompts, tokenizer, settings, tokens=tokens, reward=reward, beta=beta)
+    return CompletionEvaluator(prompts, tokenizer, settings, tokens=tokens, reward=reward, beta=beta, endpoint=endpoint)
 
 
 def _prompts(

@@ -26,6 +26,7 @@ from shiqrun.sampling.prompts import padding_id
 from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion
 from shiqrun.settings import SamplingSettings
 from shiqrun.types import Example, Message
+from shiqrun.util.nearest import did_you_mean
 
 log = logging.getLogger("shiqrun")
 Measure = Callable[[Sequence[SampledCompletion]], list[SampledCompletion]]
@@ -227,6 +228,20 @@ def choose_tasks(tasks: Sequence[Example], number: int, limit: int | None) -> li
         limits = f"eval.max_prompts={number}, data.limit={'null' if limit is None else limit}"
         log.warning("%d of %d tasks are played (%s)", len(ranked), len(tasks), limits)
     return [there[i] for i in sorted(ranked)]
+
+
+def expect_script(name: str, source: Source, data: str) -> None:
+    """Check that the data set's environment has a scripted policy of this name.
+
+    Raises:
+        InputError: it has none; the message suggests the nearest name.
+    """
+    environment = source.environment()
+    known = () if environment is None else environment.scripted_policies
+    if name not in known:
+        there = f"it has {', '.join(known)}" if known else "it has no scripted policy"
+        hint = did_you_mean(name, ["model", *known]) or f", {there}; or set eval.policy=model"
+        raise InputError(f"eval.policy={name}: {data} does not know it{hint}")
 
 
 def evaluate_script(

@@ -12,6 +12,7 @@ from shiqrun.evaluation.completion_metrics import completion_metrics, metrics_by
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Live
 from shiqrun.rewards.reward import Reward
+from shiqrun.sampling.endpoint import Endpoint
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.sampling.sampler import CompletionSampler, SampledCompletion, score_completions
 from shiqrun.settings import SamplingSettings
@@ -98,6 +99,7 @@ class CompletionEvaluator:
         tokens: tokens of one forward pass when completions are measured.
         reward: scores completions, or None.
         beta: KL temperature, reward units per nat, or None.
+        endpoint: a server that samples in place of the policy; None to sample here.
     """
 
     def __init__(
@@ -109,9 +111,10 @@ class CompletionEvaluator:
         tokens: int,
         reward: Reward | None,
         beta: float | None,
+        endpoint: Endpoint | None = None,
     ) -> None:
         self.prompts, self.tokenizer, self.settings, self.tokens = prompts, tokenizer, settings, tokens
-        self.reward, self.beta = reward, beta
+        self.reward, self.beta, self.endpoint = reward, beta, endpoint
         self.reference: Live | None = None
         self.sampler = CompletionSampler(prompts, tokenizer, settings, tokens)
         self.world = 1
@@ -137,7 +140,7 @@ class CompletionEvaluator:
 
     def run(self, policy: Policy) -> CompletionEvaluation:
         """Sample, measure and score completions; all ranks together, with the same result on each."""
-        samples = self.sampler.measure(self.sampler.sample(policy), policy, self.reference)
+        samples = self.sampler.measure(self.sampler.sample(policy, endpoint=self.endpoint), policy, self.reference)
         samples = self._gather(self._score(samples))
         reference = None if self._answers is None else self._gather(self._answers)
         on_policy = self.settings.temperature == 1 and self.settings.top_p == 1

@@ -16,6 +16,7 @@ from shiqrun.models.attention import reads_packed
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import Reference
 from shiqrun.rewards.reward import Answered, Bounded, Reward
+from shiqrun.sampling.endpoint import Endpoint
 from shiqrun.sampling.generate import Completion, sample_completions
 from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens
 from shiqrun.settings import SamplingSettings
@@ -68,28 +69,35 @@ class CompletionSampler:
     ) -> None:
         self.prompts, self.tokenizer, self.settings, self.tokens = prompts, tokenizer, settings, tokens
 
-    def sample(self, policy: Policy, *, stream: int = 0, description: str = "sampling") -> list[SampledCompletion]:
+    def sample(
+        self, policy: Policy, *, stream: int = 0, description: str = "sampling", endpoint: Endpoint | None = None
+    ) -> list[SampledCompletion]:
         """Sample `samples_per_prompt` completions of each prompt, those of a prompt together.
 
         Args:
             policy: to sample from.
             stream: number that tells independent draws for the same prompts apart.
             description: of the progress bar.
+            endpoint: a server that samples in place of the policy; None to sample here.
         """
         s = self.settings
         asked = [(prompt, k) for prompt in self.prompts for k in range(s.samples_per_prompt)]
-        completions = sample_completions(
-            policy,
-            [prompt.tokens for prompt, _ in asked],
-            [[s.seed, stream, prompt.key, k] for prompt, k in asked],
-            stop=stop_tokens(self.tokenizer, policy.causal_lm),
-            pad=padding_id(self.tokenizer),
-            max_new_tokens=s.max_new_tokens,
-            temperature=s.temperature,
-            top_p=s.top_p,
-            batch_size=s.batch_size,
-            description=description,
-        )
+        tokens, keys = [p.tokens for p, _ in asked], [[s.seed, stream, p.key, k] for p, k in asked]
+        common: dict[str, Any] = {
+            "stop": stop_tokens(self.tokenizer, policy.causal_lm),
+            "max_new_tokens": s.max_new_tokens,
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+        }
+        if endpoint is not None:
+            completions = endpoint.complete(policy, tokens, keys, **common)
+        else:
+            here: dict[str, Any] = {
+                "pad": padding_id(self.tokenizer),
+                "batch_size": s.batch_size,
+                "description": description,
+            }
+            completions = sample_completions(policy, tokens, keys, **common, **here)
         return [
             SampledCompletion(prompt, k, text_of(c, self.tokenizer), c.tokens, c.ended)
             for (prompt, k), c in zip(asked, completions, strict=True)

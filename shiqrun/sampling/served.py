@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from shiqrun.sampling.generate import Completion
 from shiqrun.util.json_http import JsonServer, Refusal
@@ -18,6 +19,15 @@ PREFIX = "token_id:"
 """What an answer's tokens begin with."""
 PLAIN = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """Settings that leave a distribution alone: a server takes others from the model's generation config."""
+SAYS_TOKENS = {
+    "logprobs": 0,
+    "return_tokens_as_token_ids": True,
+    "skip_special_tokens": False,
+    "add_special_tokens": False,
+}
+"""Settings by which a server says tokens and their log-probabilities."""
+MOST_STOPS = 4
+"""Texts that end a completion, of which OpenAI's API takes no more."""
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
@@ -50,46 +60,71 @@ class ServedModel:
 
     def __init__(self, server: JsonServer, name: str, *, concurrent: int) -> None:
         self.server, self.name, self.concurrent = server, name, concurrent
+        self.says_text: bool | None = None  # unknown until a server may say text alone
 
     def complete(
-        self, asked: Sequence[Asked], *, stop: Sequence[int], max_new_tokens: int, top_p: float
+        self,
+        asked: Sequence[Asked],
+        *,
+        stop: Sequence[int],
+        max_new_tokens: int,
+        top_p: float,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> list[list[Completion]]:
         """Sample completions of each prompt, in the order of the prompts.
 
         Their `logp` is what the server says of each token; which distribution that is of depends on how it was started.
 
+        Args:
+            asked: prompts.
+            stop: tokens that end a completion.
+            max_new_tokens: largest number of tokens of a completion.
+            top_p: tokens are sampled from the smallest set with at least this probability.
+            tokenizer: of the model, for a server that says text alone: its completions are tokenised here, and their
+                `logp` is not a number; None to refuse such a server.
+
         Raises:
             Unreachable: the server gave no answer.
             Refusal: it refused a request.
-            ValueError: its answer has no token ids or no log-probabilities.
+            ValueError: its answer has no token ids or no log-probabilities, and there is no tokenizer.
         """
+        common: dict[str, Any] = {"model": self.name, "max_tokens": max_new_tokens, "top_p": top_p}
+        if tokenizer is not None and self.says_text is None:
+            self.says_text = self._says_text(asked[:1], {**common, "max_tokens": 1}, stop)
+        if self.says_text and tokenizer is not None:
+            return self._each(lambda item: self._texts(item, common, stop, tokenizer), asked)
+        return self._each(lambda item: self._tokens(item, common, stop), asked)
 
-        def one(item: Asked) -> list[Completion]:
-            answer = self.server.post(
-                "/v1/completions",
-                {
-                    "model": self.name,
-                    "prompt": item.tokens.tolist(),
-                    "n": item.count,
-                    "max_tokens": max_new_tokens,
-                    "temperature": item.temperature,
-                    "top_p": top_p,
-                    "seed": item.seed,
-                    "stop_token_ids": list(stop),
-                    "ignore_eos": True,  # what ends a completion is in `stop` alone
-                    "logprobs": 0,
-                    "return_tokens_as_token_ids": True,
-                    "skip_special_tokens": False,
-                    "add_special_tokens": False,
-                    **PLAIN,
-                },
-            )
-            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-            if len(choices) != item.count:
-                raise ValueError(f"{len(choices)} completions, expected {item.count}")
-            return [_completion(choice, stop) for choice in choices]
+    def _says_text(self, asked: Sequence[Asked], common: dict[str, Any], stop: Sequence[int]) -> bool:
+        """Return whether the server says text alone: it refuses to say tokens, or does not say them."""
+        try:
+            self._each(lambda item: self._tokens(item, common, stop), asked)
+        except ValueError:
+            return True
+        except Refusal as refusal:
+            if refusal.status not in (400, 422):
+                raise
+            return True
+        return False
 
-        return self._each(one, asked)
+    def _ask(self, item: Asked, content: dict[str, Any]) -> list[dict[str, Any]]:
+        prompt = {"prompt": item.tokens.tolist(), "n": item.count, "temperature": item.temperature, "seed": item.seed}
+        answer = self.server.post("/v1/completions", {**content, **prompt})
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if len(choices) != item.count:
+            raise ValueError(f"{len(choices)} completions, expected {item.count}")
+        return choices
+
+    def _tokens(self, item: Asked, common: dict[str, Any], stop: Sequence[int]) -> list[Completion]:
+        ends = {"stop_token_ids": list(stop), "ignore_eos": True}  # what ends a completion is in `stop` alone
+        choices = self._ask(item, {**common, **ends, **SAYS_TOKENS, **PLAIN})
+        return [_completion(choice, stop) for choice in choices]
+
+    def _texts(
+        self, item: Asked, common: dict[str, Any], stop: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    ) -> list[Completion]:
+        words = [str(tokenizer.decode([token])) for token in stop][:MOST_STOPS]
+        return [_tokenised(choice, stop, tokenizer) for choice in self._ask(item, {**common, "stop": words})]
 
     def score(self, rows: Sequence[tuple[np.ndarray, int]]) -> list[np.ndarray]:
         """Return the log-probabilities of given tokens at temperature 1, nats, `[A]` float32 each.
@@ -135,6 +170,15 @@ def _completion(choice: dict[str, Any], stop: Iterable[int]) -> Completion:
         raise ValueError("no token ids with log-probabilities (return_tokens_as_token_ids) in its answer")
     tokens = np.array([int(word.removeprefix(PREFIX)) for word in words], np.int64)
     return Completion(tokens, int(tokens[-1]) in set(stop), np.array(logp, np.float32))
+
+
+def _tokenised(choice: dict[str, Any], stop: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
+    """Return a choice of text alone as a completion in the tokenizer's tokens, at least one."""
+    ended = choice.get("finish_reason") == "stop"
+    tokens = [*tokenizer(choice["text"], add_special_tokens=False)["input_ids"], *(stop[:1] if ended else ())]
+    if not tokens:
+        raise ValueError("a completion without text that was cut off")
+    return Completion(np.array(tokens, np.int64), ended, np.full(len(tokens), np.nan, np.float32))
 
 
 def served_names(server: JsonServer) -> list[dict[str, Any]]:

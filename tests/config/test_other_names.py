@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("at_home")
         (["num_generations=4"], "here it is rollout.samples_per_prompt (with rollout=local)"),
         (["model.path=x"], "model.path: not a key of the chosen model; model=hf has it"),
         (["data.path=x"], "data.path: not a key of the chosen data; data=jsonl has it (so have data=bfcl"),
+        (["vllm_server_base_url=http://x"], "here it is rollout.base_url (with rollout=vllm)"),
         (["algo=dpo", "algo.lam=1"], "algo.lam: not a key of the chosen algo; algo=shiq has it"),
         (["algo.lamb=1"], "algo.lamb: unknown key; did you mean algo.lam?"),
         (["seeds=1"], "seeds: unknown key; did you mean seed?"),

@@ -23,15 +23,28 @@ from shiqrun.models.policy import Policy
 from shiqrun.sampling.generate import sample_completions
 
 VERSION = "0.32.0"
+KNOWN = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "seed", "stop"}
+"""What a plain server takes."""
 
 
 class Served:
     """What the server has: a model, its adapters, and how it was started."""
 
     def __init__(
-        self, model, *, dev=True, lora=False, key=None, mode="raw_logprobs", room=None, name=None, dtype="float32"
+        self,
+        model,
+        *,
+        dev=True,
+        lora=False,
+        key=None,
+        mode="raw_logprobs",
+        room=None,
+        name=None,
+        dtype="float32",
+        plain=False,
     ):
         self.path, self.dev, self.lora, self.key, self.mode = str(model), dev, lora, key, mode
+        self.plain = plain  # of OpenAI's API what everybody has, and nothing else
         self.name, self.dtype = name or str(model), getattr(torch, dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.base = self._read(model)
@@ -67,6 +80,8 @@ class Served:
             raise Answer(400, f"max_tokens={asked['max_tokens']} and the prompt exceed max_model_len={self.room}")
         if not 0 <= asked["temperature"] <= 2:
             raise Answer(400, f"temperature must be in [0, 2], got {asked['temperature']}.")
+        if self.plain and (unknown := asked.keys() - KNOWN):
+            raise Answer(400, f"Unrecognized request argument supplied: {min(unknown)}")
         policy = self.policy(asked["model"])
         ids = np.array(prompt, np.int64)
         if asked.get("prompt_logprobs") is not None:
@@ -75,7 +90,7 @@ class Served:
             policy,
             [ids] * count,
             [[asked["seed"], k] for k in range(count)],
-            stop=asked["stop_token_ids"],
+            stop=self._stops(asked),
             pad=0,
             max_new_tokens=asked["max_tokens"],
             temperature=asked["temperature"],
@@ -84,8 +99,19 @@ class Served:
             description="",
             describe=True,
         )
+        if self.plain:
+            texts = [self.tokenizer.decode(c.tokens[:-1] if c.ended else c.tokens) for c in made]
+            ends = ["stop" if c.ended else "length" for c in made]
+            return [
+                {"index": k, "text": t, "finish_reason": e} for k, (t, e) in enumerate(zip(texts, ends, strict=True))
+            ]
         assert (asked["return_tokens_as_token_ids"], asked["ignore_eos"], asked["logprobs"]) == (True, True, 0)
         return [self._choice(k, c) for k, c in enumerate(made)]
+
+    def _stops(self, asked):
+        if "stop_token_ids" in asked:
+            return asked["stop_token_ids"]
+        return [self.tokenizer.convert_tokens_to_ids(word) for word in asked["stop"]]
 
     def _choice(self, index, c):
         logp = c.logp if self.mode == "processed_logprobs" else c.policy_logp

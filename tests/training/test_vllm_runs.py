@@ -154,11 +154,12 @@ def test_vllm_itself_samples_from_the_weights_it_was_sent(home, adapter):
     """Its CPU build, in float32: the gap is of kernels alone. Attention needs heads of 32 units."""
     port, run_dir = free_port(), home / f"vllm-{adapter}"
     serve = f"{VLLM} -m vllm.entrypoints.openai.api_server --model {{model}} --port {{port}} --dtype float32"
-    serve += " --enforce-eager --max-model-len 128 --max-num-seqs 16 --enable-lora --max-lora-rank 8"
+    serve += " --enforce-eager --max-model-len 128 --max-num-seqs 16"
     limits = "env VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 VLLM_NO_USAGE_STATS=1"
-    words = (f"rollout.command='{limits} {serve} --logprobs-mode processed_logprobs'", "rollout.temperature=[0.7,1.0]")
-    words = (*words, f"rollout.base_url=http://127.0.0.1:{port}", "model.hidden_size=64", "model.num_heads=2")
-    more = ("model.lora_r=4", "algo.reference=adapter") if adapter else ()
+    more = ["model.lora_r=4", "algo.reference=adapter"] if adapter else ["rollout.temperature=[0.7,1.0]"]
+    serve += " --enable-lora --max-lora-rank 8" if adapter else " --logprobs-mode processed_logprobs"
+    words = (f"rollout.command='{limits} {serve}'", "model.hidden_size=64", "model.num_heads=2")
+    words = (*words, f"rollout.base_url=http://127.0.0.1:{port}")
     code, out = finished(
         begin(run_dir, *SAMPLED, *words, *more, "model.max_position_embeddings=128", "trainer.learning_rate=1e-2"), 500
     )

@@ -13,7 +13,6 @@ from shiqrun.errors import TrainingError
 from shiqrun.models.adapter import has_adapter
 from shiqrun.models.policy import Policy
 from shiqrun.rewards.reward import Reward
-from shiqrun.rollout.gap import Gap, measure_gap
 from shiqrun.rollout.local import LocalEngine
 from shiqrun.rollout.settings import VllmRollouts
 from shiqrun.rollout.store.queue import Buffer
@@ -23,6 +22,7 @@ from shiqrun.rollout.vllm.server_process import ServerProcess
 from shiqrun.rollout.vllm.start import server_of, start_server, wait_for_server
 from shiqrun.rollout.vllm.weights import Publisher, WeightsFolder
 from shiqrun.rollout.vllm.worker import ServedWorker
+from shiqrun.sampling.gap import EngineScores, Gap, measure_gap
 from shiqrun.sampling.prompts import Prompt, padding_id, stop_tokens
 
 WEIGHTS, LOG = "rollout_weights", "rollout_server.log"
@@ -116,7 +116,8 @@ class VllmEngine(LocalEngine):
         made = super()._sample(n, step)
         if self.worker.version == step - 1 != self._measured:
             self._measured = step - 1
-            self._expect_small(measure_gap(self.policy, made, pad=self.pad, tokens=self.tokens))
+            said = [EngineScores(t.input_ids, t.start, t.policy_logp) for t in made]
+            self._expect_small(measure_gap(self.policy, said, pad=self.pad, tokens=self.tokens))
         return made
 
     def _expect_small(self, gap: Gap) -> None:
