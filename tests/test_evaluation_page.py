@@ -3,11 +3,13 @@
 import json
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from shiqrun.cli import main
+from tests.support.vllm_server import serving
 from tests.test_architecture_page import FILES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,9 +48,12 @@ def test_a_command_of_the_pages_runs(place, monkeypatch, line):
     smaller += MODEL if "model=hf" not in words and "eval.policy=gold" not in words and not of_run else ()
     smaller += STEPS if command == "train" else ()
     given = {word.split("=")[0] for word in words}
-    assert main([command, *words, *(word for word in smaller if word.split("=")[0] not in given)]) == 0
+    url = next((word for word in words if word.startswith("endpoint.base_url=")), None)
+    with serving("runs/programs/policy") if url else nullcontext() as server:
+        words = [f"endpoint.base_url={server.url}/v1" if word == url else word for word in words]
+        assert main([command, *words, *(word for word in smaller if word.split("=")[0] not in given)]) == 0
 
 
 def test_the_pages_have_commands():
-    assert len(commands("evaluation.md")) == 6
+    assert len(commands("evaluation.md")) == 7
     assert len(commands("environments.md")) == 2

@@ -6,7 +6,7 @@ The answers' tokens and log-probabilities are asked for in the form of vLLM, whi
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -90,7 +90,9 @@ class ServedModel:
         """
         common: dict[str, Any] = {"model": self.name, "max_tokens": max_new_tokens, "top_p": top_p}
         if tokenizer is not None and self.says_text is None:
-            self.says_text = self._says_text(asked[:1], {**common, "max_tokens": 1}, stop)
+            self.says_text = self._says_text(
+                [replace(one, count=1) for one in asked[:1]], {**common, "max_tokens": 1}, stop
+            )
         if self.says_text and tokenizer is not None:
             return self._each(lambda item: self._texts(item, common, stop, tokenizer), asked)
         return self._each(lambda item: self._tokens(item, common, stop), asked)

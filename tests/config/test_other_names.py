@@ -53,10 +53,13 @@ def test_the_message_names_the_right_key(words, message, capsys):
 def test_every_key_of_the_table_is_there_and_says_what_it_needs():
     plain = {*_dotted_keys("", compose("train", []))}
     with_choices = {*_dotted_keys("", compose("train", ["eval.reward=programs", *NEEDED.values()]))}
-    groups = {"algo", "logger"}
+    by_vllm = {*_dotted_keys("", compose("train", ["rollout=vllm"]))} - with_choices
+    groups = {"algo", "logger", "rollout"}
     for name, here in KEYS.items():
-        assert here.key in with_choices | groups, name
-        if here.key not in plain | groups:
+        assert here.key in with_choices | by_vllm | groups, name
+        if here.key in by_vllm:
+            assert here.note == "with rollout=vllm", name
+        elif here.key not in plain | groups:
             assert not here.note or NEEDED[here.key.partition(".")[0]] in here.note, name
 
 

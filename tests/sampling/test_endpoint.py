@@ -70,6 +70,7 @@ def test_values_are_of_the_same_distribution_as_those_sampled_here_and_training_
     assert main([*train, *words]) == 0
 
 
+@pytest.mark.slow
 def test_a_second_run_finds_what_the_endpoint_sampled_and_asks_for_nothing(model, server, home):
     words = (*model, f"endpoint.base_url={server.url}", "cache_dir=second")
     assert values(*words, "run_dir=once") == 0
@@ -85,7 +86,7 @@ def test_an_evaluation_samples_by_the_endpoint_and_measures_by_the_model(model, 
     assert evaluate("run=sft", "run_dir=by_us") == 0
     there, here = told(home / "by_server"), told(home / "by_us")
     assert there.keys() == here.keys()
-    assert there["eval/pass@8"] == pytest.approx(here["eval/pass@8"], abs=0.51)
+    assert there["eval/pass@1"] == pytest.approx(here["eval/pass@1"], abs=0.3)
     assert there["eval/kl"] == pytest.approx(here["eval/kl"], abs=0.5)
     found = pq.read_table(home / "by_server" / "completions.parquet").to_pylist()
     assert len(found) == 6 * 8
@@ -148,6 +149,7 @@ def test_a_server_of_another_model_is_found_by_its_first_samples(model, home, ca
     assert "does it serve the model of this command?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_ends_the_command_and_the_values_so_far_are_kept(model, home, capsys, monkeypatch):
     monkeypatch.setattr("shiqrun.estimates.prompt_values.SAMPLES_AT_ONCE", 200)  # five prompts
     words = (*model, "endpoint.timeout=2", "cache_dir=died")

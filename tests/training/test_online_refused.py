@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from shiqrun.cli import main
 from tests.support.online_words import ONLINE, PROBLEMS, SMALL, TINY, VALUES, live, train
 from tests.support.places import working_in
+from tests.support.vllm_server import serving
 from tests.test_contract import commands_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "online.md"
@@ -188,7 +190,11 @@ def test_every_command_of_the_page_passes_a_dry_run(named, at_home, line, capfd)
     if "rollout=ray" in words:
         pytest.importorskip("ray", reason="rollout=ray needs Ray: pip install 'shiqrun[ray]'")
     smaller = PROBLEMS[1:-2] if "data=programs" in words else ()
-    assert main([*words, *smaller, *VALUES, "logger=none", "dry_run=true", "run_dir=dry"]) == 0, capfd.readouterr().err
+    url = next((word for word in words if word.startswith("rollout.base_url=")), None)
+    with serving("my_model") if url else nullcontext() as server:
+        words = [f"rollout.base_url={server.url}" if word == url else word for word in words]
+        code = main([*words, *smaller, *VALUES, "logger=none", "dry_run=true", "run_dir=dry"])
+    assert code == 0, capfd.readouterr().err
     assert ("rollouts" in capfd.readouterr().out) == any(word.startswith("rollout=") for word in words)
 
 

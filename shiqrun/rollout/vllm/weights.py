@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.errors import InputError, TrainingError
-from shiqrun.models.adapter import base_of, has_adapter
+from shiqrun.models.adapter import has_adapter
 from shiqrun.models.policy import Policy
 from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.transfers import in_dtype
@@ -78,17 +78,7 @@ def save_weights(model: Any, weights: Mapping[str, Tensor], path: Path) -> None:
 
 def save_adapter_weights(model: Any, weights: Mapping[str, Tensor], path: Path) -> None:
     """Save these parameters of a LoRA adapter, and its config, in the form of PEFT."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    path.mkdir()
-    config = copy.deepcopy(model.peft_config["default"])
-    config.base_model_name_or_path = base_of(model).name_or_path or None
-    config.inference_mode = True
-    config.save_pretrained(path)
-    state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
-    tensors = {name: value.contiguous() for name, value in state.items()}
-    save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    model.save_pretrained(path, state_dict=dict(weights), save_embedding_layers=False)  # without it, peft asks the Hub
 
 
 def birth_of(server: JsonServer) -> str | None:
