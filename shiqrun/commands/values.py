@@ -70,20 +70,21 @@ def run(config: DictConfig, run_dir: Path) -> None:
     model = build_model(choice, tokenizer, config.seed, (hardware := target(config.hardware)).dtype)
     policy = Policy(model, autocast=hardware.autocast()).eval()
     cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
-    made_of, device = weights_fingerprint(model), hardware.device()
-    found = cached_prompt_rewards(
-        policy, prompts, tokenizer, reward, asked, reference=made_of, cache_dir=cache, device=device, endpoint=endpoint
-    )
+    made: dict[str, Any] = {"reference": weights_fingerprint(model), "cache_dir": cache, "device": hardware.device()}
+    found = cached_prompt_rewards(policy, prompts, tokenizer, reward, asked, **made, endpoint=endpoint)
     own_val = "val" in source.splits
     said = write_values(run_dir, found, splits, own_val=own_val, right=reward.right, beta=config.beta)
     about = {**found.file.made_with, **{f"reward/{k}": v for k, v in reward.about().items()}}
     about |= {SCORED_BY: reward.fingerprint(), "beta": config.beta}
     told = {"prompts": len(prompts), "prompts_computed": found.new, "seconds": time.perf_counter() - began}
     write_summary(run_dir, {**said, **told, **about, **provenance()})  # written last: marks the end
-    words = f"{len(prompts):,} prompts, {asked.samples:,} completions each; {found.new:,} prompts computed now"
-    console.print(words, highlight=False, soft_wrap=True)
+    console.print(_told(len(prompts), asked.samples, found.new), highlight=False, soft_wrap=True)
     console.print(value_table(said, config.beta))
     beside = f" data.val_path={run_dir / TRAJECTORIES['val']}" if own_val else ""
     where = f"data.path={run_dir / TRAJECTORIES['train']}{beside}"
     console.print(f"their completions: data=jsonl {where}", highlight=False, soft_wrap=True)
     say_next(f"shiqrun train algo=spo algo.values={quote_for_shell(run_dir / FILE)} data=... model=...")
+
+
+def _told(prompts: int, samples: int, new: int) -> str:
+    return f"{prompts:,} prompts, {samples:,} completions each; {new:,} prompts computed now"

@@ -118,8 +118,7 @@ def sample_missing_rewards(
 
     def rows_of(portion: Sequence[Prompt]) -> list[dict[str, Any]]:
         sampler = CompletionSampler(portion, tokenizer, sampling, tokens=1)
-        sampled = sampler.sample(policy, stream=STREAM, description="", endpoint=endpoint)
-        samples = score_completions(sampled, reward)
+        samples = score_completions(sampler.sample(policy, stream=STREAM, description="", endpoint=endpoint), reward)
         return [_row(p, samples[n * settings.samples :][: settings.samples]) for n, p in enumerate(portion)]
 
     at_once = [portions[start : start + ranks.world()] for start in range(0, len(portions), ranks.world())]

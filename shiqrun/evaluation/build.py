@@ -42,8 +42,7 @@ def build_evaluator(
         data: its settings.
         tokenizer: of the policy.
         settings: of the sampling.
-        name: of the data set, for messages.
-        split: whose prompts or tasks.
+        name, split: of the data set, for messages; the split whose prompts or tasks are taken.
         reward: scores completions; an environment pays its own.
         beta: KL temperature of the regularised return, reward units per nat, or None.
         tokens: tokens of one forward pass when completions are measured.
@@ -57,10 +56,7 @@ def build_evaluator(
     """
     tell_template(source, tokenizer)
     if source.environment() is not None:
-        if reward is not None:
-            raise InputError(f"reward: the environment of data={name} pays its own rewards; leave it out")
-        if endpoint is not None:
-            raise InputError(f"endpoint.base_url: episodes of data={name} are played by the model here; leave it out")
+        _expect_no_more_than_a_policy(name, reward, endpoint)
         tasks = choose_tasks(tasks_of(source, split, data), settings.max_prompts, data.limit)
         return EpisodeEvaluator(
             source.environment, tasks, tokenizer, settings, tokens=tokens, context=context, beta=beta
@@ -74,6 +70,14 @@ def build_evaluator(
             reward.refuse_seen([p.messages for p in prompts])
         reward.fingerprint()  # loads a reward model: what is wrong with it is said before anything is sampled
     return CompletionEvaluator(prompts, tokenizer, settings, tokens=tokens, reward=reward, beta=beta, endpoint=endpoint)
+
+
+def _expect_no_more_than_a_policy(name: str, reward: Reward | None, endpoint: Endpoint | None) -> None:
+    """Check that episodes get neither a reward nor an endpoint; raise InputError."""
+    if reward is not None:
+        raise InputError(f"reward: the environment of data={name} pays its own rewards; leave it out")
+    if endpoint is not None:
+        raise InputError(f"endpoint.base_url: episodes of data={name} are played by the model here; leave it out")
 
 
 def _prompts(

@@ -84,28 +84,14 @@ class VllmEngine(LocalEngine):
             wait_for_server(server, settings, self.process)
             stop, adapter = stop_tokens(tokenizer, policy.causal_lm), has_adapter(policy.model)
             served = connect(server, settings, tokenizer, prompts, stop=stop, adapter=adapter)
-            worker = ServedWorker(
-                Publisher(served, self.folder, tag),
-                self.process,
-                policy,
-                tokenizer,
-                prompts,
-                reward,
-                settings=settings,
-                seed=seed,
-                number=buffer.counts()["accepted"],
-            )
+            own, number = (policy, tokenizer, prompts, reward, settings), buffer.counts()["accepted"]
+            worker = ServedWorker(Publisher(served, self.folder, tag), self.process, *own, seed=seed, number=number)
         except BaseException:
             self._close_server()
             buffer.close()
             raise
-        super().__init__(
-            worker,
-            buffer,
-            every=settings.model_update_interval,
-            max_staleness=settings.max_staleness,
-            max_steps=max_steps,
-        )
+        every, staleness = settings.model_update_interval, settings.max_staleness
+        super().__init__(worker, buffer, every=every, max_staleness=staleness, max_steps=max_steps)
 
     def _sample(self, n: int, step: int) -> list[SampledTrajectory]:
         """Sample n trajectories; measure the gap of the first by new weights, while the policy has the same.
