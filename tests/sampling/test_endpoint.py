@@ -59,9 +59,10 @@ def test_values_are_of_the_same_distribution_as_those_sampled_here_and_training_
     assert len({content["seed"] for content in asked}) == len(asked)
     there, here = (read_values(home / name / "values.jsonl", {}) for name in ("there", "here"))
     assert there.keys() == here.keys()
-    rates = [np.array([found[name].rewards.mean() for name in sorted(found)]) for found in (there, here)]
-    assert abs(rates[0].mean() - rates[1].mean()) < 0.1
-    assert np.corrcoef(*rates)[0, 1] > 0.5
+    each = [np.concatenate([found[name].rewards for name in sorted(found)]) for found in (there, here)]
+    error = np.sqrt(sum(rewards.var() / len(rewards) for rewards in each))
+    assert error > 0
+    assert abs(each[0].mean() - each[1].mean()) < 4 * error
     assert summary(home / "there")["endpoint"] == server.name
     rows = [json.loads(line) for line in (home / "there" / "trajectories.jsonl").open()]
     assert any(len({json.dumps(c) for c in row["completions"]}) > 1 for row in rows if "completions" in row)
@@ -87,7 +88,7 @@ def test_an_evaluation_samples_by_the_endpoint_and_measures_by_the_model(model, 
     there, here = told(home / "by_server"), told(home / "by_us")
     assert there.keys() == here.keys()
     assert there["eval/pass@1"] == pytest.approx(here["eval/pass@1"], abs=0.3)
-    assert there["eval/kl"] == pytest.approx(here["eval/kl"], abs=0.5)
+    assert there["eval/kl"] == pytest.approx(here["eval/kl"], rel=0.2)  # of 48 samples each, about 10 nats
     found = pq.read_table(home / "by_server" / "completions.parquet").to_pylist()
     assert len(found) == 6 * 8
     assert all(content["temperature"] == 1.0 for content in completions(server))

@@ -159,7 +159,7 @@ def test_vllm_itself_samples_from_the_weights_it_was_sent(home, adapter):
     more = ["model.lora_r=4", "algo.reference=adapter"] if adapter else ["rollout.temperature=[0.7,1.0]"]
     serve += " --enable-lora --max-lora-rank 8" if adapter else " --logprobs-mode processed_logprobs"
     words = (f"rollout.command='{limits} {serve}'", "model.hidden_size=64", "model.num_heads=2")
-    words = (*words, f"rollout.base_url=http://127.0.0.1:{port}")
+    words = (*words, f"rollout.base_url=http://127.0.0.1:{port}", "rollout.start_timeout=480")
     code, out = finished(
         begin(run_dir, *SAMPLED, *words, *more, "model.max_position_embeddings=128", "trainer.learning_rate=1e-2"), 500
     )
