@@ -13,15 +13,13 @@ import itertools
 import json
 import os
 import shlex
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.chains import Chain, Command, run_all
 from experiments.steps import OFFLINE, study_parser
 from experiments.textgames_figures import Arm, draw, read_episodes, tables
-from shiqrun.cli import main as shiqrun
 from shiqrun.console import console, waiting
 from shiqrun.data.textworld_express import Kind, TextWorldExpress
 from shiqrun.environments.text_games.environment import Rewards
@@ -50,8 +48,7 @@ FIRST = ("shiq, step", "shiq, final", "shiq_tk, step", "shiq_tk, final", "copg",
 RATES, BETAS = "5e-4,2e-3", "0.1,0.5"
 LOGGED = {"gold": 1, "half": 1, "random": 1}
 """Trajectories of a logged game, by player."""
-Sizes = dict[Kind, dict[str, int]]
-SIZES: Sizes = {
+SIZES: dict[Kind, dict[str, int]] = {
     "simonsays": {},
     "twc": {"numLocations": 1, "numItemsToPutAway": 1, "includeDoors": 0, "limitInventorySize": 0},
 }
@@ -80,16 +77,16 @@ def all_arms() -> list[str]:
 
 
 class Study:
-    """A `Study` knows the commands of its runs, and plays and reads their evaluations.
+    """A `Study` knows the commands of the runs on one kind of game, and plays and reads their evaluations.
 
     Args:
+        kind: of games.
         options: of the command line.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.out: Path = options.out
+    def __init__(self, kind: Kind, options: argparse.Namespace) -> None:
+        self.kind, self.size, self.out = kind, SIZES[kind], Path(options.out) / kind
         self.only_reference: int | None = int(options.seeds.split(",")[0]) if options.one_reference else None
-        self.sizes = {kind: SIZES[kind] for kind in options.kinds}
         self.steps, self.sft_steps = options.steps, options.sft_steps
         self.games, self.val_games, self.test_games = options.games, options.val_games, options.test_games
         self.logger = options.logger
@@ -104,14 +101,14 @@ class Study:
         """Return the file of logged play: `reference`, `step` or `final`."""
         return self.out / "logged" / f"{name}.jsonl"
 
-    def reference(self, seed: int) -> tuple[Settings, Path]:
+    def reference(self, seed: int) -> Command:
         """Return the words of `shiqrun` that make a seed's reference, and its run directory."""
         seed = seed if self.only_reference is None else self.only_reference
         folder = self.out / f"reference_{seed}"
         words = ["train", "experiment=textgames_small_sft", f"data.path={self.logged('reference')}", f"seed={seed}"]
         return [*words, f"trainer.max_steps={self.sft_steps}", f"logger={self.logger}", f"run_dir={folder}"], folder
 
-    def trained(self, arm: str, setting: Setting, seed: int) -> tuple[Settings, Path]:
+    def trained(self, arm: str, setting: Setting, seed: int) -> Command:
         """Return the words of `shiqrun` that train an arm, and its run directory."""
         method, _, rewards = arm.partition(", ")
         folder = self.out / f"{arm}_{setting.rate}_{setting.beta}_{seed}".replace(", ", "_").replace(" ", "_")
@@ -124,16 +121,14 @@ class Study:
         words += [f"trainer.learning_rate={setting.rate}", f"trainer.max_steps={self.steps}", f"run_dir={folder}"]
         return words + ([] if setting.beta == "none" else [f"algo.beta={setting.beta}"]), folder
 
-    def played(self, run: Path, split: str) -> tuple[Settings, Path]:
+    def played(self, run: Path, split: str) -> Command:
         """Return the words of `shiqrun` that let a run's policy play games of a split, and their directory."""
         count, first = self.val_games if split == "val" else self.test_games, FIRST_SEED[split]
-        sizes = [
-            f"data.params.{kind}.{key}={value}" for kind, size in self.sizes.items() for key, value in size.items()
-        ]
-        words = ["eval", f"run={run}", "data=textworld_express", f"data.games=[{','.join(self.sizes)}]", *sizes]
+        size = [f"data.params.{self.kind}.{key}={value}" for key, value in self.size.items()]
+        words = ["eval", f"run={run}", "data=textworld_express", f"data.games=[{self.kind}]", *size]
         words += [f"data.train_seeds=[{','.join(map(str, range(first, first + count)))}]", "eval.split=train"]
         words += ["data.show_valid_actions=false", f"data.max_steps={MAX_STEPS}", "eval.batch_size=512"]
-        return [*words, f"eval.max_prompts={count * len(self.sizes)}", f"run_dir={run / split}"], run / split
+        return [*words, f"eval.max_prompts={count}", f"run_dir={run / split}"], run / split
 
     def record(self) -> None:
         """Write the files of logged play that are missing; `step` and `final` hold the same play."""
@@ -144,7 +139,7 @@ class Study:
         }
         for name, (first, rewards) in own.items():
             if not self.logged(name).is_file():
-                write_play(self.logged(name), [*range(first, first + self.games)], self.sizes, rewards)
+                write_play(self.logged(name), [*range(first, first + self.games)], self.kind, rewards)
 
     def chosen(self, arm: str, seed: int) -> Setting:
         """Return the setting whose run with a seed has the largest mean return in validation games."""
@@ -156,15 +151,15 @@ class Study:
         return max(self.grid(arm), key=mean_return)
 
 
-def write_play(path: Path, seeds: list[int], sizes: Sizes, rewards: Rewards) -> None:
-    """Write logged play of the training games of some seeds as rows of `data=jsonl`.
+def write_play(path: Path, seeds: list[int], kind: Kind, rewards: Rewards) -> None:
+    """Write logged play of the training games of a kind and some seeds as rows of `data=jsonl`.
 
     Raises:
         InputError: the games or Java are not installed, or a game could not be played.
     """
     source = TextWorldExpress(
-        games=[*sizes],
-        params={str(kind): size for kind, size in sizes.items()},
+        games=[kind],
+        params={kind: SIZES[kind]},
         train_seeds=seeds,
         eval_seeds=1,
         split="val",
@@ -176,7 +171,7 @@ def write_play(path: Path, seeds: list[int], sizes: Sizes, rewards: Rewards) -> 
         **LOGGED,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with waiting(f"playing {len(seeds) * len(sizes)} games, {path.name}"), atomic_writer(path) as file:
+    with waiting(f"playing {len(seeds)} games of {kind}, {path.name}"), atomic_writer(path) as file:
         for e in source.load("train"):
             row = {"prompt": e.messages, "completions": e.completions, "rewards": e.rewards, "prompt_id": e.prompt_id}
             file.write(json.dumps(row) + "\n")
@@ -184,49 +179,19 @@ def write_play(path: Path, seeds: list[int], sizes: Sizes, rewards: Rewards) -> 
             raise InputError(f"{path}: games could not be played: {', '.join(source.dropped)}")
 
 
-def run(commands: Iterable[tuple[Settings, Path]]) -> None:
-    """Run those commands whose results are not there yet, one after the other.
-
-    Raises:
-        SystemExit: one failed; the code is the command's.
-    """
-    for words, folder in commands:
-        if not any((folder / name).is_file() for name in ("summary.json", "eval.json")) and (code := shiqrun(words)):
-            raise SystemExit(code)
-
-
-def run_all(chains: Sequence[list[tuple[Settings, Path]]], jobs: int) -> None:
-    """Run chains of commands, `jobs` of them side by side in processes of their own; a single job in this one.
-
-    Raises:
-        SystemExit: a command failed; the chains that are not begun are left out.
-    """
-    if jobs == 1:
-        for chain in chains:
-            run(chain)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        begun = [pool.submit(run, chain) for chain in chains]
-        try:
-            for one in as_completed(begun):
-                one.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def references(study: Study, seeds: Sequence[int]) -> list[list[tuple[Settings, Path]]]:
+def references(study: Study, seeds: Sequence[int]) -> list[Chain]:
     """Return the commands that make the references of some seeds, and play the test games by them."""
     made = {folder: words for words, folder in map(study.reference, seeds)}
     return [[(words, folder), study.played(folder, "test")] for folder, words in made.items()]
 
 
-def trained_and_played(study: Study, arm: str, setting: Setting, seed: int, split: str) -> list[tuple[Settings, Path]]:
+def trained_and_played(study: Study, arm: str, setting: Setting, seed: int, split: str) -> Chain:
     """Return the commands that train an arm, and play the games of a split by its policy."""
     command = study.trained(arm, setting, seed)
     return [command, study.played(command[1], split)]
 
 
-def trials(study: Study, arms: Sequence[str], seed: int) -> list[list[tuple[Settings, Path]]]:
+def trials(study: Study, arms: Sequence[str], seed: int) -> list[Chain]:
     """Return the commands that try every setting of some arms, setting by setting."""
     return [trained_and_played(study, arm, setting, seed, "val") for arm in arms for setting in study.grid(arm)]
 
@@ -246,7 +211,7 @@ def results(study: Study, arms: Sequence[str], seeds: Sequence[int]) -> dict[str
         setting = study.chosen(arm, seeds[0])
         runs = [study.trained(arm, setting, seed)[1] for seed in seeds]
         ends = [
-            f"{value} (end)" if len(tried) > 1 and value in (tried[0], tried[-1]) else value
+            f"{value} (end)" if len(tried) > 2 and value in (tried[0], tried[-1]) else value
             for value, tried in zip(setting, (study.rates, study.betas), strict=True)
         ]
         found[arm] = Arm(", ".join(ends), [read_episodes(run / "test") for run in runs])
@@ -276,27 +241,36 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def run_study(study: Study, options: argparse.Namespace) -> dict[str, Arm]:
+    """Run the arms on one kind of game, print the tables, and return what the arms earned."""
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    study.record()
+    together = [options.arms] if options.jobs > 1 else [[arm] for arm in options.arms]
+    for number, arms in enumerate(together, 1):
+        console.print(f"{study.kind}, {number} of {len(together)}: {'; '.join(arms)}")
+        run_arms(study, arms, seeds, options.jobs)
+    found = results(study, options.arms, seeds)
+    for table in tables(found, study.kind, study.out):
+        console.print(table)
+    return found
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Run the study, print its tables and draw its picture."""
     options = parsed(words)
-    study, seeds = Study(options), [int(seed) for seed in options.seeds.split(",")]
+    studies = [Study(kind, options) for kind in options.kinds]
     if options.dry_run:
-        chains = references(study, seeds) + trials(study, options.arms, seeds[0])
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        chains = [c for one in studies for c in [*references(one, seeds), *trials(one, options.arms, seeds[0])]]
         for command, _ in itertools.chain(*chains):
             print(f"shiqrun {shlex.join(command)}")
         return
     for name, value in (OFFLINE | {"OMP_NUM_THREADS": "1"}).items():  # before PyTorch is imported
         os.environ.setdefault(name, value)
-    study.record()
-    together = [options.arms] if options.jobs > 1 else [[arm] for arm in options.arms]
-    for number, arms in enumerate(together, 1):
-        console.print(f"{number} of {len(together)}: {'; '.join(arms)}")
-        run_arms(study, arms, seeds, options.jobs)
-    found = results(study, options.arms, seeds)
-    for table in tables(found, study.out):
-        console.print(table)
-    draw(found, study.out / "textgames.png")
-    console.print(f"{study.out / 'textgames.png'}")
+    found: dict[str, dict[str, Arm]] = {study.kind: run_study(study, options) for study in studies}
+    picture = options.out / "textgames.png"
+    draw(found, picture)
+    console.print(f"{picture}")
 
 
 if __name__ == "__main__":

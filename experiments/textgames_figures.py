@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from rich.table import Table
 
 from shiqrun.errors import InputError
@@ -19,7 +20,7 @@ matplotlib.use("Agg")
 COLOURS = {"step": "#1b6ca8", "final": "#c2571a", "": "#6e7781"}
 """Colours of arms by where the rewards stand: where they were earned, at the end, or summed by the method itself."""
 SHOWN = {"step": "reward at its action", "final": "all at the last action", "": "the method reads the sum"}
-REFERENCE = "reference"
+REFERENCE, INK = "reference", "#24292f"
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,9 @@ class Arm:
     setting: str
     seeds: Sequence[Played]
 
-    def returns(self) -> np.ndarray:
-        """Return the sums of rewards `[S, P]` of each seed and game."""
-        return np.stack([seed.returns for seed in self.seeds])
-
     def values(self, name: str) -> np.ndarray:
-        """Return `returns`, `won` or `log_ratio`, `[S, P]`."""
+        """Return `returns`, `won` or `log_ratio`, `[S, P]`, of each seed and game."""
         return np.stack([getattr(seed, name) for seed in self.seeds])
-
-    def of(self, kind: str) -> list[int]:
-        """Return the places of the games of a kind."""
-        return [i for i, game in enumerate(self.seeds[0].games) if game.rpartition("-")[0] == kind]
-
-    def kinds(self) -> list[str]:
-        """Return the kinds of games that were played."""
-        return list(dict.fromkeys(game.rpartition("-")[0] for game in self.seeds[0].games))
 
 
 def read_episodes(folder: Path) -> Played:
@@ -85,29 +74,24 @@ def read_episodes(folder: Path) -> Played:
     )
 
 
-def tables(found: Mapping[str, Arm], out: Path) -> Iterator[Table]:
-    """Yield a table of what every arm earned in the test games, and one of differences; both go to CSV files too."""
-    kinds = next(iter(found.values())).kinds()
-    columns = ["return", "won", *(f"return, {kind}" for kind in kinds), "KL, nats"]
-    rows = [[name, arm.setting, *_figures(arm, kinds)] for name, arm in found.items()]
-    yield _table(["arm", "rate, beta", *columns], rows, "test games", out / "arms.csv")
-    rows = [[label, *_difference(found[a], found[b], kinds)] for label, a, b in _pairs(found)]
+def tables(found: Mapping[str, Arm], kind: str, out: Path) -> Iterator[Table]:
+    """Yield a table of what every arm earned in the test games of a kind, and one of differences; CSV files too."""
+    columns = ["arm", "rate, beta", "return", "won", "KL, nats"]
+    yield _table(columns, [_figures(name, arm) for name, arm in found.items()], f"{kind}: test games", out / "arms.csv")
+    rows = [_difference(label, found[a], found[b]) for label, a, b in _pairs(found)]
     if rows:
-        columns = ["difference of returns", "all", *kinds, "by seed"]
-        yield _table(columns, rows, "seed by seed and game by game", out / "differences.csv")
+        columns = ["difference of returns", "all", "by seed"]
+        yield _table(columns, rows, f"{kind}: seed by seed and game by game", out / "differences.csv")
 
 
-def _figures(arm: Arm, kinds: Sequence[str]) -> list[str]:
-    returns, log_ratio = arm.returns(), arm.values("log_ratio")
-    by_kind = [plus_minus(returns[:, arm.of(kind)]) for kind in kinds]
-    kl = "" if np.isnan(log_ratio).all() else plus_minus(log_ratio, 1)
-    return [plus_minus(returns), plus_minus(arm.values("won")), *by_kind, kl]
+def _figures(name: str, arm: Arm) -> list[str]:
+    kl = "" if name == REFERENCE else plus_minus(arm.values("log_ratio"), 1)
+    return [name, arm.setting, plus_minus(arm.values("returns")), plus_minus(arm.values("won")), kl]
 
 
-def _difference(one: Arm, other: Arm, kinds: Sequence[str]) -> list[str]:
-    less = one.returns() - other.returns()
-    by_seed = " ".join(f"{value:+.3f}" for value in less.mean(axis=1))
-    return [plus_minus(less), *(plus_minus(less[:, one.of(kind)]) for kind in kinds), by_seed]
+def _difference(label: str, one: Arm, other: Arm) -> list[str]:
+    less = one.values("returns") - other.values("returns")
+    return [label, plus_minus(less), " ".join(f"{value:+.3f}" for value in less.mean(axis=1))]
 
 
 def _pairs(found: Mapping[str, Arm]) -> Iterator[tuple[str, str, str]]:
@@ -138,28 +122,31 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, ou
     return shown
 
 
-def draw(found: Mapping[str, Arm], path: Path) -> None:
+def draw(found: Mapping[str, Mapping[str, Arm]], path: Path) -> None:
     """Draw a panel for each kind of game, with a row for each arm: seeds, mean and 95 % interval."""
-    kinds = next(iter(found.values())).kinds()
-    names = [name for name in found if name != REFERENCE][::-1]
-    size = (3.2 + 3.4 * len(kinds), 1.3 + 0.3 * len(names))
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=size, sharey=True, squeeze=False)
-    for panel, kind in zip(axes[0], kinds, strict=True):
-        for place, name in enumerate(names):
-            values = found[name].returns()[:, found[name].of(kind)]
-            mean, half = crossed_interval(values)
-            colour = COLOURS[name.partition(", ")[2]]
-            panel.errorbar(mean, place, xerr=half, fmt="o", color=colour, capsize=3, markersize=5)
-            panel.plot(values.mean(axis=1), [place] * len(values), "|", color=colour, alpha=0.7, markersize=9)
-        panel.axvline(found[REFERENCE].returns()[:, found[REFERENCE].of(kind)].mean(), color="#24292f", ls="--", lw=1)
+    names = list(dict.fromkeys(name for arms in found.values() for name in arms if name != REFERENCE))[::-1]
+    size = (3.2 + 3.4 * len(found), 1.3 + 0.3 * len(names))
+    figure, axes = pyplot.subplots(1, len(found), figsize=size, sharey=True, squeeze=False)
+    for panel, (kind, arms) in zip(axes[0], found.items(), strict=True):
+        for name in names:
+            if name in arms:
+                _draw_arm(panel, names.index(name), name, arms[name].values("returns"))
+        panel.axvline(arms[REFERENCE].values("returns").mean(), color=INK, ls="--", lw=1)
         panel.set_title(f"{kind}: return in test games", fontsize=10)
         panel.set_yticks(range(len(names)), [name.partition(", ")[0] for name in names], fontsize=9)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     for rewards, label in SHOWN.items():
         axes[0][0].plot([], [], "o", color=COLOURS[rewards], label=label)
-    axes[0][0].plot([], [], "--", color="#24292f", label=REFERENCE)
-    figure.legend(loc="lower center", ncols=4, fontsize=9, frameon=False)
-    figure.tight_layout(rect=(0, 0.25 / size[1] + 0.02, 1, 1))
+    axes[0][0].plot([], [], "--", color=INK, label=REFERENCE)
+    figure.legend(loc="lower center", ncols=2, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.45 / size[1], 1, 1))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _draw_arm(panel: Axes, place: int, name: str, returns: np.ndarray) -> None:
+    mean, half = crossed_interval(returns)
+    colour = COLOURS[name.partition(", ")[2]]
+    panel.errorbar(mean, place, xerr=half, fmt="o", color=colour, capsize=3, markersize=5)
+    panel.plot(returns.mean(axis=1), [place] * len(returns), "|", color=colour, alpha=0.7, markersize=9)

@@ -8,7 +8,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from experiments import textgames
+from experiments import chains
 from experiments.textgames import Setting, Study, all_arms, main
 from experiments.textgames_figures import Arm, Played, draw, plus_minus, read_episodes, tables
 from shiqrun.errors import InputError
@@ -22,8 +22,8 @@ played = pytest.mark.skipif(
 def study(out, **changed):
     options = {"rates": "1e-3,2e-3", "betas": "0.1,1", "logger": "none", "steps": 2, "sft_steps": 2}
     options |= {"seeds": "1,2", "one_reference": False}
-    sizes = {"games": 2, "val_games": 2, "test_games": 3, "kinds": ["simonsays", "twc"]}
-    return Study(Namespace(out=out, **(options | sizes | changed)))
+    sizes = {"games": 2, "val_games": 2, "test_games": 3}
+    return Study("simonsays", Namespace(out=out, **(options | sizes | changed)))
 
 
 def write_evaluation(folder, reward, rows=()):
@@ -49,7 +49,7 @@ def test_every_arm_has_its_own_file_of_rewards_and_directory(tmp_path):
     assert len({folder for _, folder in made.values()}) == len(made) == 15
     for arm, (words, _) in made.items():
         name = arm.partition(", ")[2] or "final"
-        assert f"data.path={tmp_path}/logged/{name}.jsonl" in words
+        assert f"data.path={tmp_path}/simonsays/logged/{name}.jsonl" in words
         assert f"algo={arm.partition(', ')[0].split()[0]}" in words
 
 
@@ -58,7 +58,7 @@ def test_seeds_may_share_a_reference(tmp_path):
     assert [each.reference(seed)[1].name for seed in (1, 2)] == ["reference_1", "reference_2"]
     assert one.reference(2) == each.reference(1)
     setting = Setting("1e-3", "0.1")
-    assert f"model.path={tmp_path}/reference_1/policy" in one.trained("copg", setting, 2)[0]
+    assert f"model.path={tmp_path}/simonsays/reference_1/policy" in one.trained("copg", setting, 2)[0]
 
 
 def row(game, rewards, log_ratio=None):
@@ -78,7 +78,7 @@ def test_played_games_are_read_in_the_order_of_their_names(tmp_path):
 
 
 def arm(*seeds):
-    games = ("coin-1", "coin-2", "sorting-1", "sorting-2")
+    games = ("coin-1", "coin-2", "coin-3", "coin-4")
     return Arm("1e-3, 0.1", [Played(games, np.array(s), np.array(s) == 1, np.zeros(4)) for s in seeds])
 
 
@@ -91,14 +91,12 @@ FOUND = {
 
 
 def test_differences_are_of_the_same_seed_and_game(tmp_path):
-    shown = [table.title for table in tables(FOUND, tmp_path)]
-    assert shown == ["test games", "seed by seed and game by game"]
+    shown = [table.title for table in tables(FOUND, "coin", tmp_path)]
+    assert shown == ["coin: test games", "coin: seed by seed and game by game"]
     with (tmp_path / "differences.csv").open(newline="") as file:
         rows = {row["difference of returns"]: row for row in csv.DictReader(file)}
     dense = rows["shiq: step - final"]
     assert dense["all"].startswith("0.125 ± "), "0.5 in one game of four"
-    assert dense["coin"].startswith("0.250 ± ")
-    assert dense["sorting"] == "0.000 ± 0.000"
     assert dense["by seed"] == "+0.125 +0.125 +0.125"
     assert rows["copg - shiq, step"]["all"].startswith("-0.688 ± ")
     with (tmp_path / "arms.csv").open(newline="") as file:
@@ -112,7 +110,7 @@ def test_an_interval_covers_seeds_and_games():
 
 
 def test_the_picture_is_drawn(tmp_path):
-    draw(FOUND, tmp_path / "games.png")
+    draw({"coin": FOUND, "sorting": {name: FOUND[name] for name in ("reference", "copg")}}, tmp_path / "games.png")
     assert (tmp_path / "games.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -145,12 +143,14 @@ def test_both_files_hold_the_same_play_and_the_reference_has_games_of_its_own(tm
 def test_the_study_runs_and_does_no_job_twice(tmp_path, monkeypatch, capsys):
     words = ["--out", str(tmp_path), "--games", "8", "--val-games", "1", "--test-games", "2", "--jobs", "1"]
     words += ["--steps", "1", "--sft-steps", "1", "--rates", "1e-3", "--betas", "0.1", "--seeds", "1,2"]
-    words += ["--arms", "shiq, step; shiq, final"]
+    words += ["--arms", "shiq, step; shiq, final", "--kinds", "simonsays"]
     main(words)
-    assert {"arms.csv", "differences.csv", "textgames.png"} <= {path.name for path in tmp_path.iterdir()}
-    assert (tmp_path / "shiq_final_1e-3_0.1_2" / "test" / "eval.json").is_file()
-    assert not (tmp_path / "shiq_final_1e-3_0.1_2" / "val").exists(), "the first seed alone chooses"
+    assert {path.name for path in tmp_path.iterdir()} == {"simonsays", "textgames.png"}
+    own = tmp_path / "simonsays"
+    assert {"arms.csv", "differences.csv"} <= {path.name for path in own.iterdir()}
+    assert (own / "shiq_final_1e-3_0.1_2" / "test" / "eval.json").is_file()
+    assert not (own / "shiq_final_1e-3_0.1_2" / "val").exists(), "the first seed alone chooses"
     capsys.readouterr()
-    monkeypatch.setattr(textgames, "shiqrun", lambda words: pytest.fail(f"{words} ran again"))
+    monkeypatch.setattr(chains, "shiqrun", lambda words: pytest.fail(f"{words} ran again"))
     main(words)
     assert "shiq: step - final" in " ".join(capsys.readouterr().out.split())
