@@ -134,6 +134,7 @@ def draw(found: Mapping[str, Mapping[str, Arm]], path: Path) -> None:
         panel.axvline(arms[REFERENCE].values("returns").mean(), color=INK, ls="--", lw=1)
         panel.set_title(f"{kind}: return in test games", fontsize=10)
         panel.set_yticks(range(len(names)), [name.partition(", ")[0] for name in names], fontsize=9)
+        panel.set_ylim(-0.6, len(names) - 0.4)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     for rewards, label in SHOWN.items():
