@@ -39,6 +39,8 @@ OPEN = {
     "experiment=hh_small": "data.path=FILE model.path=DIR eval.reward.path=DIR",
     "experiment=hh_small_reward": "model.path=DIR",
     "experiment=hh_small_sft": "model.path=DIR",
+    "experiment=hh_135m": "data.path=FILE model.path=DIR eval.reward.path=DIR",
+    "experiment=hh_135m_reward": "model.path=DIR",
     "experiment=bfcl_small": "model.path=DIR",
     "experiment=textgames_small": "data.path=FILE model.path=DIR",
     "experiment=textgames_small_sft": "data.path=FILE",
