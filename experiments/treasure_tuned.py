@@ -1,10 +1,11 @@
 """`python -m experiments.treasure_tuned` tunes the rate and beta of every method on treasure (docs/treasure.md).
 
-Every method is run with three betas at the middle one of three rates, then with the other rates at the best of these
-betas. The setting with the least regret on the validation maps is run with further seeds, and its regret on the test
-maps, which chose nothing, is reported. Regret is that of one problem, whose beta is 0.5, whatever beta a method was
-trained with: the optimum less reward - 0.5 KL. A job whose summary.json is there is not run again. `--methods` divides
-the work among processes: start the others once the first has made the references.
+Every method is run with three betas at the middle one of three rates, with the next beta where the best is the first
+or last of them, and then with the other rates at the best beta. The setting with the least regret on the validation
+maps is run with further seeds, and its regret on the test maps, which chose nothing, is reported. Regret is that of
+one problem, whose beta is 0.5, whatever beta a method was trained with: the optimum less reward - 0.5 KL. A job whose
+summary.json is there is not run again. `--methods` divides the work among processes: start the others once the first
+has made the references.
 """
 
 import argparse
@@ -24,8 +25,8 @@ from shiqrun.console import console
 BETA = 0.5
 """Beta of the problem whose regret is measured, reward units per nat."""
 RATES = ("5e-4", "1.5e-3", "4.5e-3")
-BETAS, LABEL_BETAS = ("0.25", "0.5", "1"), ("0.1", "0.3", "1")
-"""Betas in reward units per nat, and those of methods that read no size of a reward."""
+BETAS, LABEL_BETAS = ("0.125", "0.25", "0.5", "1", "2"), ("0.03", "0.1", "0.3", "1", "3")
+"""Betas in reward units per nat, and those of methods that read no size of a reward; the first and last wait."""
 METHODS: dict[str, Settings] = {
     "shiq": [],
     "copg": [],
@@ -46,7 +47,7 @@ METHODS: dict[str, Settings] = {
 }
 """Methods and their settings beside rate and beta; spo, a2po and qrpo need sampled rewards of the reference."""
 LABELLED = ("dpo", "ipo", "kto")
-COLUMNS = ("regret", "fall", "reward", "KL", "illegal", "seconds a step")
+COLUMNS = ("regret", "fall", "reward", "KL", "illegal")
 
 
 class Setting(NamedTuple):
@@ -95,11 +96,7 @@ class Study:
         reward, kl = found[f"{split}/reward"], found[f"{split}/kl"]
         regret = before["eval/optimum"] - (reward - BETA * kl)
         values = (regret, 1 - regret / before["eval/regret"], reward, kl, found[f"{split}/illegal"])
-        return dict(zip(COLUMNS, (*values, found["seconds/steps"] / found["steps"]), strict=True))
-
-    def best(self, method: str, settings: Sequence[Setting]) -> Setting:
-        """Return the setting whose run with the first seed has the least regret on the validation maps."""
-        return min(settings, key=lambda setting: self.figures(method, setting, 0, "val")["regret"])
+        return dict(zip(COLUMNS, values, strict=True))
 
     def chosen(self, method: str) -> Setting:
         """Return a method's setting, after running what is missing to choose it.
@@ -107,19 +104,23 @@ class Study:
         Raises:
             SystemExit: a run failed; the code is the command's.
         """
-        tried = betas_first(method)
-        for setting in tried:
+        betas = betas_of(method)
+        best = self._run_and_choose(method, [Setting(RATES[1], beta) for beta in betas[1:-1]])
+        if best.beta in (betas[1], betas[-2]):
+            beyond = betas[0] if best.beta == betas[1] else betas[-1]
+            best = self._run_and_choose(method, [best, Setting(RATES[1], beyond)])
+        return self._run_and_choose(method, [Setting(rate, best.beta) for rate in RATES])
+
+    def _run_and_choose(self, method: str, settings: Sequence[Setting]) -> Setting:
+        """Run what is missing of some settings with the first seed, and return the best."""
+        for setting in settings:
             run(self.trained(method, setting, 0))
-        beta = self.best(method, tried).beta
-        rates = [Setting(rate, beta) for rate in RATES]
-        for setting in rates:
-            run(self.trained(method, setting, 0))
-        return self.best(method, rates)
+        return min(settings, key=lambda setting: self.figures(method, setting, 0, "val")["regret"])
 
 
-def betas_first(method: str) -> list[Setting]:
-    """Return the settings that a method is tried with first: its betas at the middle rate."""
-    return [Setting(RATES[1], beta) for beta in (LABEL_BETAS if method in LABELLED else BETAS)]
+def betas_of(method: str) -> tuple[str, ...]:
+    """Return the betas that a method may be tried with, in their order."""
+    return LABEL_BETAS if method in LABELLED else BETAS
 
 
 def before_methods(study: Study, seeds: int) -> Iterator[tuple[Settings, Path]]:
@@ -150,7 +151,7 @@ def table(study: Study, methods: Sequence[str], seeds: int, out: Path) -> Table:
     found = {m: [study.figures(m, setting, seed, "test") for seed in range(seeds)] for m, setting in chosen.items()}
     for method in sorted(methods, key=lambda m: sum(one["regret"] for one in found[m])):
         setting, values = chosen[method], {name: [one[name] for one in found[method]] for name in COLUMNS}
-        tried = {"rate": RATES, "beta": [s.beta for s in betas_first(method)]}
+        tried = {"rate": RATES, "beta": betas_of(method)}
         ends = [f"{v} (end)" if v in (tried[n][0], tried[n][-1]) else v for n, v in setting._asdict().items()]
         shown.add_row(method, *ends, *(mean_and_half(values[name]) for name in COLUMNS))
         rows.append([method, *setting, *(value for name in COLUMNS for value in values[name])])
@@ -173,9 +174,9 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error(f"--methods {'; '.join(unknown)}: not among {'; '.join(METHODS)}")
     study = Study(options.out, options.steps)
     first = [*before_methods(study, options.seeds)]
-    tried = [study.trained(method, setting, 0) for method in methods for setting in betas_first(method)]
+    sure = [(method, Setting(RATES[1], beta)) for method in methods for beta in betas_of(method)[1:-1]]
     if options.dry_run:
-        for settings, _ in [*first, *tried]:
+        for settings, _ in [*first, *(study.trained(*each, 0) for each in sure)]:
             print(f"shiqrun {shlex.join(settings)}")
         return
     for command in first:
