@@ -171,11 +171,12 @@ def test_a_server_that_stays_away_ends_the_run_in_one_line_and_nothing_is_lost(t
     assert (counts["accepted"], counts["trained"], counts["leased"], counts["lost"]) == (2 * N, N, N, 0)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_too_slow_ends_the_run_and_the_limit_is_named(tmp_path, model):
-    with serving(model) as server, engine(tmp_path, server.url, timeout=0.3) as made:
+    with serving(model) as server, engine(tmp_path, server.url, timeout=1.5) as made:
         made.publish(0, WEIGHTS)
-        server.complete = lambda asked: time.sleep(1)
-        with pytest.raises(TrainingError, match=r"no answer \(timed out\), 3 times .* raise rollout.timeout=0.3"):
+        server.complete = lambda asked: time.sleep(2.5)
+        with pytest.raises(TrainingError, match=r"no answer \(timed out\), 3 times .* raise rollout.timeout=1.5"):
             made.next_batch(N, step=1)
 
 
