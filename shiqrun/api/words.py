@@ -6,7 +6,7 @@ from typing import Any
 from shiqrun.errors import InputError
 from shiqrun.util.quoting import override_value
 
-NODES = ("algo", "data", "eval", "hardware", "logger", "model", "reward", "rollout", "trainer", "values")
+NODES = ("algo", "data", "endpoint", "eval", "hardware", "logger", "model", "reward", "rollout", "trainer", "values")
 """Nodes of the config: `data_path=` sets `data.path`. All other settings keep their names (`run_dir`, `seed`)."""
 
 
