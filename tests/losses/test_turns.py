@@ -14,7 +14,7 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.tiny import Tiny
 from tests.data.test_bfcl import bfcl
 from tests.losses import naive
-from tests.losses.rows import BETA
+from tests.losses.rows import BETA, Row
 from tests.support.helpers import encoded
 
 SAMPLES = (46, 11, 50, 133)  # short ones
@@ -71,7 +71,7 @@ class World:
                 for f in (lambda row, a: row[a], lambda row, a: row.logsumexp(-1))
             ]
             paid = [ends.get(t, 0.0) for t in index]
-            rows.append(naive.Row(paid, scores[0], scores[1], [], scores[2], scores[3], index, sample))
+            rows.append(Row(paid, scores[0], scores[1], [], scores[2], scores[3], index, sample))
         return rows
 
     def gradients(self, total):
