@@ -50,6 +50,7 @@ def test_quantiles_are_shares_of_the_files_rewards_and_train(home, capfd):
     )
 
 
+@pytest.mark.slow
 def test_prompt_values_may_have_a_temperature_of_their_own(home, capfd):
     words = ("algo.values=made/values.jsonl", "trainer.batch_size=160", "algo.beta=0.5")
     for name, own in (("a2po", "0.2"), ("spo", "0.2"), ("spo", "null")):

@@ -313,6 +313,7 @@ class TestASweep:
         assert [path.name for path in folder.iterdir() if path.is_dir()] == ["0_algo=sft"]
         assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folder.name)
 
+    @pytest.mark.slow
     def test_runs_in_a_directory_of_any_name_and_goes_on_there(self, workplace, monkeypatch, capsys):
         place = workplace / "it's (a) dir, b=c"
         place.mkdir()

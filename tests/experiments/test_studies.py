@@ -45,10 +45,7 @@ def planned(study, *words):
 
 @pytest.mark.parametrize(
     "study",
-    [
-        s if s in ("hh", "bfcl", "textgames", "treasure methods") else pytest.param(s, marks=pytest.mark.slow)
-        for s in STUDIES
-    ],
+    [s if s in ("hh", "bfcl") else pytest.param(s, marks=pytest.mark.slow) for s in STUDIES],
 )
 def test_every_command_of_a_study_composes_and_passes_the_check(study, workplace, capsys):
     planned(study)

@@ -52,6 +52,7 @@ def test_a_png_has_300_pixels_an_inch(folder):
             assert image.width >= 3.7 * 300 - 1
 
 
+@pytest.mark.slow
 def test_a_pdf_holds_outlines_that_journals_accept(folder):
     for path in (folder / "report" / "figures").glob("*.pdf"):
         text = path.read_bytes()
