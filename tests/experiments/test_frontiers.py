@@ -84,7 +84,9 @@ def test_what_length_is_worth_to_the_reference_is_taken_off(tmp_path):
     plain = Answers(["1"], [*rows], values)
     assert plain.values["reward"].mean() == pytest.approx(0.5 + 0.5 + 0.25)
     assert length_controlled(plain, worth, length).values["reward"] == pytest.approx(np.full((1, 4), 0.75))
-    (tmp_path / "samples.jsonl").write_text(after.replace('"tokens"', '"length"'))
+    (tmp_path / "val.jsonl").write_text(after)
+    assert token_worth(tmp_path) == (worth, length), "these are of the trained policy, which a test split leaves apart"
+    (tmp_path / "samples.jsonl").write_text(after)
     with pytest.raises(
         InputError, match="--length-controlled needs scored answers of the reference, of several lengths"
     ):
