@@ -25,6 +25,7 @@ class Size(NamedTuple):
         algos: the methods.
         betas: of every method, reward units per nat.
         anchored: whether the anchor is compared too.
+        scored: settings of the scoring of all answers.
     """
 
     experiment: str
@@ -32,10 +33,11 @@ class Size(NamedTuple):
     algos: str
     betas: str
     anchored: bool
+    scored: tuple[str, ...] = ()
 
 
 SMALL = Size("hh_small", True, "shiq,shiq_init,shiq_ms,shiq_tk,copg,dpo,dro,kto,oreo", "0.01,0.03,0.1,0.3", True)
-LARGE = Size("hh_135m", False, "shiq,shiq_tk,copg,dpo,dro,kto,oreo", "0.03,0.1,0.3", False)
+LARGE = Size("hh_135m", False, "shiq,shiq_tk,copg,dpo,dro", "0.03,0.1,0.3", False, ("data.max_length=128",))
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -86,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> None:
         steps.unless_done(out / "sft", "train", first, pairs, f"model.path={model}", logger)
     steps.unless_done(out / "reward", "train", f"experiment={size.experiment}_reward", pairs, start, logger)
     reward = f"{out}/reward/reward_model"
-    steps.unless_done(out / "scored", "score", "data=hh", pairs, "data.val_fraction=0.2", f"reward={reward}")
+    steps.unless_done(out / "scored", "score", "data=hh", pairs, "data.val_fraction=0.2", f"reward={reward}", *size.scored)
     scored = f"data.path={out}/scored/scored.jsonl"
     varied = (f"algo.beta={options.betas or size.betas}", f"seed={options.seeds}")
     grid = (f"experiment={size.experiment}", *varied, scored, start, f"eval.reward={reward}", logger)
