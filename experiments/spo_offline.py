@@ -37,12 +37,14 @@ def arms(out: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def prepare(steps: Steps, out: Path, logger: str) -> None:
-    """Train the reference, estimate its prompt values and search its pivotal tokens."""
+def prepare(steps: Steps, out: Path, logger: str, *, searched: bool = True) -> None:
+    """Train the reference, estimate its prompt values and, where `searched`, search its pivotal tokens."""
     steps.unless_done(out / "sft", "train", "experiment=programs_sft", f"logger={logger}")
     sampled = ("data=programs", "reward=programs", "model=hf", f"model.path={out}/sft/policy")
     values = ("values.max_new_tokens=12", f"values.batch_size={BATCH}")
     steps.unless_done(out / "values", "values", *sampled, *values)
+    if not searched:
+        return
     pivotal = ("pivotal.max_new_tokens=12", f"pivotal.batch_size={BATCH}", "pivotal.max_trajectories=4000")
     steps.unless_done(out / "pivotal", "pivotal", *sampled, *pivotal)
 

@@ -53,15 +53,20 @@ def arms(out: Path) -> dict[str, tuple[str, ...]]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the study of learning while sampling."""
-    options = study_parser(__doc__, out="outputs/spo").parse_args(words)
+    parser = study_parser(__doc__, out="outputs/spo")
+    parser.add_argument("--arms", help=f"sweeps to run, separated by commas (default: {','.join(arms(Path()))})")
+    options = parser.parse_args(words)
+    chosen = options.arms.split(",") if options.arms else [*arms(options.out)]
+    if unknown := [name for name in chosen if name not in arms(options.out)]:
+        parser.error(f"--arms {','.join(unknown)}: not among {', '.join(arms(options.out))}")
     steps, out = Steps(dry_run=options.dry_run, threads=1), options.out
-    prepare(steps, out, options.logger)
+    prepare(steps, out, options.logger, searched=not {"targets", "rollouts"}.isdisjoint(chosen))
     start, logger = f"model.path={out}/sft/policy", f"logger={options.logger}"
     grid = ("experiment=spo_programs", f"seed={options.seeds}", start, logger)
-    for name, settings in arms(out).items():
-        steps.sweep(out / name, *grid, *settings, jobs=options.jobs)
+    for name in chosen:
+        steps.sweep(out / name, *grid, *arms(out)[name], jobs=options.jobs)
     steps.python("experiments.spo_online_figures", str(out))
-    steps.shiqrun("report", *(f"{out}/{name}" for name in REPORTED), "--out", f"{out}/methods.html")
+    steps.shiqrun("report", *(f"{out}/{name}" for name in REPORTED if name in chosen), "--out", f"{out}/methods.html")
 
 
 if __name__ == "__main__":
