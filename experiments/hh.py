@@ -88,7 +88,9 @@ def main(words: Sequence[str] | None = None) -> None:
         steps.unless_done(out / "sft", "train", first, pairs, f"model.path={model}", logger)
     steps.unless_done(out / "reward", "train", f"experiment={size.experiment}_reward", pairs, start, logger)
     reward = f"{out}/reward/reward_model"
-    steps.unless_done(out / "scored", "score", "data=hh", pairs, "data.val_fraction=0.2", f"reward={reward}", *size.scored)
+    steps.unless_done(
+        out / "scored", "score", "data=hh", pairs, "data.val_fraction=0.2", f"reward={reward}", *size.scored
+    )
     scored = f"data.path={out}/scored/scored.jsonl"
     varied = (f"algo.beta={options.betas or size.betas}", f"seed={options.seeds}")
     grid = (f"experiment={size.experiment}", *varied, scored, start, f"eval.reward={reward}", logger)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.selection import rest_slow
+
 PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
 FILES = re.findall(r"```(?:python|yaml)\n# file: (\S+)\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
@@ -33,7 +35,7 @@ def test_the_page_has_files_for_each_kind_of_choice():
     }
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", rest_slow(COMMANDS))
 def test_a_command_of_the_page_runs(place, line):
     program, *words = shlex.split(line)
     assert program == "shiqrun"

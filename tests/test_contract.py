@@ -110,10 +110,14 @@ def groups_of(name):
 
 
 def accepted():
-    """Every command with a config, with every choice of the groups in it."""
+    """Every command with a config, with every choice of the groups in it; a choice's later commands are slow."""
+    seen = set()
     for command in CONFIGURED:
         groups = groups_of(command)
-        yield from (pytest.param(command, f"{g}={o}", id=f"{command} {g}={o}") for g, o in CHOICES if g in groups)
+        for choice in (f"{group}={option}" for group, option in CHOICES if group in groups):
+            marks = [pytest.mark.slow] if choice in seen else []
+            seen.add(choice)
+            yield pytest.param(command, choice, id=f"{command} {choice}", marks=marks)
 
 
 @pytest.mark.parametrize(("command", "choice"), list(accepted()))

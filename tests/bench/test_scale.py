@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from bench.scale import check, row_of
 from bench.traced import Setting, Traced, trace
 from shiqrun.training.memory import Use, estimate, shape_of
+from tests.support.selection import rest_slow
 
 CONFIG = LlamaConfig(
     vocab_size=8192,
@@ -42,7 +43,7 @@ def traced():
     return of
 
 
-@pytest.mark.parametrize("world", [1, 8, 512])
+@pytest.mark.parametrize("world", rest_slow([8, 1, 512]))
 def test_a_rank_holds_its_share_and_collectives_pass_what_arithmetic_says(traced, world):
     found = traced(world, False, True)
     assert found.sent == found.expected

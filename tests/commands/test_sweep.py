@@ -134,6 +134,7 @@ def test_a_resume_takes_no_other_settings(swept, capsys):
     assert "nothing but sweep.parallel can be set; leave out seed=2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resume_runs_what_is_missing_or_failed_and_leaves_what_is_finished(swept, home):
     """One job is mended as a person would, one finished job's directory is lost, one fails again."""
     folder, _ = swept

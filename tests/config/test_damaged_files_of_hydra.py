@@ -7,6 +7,7 @@ import pytest
 
 from shiqrun.cli import main
 from tests.support.command_line import SMALL
+from tests.support.selection import rest_slow
 
 BROKEN = [b"", b"hydra: [1, 2", b"- 1\n", b"a: \xff\n", b"\0\0\0", b"hydra: {runtime: 3}\n", None]
 IDS = ["empty", "torn", "list", "bytes", "nuls", "other", "missing"]
@@ -27,7 +28,7 @@ def damage(file, content):
         file.write_bytes(content)
 
 
-@pytest.mark.parametrize("content", BROKEN, ids=IDS)
+@pytest.mark.parametrize("content", rest_slow(BROKEN, 2), ids=IDS)
 def test_a_resumed_run_with_a_broken_record_of_hydra_goes_on_with_its_log(begun, content, tmp_path, capfd):
     run = tmp_path / "run"
     shutil.copytree(begun, run)
@@ -44,7 +45,7 @@ def test_a_resumed_run_with_a_broken_record_of_hydra_goes_on_with_its_log(begun,
     assert "resuming after step" in after[len(before) :]
 
 
-@pytest.mark.parametrize("content", BROKEN, ids=IDS)
+@pytest.mark.parametrize("content", rest_slow(BROKEN, 2), ids=IDS)
 def test_an_evaluation_of_a_run_needs_no_record_of_hydra(begun, content, tmp_path, capfd):
     run = tmp_path / "run"
     shutil.copytree(begun, run)
@@ -54,7 +55,7 @@ def test_an_evaluation_of_a_run_needs_no_record_of_hydra(begun, content, tmp_pat
     assert "evaluated exactly" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"algo: [1"], ids=["empty", "nuls", "torn"])
+@pytest.mark.parametrize("content", rest_slow([b"", b"\0\0\0", b"algo: [1"]), ids=["empty", "nuls", "torn"])
 def test_a_directory_with_a_broken_config_where_nothing_was_trained_begins_anew(content, tmp_path, capfd):
     run = tmp_path / "run"
     (run / ".hydra").mkdir(parents=True)
@@ -79,7 +80,7 @@ def test_a_broken_config_beside_trained_steps_is_an_error(begun, tmp_path, capfd
     assert "restore it, or start the run again in another run_dir" in said
 
 
-@pytest.mark.parametrize("content", BROKEN, ids=IDS)
+@pytest.mark.parametrize("content", rest_slow(BROKEN, 2), ids=IDS)
 def test_a_sweep_by_hydra_counts_a_job_without_its_record_as_it_ended(home, content, tmp_path, capfd, monkeypatch):
     from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 

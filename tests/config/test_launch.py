@@ -285,6 +285,7 @@ class TestASweep:
         assert (saved(first)["run_dir"], saved(last)["run_dir"]) == (str(first), str(last))
         assert (out / "multirun.yaml").exists()
 
+    @pytest.mark.slow
     def test_goes_on_after_jobs_that_failed_and_records_how_each_ended(self, out):
         jobs = json.loads((out / "sweep.json").read_text())["jobs"]
         assert [(job["status"], job["exit_code"]) for job in jobs] == [
@@ -297,6 +298,7 @@ class TestASweep:
         assert jobs[1]["error"][-1].strip() == "RuntimeError: a defect"
         assert "said" in (out / jobs[3]["dir"] / "console.log").read_text()
 
+    @pytest.mark.slow
     def test_does_not_start_where_there_is_one(self, out, monkeypatch, capsys):
         monkeypatch.chdir(out.parent)
         before = files(out)

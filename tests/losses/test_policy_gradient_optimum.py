@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from shiqrun import losses
 from shiqrun.types import ActionScores
 from tests.losses.trees import Tree, kl
+from tests.support.selection import rest_slow
 
 BETA = 0.7
 PPO = partial(losses.ppo, beta=BETA)
@@ -192,7 +193,7 @@ def shortfall(paths, table, reference):
     return best - float(paths.objective(table, reference)), BETA * apart
 
 
-@pytest.mark.parametrize("lag", [0, 4])
+@pytest.mark.parametrize("lag", rest_slow([4, 0]))
 def test_it_arrives_at_the_optimum_of_the_regularised_objective_also_with_stale_samples(lag):
     tree, reference, _, _ = world()
     paths = Enumerated(tree)

@@ -12,6 +12,7 @@ from shiqrun import losses
 from shiqrun.losses.soft_policy import cumulative_q, log_probability_loss, monte_carlo, q_errors
 from tests.losses.test_minimisers import without_value
 from tests.losses.trees import Tree, kl, minimised
+from tests.support.selection import rest_slow
 
 BETA = 0.7
 SQUARE = partial(losses.spo, beta=BETA)
@@ -98,7 +99,7 @@ def test_the_objective_falls_short_of_the_soft_value_by_the_kl_to_the_best_polic
     assert objective == pytest.approx(value - BETA * kl(policy, best), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", rest_slow(ALL, 2))
 def test_descending_arrives_at_the_optimal_policy(name):
     tree, reference, _, value = world()
     table, batch, frozen = reference.clone().requires_grad_(), batch_of(tree, value), tree.scores(reference)

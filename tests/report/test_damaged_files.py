@@ -6,6 +6,7 @@ import pytest
 
 from shiqrun.cli import main
 from tests.report.fake_runs import finished_run
+from tests.support.selection import rest_slow
 
 TORN = {
     "zero bytes": lambda b: b + b"\0" * 512,
@@ -38,7 +39,7 @@ def report_on(whole, folder, name, content):
     return main(["report", str(folder / "run")])
 
 
-@pytest.mark.parametrize("damage", TORN)
+@pytest.mark.parametrize("damage", rest_slow(TORN))
 @pytest.mark.parametrize("name", LINES)
 def test_a_torn_end_is_dropped_and_said(whole, tmp_path, name, damage, caplog):
     assert report_on(whole, tmp_path, name, TORN[damage]) == 0
@@ -46,7 +47,7 @@ def test_a_torn_end_is_dropped_and_said(whole, tmp_path, name, damage, caplog):
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("damage", BROKEN)
+@pytest.mark.parametrize("damage", rest_slow(BROKEN))
 @pytest.mark.parametrize("name", [*LINES, *WHOLE])
 def test_a_broken_file_is_named_in_one_line(whole, tmp_path, name, damage, capsys):
     if (name, damage) == (".hydra/config.yaml", "letters for digits"):

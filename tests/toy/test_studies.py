@@ -25,6 +25,7 @@ from shiqrun.toy.grid_study import sample_good_and_bad
 from shiqrun.toy.learner import Learner
 from shiqrun.toy.tabular_problems import grid
 from shiqrun.util.intervals import interval, student_quantile
+from tests.support.selection import rest_slow
 
 SMALL = {
     "bandit": ["study.steps=6", "study.points=3", "study.batch=8"],
@@ -45,7 +46,7 @@ def records(file):
         return list(csv.DictReader(text))
 
 
-@pytest.mark.parametrize("study", SMALL)
+@pytest.mark.parametrize("study", rest_slow(SMALL))
 def test_a_study_writes_its_numbers_and_figures_and_prints_its_tables(study, capsys):
     assert main(["toy", study, *SMALL[study], "study.seeds=2", "seed=5", "run_dir=out"]) == 0
     rows = records(f"out/{study}.csv")

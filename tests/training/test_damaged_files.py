@@ -15,6 +15,7 @@ from shiqrun.util.summary import is_finished
 from tests.evaluation.runs import make_base, train
 from tests.support.command_line import checkpoint, metrics, summary, timeless
 from tests.support.places import working_in
+from tests.support.selection import rest_slow
 
 pytestmark = pytest.mark.usefixtures("at_home")
 WORDS = ("trainer.max_steps=6", "trainer.checkpoint_every=3", "trainer.log_every=1")
@@ -65,7 +66,7 @@ EVAL = {
 }
 
 
-@pytest.mark.parametrize("command", EVAL)
+@pytest.mark.parametrize("command", rest_slow(EVAL))
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_changed_file_of_a_saved_policy_is_refused(run, capsys, command, name):
     flip(run / "policy" / name)
@@ -113,7 +114,7 @@ def test_a_changed_saved_config_is_one_line_and_without_its_first_line_it_is_a_m
     assert main(["train", f"resume={cut}"]) == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\0\0\0"])
+@pytest.mark.parametrize("content", rest_slow([b"", b"{", b"[]", b"\0\0\0"]))
 def test_a_damaged_summary_is_one_line_and_resuming_writes_it_again(run, capsys, content):
     before = summary(run)
     (run / "summary.json").write_bytes(content)
@@ -160,7 +161,7 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("damage", CUTS)
+@pytest.mark.parametrize("damage", rest_slow(CUTS))
 @pytest.mark.parametrize("name", JOURNALS)
 def test_a_run_is_not_resumed_without_rows_that_its_checkpoint_was_saved_after(cut, capsys, name, damage):
     content = CUTS[damage]((cut / name).read_bytes())
@@ -182,7 +183,7 @@ def test_after_the_checkpoint_is_deleted_the_run_trains_from_step_0_whatever_the
     assert (cut / "samples.jsonl").read_bytes() == (done / "samples.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("tail", [b"7,0.25,", bytes(50), b'{"step": 7, "prom' + bytes(500), b"7,1\n8,2\n"])
+@pytest.mark.parametrize("tail", rest_slow([b"7,0.25,", bytes(50), b'{"step": 7, "prom' + bytes(500), b"7,1\n8,2\n"]))
 def test_what_was_appended_after_the_checkpoint_is_dropped_and_a_torn_tail_is_said(cut, done, capsys, tail):
     for name in JOURNALS:
         with (cut / name).open("ab") as file:

@@ -103,6 +103,7 @@ LONG = ("trainer.max_steps=14", "eval.every=0")
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_run_that_was_killed_between_two_moves_goes_on_with_the_same_reference(home):
     words = ("algo=copg", "algo.reference_every=5", "algo.reference_decay=0.5", "trainer.checkpoint_every=4", *LONG)
     kept = goes_on_to_the_same_bits(home, "between", *words)

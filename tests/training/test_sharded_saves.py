@@ -110,6 +110,7 @@ def check_kills(folder, moments, ranks=(0, 1), whos=("one", "all")):
     return found
 
 
+@pytest.mark.slow
 def test_a_kill_at_some_moments_of_a_save_leaves_the_former_checkpoint(tmp_path):
     assert check_kills(tmp_path, (2, 14), whos=("one",))[1] >= 3
 

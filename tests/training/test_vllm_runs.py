@@ -74,6 +74,7 @@ def test_a_run_trains_on_what_a_server_samples_and_counts_all(home, model, serve
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_an_adapter_alone_travels_in_bfloat16_and_the_gap_shows_it(home, model, server):
     words = ("model.lora_r=4", "algo.reference=adapter", "rollout.weight_dtype=bf16", "rollout.max_gap=0.05")
     assert train(home / "lora", *model, *words, f"rollout.base_url={server.url}") == 0

@@ -18,6 +18,7 @@ def truth(k):
     return 1 - math.prod((b + i) / (a + b + i) for i in range(k))
 
 
+@pytest.mark.slow
 def test_the_interval_of_pass_at_k_holds_the_truth_of_the_problems_19_times_in_20():
     """400 draws of 80 problems with 20 samples; five standard deviations of the count are .054."""
     rng, trials, ks = np.random.default_rng(1), 400, (1, 5)
