@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .DEFAULT_GOAL := help
 .PHONY: help install demo hh hh-135m bfcl textgames spo-offline spo test test-all coverage check format clean \
 	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-equality bench-sharded bench-sandbox \
-	bench-memory bench-scale bench-methods gpu-check
+	bench-memory bench-scale bench-methods bench-sweep gpu-check
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -115,6 +115,9 @@ bench-scale: install ## steps of 7 and 8 billion parameters on up to 512 ranks, 
 	$(BIN)/python -m bench.scale --check --out $(BENCH_OUT)
 bench-methods: install ## what a step of every method costs on a small model (ten minutes)
 	$(BIN)/python -m bench.methods --out $(BENCH_OUT)
+bench-sweep: install ## a whole sweep against a script of TRL's that trains as many policies by DPO (an hour; --methods etc. shorten)
+	$(PEER)
+	$(BIN)/python -m bench.sweep --out $(BENCH_OUT)
 gpu-check: install ## what only a GPU can show, on one card in at most 8 minutes: exactness, FSDP2, nf4, speed, memory
 	$(BIN)/python -m bench.gpu_check --out $(BENCH_OUT)
 bench-low-memory: install ## weights and moments of fewer bytes: what moves, what is lost
