@@ -95,6 +95,17 @@ def _tell_torn(path: Path) -> None:
     )
 
 
+def read_typed_keys(path: Path) -> frozenset[str] | None:
+    """Return the keys that a run's command line set, as Hydra recorded them; None where its record cannot be read."""
+    try:
+        words = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    if not isinstance(words, list | None):
+        return None
+    return frozenset(str(word).lstrip("+~").partition("=")[0] for word in words or ())
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return a run's config by dotted keys, with lists as JSON text; empty where there is no such file.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from shiqrun.errors import InputError
 from shiqrun.models.saved_files import PREFIX, TABLES, table_digests
-from shiqrun.report.run_files import AGAIN, as_number, as_yaml, read_config, read_json, read_table
+from shiqrun.report.run_files import AGAIN, as_number, as_yaml, read_config, read_json, read_table, read_typed_keys
 from shiqrun.util.summary import CHANGED, without_digest
 
 log = logging.getLogger("shiqrun")
@@ -43,6 +43,7 @@ class RunRecord:
         error: the last line of the error, as the sweep noted it.
         summary: `summary.json`, empty until a run has finished.
         history: `metrics.csv`.
+        typed: the keys that the command line set; None where that is not known.
     """
 
     directory: Path
@@ -53,6 +54,7 @@ class RunRecord:
     error: str
     summary: dict[str, Any] = field(repr=False)
     history: History = field(repr=False)
+    typed: frozenset[str] | None = None
 
     @property
     def algo(self) -> str:
@@ -234,7 +236,8 @@ def _read_run(directory: Path, name: str, job: dict[str, Any]) -> RunRecord:
     history = _read_history(directory / "metrics.csv")
     if history and not config:
         log.warning("%s/.hydra/config.yaml: is missing, so the page has no settings of this run; restore it", directory)
-    return RunRecord(directory, name, status, config or _config_of_job(job), bool(config), error, summary, history)
+    known_config, typed = config or _config_of_job(job), read_typed_keys(directory / ".hydra" / "overrides.yaml")
+    return RunRecord(directory, name, status, known_config, bool(config), error, summary, history, typed)
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

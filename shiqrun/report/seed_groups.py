@@ -119,6 +119,7 @@ def method_names(runs: Sequence[RunRecord]) -> list[str]:
         found = [k for k in differing_keys(same) if not k.startswith("data.")]
         found += [k for k in differing_keys([run for run in same if run.data == data]) if k.startswith("data.")]
         found = [k for k in found if k not in ("algo.beta", "data.name") and not k.endswith("_target_")]
+        found = [k for k in found if not _is_default_of_another_version(k, same)]
         keys[algo, data] = [k for k in found if k not in ESTIMATE_FILES or _has_several_values(k, same)]
     names = []
     for run in runs:
@@ -141,6 +142,24 @@ def _distinct_text(key: str, run: RunRecord, runs: Sequence[RunRecord]) -> str:
 def _has_several_values(key: str, runs: Sequence[RunRecord]) -> bool:
     """Return whether the runs that set the key set it to different values."""
     return len({str(run.config[key]) for run in runs if run.config.get(key) is not None}) > 1
+
+
+def _is_default_of_another_version(key: str, runs: Sequence[RunRecord]) -> bool:
+    """Return whether runs differ in a key only because the version of some did not have it.
+
+    The others then have one value, no command line set it, and its node is there without it: the same loss, say.
+    """
+    node = key.rpartition(".")[0]
+    have = [run for run in runs if run.configured and key in run.config]
+    lack = [run for run in runs if run.configured and key not in run.config]
+    if (
+        not (have and lack)
+        or _has_several_values(key, runs)
+        or any(run.typed is None or key in run.typed for run in have)
+    ):
+        return False
+    targets = {str(run.config.get(f"{node}._target_")) for run in [*have, *lack]}
+    return len(targets) == 1 and all(any(k.startswith(f"{node}.") for k in run.config) for run in lack)
 
 
 def _has_no_effect(key: str, run: RunRecord) -> bool:

@@ -54,6 +54,28 @@ def test_the_best_beta_does_not_go_by_a_return_that_holds_beta(runs):
     assert {m: g.beta for m, g in best_groups(group_runs(runs)).items()} == {"shiq": 1.0, "copg": 0.1, "dpo": 0.03}
 
 
+@pytest.mark.parametrize(
+    ("typed", "targets", "methods"),
+    [
+        ([], "same", ["shiq"]),
+        (["algo.fade=1"], "same", ["shiq", "shiq fade=1"]),
+        (None, "same", ["shiq", "shiq fade=1"]),
+        ([], "other", ["shiq", "shiq fade=1"]),
+    ],
+)
+def test_a_default_that_an_older_version_did_not_have_names_no_method(tmp_path, typed, targets, methods):
+    """A key that one run lacks names the method if it was typed, if that is not known, or if the loss is another."""
+    fake_runs.finished_run(tmp_path / "0", seed=1)
+    fake_runs.finished_run(tmp_path / "1", seed=2, algo__fade=1)
+    if typed is not None:
+        (tmp_path / "1" / ".hydra" / "overrides.yaml").write_text(json.dumps(typed))
+    runs = collect_runs([tmp_path]).runs
+    if targets == "other":
+        runs[0].config["algo._target_"] = "somewhere.else"
+    assert sorted({group.method for group in group_runs(runs)}) == methods
+    assert "algo.fade" in differing_keys(runs)
+
+
 def test_a_setting_that_differs_within_a_method_names_it(tmp_path):
     fake_runs.finished_run(tmp_path / "0", seed=1, algo__anchor=0.0)
     fake_runs.finished_run(tmp_path / "1", seed=1, algo__anchor=0.5)
