@@ -37,9 +37,10 @@ from shiqrun.losses import shiq
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import scores_in_batch
 from shiqrun.settings import AlgoSettings, TrainerSettings
-from shiqrun.training.callbacks import Checkpoints, Signals
+from shiqrun.training.callbacks import Checkpoints
 from shiqrun.training.live_view import LiveView
 from shiqrun.training.metrics_csv import MetricsFile
+from shiqrun.training.signals import Signals
 from shiqrun.training.step.method import Method
 
 WAYS = ("bare", "method")

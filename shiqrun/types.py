@@ -233,8 +233,8 @@ class Trajectories:
 
     def with_layout(self, layout: Layout | None) -> "Trajectories":
         """Return the batch with a layout, which must have been made of its tokens and actions."""
-        batch = replace(self)
-        object.__setattr__(batch, "layout", layout)
+        batch: Trajectories = object.__new__(type(self))  # whose shapes were checked when this batch was made
+        batch.__dict__.update(self.__dict__, layout=layout)
         return batch
 
     def to(self, where: "device | str") -> "Trajectories":

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from shiqrun.types import ActionScores
 
@@ -26,7 +25,11 @@ Values = np.ndarray | Sequence[Any]
 
 def pad(arrays: Sequence[np.ndarray], padding: float = 0.0) -> Tensor:
     """Stack the arrays `[A, ...]` of B rows into one tensor `[B, A, ...]`, padded on the right."""
-    return pad_sequence([torch.from_numpy(array) for array in arrays], True, padding)
+    first = arrays[0]
+    padded = np.full((len(arrays), max(map(len, arrays)), *first.shape[1:]), padding, first.dtype)
+    for row, array in enumerate(arrays):
+        padded[row, : len(array)] = array
+    return torch.from_numpy(padded)
 
 
 def collate_row_numbers(values: np.ndarray, picked: Sequence[int]) -> Tensor:

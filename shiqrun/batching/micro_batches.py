@@ -80,11 +80,13 @@ def padded_micro_batches(lengths: np.ndarray, units: Units, tokens: int) -> list
         tokens: of one forward pass.
     """
     batches: list[list[int]] = []
-    for unit in sorted(units, key=lambda u: -lengths[u].max()):
-        if batches and lengths[batches[-1]].max() * (len(batches[-1]) + len(unit)) <= tokens:
+    longest = 0  # row of the current batch: its first unit has it
+    for length, unit in sorted(((int(lengths[u].max()), u) for u in units), key=lambda pair: -pair[0]):
+        if batches and longest * (len(batches[-1]) + len(unit)) <= tokens:
             batches[-1].extend(unit)
         else:
             batches.append(list(unit))
+            longest = length
     return batches
 
 

@@ -46,20 +46,21 @@ def packed_layout(trajectories: Sequence[EncodedTrajectory], actions: int, *, de
         actions: A, the most actions of a trajectory.
         device: type of the device; its cost of an attention call decides which branches are padded together.
     """
-    ids = [t.input_ids for t in trajectories]
-    buckets = list(_buckets(_branches(trajectories), CALL_AREA.get(device, CALL_AREA["cuda"])))
+    ids, branches = [t.input_ids for t in trajectories], _branches(trajectories)
+    buckets = list(_buckets(branches, CALL_AREA.get(device, CALL_AREA["cuda"])))
     places: list[np.ndarray] = [np.zeros(0, np.int64)] * len(ids)
+    every = np.arange(sum(b.length for b in branches))
+    flat, positions = np.empty_like(every), np.empty_like(every)
     start = 0
-    for branch in (b for bucket in buckets for b in bucket):  # a bucket of beginnings stands before those that use it
-        own = np.arange(start, start + branch.length)
-        places[branch.row] = np.concatenate([places[branch.base][: branch.shared], own]) if branch.shared else own
-        start += branch.length
-    for row, branch in enumerate(_branches(trajectories)):
+    for row, base, shared, length in (b for bucket in buckets for b in bucket):  # beginnings before those who use them
+        end = start + length
+        own, flat[start:end] = every[start:end], ids[row][shared:]
+        positions[start:end] = np.arange(shared, shared + length)
+        places[row] = np.concatenate([places[base][:shared], own]) if shared else own
+        start = end
+    for row, branch in enumerate(branches):
         if not branch.length:  # the same tokens as the first trajectory's beginning
             places[row] = places[branch.base][: branch.shared]
-    flat, positions = np.empty(start, np.int64), np.empty(start, np.int64)
-    for tokens, place in zip(ids, places, strict=True):
-        flat[place], positions[place] = tokens, np.arange(len(tokens))
     index = [t.action_index for t in trajectories]
     return Layout(
         input_ids=torch.from_numpy(flat)[None],
@@ -83,7 +84,7 @@ def padded_layout(
 
 
 def _joined(parts: Iterable[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64))
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64, copy=False))
 
 
 def _slots(index: Sequence[np.ndarray], actions: int) -> torch.Tensor:
@@ -140,14 +141,16 @@ def _attention(
         width, reach = bucket[0].length, max(b.shared for b in bucket)
         own = np.zeros((len(bucket), width), np.int64)
         before = np.zeros((len(bucket), reach), np.int64)
-        for k, b in enumerate(bucket):
-            own[k, : b.length] = places[b.row][b.shared :]
-            before[k, : b.shared] = places[b.row][: b.shared]
-            outputs[own[k, : b.length]] = done + k * width + np.arange(b.length)
+        at = np.arange(done, done + own.size).reshape(own.shape)
+        for k, (row, _, shared, length) in enumerate(bucket):
+            place = places[row]
+            own[k, :length] = place[shared:]
+            before[k, :shared] = place[:shared]
+            outputs[place[shared:]] = at[k, :length]
         done += own.size
         calls.append(Call(len(bucket), width, reach + width, _mask(bucket, width, reach) if reach else None))
         queries.append(own.ravel())
-        keys.append(np.concatenate([before, own], 1).ravel())
+        keys.append(np.concatenate([before, own], 1).ravel() if reach else queries[-1])
     asked, seen = _joined(queries), _joined(keys)
     return Attention(
         tuple(calls),

@@ -290,9 +290,9 @@ class Rows:
 
 def _rewards(trajectories: Sequence[EncodedTrajectory], offset: torch.Tensor, actions: int) -> torch.Tensor:
     """Return the reward of every action, `[B, A]`, less the offset at the last one; NaN where the data has none."""
-    rewards = torch.full((len(trajectories), actions), float("nan"))
+    rewards, less = np.full((len(trajectories), actions), np.nan, np.float32), offset.tolist()
     for row, t in enumerate(trajectories):
         if t.rewards is not None:
-            rewards[row, : len(t.rewards)] = torch.from_numpy(t.rewards)
-            rewards[row, len(t.rewards) - 1] -= float(offset[row])
-    return rewards
+            rewards[row, : len(t.rewards)] = t.rewards
+            rewards[row, len(t.rewards) - 1] -= less[row]
+    return torch.from_numpy(rewards)

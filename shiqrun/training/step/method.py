@@ -23,7 +23,7 @@ from shiqrun.training.step.batch_metrics import ScoredBatch, batch_metrics, by_s
 from shiqrun.training.step.extra_terms import ExtraTerms, TermWeights
 from shiqrun.training.step.loss_by_source import Loss, LossBySource, StepLoss
 from shiqrun.training.step.mismatched import with_kl_estimate
-from shiqrun.training.step.optimiser import adamw, divide_and_clip, heeds_flag, set_learning_rates
+from shiqrun.training.step.optimiser import adamw, add_gradients, divide_and_clip, heeds_flag, set_learning_rates
 from shiqrun.training.step.schedule import learning_rate_factor
 from shiqrun.training.step.scored_batch import score_batch
 from shiqrun.training.step.seeding import seed_step
@@ -74,7 +74,7 @@ class Method(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.policy, self.loss, self.settings = policy, loss, settings
+        self.policy, self.loss, self.settings, self.needs = policy, loss, settings, needs_of(loss)
         self.reference, self.max_steps, self.seed = reference, max_steps, seed
         self.stamp, self.algo, self.beta = stamp or {}, algo, beta
         self.losses, self.sources = LossBySource(loss, by_source or {}), tuple(sources)
@@ -131,18 +131,18 @@ class Method(LightningModule):
         PPO reads samples of the policy, and KTO several prompts.
         """
         wanted = {"behaviour": batch.behaviour_logp, "kl_estimate": batch.kl_estimate}
-        if any(wanted[name] is None for name in wanted.keys() & needs_of(self.loss)):
+        if any(wanted[name] is None for name in wanted.keys() & self.needs):
             return batch_metrics(self._score(batch), self.beta)
         return self.terms(batch)[1]
 
     def with_kl_estimate(self, batches: Iterable[Trajectories]) -> Iterable[Trajectories]:
         """Return the batches with the KL estimate of all of them and of all ranks, where the loss reads one."""
-        return with_kl_estimate(batches, self.loss, self.policy, self.reference, self._sum_over_ranks)
+        return with_kl_estimate(batches, self.needs, self.policy, self.reference, self._sum_over_ranks)
 
     def _score(self, batch: Trajectories, weights: TermWeights | None = None, describe: bool = False) -> ScoredBatch:
         """Score a batch with both models; later updates on a batch keep the reference's scores of the first one."""
         sample = self.extra_terms.tokens_to_sample(weights)
-        return score_batch(batch, self.policy, self.reference, self.loss, sample=sample, describe=describe)
+        return score_batch(batch, self.policy, self.reference, self.needs, sample=sample, describe=describe)
 
     def _terms(
         self, scored: ScoredBatch, weights: TermWeights | None, measure: bool, loss: Loss
@@ -216,7 +216,7 @@ class Method(LightningModule):
                 first = batch.proximal is None
                 scored = self._score(batch, weights, describe=measure and first)
                 terms, metrics = self._terms(scored, weights, measure, loss)
-                self.manual_backward(terms.total)
+                add_gradients(self, terms.total)
             parts.append({**metrics, READ: (tokens_read(batch), terms.total.detach())})
             if first and self.algo.epochs > 1:
                 kept = replace(batch, proximal=scored.policy.detach(), reference=scored.reference)

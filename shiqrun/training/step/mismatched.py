@@ -1,14 +1,13 @@
 """The KL estimate of an optimiser step: the mean log-ratio of mismatched trajectories, over micro-batches and ranks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import replace
 
 import torch
 
-from shiqrun.losses.requirements import needs_of
 from shiqrun.losses.residual import log_ratios, trajectory_count
 from shiqrun.training.step.sums import Sums
-from shiqrun.types import ActionScores, LossTerms, Trajectories
+from shiqrun.types import ActionScores, Trajectories
 
 Scored = Callable[[Trajectories], ActionScores]
 
@@ -16,7 +15,7 @@ Scored = Callable[[Trajectories], ActionScores]
 @torch.no_grad()
 def with_kl_estimate(
     batches: Iterable[Trajectories],
-    loss: Callable[..., LossTerms],
+    needs: Set[str],
     policy: Scored,
     reference: Scored | None,
     add: Callable[[list[Sums]], Sums],
@@ -30,12 +29,12 @@ def with_kl_estimate(
 
     Args:
         batches: of a step, or of a validation split.
-        loss: the method's.
+        needs: what the method's loss reads, see `needs_of`.
         policy: returns the policy's scores.
         reference: returns the reference's.
         add: sums over batches and ranks.
     """
-    if "kl_estimate" not in needs_of(loss) or reference is None:
+    if "kl_estimate" not in needs or reference is None:
         return batches
     batches, parts = list(batches), list[Sums]()
     for joined in (batch.mismatched for batch in batches):

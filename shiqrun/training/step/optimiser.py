@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
@@ -67,6 +68,14 @@ def set_learning_rates(optimizer: Optimizer, share: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = group[PEAK] * share
     return float(optimizer.param_groups[0]["lr"])
+
+
+def add_gradients(module: LightningModule, total: Tensor) -> None:
+    """Add the gradient of a sum to the parameters of a module; DDP is told first, and nobody where no rank waits."""
+    if module.trainer.world_size > 1:
+        module.manual_backward(total)
+    else:
+        total.backward()
 
 
 def divide_and_clip(optimizer: Optimizer, scale: Tensor, largest: float | None) -> Tensor:

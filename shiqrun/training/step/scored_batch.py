@@ -1,21 +1,20 @@
 """A micro-batch is scored by the policy and by the reference, as far as the loss reads their scores."""
 
-from collections.abc import Callable
+from collections.abc import Set
 from dataclasses import replace
 
 from shiqrun.errors import TrainingError
-from shiqrun.losses.requirements import needs_of
 from shiqrun.models.policy import Policy
 from shiqrun.models.reference import AdapterOff, FrozenReference, Reference
 from shiqrun.training.step.batch_metrics import ScoredBatch
-from shiqrun.types import LossTerms, Trajectories
+from shiqrun.types import Trajectories
 
 
 def score_batch(
     batch: Trajectories,
     policy: Policy,
     reference: Reference | None,
-    loss: Callable[..., LossTerms],
+    needs: Set[str],
     *,
     sample: int,
     describe: bool,
@@ -26,7 +25,7 @@ def score_batch(
         batch: trajectories.
         policy: takes the gradient.
         reference: None for a loss without one.
-        loss: a KL over the vocabulary is computed if it reads one.
+        needs: what the loss reads, see `needs_of`; a KL over the vocabulary is computed if it is among it.
         sample: anchor tokens that the policy draws at every action's state.
         describe: also measure entropy and the share of actions that are the most likely token.
 
@@ -34,7 +33,7 @@ def score_batch(
         TrainingError: the loss reads a KL over the vocabulary, and the reference cannot compute its logits.
     """
     frozen = states = None
-    if "vocabulary_kl" in needs_of(loss):
+    if "vocabulary_kl" in needs:
         if not isinstance(reference, FrozenReference | AdapterOff):
             raise TrainingError("the loss reads a KL over the vocabulary, which takes a live reference")
         frozen, states = reference.with_states(batch)

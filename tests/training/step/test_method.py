@@ -129,6 +129,6 @@ def test_no_thread_is_left_after_a_signal_or_an_error(tmp_path, loading_threads)
 def test_an_error_in_the_thread_ends_the_run_with_its_message(loading_threads):
     encoded = given()
     encoded.train.trajectories[ROW] = replace(encoded.train.trajectories[ROW], rewards=np.zeros(99, np.float32))
-    with pytest.raises(RuntimeError, match="99"):
+    with pytest.raises(ValueError, match="99"):
         fit(method(steps=7), encoded)
     assert not loading_threads()
