@@ -52,8 +52,10 @@ class Root:
 def run(config: DictConfig, run_dir: Path) -> None:
     """Train the policy in `run_dir`, or only print what would be done."""
     from shiqrun.console import console, say_dry_run, waiting
+    from shiqrun.util.few_collections import few_collections
+    from shiqrun.util.quick_imports import without_pictures
 
-    with waiting("starting: Lightning and transformers are loaded"):
+    with waiting("starting: Lightning and transformers are loaded"), few_collections(), without_pictures():
         from shiqrun.tracking import close
         from shiqrun.training import run as training
         from shiqrun.training.prepare import prepare_run

@@ -27,7 +27,9 @@ from shiqrun.console import is_main_process, waiting
 from shiqrun.errors import InputError, Interrupted, TrainingError
 from shiqrun.util import slurm
 from shiqrun.util.closed_pipe import CLOSED_PIPE, is_output_closed
+from shiqrun.util.few_collections import few_collections
 from shiqrun.util.full_disk import append_if_possible, full_disk
+from shiqrun.util.quick_imports import without_pictures
 from shiqrun.util.quoting import quote_for_shell
 
 CHILD_CONFIG = "SHIQRUN_CHILD_CONFIG"
@@ -69,7 +71,7 @@ class CommandLine:
 
     def check(self, config: DictConfig) -> None:
         """Raise InputError if the config cannot be run."""
-        with waiting("starting: torch, transformers and Lightning are loaded"):
+        with waiting("starting: torch, transformers and Lightning are loaded"), few_collections(), without_pictures():
             check(config, import_module(self.module).SCHEMA)
         rundir.expect_run(config)
         devices = config.get("hardware", {}).get("devices", 1)
