@@ -1,4 +1,4 @@
-"""This benchmark compares the wall time of a whole sweep with that of a script of TRL's: `python -m bench.sweep`.
+"""This benchmark compares a whole sweep with that of a script of TRL's: `python -m bench.sweep`.
 
 shiqrun's side is one command, `shiqrun sweep`, of several methods, betas and seeds, with its report. TRL's side trains
 as many policies by DPO (bench/sweep_peer.py), `--jobs` processes of one thread at a time as shiqrun has them; a process
@@ -6,12 +6,14 @@ starts once and trains its share of the jobs one after the other. Both train on 
 many steps, in float32, with each side's best settings (TRL: no activation checkpointing, reference scored before the
 steps, pairs sorted by length, allocator tuned), and both evaluate before the first step, every `--eval-every` steps and
 at the end: a completion for each of the same prompts, which a reward model scores. shiqrun also measures the KL and
-writes samples and credits. sweep.json is written into --out.
+writes samples and credits. Printed are wall time, and CPU time (user and system), which other work on the machine
+disturbs little. sweep.json is written into --out.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -108,11 +110,12 @@ def run_peer(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure(side: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the wall time of a side's sweep in seconds, and what its runs trained on and sampled."""
-    began = time.perf_counter()
+    """Return the wall and CPU seconds of a side's sweep, the number of its runs and their steps."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     runs = {"ours": run_ours, "trl": run_peer}[side](folder, options)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "jobs": len(runs), "steps": sorted({run["steps"] for run in runs})}
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return {"wall": wall, "cpu": cpu, "jobs": len(runs), "steps": sorted({run["steps"] for run in runs})}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -128,12 +131,18 @@ def main(words: Sequence[str] | None = None) -> None:
         (folder / "val.jsonl").write_text("".join(lines[options.pairs :]), encoding="utf-8")
         save_reward_model(folder)
         found = {side: measure(side, folder, options) for side in options.sides.split(",")}
-    table = Table(title="a sweep from start to end, wall seconds", title_justify="left")
-    for name in ("side", "runs", "seconds", "seconds a run", "times shiqrun's"):
+    table = Table(title="a sweep from start to end", title_justify="left")
+    for name in ("side", "runs", "wall s", "CPU s", "CPU s a run", "wall, ratio", "CPU, ratio"):
         table.add_column(name, justify="left" if name == "side" else "right")
     for side, row in found.items():
-        ratio = f"{row['seconds'] / found['ours']['seconds']:.2f}" if "ours" in found else ""
-        cells = (str(row["jobs"]), f"{row['seconds']:.0f}", f"{row['seconds'] / row['jobs']:.1f}", ratio)
+        ratios = [f"{row[of] / found['ours'][of]:.2f}" if "ours" in found else "" for of in ("wall", "cpu")]
+        cells = (
+            str(row["jobs"]),
+            f"{row['wall']:.0f}",
+            f"{row['cpu']:.0f}",
+            f"{row['cpu'] / row['jobs']:.1f}",
+            *ratios,
+        )
         table.add_row({"ours": "shiqrun sweep", "trl": "a script of TRL's, DPO alone"}[side], *cells)
     console.print(table)
     options.out.mkdir(parents=True, exist_ok=True)
