@@ -3,9 +3,9 @@
 Nothing here depends on earlier steps, so that a resumed run sees exactly the batches of an uninterrupted one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from torch.utils.data import IterableDataset
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.shares import Shares
 from shiqrun.types import Trajectories
+
+NumberedBatch = tuple[Trajectories, list[int]]
+"""A micro-batch, and the numbers of its rows; none for an idle one."""
 
 
 @lru_cache(maxsize=2)
@@ -86,16 +89,30 @@ class Steps(IterableDataset):
         picked = step_units(units, rows.units_per_step(self.batch_size), self.seed, step)
         return rows.micro_batches(rows.share([rows.units[i] for i in picked], rank, self.world), self.tokens)
 
-    def _count(self, step: int) -> int:
-        """Return the least number of micro-batches that a rank reads in a step; all ranks find the same."""
-        return max([1, *(len(self._cut(step, rank)) for rank in range(self.world * self.even))])
+    def batches_of(self, step: int) -> list[NumberedBatch]:
+        """Return this rank's micro-batches of a step with the numbers of their rows."""
+        return batches_of_rank(self.rows, partial(self._cut, step), self.rank, self.world * self.even)
 
     def __iter__(self) -> Iterator[list[Trajectories]]:
         step = self.start
         while True:
-            mine = [self.rows.collate(batch) for batch in self.rows_of(step)]
-            yield mine + [_idle_batch(self.rows) for _ in range(self._count(step) - len(mine))]
+            yield [batch for batch, _ in self.batches_of(step)]
             step += 1
+
+
+def batches_of_rank(rows: Rows, cut: Callable[[int], list[list[int]]], rank: int, even: int = 0) -> list[NumberedBatch]:
+    """Return a rank's micro-batches with their row numbers: at least one, with idle ones where it has too few.
+
+    Args:
+        rows: which the numbers are of.
+        cut: returns the row numbers of a rank's micro-batches; all ranks find the same.
+        rank: of this process.
+        even: ranks that read equally many micro-batches; 0 where each may read another number.
+    """
+    mine = cut(rank)
+    count = max([1, *(len(cut(other)) for other in range(even))])
+    idle = [(_idle_batch(rows), list[int]()) for _ in range(count - len(mine))]
+    return [(rows.collate(batch), batch) for batch in mine] + idle
 
 
 class Batches(IterableDataset):

@@ -1,7 +1,7 @@
 """The engine `rollout=local` samples in the training process, when an optimiser step needs trajectories."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from shiqrun.rollout.engine import Weights
 from shiqrun.rollout.store.queue import Buffer
@@ -36,14 +36,25 @@ class LocalEngine:
 
     def next_batch(self, n: int, *, step: int) -> list[SampledTrajectory]:
         """Return n trajectories for an optimiser step, sampling them first where the buffer lacks them."""
-        oldest = None if self.max_staleness is None else step - 1 - self.max_staleness
-        while (found := self.buffer.lease(step, n, oldest=oldest)) is None:
-            left = min(self.every - (step - 1) % self.every, self.max_steps - step + 1)
-            made = self._sample(min(self.portion, n * left - self.buffer.waiting), step)
-            began = time.perf_counter()
-            self.buffer.put(made)
-            self.seconds["storing"] += time.perf_counter() - began
+        while (found := self.lease(n, step)) is None:
+            self.store(self._sample(self.lacking(n, step), step))
         return found
+
+    def lease(self, n: int, step: int) -> list[SampledTrajectory] | None:
+        """Return n trajectories for an optimiser step, None where the buffer lacks some."""
+        oldest = None if self.max_staleness is None else step - 1 - self.max_staleness
+        return self.buffer.lease(step, n, oldest=oldest)
+
+    def lacking(self, n: int, step: int) -> int:
+        """Return how many trajectories to sample next: at most a portion of what steps need until the next weights."""
+        left = min(self.every - (step - 1) % self.every, self.max_steps - step + 1)
+        return min(self.portion, n * left - self.buffer.waiting)
+
+    def store(self, made: Sequence[SampledTrajectory]) -> None:
+        """Put sampled trajectories into the buffer."""
+        began = time.perf_counter()
+        self.buffer.put(made)
+        self.seconds["storing"] += time.perf_counter() - began
 
     def _sample(self, n: int, step: int) -> list[SampledTrajectory]:
         """Sample and score n trajectories, because an optimiser step lacks some."""

@@ -17,12 +17,13 @@ from shiqrun.batching.data_module import LoggedData
 from shiqrun.batching.encode import EncodedTrajectory
 from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.rows import Rows
-from shiqrun.batching.steps import Steps
+from shiqrun.batching.steps import NumberedBatch, Steps, batches_of_rank
 from shiqrun.rollout.engine import Engine
 from shiqrun.rollout.replay import ReplayPool
 from shiqrun.rollout.settings import ONLINE, RolloutSettings
 from shiqrun.rollout.trajectory import SampledTrajectory
 from shiqrun.types import Trajectories
+from shiqrun.util import ranks
 
 log = logging.getLogger("shiqrun")
 STALENESS_BINS = (0, 10, 20, 50, 100)
@@ -38,7 +39,10 @@ class StepSource(Protocol):
     """A step source contributes micro-batches of its trajectories to every optimiser step."""
 
     def batches_of(self, step: int) -> list[NamedBatch]:
-        """Return this source's micro-batches of an optimiser step, counted from 0."""
+        """Return this rank's micro-batches of the source in an optimiser step, counted from 0.
+
+        Where one rank has some every rank has, if need be without actions, so that all log the same metrics.
+        """
         ...
 
 
@@ -47,19 +51,21 @@ class FixedRows:
 
     Args:
         rows: annotated rows.
-        batch_size: trajectories of a step.
+        batch_size: trajectories of a step, over all ranks.
         tokens: of one forward pass.
         seed: of the order of rows.
+        even: see `Steps`.
     """
 
-    def __init__(self, rows: Rows, *, batch_size: int, tokens: int, seed: int) -> None:
+    def __init__(self, rows: Rows, *, batch_size: int, tokens: int, seed: int, even: bool = False) -> None:
         self.rows = rows
-        self.steps = Steps(rows, batch_size=batch_size, micro_batch_tokens=tokens, seed=seed, start=0, rank=0, world=1)
+        mine = {"rank": ranks.rank(), "world": ranks.world(), "even": even}
+        self.steps = Steps(rows, batch_size=batch_size, micro_batch_tokens=tokens, seed=seed, start=0, **mine)
         self.per_epoch = rows.steps_per_epoch(batch_size)
 
     def batches_of(self, step: int) -> list[NamedBatch]:
         """Return the micro-batches of an optimiser step; see `StepSource`."""
-        return [_collate_named(self.rows, batch) for batch in self.steps.rows_of(step)]
+        return _named(self.rows, self.steps.batches_of(step))
 
 
 class SampledRows:
@@ -71,6 +77,7 @@ class SampledRows:
         tokens: of one forward pass.
         annotate: see `Annotate`.
         pad, together: as for `Rows`.
+        even: see `Steps`.
     """
 
     def __init__(
@@ -82,9 +89,10 @@ class SampledRows:
         annotate: Annotate,
         pad: int,
         together: bool,
+        even: bool = False,
     ) -> None:
         self.trajectories_of, self.source, self.tokens, self.annotate = trajectories_of, source, tokens, annotate
-        self.pad, self.together = pad, together
+        self.pad, self.together, self.even = pad, together, even
 
     def batches_of(self, step: int) -> list[NamedBatch]:
         """Return the micro-batches of an optimiser step; see `StepSource`."""
@@ -92,11 +100,16 @@ class SampledRows:
         if not found:
             return []
         rows = self.annotate(as_rows(found, self.pad, together=self.together, source=self.source))
-        return [_collate_named(rows, batch) for batch in rows.micro_batches(rows.units, self.tokens)]
+        world = ranks.world()
+
+        def cut(rank: int) -> list[list[int]]:
+            return rows.micro_batches(rows.share(rows.units, rank, world), self.tokens)
+
+        return _named(rows, batches_of_rank(rows, cut, ranks.rank(), world * self.even))
 
 
-def _collate_named(rows: Rows, batch: Sequence[int]) -> NamedBatch:
-    return rows.collate(batch), [rows.trajectories[i].source for i in batch]
+def _named(rows: Rows, batches: Sequence[NumberedBatch]) -> list[NamedBatch]:
+    return [(batch, [rows.trajectories[i].source for i in numbers]) for batch, numbers in batches]
 
 
 def as_rows(found: Sequence[SampledTrajectory], pad: int, *, together: bool, source: str) -> Rows:
@@ -134,6 +147,7 @@ class OnlineData(LoggedData):
         micro_batch_tokens: tokens of one forward pass.
         seed: of the order of rows and of the replay pool.
         max_steps: optimiser steps of the run.
+        even: see `Steps`.
     """
 
     def __init__(
@@ -149,8 +163,10 @@ class OnlineData(LoggedData):
         micro_batch_tokens: int,
         seed: int,
         max_steps: int,
+        even: bool = False,
     ) -> None:
         super().__init__(encoded, batch_size=batch_size, micro_batch_tokens=micro_batch_tokens, seed=seed)
+        self.even = even
         self.engine, self.settings, self.max_steps = engine, settings, max_steps
         self.shares = settings.shares(batch_size)
         self.staleness: Counter[int] = Counter()  # optimiser steps, of all trajectories sampled for a step
@@ -159,7 +175,7 @@ class OnlineData(LoggedData):
         self._replayed: list[int] = []  # staleness of the replayed trajectories since the last logged step
         self._names: dict[int, list[list[str]]] = {}  # by step since the last logged one: names of the rows
         self._replay = ReplayPool(settings, self.shares.get("replay", 0), seed)
-        of_run = partial(SampledRows, annotate=annotate, pad=encoded.train.pad, together=together)
+        of_run = partial(SampledRows, annotate=annotate, pad=encoded.train.pad, together=together, even=even)
         sampled = partial(of_run, tokens=micro_batch_tokens)
         self.step_sources: dict[str, StepSource] = {ONLINE: sampled(self._sample, ONLINE)}
         if "replay" in self.shares:
@@ -171,7 +187,7 @@ class OnlineData(LoggedData):
                         "rollout.sources.%s: a step takes %d, but there are %d", name, self.shares[name], len(rows)
                     )
                 self.step_sources[name] = FixedRows(
-                    rows, batch_size=self.shares[name], tokens=micro_batch_tokens, seed=seed
+                    rows, batch_size=self.shares[name], tokens=micro_batch_tokens, seed=seed, even=even
                 )
 
     def train_dataloader(self) -> "OnlineData":  # type: ignore[override]

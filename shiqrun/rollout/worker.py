@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.errors import TrainingError
@@ -64,12 +65,13 @@ class RolloutWorker:
 
         Args:
             version: number of optimiser steps that made them.
-            weights: of the policy.
+            weights: of the policy; where ranks share the weights, the rows that this one holds.
         """
         own = dict(self.policy.model.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():
-                own[name].copy_(value)
+                p = own[name]
+                (p.to_local() if isinstance(p, DTensor) else p).copy_(value)
         self.version = version
         return sum(value.nbytes for value in weights.values())
 
@@ -79,8 +81,13 @@ class RolloutWorker:
         Raises:
             TrainingError: the reward gave no answer in time.
         """
+        made = self.sample_numbers(range(self.number, self.number + n))
+        self.number += n
+        return made
+
+    def sample_numbers(self, numbers: Sequence[int]) -> list[SampledTrajectory]:
+        """Sample and score the trajectories of these numbers, whichever were sampled before; see `sample`."""
         s, began = self.settings, time.perf_counter()
-        numbers = range(self.number, self.number + n)
         groups = [number // s.samples_per_prompt for number in numbers]
         prompts = [self._prompt(group) for group in groups]
         temperatures = [self._temperature(group) for group in groups]
@@ -91,7 +98,6 @@ class RolloutWorker:
             for k, prompt, c in zip(numbers, prompts, completions, strict=True)
         ]
         scored = self.score(samples)
-        self.number += n
         self.seconds["sampling"] += sampled - began
         self.seconds["rewards"] += time.perf_counter() - sampled
         made = zip(numbers, groups, scored, completions, temperatures, strict=True)

@@ -37,7 +37,7 @@ def loss_on_samples_has_a_rollout(plan: Plan) -> str | None:
     if "behaviour" in plan.needs and plan.rollout is None:
         return (
             f"algo={plan.name} learns from the policy's own samples, whose log-probabilities logged data do not have: "
-            "set rollout=local (or ray) and eval.reward=NAME"
+            "set rollout=local (or ray, vllm) and eval.reward=NAME"
         )
     return None
 

@@ -4,16 +4,14 @@ See `checks.py`: a rule returns what is wrong and what to set instead, or None.
 """
 
 from difflib import get_close_matches
-from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 from shiqrun.losses.requirements import needs_of
 from shiqrun.losses.soft_policy import monte_carlo
 from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings
-from shiqrun.training import checks_reference
+from shiqrun.training import checks_ranks, checks_reference
 from shiqrun.training.plan import Plan
-from shiqrun.training.source_losses import LOSSES, source_losses
+from shiqrun.training.source_losses import LOSSES, name_of_loss, source_losses
 
 
 def temperatures_are_ordered(plan: Plan, rollout: RolloutSettings) -> str | None:
@@ -92,16 +90,6 @@ def reference_scores_samples(plan: Plan, rollout: RolloutSettings) -> str | None
 def number_of_steps_is_set(plan: Plan, rollout: RolloutSettings) -> str | None:
     """A run that samples has no epochs, so it needs a number of optimiser steps."""
     return None if plan.trainer.max_steps is not None else "rollout: sampling has no epochs; set trainer.max_steps"
-
-
-def one_process_trains(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """A run that samples must train in one process."""
-    if plan.hardware.processes > 1:
-        return (
-            f"hardware.devices={plan.hardware.devices}: with rollouts one process trains; set hardware.devices=1, and "
-            "rollout=ray to sample in others"
-        )
-    return None
 
 
 def step_samples_something(plan: Plan, rollout: RolloutSettings) -> str | None:
@@ -238,7 +226,7 @@ def source_loss_needs_no_more(plan: Plan, rollout: RolloutSettings) -> str | Non
     for source, loss in source_losses(rollout, plan.loss).items():
         if more := needs_of(loss) - plan.needs:
             return (
-                f"rollout.losses.{source}={_loss_name(loss)} needs {', '.join(sorted(more))}, which algo={plan.name} "
+                f"rollout.losses.{source}={name_of_loss(loss)} needs {', '.join(sorted(more))}, which algo={plan.name} "
                 "does not"
             )
     return None
@@ -259,10 +247,6 @@ def monte_carlo_source_has_targets(plan: Plan, rollout: RolloutSettings) -> str 
     return None
 
 
-def _loss_name(loss: partial[Any]) -> str:
-    return next(name for name, function in LOSSES.items() if function is loss.func)
-
-
 RULES = (
     temperatures_are_ordered,
     staleness_covers_the_update_interval,
@@ -274,7 +258,7 @@ RULES = (
     samples_have_a_reward,
     reference_scores_samples,
     number_of_steps_is_set,
-    one_process_trains,
+    checks_ranks.shared_weights_score_no_served_samples,
     step_samples_something,
     every_source_gives_something,
     groups_fill_the_batch,
@@ -291,6 +275,7 @@ RULES = (
     source_loss_exists,
     source_with_a_loss_has_a_share,
     source_loss_needs_no_more,
+    checks_ranks.all_losses_train_the_value,
     monte_carlo_source_has_targets,
 )
 """The rules of runs that sample, in the order in which they are checked; later ones may rely on earlier ones."""

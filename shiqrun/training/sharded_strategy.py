@@ -118,12 +118,12 @@ def fill_moments(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     state: dict[int, dict[str, Any]] = {}
     for number, p in zip(numbers, parameters, strict=True):
         if number in saved["state"]:
-            state[number] = {key: _like(p, value) for key, value in saved["state"][number].items()}
+            state[number] = {key: sharded_like(p, value) for key, value in saved["state"][number].items()}
     optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
 
 
-def _like(p: Tensor, value: Any) -> Any:
-    """Return a saved moment of a parameter in memory of its own, sharded as the parameter is."""
+def sharded_like(p: Tensor, value: Any) -> Any:
+    """Return a saved tensor of a parameter, its moment for one, in memory of its own, sharded as the parameter is."""
     if not isinstance(value, Tensor | Pieces):
         return value
     if isinstance(p, DTensor) and tuple(value.shape) == tuple(p.shape):

@@ -31,3 +31,8 @@ def source_losses(rollout: RolloutSettings | None, loss: partial[Any]) -> dict[s
             own = inspect.signature(LOSSES[name]).parameters
             found[str(source)] = partial(LOSSES[name], **{k: v for k, v in hyperparameters(loss).items() if k in own})
     return found
+
+
+def name_of_loss(loss: partial[Any]) -> str:
+    """Return the name in `LOSSES` of a source's loss."""
+    return next(name for name, function in LOSSES.items() if function is loss.func)

@@ -45,6 +45,15 @@ def gather_objects(value: Object) -> list[Object]:
     return found
 
 
+def gather_on_rank_0(value: Object) -> list[Object]:
+    """Return the objects of all ranks, in their order, on rank 0, and nothing on the others; they are pickled."""
+    if world() == 1:
+        return [value]
+    found: list[Any] | None = [None] * world() if rank() == 0 else None
+    _group().gather_object(value, found, dst=0)
+    return found or []
+
+
 def _group() -> Any:
     """Return `torch.distributed` where this process has joined a process group, else None; torch is not imported."""
     distributed = sys.modules.get("torch.distributed")

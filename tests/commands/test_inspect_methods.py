@@ -115,7 +115,7 @@ def test_a_reason_says_what_to_do(files, capsys):
     assert main(["inspect", "data=jsonl", "data.path=unrewarded.jsonl", *MODEL, "limit=0"]) == 0
     out = capsys.readouterr().out
     assert "add a column `reward` or `rewards`" in out
-    assert "set rollout=local (or ray)" in out
+    assert "set rollout=local (or ray, vllm)" in out
     assert main(["inspect", "data=jsonl", "data.path=all_good.jsonl", *MODEL, "limit=0"]) == 0
     said = " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().out).split())
     assert re.search(r"kto: needs desirable and undesirable trajectories, but none of \d+ is undesirable", said)

@@ -12,9 +12,11 @@ from shiqrun.batching.rows import Rows
 from shiqrun.rollout.local import LocalEngine
 from shiqrun.rollout.mixing import OnlineData
 from shiqrun.rollout.other_sources import annotated_rows
+from shiqrun.rollout.several_ranks import TogetherEngine
 from shiqrun.rollout.store.queue import Buffer
 from shiqrun.training.annotate import RunFacts, annotate
 from shiqrun.training.online import annotate_sampled
+from shiqrun.util import ranks
 from tests.rollout.sampled import TOKENIZER, policy, prompts, settings, weights, worker
 from tests.support.helpers import encoded, example
 
@@ -56,15 +58,18 @@ def facts(rows, offset="none", anchor=None, packed=False):
 class Training:
     """`OnlineData` over a real engine, and what a training loop does around it."""
 
-    def __init__(self, directory, *, after=0, together=False, tokens=400, packed=False, **options):
+    def __init__(
+        self, directory, *, after=0, together=False, tokens=400, packed=False, even=False, reward=None, **options
+    ):
         offset, anchor = options.pop("offset", "none"), options.pop("anchor", None)
         options = {"samples_per_prompt": 2} | options
         self.settings = settings(**options)
-        buffer = Buffer(directory, after=after)
-        number = buffer.counts()["accepted"]
-        acting = worker(asked=prompts(), number=number, **options)
+        buffer = Buffer(directory, after=after) if ranks.rank() == 0 else None
+        number = ranks.broadcast_object(buffer.counts()["accepted"] if buffer else 0)
+        acting = worker(asked=prompts(), number=number, reward=reward, **options)
         kept = {"max_staleness": self.settings.max_staleness, "max_steps": STEPS}
-        self.engine = LocalEngine(acting, buffer, every=EVERY, **kept)
+        self.local = LocalEngine(acting, buffer, every=EVERY, **kept) if buffer else None
+        self.engine = self.local if ranks.world() == 1 else TogetherEngine(acting, self.local)
         self.facts = facts(logged(), offset, anchor, packed)
         train = annotate(logged(together=together), self.facts)
         if self.settings.sources.get("annotated"):
@@ -88,6 +93,7 @@ class Training:
             micro_batch_tokens=tokens,
             seed=5,
             max_steps=STEPS,
+            even=even,
         )
         self.data.train_dataloader()
         self.after = after
@@ -104,4 +110,4 @@ class Training:
 
     def known(self):
         """All trajectories by uid."""
-        return {t.uid: t for t in self.engine.buffer._shards.read(lambda uid: True)}
+        return {t.uid: t for t in self.local.buffer._shards.read(lambda uid: True)}

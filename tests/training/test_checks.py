@@ -29,7 +29,7 @@ BROKEN = {
     "loss_on_samples_has_a_rollout": (
         "ppo",
         ["algo.reference=frozen"],
-        "set rollout=local (or ray) and eval.reward",
+        "set rollout=local (or ray, vllm) and eval.reward",
     ),
     "adapter_reference_has_an_adapter": (
         "shiq",
@@ -152,7 +152,16 @@ BROKEN = {
         [*LIVE, "trainer.max_steps=null"],
         "rollout: sampling has no epochs; set",
     ),
-    "one_process_trains": ("shiq", [*LIVE, "hardware.devices=2"], "with rollouts one process trains; set hardware."),
+    "shared_weights_score_no_served_samples": (
+        "shiq",
+        [*LIVE, "rollout=vllm", "hardware=fsdp", "hardware.devices=2", "hardware.accelerator=cpu"],
+        "rollout=vllm: hardware=fsdp leaves no process the whole policy",
+    ),
+    "all_losses_train_the_value": (
+        "dro_v",
+        [*LIVE, "hardware.devices=2", "rollout.losses.logged=dro"],
+        "rollout.losses.logged=dro does not train the value function of algo=dro_v",
+    ),
     "step_samples_something": (
         "shiq",
         [*LIVE, "rollout.offline=1"],
@@ -239,6 +248,10 @@ FINE = [
     ("rloo", [*LIVE, "rollout.sources.logged=0", *REPLAY, "rollout.samples_per_prompt=2"]),
     ("spo", [*LIVE, "rollout.sources.annotated=1", "rollout.losses.annotated=monte_carlo", "algo.targets=x"]),
     ("shiq", [*LIVE, *RAY]),
+    ("shiq", [*LIVE, *RAY, "hardware.devices=2"]),
+    ("shiq", [*LIVE, "hardware=fsdp", "hardware.devices=2", "hardware.accelerator=cpu"]),
+    ("ppo", [*LIVE, "rollout.offline=0", "algo.epochs=3", "hardware.devices=2"]),
+    ("dro_v", [*LIVE, "hardware.devices=2", "rollout.losses.logged=dro_v"]),
     ("oreo", ["algo.reference=cached", "algo.kl_reg=0"]),
     ("kto", []),
     ("kto", ["algo.reference=frozen", "algo.reference_every=5", "algo.reference_decay=0.9"]),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shiqrun.cli import main
-from shiqrun.training import online
+from shiqrun.training import publishing
 from tests.support.command_line import metrics, summary
 from tests.support.online_words import PROBLEMS, SMALL, experience, live, train
 from tests.support.places import working_in
@@ -217,8 +217,8 @@ def test_annotated_trajectories_are_trained_towards_their_targets_alone(home):
 
 
 def test_a_sampler_with_other_weights_is_found_out_before_anything_is_trained(home, monkeypatch, capfd):
-    true = online.trained_weights
-    monkeypatch.setattr(online, "trained_weights", lambda policy: {n: 1.1 * p for n, p in true(policy).items()})
+    true = publishing.trained_weights
+    monkeypatch.setattr(publishing, "trained_weights", lambda policy: {n: 1.1 * p for n, p in true(policy).items()})
     assert live("shiq", "run_dir=wrong") == 1
     out = capfd.readouterr()
     assert "samples are not of the policy that is scored" in " ".join((out.out + out.err).split())

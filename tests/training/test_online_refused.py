@@ -20,14 +20,18 @@ REFUSED = {
     "a cache": ("spo", [], "no cache has the tokens that are sampled; set algo.reference=frozen"),
     "no reward": ("shiq", ["eval.reward=null"], "rollout: what is sampled needs a reward; set eval.reward=NAME"),
     "epochs": ("shiq", ["trainer.max_steps=null"], "rollout: sampling has no epochs; set trainer.max_steps"),
-    "ranks": ("shiq", ["hardware.devices=2"], "with rollouts one process trains; set hardware.devices=1"),
+    "ranks": (
+        "dro_v",
+        ["hardware.devices=2", "rollout.losses.logged=dro"],
+        "which several processes exchange in each step; set hardware.devices=1, or hardware=fsdp",
+    ),
     "no pairs": ("copg", [], "algo=copg compares completions of a prompt: set rollout.samples_per_prompt=2 or more"),
     "ppo with data": (
         "ppo",
         [],
         "learns from samples alone: set rollout.offline=0, or rollout.sources.logged=0 and rollout.sources.replay=1",
     ),
-    "no samples": ("ppo", ["rollout=none"], "set rollout=local (or ray) and eval.reward=NAME"),
+    "no samples": ("ppo", ["rollout=none"], "set rollout=local (or ray, vllm) and eval.reward=NAME"),
     "a loss": (
         "shiq",
         ["rollout.losses.online=copgg"],

@@ -288,7 +288,7 @@ class Method(LightningModule):
     def _sum_over_ranks(self, parts: list[Sums]) -> Sums:
         """Return sums and counts over micro-batches and ranks, on the device, float64, in one exchange.
 
-        All ranks have the same names: only a run on one rank mixes losses with different metrics.
+        All ranks have the same names: where losses have different metrics, each rank has a batch of every source.
         """
         names, both = sum_parts(parts)
         if self.trainer.world_size > 1:
