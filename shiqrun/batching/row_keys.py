@@ -45,14 +45,14 @@ def rows_key(source: Source, tokenizer: PreTrainedTokenizerBase, settings: Any, 
     digest = hashlib.blake2b(digest_size=16)
     own = {k: v for k, v in vars(source).items() if k[0] != "_" and k != "dropped"}
     versions = FORMAT, shiqrun.__version__, transformers.__version__, tokenizers.__version__, _code()
-    words = [*versions, type(source).__qualname__, own, asdict(settings), max_length, *_tokenizer(tokenizer)]
+    words = [*versions, type(source).__qualname__, own, asdict(settings), max_length, *tokenizer_words(tokenizer)]
     for file in files:
         words += [str(file), _content(file)]
     digest.update(json.dumps(words, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> Iterator[Any]:
+def tokenizer_words(tokenizer: PreTrainedTokenizerBase) -> Iterator[Any]:
     """Yield all of a tokenizer that tokens and actions depend on."""
     yield type(tokenizer).__qualname__
     yield tokenizer.backend_tokenizer.to_str()

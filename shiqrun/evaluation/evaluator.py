@@ -1,6 +1,6 @@
 """`CompletionEvaluator` evaluates a policy by sampled completions; all evaluators share the protocols beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.rows import Rows
 from shiqrun.evaluation.completion_metrics import completion_metrics, metrics_by_part
+from shiqrun.evaluation.kept_answers import KeptAnswers
 from shiqrun.models.policy import Policy
-from shiqrun.models.reference import Live
+from shiqrun.models.reference import FrozenReference, Live, same_weights
 from shiqrun.rewards.reward import Reward
 from shiqrun.sampling.endpoint import Endpoint
 from shiqrun.sampling.prompts import Prompt
@@ -100,6 +101,9 @@ class CompletionEvaluator:
         reward: scores completions, or None.
         beta: KL temperature, reward units per nat, or None.
         endpoint: a server that samples in place of the policy; None to sample here.
+
+    Attributes:
+        kept: answers of the weights that the run starts from, which runs share; None to sample them anew.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class CompletionEvaluator:
         self.reference: Live | None = None
         self.sampler = CompletionSampler(prompts, tokenizer, settings, tokens)
         self.world = 1
+        self.kept: KeptAnswers | None = None
         self._answers: list[SampledCompletion] | None = None
 
     def description(self) -> str:
@@ -133,15 +138,32 @@ class CompletionEvaluator:
         if reference is not None:
             reference.to(device)
             with reference.as_policy() as policy:
-                answers = self.sampler.sample(
-                    policy, stream=REFERENCE_STREAM, description="completions of the reference"
-                )
-            self._answers = self._score(answers)
+                self._answers = self._keeping("reference", policy, lambda: self._of_reference(policy))
+
+    def _of_reference(self, policy: Policy) -> list[SampledCompletion]:
+        told = "completions of the reference"
+        return self._score(self.sampler.sample(policy, stream=REFERENCE_STREAM, description=told))
+
+    def _of_policy(self, policy: Policy) -> list[SampledCompletion]:
+        samples = self.sampler.sample(policy, endpoint=self.endpoint)
+        return self._score(self.sampler.measure(samples, policy, self.reference))
+
+    def _keeping(
+        self, who: str, policy: Policy, make: Callable[[], list[SampledCompletion]]
+    ) -> list[SampledCompletion]:
+        """Return the completions that `make` returns, from an earlier run where they are kept."""
+        if self.kept is None or self.world > 1 or self.endpoint is not None:
+            return make()
+        return self.kept.answers(who, policy, self.sampler, self.reward, make)
 
     def run(self, policy: Policy) -> CompletionEvaluation:
         """Sample, measure and score completions; all ranks together, with the same result on each."""
-        samples = self.sampler.measure(self.sampler.sample(policy, endpoint=self.endpoint), policy, self.reference)
-        samples = self._gather(self._score(samples))
+        copy = self.reference.policy if isinstance(self.reference, FrozenReference) else None
+        if copy is not None and self.kept is not None and same_weights(policy, copy):
+            samples = self._keeping("policy", policy, lambda: self._of_policy(policy))
+        else:
+            samples = self._of_policy(policy)
+        samples = self._gather(samples)
         reference = None if self._answers is None else self._gather(self._answers)
         on_policy = self.settings.temperature == 1 and self.settings.top_p == 1
         right = None if self.reward is None else self.reward.right

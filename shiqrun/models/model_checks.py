@@ -97,10 +97,10 @@ def _key(policy: Policy, few: Rows, weights: str, place: torch.device) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """Return a hash of the code that the checks depend on."""
+def code_digest(parts: tuple[str, ...] = CODE) -> str:
+    """Return a hash of the code in some folders and files of the package, by default what the checks depend on."""
     folder, digest = Path(shiqrun.__file__).parent, hashlib.blake2b(digest_size=16)
-    for part in CODE:
+    for part in parts:
         for path in sorted((folder / part).rglob("*.py")) or [folder / part]:
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from shiqrun.models.policy import Policy
 from shiqrun.models.vocabulary_kl import States
@@ -105,6 +106,14 @@ def frozen_copies(*references: Any) -> list[Policy]:
     """Return the frozen copies of the policy that some references hold, each once; those of another form have none."""
     copies = [reference.policy for reference in references if isinstance(reference, FrozenReference)]
     return list(dict.fromkeys(copies))
+
+
+def same_weights(one: Policy, other: Policy) -> bool:
+    """Return whether two policies have the same tensors, bit by bit, where both hold them whole."""
+    ours, theirs = one.model.state_dict(), other.model.state_dict()
+    if ours.keys() != theirs.keys() or any(isinstance(x, DTensor) for x in ours.values()):
+        return False
+    return all(x.dtype == theirs[name].dtype and torch.equal(x, theirs[name]) for name, x in ours.items())
 
 
 def weights_fingerprint(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ class ExactMatch(Reward):
     """
 
     right = 1.0
+    repeatable = True
 
     def __init__(self, *, ignore_case: bool) -> None:
         self.ignore_case = ignore_case

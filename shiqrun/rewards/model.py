@@ -55,6 +55,7 @@ class RewardModel(Reward):
     """
 
     right: float | None = None
+    repeatable = True
 
     def __init__(
         self,

@@ -20,6 +20,8 @@ class Programs(Reward):
         InputError: `right` is not above `wrong`.
     """
 
+    repeatable = True
+
     def __init__(self, *, right: float, wrong: float) -> None:
         if right <= wrong:
             raise InputError(f"reward.right={right:g}, reward.wrong={wrong:g}: a right answer must get more")

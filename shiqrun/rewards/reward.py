@@ -48,9 +48,12 @@ class Reward(ABC):
     Attributes:
         right: what a right completion gets, where completions are right or wrong, so that pass@k is defined; None
             elsewhere.
+        repeatable: whether the same items get the same rewards, to the last bit, in another process, so that runs may
+            share them: nothing is drawn, timed or asked of a server.
     """
 
     right: float | None = None
+    repeatable: bool = False
 
     def to(self, device: torch.device) -> None:  # noqa: B027 - a hook that only models need
         """Put the reward's model, if it has one, on this device from the next score on."""

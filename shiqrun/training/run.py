@@ -16,6 +16,8 @@ from shiqrun.console import is_main_process, waiting
 from shiqrun.data.source import ExactEvaluation
 from shiqrun.errors import InputError, Interrupted
 from shiqrun.evaluation.checkpoint_files import read_checkpoint, remove_leftovers
+from shiqrun.evaluation.evaluator import CompletionEvaluator
+from shiqrun.evaluation.kept_answers import KeptAnswers
 from shiqrun.models.reference import AdapterOff, FrozenReference, Live, Reference
 from shiqrun.models.sharding import whole
 from shiqrun.settings import STAMP, Hardware
@@ -42,6 +44,7 @@ from shiqrun.training.step.method import Method
 from shiqrun.training.step.sharded import ShardedMethod
 from shiqrun.training.summary_tables import print_plan_table
 from shiqrun.util import ranks
+from shiqrun.util.kept_facts import KeptFacts
 
 log = logging.getLogger("shiqrun")
 
@@ -203,6 +206,9 @@ def _validation(
         copied = AdapterOff if run.plan.model.lora_r else FrozenReference
         present = isinstance(reference, FrozenReference | AdapterOff) and moves is None
         live = reference if present else copied(run.policy)  # type: ignore[assignment]
+    for each in (run.evaluator, run.tester) if moves is None else ():  # a reference that moves is not the start
+        if isinstance(each, CompletionEvaluator):
+            each.kept = KeptAnswers(KeptFacts(run.plan.cache_dir / "answers"), run.weights)
     evaluate, every = exact.evaluate if exact else None, run.plan.eval.every
     further = None if moves is None else moves.kl_to_present
     return Validation(every, checkpoints, evaluate, answers=run.evaluator, live=live, keep=keep, further=further)
