@@ -35,12 +35,15 @@ class SampledTokens:
     Attributes:
         prompt: token ids.
         completion: token ids, at least one, with the stop token where one ended it.
-        ended: whether a stop token ended the completion; else it was cut off.
+        ended: whether a stop token ended the completion, or every message of an episode; else some was cut off.
+        spans: (start, end) of each of the policy's messages in an episode, counted from the first token of the prompt;
+            what stands between them is state. None where the whole completion is one message.
     """
 
     prompt: Sequence[int]
     completion: Sequence[int]
     ended: bool
+    spans: Sequence[tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.batching.chat_template import Conversation, prompt_tokens
+from shiqrun.data.chats import trained
 from shiqrun.types import Example, SampledTokens
 
 log = logging.getLogger("shiqrun")
@@ -48,7 +49,7 @@ class StoredTokens:
         for (i, example, tokens, k), head in zip(stored, heads, strict=True):
             if head == list(tokens.prompt) and self._spells(tokens, example.completions[k]):
                 ids = [*tokens.prompt, *tokens.completion]
-                found[i] = ids, [(len(head), len(ids))]
+                found[i] = ids, [*(tokens.spans or [(len(head), len(ids))])]
             elif not self._told:
                 self._told = True
                 log.warning(
@@ -58,7 +59,16 @@ class StoredTokens:
         return found
 
     def _spells(self, tokens: SampledTokens, completion: Sequence[dict[str, Any]]) -> bool:
-        """Return whether the tokens are known and their text is the completion's."""
-        known = max(tokens.completion) < len(self.tokenizer)
-        text = "".join(m["content"] for m in completion)
-        return known and text.strip() == text_of_tokens(tokens.completion, tokens.ended, self.tokenizer)
+        """Return whether the tokens are known and their text is the completion's, or each message's of an episode."""
+        if max(tokens.completion) >= len(self.tokenizer):
+            return False
+        if tokens.spans is None:
+            text = "".join(m["content"] for m in completion)
+            return bool(text.strip() == text_of_tokens(tokens.completion, tokens.ended, self.tokenizer))
+        said, ids = [m["content"] for m in trained(completion)], [*tokens.prompt, *tokens.completion]
+        parts = [ids[start:end] for start, end in tokens.spans]
+        return len(said) == len(parts) and all(map(self._says, parts, said))
+
+    def _says(self, tokens: list[int], text: str) -> bool:
+        """Return whether tokens are a message of that text; one that was cut off has no stop token."""
+        return any(text_of_tokens(tokens, ended, self.tokenizer) == text.strip() for ended in (True, False))

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
-from shiqrun.data.token_columns import SEVERAL, SINGLE
+from shiqrun.data.token_columns import SEVERAL, SINGLE, SPANS
 
 log = logging.getLogger("shiqrun")
 
@@ -47,7 +47,7 @@ NAMES = ("prompt_id", "tools", *dict.fromkeys(name for names in FORMS.values() f
 """Every column that has a meaning in some row."""
 TEXTS = ("prompt", "completion", "chosen", "rejected")
 """Columns that hold texts, or lists of messages."""
-VALUES = tuple({*NAMES, LABEL, *SINGLE, *SEVERAL} - {*TEXTS, "prompt_id", "answer", "answer_json"})
+VALUES = tuple({*NAMES, LABEL, *SINGLE, *SEVERAL, SPANS} - {*TEXTS, "prompt_id", "answer", "answer_json"})
 """Columns that never hold plain text."""
 ColumnName = Literal[
     "prompt",
@@ -128,7 +128,8 @@ def read_columns(form: Form, has: Callable[[str], bool]) -> frozenset[str]:
     """Return the names of the columns that are read of a row of that form."""
     answer = next((name for name in ANSWERS if has(name)), "answer")
     tokens: tuple[str, ...] = {"single": SINGLE, "several": SEVERAL}.get(form, ())
-    return frozenset((*FORMS[form], "prompt_id", "tools", answer, *(tokens if all(map(has, tokens)) else ())))
+    tokens = (*tokens, *([SPANS] if form == "single" and has(SPANS) else [])) if all(map(has, tokens)) else ()
+    return frozenset((*FORMS[form], "prompt_id", "tools", answer, *tokens))
 
 
 @lru_cache(maxsize=1024)

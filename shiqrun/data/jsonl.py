@@ -38,13 +38,13 @@ from shiqrun.data.pair_rewards import (
 from shiqrun.data.read_as import RowsRead
 from shiqrun.data.row_parts import Parts, Row
 from shiqrun.data.source import Source
-from shiqrun.data.token_columns import SEVERAL, SINGLE
+from shiqrun.data.token_columns import SEVERAL, SINGLE, SPANS
 from shiqrun.errors import InputError
 from shiqrun.types import Example
 
 log = logging.getLogger("shiqrun")
 KNOWN = frozenset(NAMES)
-KNOWN_AND_TOKENS = KNOWN | {*SINGLE, *SEVERAL}
+KNOWN_AND_TOKENS = KNOWN | {*SINGLE, *SEVERAL, SPANS}
 """Columns that are no further columns of an example, without and with tokens."""
 
 

@@ -2,7 +2,8 @@
 
 A row of one completion has `input_ids`, `start` (number of prompt tokens) and `ended`, as the experience of a run has;
 a row of several has `prompt_ids`, and a list in `completion_ids` and in `ended` for each completion, as the
-trajectories of `shiqrun values` have.
+trajectories of `shiqrun values` have. A row whose completion is an episode also has `action_spans`, the start and the
+end of each of the policy's messages among `input_ids`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from shiqrun.types import SampledTokens
 
 SINGLE = ("input_ids", "start", "ended")
 SEVERAL = ("prompt_ids", "completion_ids", "ended")
+SPANS = "action_spans"
 
 
 def sampled_tokens(columns: Mapping[str, Any], completions: int, place: str, *, several: bool) -> list[SampledTokens]:
@@ -40,23 +42,38 @@ def sampled_tokens(columns: Mapping[str, Any], completions: int, place: str, *, 
     ids, start = _ids(columns["input_ids"], place, "input_ids"), columns["start"]
     if isinstance(start, bool) or not isinstance(start, int) or not 0 < start < len(ids):
         raise _wrong(place, "start", f"a number of prompt tokens from 1 to {len(ids) - 1}")
-    return [SampledTokens(ids[:start], ids[start:], _flag(columns["ended"], place))]
+    spans = _spans(columns.get(SPANS), start, len(ids), place)
+    return [SampledTokens(ids[:start], ids[start:], _flag(columns["ended"], place), spans)]
 
 
 def token_columns(sampled: Sequence[SampledTokens], *, several: bool) -> dict[str, Any]:
     """Return the columns of token ids of a row with completions of one prompt, as `sampled_tokens` reads them."""
     first = sampled[0]
     if several:
+        if any(t.spans is not None for t in sampled):
+            return {}  # these columns tell no messages apart: the texts are encoded
         said, ended = [[*map(int, t.completion)] for t in sampled], [t.ended for t in sampled]
         return {"prompt_ids": [*map(int, first.prompt)], "completion_ids": said, "ended": ended}
     ids = [*map(int, first.prompt), *map(int, first.completion)]
-    return {"input_ids": ids, "start": len(first.prompt), "ended": first.ended}
+    spans = {} if first.spans is None else {SPANS: [[*span] for span in first.spans]}
+    return {"input_ids": ids, "start": len(first.prompt), "ended": first.ended, **spans}
 
 
 def _ids(value: Any, place: str, name: str) -> list[int]:
     if not isinstance(value, list) or not value or not all(type(i) is int and 0 <= i < 2**31 for i in value):
         raise _wrong(place, name, "token ids, a list of whole numbers")
     return value
+
+
+def _spans(value: Any, start: int, end: int, place: str) -> list[tuple[int, int]] | None:
+    """Return the spans of an episode's messages, in order and without overlap between two positions; None for none."""
+    if value is None:
+        return None
+    pairs = isinstance(value, list) and all(isinstance(v, list) and [type(i) for i in v] == [int, int] for v in value)
+    at = [start, *(i for span in value for i in span), end] if pairs else []
+    if not at[2:] or at != sorted(at) or any(a == b for a, b in value):
+        raise _wrong(place, SPANS, f"[start, end] of each assistant message, from {start} to {end} in order")
+    return [(a, b) for a, b in value]
 
 
 def _flag(value: Any, place: str) -> bool:

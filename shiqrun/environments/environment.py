@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shiqrun.errors import TrainingError
 from shiqrun.types import Example, Message
 
 NO_ROOM = "no room"
@@ -23,6 +24,10 @@ TOO_MANY_STEPS = "too many steps"
 OUT_OF_RESOURCES = "too much time or memory"
 """Why an episode is truncated: the dialogue outgrew the policy's context; its text spells a special token of the
 tokenizer; the policy sent more messages than allowed; a limit of the confined process was reached."""
+
+
+class EpisodeFailed(TrainingError):
+    """EpisodeFailed says that an episode cannot go on through no fault of the policy, as where its process died."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,20 @@ class Episode(ABC):
 
     Attributes:
         opening: the messages before the policy's first; set by the constructor.
+        failed: why the episode could not be begun or played on through no fault of the policy; empty if it could.
+            Nothing is trained on such an episode.
     """
 
     opening: Sequence[Message]
+    failed: str = ""
 
     @abstractmethod
     def step(self, text: str) -> Step:
-        """Take the policy's next message and return the environment's answer."""
+        """Take the policy's next message and return the environment's answer.
+
+        Raises:
+            EpisodeFailed: the episode cannot go on.
+        """
 
     def truncate(self, why: str) -> float:
         """End the episode from outside; return what this adds to the reward of the policy's last message."""
@@ -119,6 +131,7 @@ class Environment(ABC):
 
         Raises:
             InputError: the task cannot be played.
+            EpisodeFailed: it cannot be begun now.
         """
 
     def close(self) -> None:  # noqa: B027 - the same

@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator, Sequence
 
 from shiqrun.rollout.engine import Weights
+from shiqrun.rollout.episode_metrics import FAILED
+from shiqrun.rollout.episode_worker import EpisodeWorker
 from shiqrun.rollout.store.queue import Buffer
 from shiqrun.rollout.trajectory import SampledTrajectory
 from shiqrun.rollout.transfers import Transfers
-from shiqrun.rollout.worker import RolloutWorker
+from shiqrun.rollout.worker import Worker
 
 
 class LocalEngine:
@@ -25,7 +27,7 @@ class LocalEngine:
     """
 
     def __init__(
-        self, worker: RolloutWorker, buffer: Buffer, *, every: int, max_staleness: int | None, max_steps: int
+        self, worker: Worker, buffer: Buffer, *, every: int, max_staleness: int | None, max_steps: int
     ) -> None:
         self.worker, self.buffer = worker, buffer
         self.every, self.max_staleness, self.max_steps = every, max_staleness, max_steps
@@ -81,6 +83,7 @@ class LocalEngine:
             **self.buffer.counts(),
             **{f"seconds/{name}": value for name, value in seconds.items()},
             **self.transfers.totals(),
+            **({FAILED: self.worker.failed} if isinstance(self.worker, EpisodeWorker) else {}),
         }
 
     def metrics(self) -> dict[str, float]:
@@ -88,5 +91,6 @@ class LocalEngine:
         return self.transfers.metrics()
 
     def close(self) -> None:
-        """Close the buffer of trajectories."""
+        """Close the buffer of trajectories, and end what the worker has started."""
         self.buffer.close()
+        self.worker.close()

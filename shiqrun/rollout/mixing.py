@@ -19,6 +19,7 @@ from shiqrun.batching.logged_data import EncodedData
 from shiqrun.batching.rows import Rows
 from shiqrun.batching.steps import NumberedBatch, Steps, batches_of_rank
 from shiqrun.rollout.engine import Engine
+from shiqrun.rollout.episode_metrics import episode_metrics
 from shiqrun.rollout.replay import ReplayPool
 from shiqrun.rollout.settings import ONLINE, RolloutSettings
 from shiqrun.rollout.trajectory import SampledTrajectory
@@ -115,17 +116,13 @@ def _named(rows: Rows, batches: Sequence[NumberedBatch]) -> list[NamedBatch]:
 def as_rows(found: Sequence[SampledTrajectory], pad: int, *, together: bool, source: str) -> Rows:
     """Return sampled trajectories as rows, with the log-probabilities they were sampled with.
 
-    The reward falls on the last action.
-
     Args:
         found: the trajectories.
         pad, together, source: as for `Rows`.
     """
     made = []
     for number, t in enumerate(found):
-        index = np.arange(t.start, len(t.input_ids), dtype=np.int32)
-        rewards = np.zeros(len(index), np.float32)
-        rewards[-1] = t.reward
+        index, rewards = t.action_index, t.action_rewards
         made.append(EncodedTrajectory(t.input_ids, index, rewards, t.prompt_id, number, 0, t.uid, t.group))
     return Rows(made, pad, together=together, source=source).with_columns(
         behaviour_logp=[t.behaviour_logp for t in found],
@@ -254,6 +251,7 @@ class OnlineData(LoggedData):
             "mean_length": float(np.mean([len(t.behaviour_logp) for t in found])),
             "ended": float(np.mean([t.ended for t in found])),
             "temperature": float(np.mean([t.temperature for t in found])),
+            **episode_metrics([t.turns for t in found if t.turns is not None]),
             **staleness_metrics(Counter(steps for steps, _ in unlogged)),
             **(
                 {"replayed": len(replayed) / len(unlogged), "replay_staleness": float(np.mean(replayed))}

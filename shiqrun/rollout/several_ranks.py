@@ -10,9 +10,10 @@ from typing import TypeVar
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.models.sharding import whole
 from shiqrun.rollout.engine import Engine, Weights
+from shiqrun.rollout.episode_metrics import FAILED
 from shiqrun.rollout.local import LocalEngine
 from shiqrun.rollout.trajectory import SampledTrajectory
-from shiqrun.rollout.worker import RolloutWorker
+from shiqrun.rollout.worker import Worker
 from shiqrun.util import ranks
 
 Answer = TypeVar("Answer")
@@ -119,7 +120,7 @@ class TogetherEngine(SharedEngine):
         engine: on rank 0 the engine of its worker, whose portion the ranks divide; None on the others.
     """
 
-    def __init__(self, worker: RolloutWorker, engine: LocalEngine | None) -> None:
+    def __init__(self, worker: Worker, engine: LocalEngine | None) -> None:
         super().__init__(engine)
         self.worker, self.local = worker, engine
         if engine is not None:
@@ -159,6 +160,16 @@ class TogetherEngine(SharedEngine):
             self.local.publish(version, weights)
         else:
             self.worker.load(version, weights)
+
+    def stats(self) -> dict[str, float]:
+        """Return the engine's counts; of failed episodes those of all ranks."""
+        failed = sum(ranks.gather_objects(self.worker.failed))
+        return {name: failed if name == FAILED else value for name, value in super().stats().items()}
+
+    def close(self) -> None:
+        """Close the engine where it is, and end what the worker has started."""
+        super().close()
+        self.worker.close()
 
 
 def share_of(numbers: range, group: int, rank: int, world: int) -> range:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -25,27 +26,26 @@ STREAM = 5
 Found = TypeVar("Found")
 
 
-class RolloutWorker:
-    """A rollout worker samples trajectories; the draws depend on seed, place, incarnation and trajectory number alone.
+class Worker(ABC):
+    """A worker samples trajectories; the draws depend on seed, place, incarnation and trajectory number alone.
 
     Args:
         policy: the worker's own copy, on the device that samples.
         tokenizer: of the policy.
-        prompts: of the training split; each pass visits all of them, in an order of its own.
-        reward: scores a completion.
         settings: of sampling.
         seed: of the run.
         place: number of this worker among all workers.
         incarnation: how often this worker was started again.
         number: trajectories that it has sampled before.
+
+    Attributes:
+        failed: number of episodes that were dropped because their environment could not play on.
     """
 
     def __init__(
         self,
         policy: Policy,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[Prompt],
-        reward: Reward,
         settings: RolloutSettings,
         *,
         seed: int,
@@ -53,12 +53,12 @@ class RolloutWorker:
         incarnation: int = 0,
         number: int = 0,
     ) -> None:
-        self.policy, self.tokenizer, self.prompts, self.reward = policy, tokenizer, prompts, reward
+        self.policy, self.tokenizer = policy, tokenizer
         self.settings, self.number, self.version = settings, number, 0
         self.name, self._stream = f"w{place}-{incarnation}", [seed, STREAM, place, incarnation]
-        self._stop, self._pad = stop_tokens(tokenizer, policy.causal_lm), padding_id(tokenizer)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # of the prompts, in a pass
         self.seconds = {"sampling": 0.0, "rewards": 0.0}
+        self.failed = 0
 
     def load(self, version: int, weights: Weights) -> int:
         """Copy these weights into the worker's policy, and return their size in bytes.
@@ -79,17 +79,69 @@ class RolloutWorker:
         """Sample and score the next n trajectories, `samples_per_prompt` of each prompt next to each other.
 
         Raises:
-            TrainingError: the reward gave no answer in time.
+            TrainingError: the reward gave no answer in time, or no episode could be played.
         """
         made = self.sample_numbers(range(self.number, self.number + n))
         self.number += n
         return made
 
+    @abstractmethod
     def sample_numbers(self, numbers: Sequence[int]) -> list[SampledTrajectory]:
         """Sample and score the trajectories of these numbers, whichever were sampled before; see `sample`."""
+
+    def close(self) -> None:  # noqa: B027 - a hook that only workers with an environment need
+        """End the processes that the worker has started."""
+
+    def _place(self, group: int, count: int) -> int:
+        """Return which of so many prompts a group answers; every pass visits all of them, in an order of its own."""
+        passed, place = divmod(group, count)
+        if self._order[0] != passed:
+            order = np.random.default_rng([*self._stream, 1, passed]).permutation(count)
+            self._order = (passed, order)
+        return int(self._order[1][place])
+
+    def _temperature(self, group: int) -> float:
+        """Return the sampling temperature of a group, drawn uniformly between the bounds of the settings."""
+        low, high = self.settings.temperature
+        return low + (high - low) * float(np.random.default_rng([*self._stream, 2, group]).random())
+
+
+class RolloutWorker(Worker):
+    """A rollout worker samples completions of prompts, and scores them by a reward.
+
+    Args:
+        policy, tokenizer, settings, seed, place, incarnation, number: see `Worker`.
+        prompts: of the training split; each pass visits all of them, in an order of its own.
+        reward: scores a completion.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        reward: Reward,
+        settings: RolloutSettings,
+        *,
+        seed: int,
+        place: int = 0,
+        incarnation: int = 0,
+        number: int = 0,
+    ) -> None:
+        counted = {"seed": seed, "place": place, "incarnation": incarnation, "number": number}
+        super().__init__(policy, tokenizer, settings, **counted)
+        self.prompts, self.reward = prompts, reward
+        self._stop, self._pad = stop_tokens(tokenizer, policy.causal_lm), padding_id(tokenizer)
+
+    def sample_numbers(self, numbers: Sequence[int]) -> list[SampledTrajectory]:
+        """Sample and score the completions of these numbers; see `Worker`.
+
+        Raises:
+            TrainingError: the reward gave no answer in time.
+        """
         s, began = self.settings, time.perf_counter()
         groups = [number // s.samples_per_prompt for number in numbers]
-        prompts = [self._prompt(group) for group in groups]
+        prompts = [self.prompts[self._place(group, len(self.prompts))] for group in groups]
         temperatures = [self._temperature(group) for group in groups]
         completions = self._complete(numbers, prompts, temperatures)
         sampled = time.perf_counter()
@@ -129,19 +181,6 @@ class RolloutWorker:
         """
         seconds, name = self.settings.reward_timeout, self.reward.about().get("name")
         return run_within(lambda: score_completions(samples, self.reward), seconds, name)
-
-    def _prompt(self, group: int) -> Prompt:
-        """Return the prompt that a group of completions answers."""
-        passed, place = divmod(group, len(self.prompts))
-        if self._order[0] != passed:
-            order = np.random.default_rng([*self._stream, 1, passed]).permutation(len(self.prompts))
-            self._order = (passed, order)
-        return self.prompts[int(self._order[1][place])]
-
-    def _temperature(self, group: int) -> float:
-        """Return the sampling temperature of a group, drawn uniformly between the bounds of the settings."""
-        low, high = self.settings.temperature
-        return low + (high - low) * float(np.random.default_rng([*self._stream, 2, group]).random())
 
     def _trajectory(
         self, number: int, group: int, sample: SampledCompletion, completion: Completion, temperature: float

@@ -1,5 +1,6 @@
 """Episodes are played side by side: in every round an actor gives each unfinished episode its next message."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -81,9 +82,10 @@ def begin_episodes(environment: Environment, tasks: Sequence[Example], each: int
     return [RunningEpisode(task, k, environment.begin(task), limit) for task in tasks for k in range(each)]
 
 
-def play(running: Sequence[RunningEpisode], actor: Actor) -> None:
-    """Play all episodes, round by round, until the last is over."""
-    for unfinished in track(_rounds(running), "playing episodes, rounds"):
+def play(running: Sequence[RunningEpisode], actor: Actor, description: str = "playing episodes, rounds") -> None:
+    """Play all episodes, round by round, until the last is over; without a description there is no progress bar."""
+    rounds = _rounds(running)
+    for unfinished in track(rounds, description) if description else rounds:
         actor.act(unfinished)
 
 
@@ -108,12 +110,51 @@ class ScriptedActor:
             r.say(r.episode.scripted_message(self.policy))
 
 
-class PolicyActor:
+class DialogueActor(ABC):
+    """A dialogue actor samples the messages of episodes, each in the context that it reads of the dialogue so far.
+
+    A dialogue that leaves no room for another message is truncated, and so is one whose text spells a special token:
+    the tokenizer would take the text for the token, and training drops such rows.
+
+    Args:
+        tokenizer: with a chat template.
+        room: most tokens of a context, None for any number.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, room: int | None) -> None:
+        self.tokenizer, self.room = tokenizer, room
+        self.specials = special_token_texts(tokenizer)
+
+    def act(self, running: Sequence[RunningEpisode]) -> None:
+        """Sample one message for each episode, all of a round together."""
+        prompts: list[tuple[RunningEpisode, Prompt]] = []
+        for r, tokens in zip(running, self.contexts(running), strict=True):
+            if tokens is None:
+                continue
+            if self.room is not None and len(tokens) > self.room:
+                r.truncate(NO_ROOM)
+            elif any(word in wording(m) for m in r.messages for word in self.specials):
+                r.truncate(SPECIAL_TOKEN)
+            else:
+                prompts.append((r, _dialogue_prompt(r, tokens)))
+        for (r, _), completion in zip(prompts, self.completions(prompts), strict=True):
+            r.completions.append(completion)
+            r.say(completion.text)
+
+    @abstractmethod
+    def contexts(self, running: Sequence[RunningEpisode]) -> Sequence[list[int] | None]:
+        """Return the tokens that the policy reads before its next message; None where it has truncated an episode."""
+
+    @abstractmethod
+    def completions(self, prompts: Sequence[tuple[RunningEpisode, Prompt]]) -> list[SampledCompletion]:
+        """Return the message that the policy says in each episode, in the state of its prompt."""
+
+
+class PolicyActor(DialogueActor):
     """A policy actor samples the messages of episodes from a policy.
 
     The chat template renders the dialogue anew for every message, so that the policy always sees what training
-    would show it. A dialogue that leaves no room for another message is truncated, and so is one whose text spells a
-    special token: the tokenizer would take the text for the token, and training drops such rows.
+    would show it.
 
     Args:
         policy: on its device.
@@ -132,27 +173,19 @@ class PolicyActor:
         tokens: int,
         context: int | None,
     ) -> None:
-        self.policy, self.tokenizer, self.tokens = policy, tokenizer, tokens
+        super().__init__(tokenizer, None if context is None else context - settings.max_new_tokens)
+        self.policy, self.tokens = policy, tokens
         self.settings = replace(settings, samples_per_prompt=1)
-        self.specials = special_token_texts(tokenizer)
-        self.room = None if context is None else context - settings.max_new_tokens
 
-    def act(self, running: Sequence[RunningEpisode]) -> None:
-        """Sample one message for each episode, all of a round together."""
+    def contexts(self, running: Sequence[RunningEpisode]) -> Sequence[list[int]]:
+        """Return the tokens of each dialogue, as the chat template renders it."""
         talks = [Conversation(r.messages, len(r.messages), r.task.source) for r in running]
-        contexts = render(talks, self.tokenizer, head=True).ids
-        prompts: list[tuple[RunningEpisode, Prompt]] = []
-        for r, tokens in zip(running, contexts, strict=True):
-            if self.room is not None and len(tokens) > self.room:
-                r.truncate(NO_ROOM)
-            elif any(word in wording(m) for m in r.messages for word in self.specials):
-                r.truncate(SPECIAL_TOKEN)
-            else:
-                prompts.append((r, _dialogue_prompt(r, tokens)))
+        return render(talks, self.tokenizer, head=True).ids
+
+    def completions(self, prompts: Sequence[tuple[RunningEpisode, Prompt]]) -> list[SampledCompletion]:
+        """Sample a message in each episode."""
         sampler = CompletionSampler([prompt for _, prompt in prompts], self.tokenizer, self.settings, self.tokens)
-        for (r, _), completion in zip(prompts, sampler.sample(self.policy, description=""), strict=True):
-            r.completions.append(completion)
-            r.say(completion.text)
+        return sampler.sample(self.policy, description="")
 
 
 def _dialogue_prompt(r: RunningEpisode, tokens: Sequence[int]) -> Prompt:

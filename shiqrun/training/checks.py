@@ -35,9 +35,10 @@ def training_has_an_end(plan: Plan) -> str | None:
 def loss_on_samples_has_a_rollout(plan: Plan) -> str | None:
     """A loss that reads the log-probabilities of sampling needs a run that samples."""
     if "behaviour" in plan.needs and plan.rollout is None:
+        plays = plan.source.environment() is not None
         return (
             f"algo={plan.name} learns from the policy's own samples, whose log-probabilities logged data do not have: "
-            "set rollout=local (or ray, vllm) and eval.reward=NAME"
+            f"set rollout=local {'(or ray)' if plays else '(or ray, vllm) and eval.reward=NAME'}"
         )
     return None
 

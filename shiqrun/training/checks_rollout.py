@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from shiqrun.losses.requirements import needs_of
 from shiqrun.losses.soft_policy import monte_carlo
 from shiqrun.rollout.settings import ONLINE, RayRollouts, RolloutSettings
-from shiqrun.training import checks_ranks, checks_reference
+from shiqrun.training import checks_episodes, checks_ranks, checks_reference
 from shiqrun.training.plan import Plan
 from shiqrun.training.source_losses import LOSSES, name_of_loss, source_losses
 
@@ -60,21 +60,6 @@ def method_pairs_no_samples(plan: Plan, rollout: RolloutSettings) -> str | None:
     if "kl_estimate" in plan.needs:
         return f"rollout: algo={plan.name} puts logged completions behind other prompts, not sampled; set rollout=none"
     return None
-
-
-def data_asks_for_one_completion(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """A rollout is one completion, so that no environment may answer the policy."""
-    if plan.source.answers_back():
-        return (
-            f"rollout: data={plan.names['data']} answers the policy, and a rollout is one completion; set "
-            "rollout=none, or see data=programs"
-        )
-    return None
-
-
-def samples_have_a_reward(plan: Plan, rollout: RolloutSettings) -> str | None:
-    """Sampled completions need a reward that scores them: that of the evaluation."""
-    return None if plan.reward is not None else "rollout: what is sampled needs a reward; set eval.reward=NAME"
 
 
 def reference_scores_samples(plan: Plan, rollout: RolloutSettings) -> str | None:
@@ -254,8 +239,9 @@ RULES = (
     further_source_has_a_file,
     method_learns_from_samples,
     method_pairs_no_samples,
-    data_asks_for_one_completion,
-    samples_have_a_reward,
+    checks_episodes.data_can_be_sampled,
+    checks_episodes.samples_have_a_reward,
+    checks_episodes.episodes_need_no_prompt_values,
     reference_scores_samples,
     number_of_steps_is_set,
     checks_ranks.shared_weights_score_no_served_samples,

@@ -1,6 +1,6 @@
 """This module builds the engine of a run that samples while it trains, for one process or for several ranks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -9,12 +9,13 @@ from shiqrun.models.policy import Policy
 from shiqrun.models.pretrained import Pretrained
 from shiqrun.models.reference import FrozenReference
 from shiqrun.rollout.engine import Engine
+from shiqrun.rollout.episode_worker import EpisodeWorker
+from shiqrun.rollout.episodes import Asked, Tasks
 from shiqrun.rollout.local import LocalEngine
 from shiqrun.rollout.settings import ONLINE, LocalRollouts, RayRollouts, RolloutSettings, VllmRollouts
 from shiqrun.rollout.several_ranks import SharedEngine, TogetherEngine, from_rank_0
 from shiqrun.rollout.store.queue import Buffer
-from shiqrun.rollout.worker import RolloutWorker
-from shiqrun.sampling.prompts import Prompt
+from shiqrun.rollout.worker import RolloutWorker, Worker
 from shiqrun.training.plan import Run
 from shiqrun.util import ranks
 
@@ -26,13 +27,13 @@ EXPERIENCE = "experience"
 Made = TypeVar("Made")
 
 
-def build_engine(run: Run, settings: RolloutSettings, prompts: Sequence[Prompt], after: int) -> Engine:
+def build_engine(run: Run, settings: RolloutSettings, prompts: Asked, after: int) -> Engine:
     """Return the engine that samples trajectories for the run; all ranks call this together.
 
     Args:
         run: with its models loaded.
         settings: of sampling.
-        prompts: of the training split.
+        prompts: of the training split, or its tasks.
         after: number of optimiser steps that are finished.
 
     Raises:
@@ -52,17 +53,22 @@ def _on_rank_0(make: Callable[[], Made]) -> Made | None:
     return made[0] if made else None
 
 
-def _local_engine(run: Run, settings: LocalRollouts, prompts: Sequence[Prompt], after: int) -> Engine:
+def _local_engine(run: Run, settings: LocalRollouts, prompts: Asked, after: int) -> Engine:
     """Return the engine that samples in the training processes, each with a copy of the policy; see `build_engine`."""
     plan = run.plan
-    assert plan.reward is not None
     buffer = _on_rank_0(lambda: Buffer(plan.run_dir / EXPERIENCE, after=after))
-    plan.reward.to(plan.hardware.device())
     number = ranks.broadcast_object(0 if buffer is None else buffer.counts()["accepted"])
     policy = copy_for_sampling(run.policy)
     if plan.hardware.strategy != "fsdp":  # else it is sharded with the policy, which moves it
         policy.to(plan.hardware.device())
-    worker = RolloutWorker(policy, run.tokenizer, prompts, plan.reward, settings, seed=plan.seed, number=number)
+    counted = {"seed": plan.seed, "number": number}
+    worker: Worker
+    if isinstance(prompts, Tasks):
+        worker = EpisodeWorker(policy, run.tokenizer, prompts, settings, **counted)
+    else:
+        assert plan.reward is not None
+        plan.reward.to(plan.hardware.device())
+        worker = RolloutWorker(policy, run.tokenizer, prompts, plan.reward, settings, **counted)
     if buffer is None:
         return TogetherEngine(worker, None)
     engine = LocalEngine(
@@ -75,7 +81,7 @@ def _local_engine(run: Run, settings: LocalRollouts, prompts: Sequence[Prompt], 
     return engine if ranks.world() == 1 else TogetherEngine(worker, engine)
 
 
-def _ray_engine(run: Run, settings: RayRollouts, prompts: Sequence[Prompt], after: int) -> Engine:
+def _ray_engine(run: Run, settings: RayRollouts, prompts: Asked, after: int) -> Engine:
     """Return the engine that samples by Ray actors; see `build_engine`."""
     from shiqrun.rollout.ray.engine import RayEngine
     from shiqrun.rollout.ray.sampler import SamplerSetup
@@ -95,12 +101,13 @@ def _recipe(run: Run) -> "PolicyRecipe":
     return PolicyRecipe(choice, plan.model, run.tokenizer, plan.seed, plan.hardware.dtype, run.policy.autocast)
 
 
-def _vllm_engine(run: Run, settings: VllmRollouts, prompts: Sequence[Prompt], after: int) -> Engine:
+def _vllm_engine(run: Run, settings: VllmRollouts, prompts: Asked, after: int) -> Engine:
     """Return the engine that samples by a vLLM server; see `build_engine`."""
     from shiqrun.rollout.vllm.engine import VllmEngine
 
     plan = run.plan
     assert plan.reward is not None
+    assert not isinstance(prompts, Tasks)
     plan.reward.to(plan.hardware.device())
     return VllmEngine(
         run.policy,

@@ -1,34 +1,31 @@
 """A run that samples while it trains builds an engine, and annotates sampled rows."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 from shiqrun.batching.data_module import LoggedData
 from shiqrun.batching.rows import Rows
+from shiqrun.batching.splits import examples_of
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.estimates.value_cache import read_prompts
 from shiqrun.rollout.engine import Engine
+from shiqrun.rollout.episodes import Asked, Tasks, playable
 from shiqrun.rollout.mixing import OnlineData
 from shiqrun.rollout.other_sources import annotated_rows
 from shiqrun.rollout.settings import RolloutSettings
-from shiqrun.sampling.prompts import Prompt
 from shiqrun.training.annotate import RunFacts, annotate
 from shiqrun.training.checks_data import answered_prompts_have_values, raise_if_wrong, rewards_stay_within_top
 from shiqrun.training.engines import build_engine
 from shiqrun.training.plan import Plan, Run
 from shiqrun.training.publishing import Rollouts, rollouts_of
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger("shiqrun")
 
 
 @contextmanager
-def batches_of_run(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterator[tuple[LoggedData, Rollouts | None]]:
+def batches_of_run(run: Run, prompts: Asked, *, after: int) -> Iterator[tuple[LoggedData, Rollouts | None]]:
     """Yield a run's batches and, where it samples, the callback that publishes weights; close the engine afterwards.
 
     Args:
@@ -41,7 +38,8 @@ def batches_of_run(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterat
     if settings is None:
         yield LoggedData(run.encoded, batch_size=trainer.batch_size, **shape), None
         return
-    raise_if_wrong(answered_prompts_have_values(prompts, run.facts.prompt_values))
+    if not isinstance(prompts, Tasks):
+        raise_if_wrong(answered_prompts_have_values(prompts, run.facts.prompt_values))
     engine = build_engine(run, settings, prompts, after)
     try:
         data = online_data(run, settings, engine)
@@ -50,15 +48,19 @@ def batches_of_run(run: Run, prompts: Sequence[Prompt], *, after: int) -> Iterat
         engine.close()
 
 
-def prompts_to_answer(run: Run) -> list[Prompt]:
-    """Return the training prompts that the policy answers; none where nothing is sampled.
+def prompts_to_answer(run: Run) -> Asked:
+    """Return the training prompts that the policy answers, or the tasks it plays; none where nothing is sampled.
 
     Raises:
-        InputError: there is no prompt, or one leaves no room for a completion.
+        InputError: there is no prompt, or one leaves no room for a completion; or no task is playable.
     """
     plan, settings = run.plan, run.plan.rollout
     if settings is None:
         return []
+    if (environment := plan.source.environment()) is not None:
+        limits = [n for n in (plan.data.max_length, plan.choice.context()) if n is not None]
+        examples = examples_of(plan.source, "train", plan.data)
+        return playable(examples, environment, run.tokenizer, settings, min(limits, default=None))
     room = (settings.max_new_tokens, plan.choice.context())
     prompts = read_prompts(plan.source, plan.data, run.tokenizer, *room, key="rollout.max_new_tokens")["train"]
     if not prompts:

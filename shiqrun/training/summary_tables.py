@@ -71,7 +71,8 @@ def _rollouts(run: Run) -> list[tuple[str, str]]:
     of_batch = ", ".join(f"{n:,} {source}" for source, n in run.plan.shares.items())
     low, high = s.temperature
     how = f"temperature {low:g} to {high:g}, top-p {s.top_p:g}, at most {s.max_new_tokens:,} tokens"
-    asked = f"{run.encoded.train.prompts:,} prompts, {s.samples_per_prompt} of each at a time"
+    episodes = "episodes " if run.plan.source.environment() is not None else ""
+    asked = f"{run.encoded.train.prompts:,} prompts, {s.samples_per_prompt} {episodes}of each at a time"
     return [
         ("batches", f"{of_batch} trajectories"),
         ("rollouts", f"{s.engine}: {asked}, {how}; new weights every {s.model_update_interval} steps"),

@@ -12,6 +12,7 @@ from shiqrun.training import checks, checks_reference, checks_rollout
 from tests.support.online_words import ONLINE, PROBLEMS, STEPS, TINY
 
 LIVE = ("algo.reference=frozen", *ONLINE)
+PLAYS = ("data=jsonl", "data.path=x", "data._target_=tests.environments.echoing.Echoing", LIVE[0], "rollout=local")
 REPLAY = ("rollout.sources.replay=1",)
 RAY = ("rollout=ray", "rollout.waiting=8")
 NO_HYPERPARAMETERS = ("~algo.beta", "~algo.link", "~algo.top", "~algo.eps")
@@ -140,10 +141,16 @@ BROKEN = {
         LIVE,
         "rollout: algo=kto puts logged completions behind other prompts, not sampled; set rollout=none",
     ),
-    "data_asks_for_one_completion": (
+    "data_can_be_sampled": (
         "shiq",
         [*LIVE, "data=treasure", "data.maps=20", "data.val_maps=2"],
-        "rollout: data=treasure answers the policy, and a rollout is one completion",
+        "rollout: data=treasure is solved exactly and never sampled; set rollout=none, or see data=programs",
+    ),
+    "episodes_need_no_prompt_values": (
+        "spo",
+        ["algo.values=x", *PLAYS],
+        "algo=spo reads what the reference earns on each prompt by single completions, but data=jsonl answers back "
+        "over several turns; choose shiq, oreo, copg, ppo, grpo or rloo",
     ),
     "samples_have_a_reward": ("shiq", [*LIVE, "eval.reward=null"], "what is sampled needs a reward; set eval.reward"),
     "reference_scores_samples": ("shiq", ONLINE, "algo.reference=cached: no cache has the tokens that are sampled"),
@@ -252,6 +259,8 @@ FINE = [
     ("shiq", [*LIVE, "hardware=fsdp", "hardware.devices=2", "hardware.accelerator=cpu"]),
     ("ppo", [*LIVE, "rollout.offline=0", "algo.epochs=3", "hardware.devices=2"]),
     ("dro_v", [*LIVE, "hardware.devices=2", "rollout.losses.logged=dro_v"]),
+    ("shiq", PLAYS),
+    ("ppo", [*PLAYS, "rollout=ray", "rollout.offline=0"]),
     ("oreo", ["algo.reference=cached", "algo.kl_reg=0"]),
     ("kto", []),
     ("kto", ["algo.reference=frozen", "algo.reference_every=5", "algo.reference_decay=0.9"]),
@@ -264,7 +273,7 @@ RULES = {rule.__name__: rule for rule in (*checks.RULES, *checks_rollout.RULES)}
 def planned(algo, words):
     """The plan of a small run with such settings; nothing is loaded."""
     model = () if "model=hf" in words else TINY
-    data = ("logger=none",) if "data=treasure" in words else PROBLEMS
+    data = ("logger=none",) if any(word.startswith("data=") for word in words) else PROBLEMS
     words = [f"algo={algo}", *data, *model, *STEPS, *words]
     with initialize_config_module("shiqrun.conf", version_base="1.3"):
         config = compose("train", as_hydra_overrides([*words, "run_dir=run", "cache_dir=cache"]))

@@ -123,14 +123,11 @@ def test_what_cannot_be_is_said_before_anything_is_loaded_and_leaves_nothing(at_
     assert dry == [] or not (at_home / "refused").exists()
 
 
-@pytest.mark.parametrize("data", ["treasure", "bfcl"])
-def test_data_that_answer_the_policy_are_no_completions(at_home, data, capfd):
-    if data == "bfcl":
-        pytest.importorskip("bfcl_eval", reason="data=bfcl needs bfcl-eval, which the README says how to install")
-    words = (f"data={data}", *(["data.maps=20", "data.val_maps=2"] if data == "treasure" else []), "logger=none")
+def test_data_that_are_solved_exactly_are_not_sampled(at_home, capfd):
+    words = ("data=treasure", "data.maps=20", "data.val_maps=2", "logger=none")
     given = ("algo=shiq", "algo.reference=frozen", *words, *ONLINE, "eval.every=0", "dry_run=true", "run_dir=refused")
     assert main(["train", *given]) == 2
-    assert f"rollout: data={data} answers the policy, and a rollout is one" in " ".join(capfd.readouterr().err.split())
+    assert "rollout: data=treasure is solved exactly and never sampled" in " ".join(capfd.readouterr().err.split())
     assert not (at_home / "refused").exists()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from shiqrun.environments.bfcl.samples import BfclSample
 from shiqrun.environments.confined import ConfinedProcess, LimitReached, ProcessKilled
+from shiqrun.environments.environment import EpisodeFailed
 from shiqrun.environments.replayed import ReplayedSession
 from shiqrun.errors import InputError, TrainingError
 
@@ -124,12 +125,12 @@ class RemoteSession(ReplayedSession):
         Raises:
             LimitReached: this request or the replay of the former ones reached a limit.
             InputError: the initial state of the sample does not load.
-            TrainingError: the process was killed, and again after all requests were replayed.
+            EpisodeFailed: the process was killed, and again after all requests were replayed.
         """
         try:
             return super().ask(what)
         except ProcessKilled as twice:
-            raise TrainingError(f"{twice}, twice, at {self.sample.id}; is the machine out of memory?") from None
+            raise EpisodeFailed(f"{twice}, twice, at {self.sample.id}; is the machine out of memory?") from None
 
     def checked(self, answer: dict[str, Any]) -> dict[str, Any]:
         """Return the answer of the backends, unless it says that they could not be made."""

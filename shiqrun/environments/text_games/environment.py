@@ -8,7 +8,15 @@ import numpy as np
 
 from shiqrun.environments import environment
 from shiqrun.environments.environment import EpisodeInfo, Step
-from shiqrun.environments.text_games.harness import GameMaker, GameName, GameServer, GameSession, GameStopped
+from shiqrun.environments.text_games.harness import (
+    DIED,
+    FAILED,
+    GameMaker,
+    GameName,
+    GameServer,
+    GameSession,
+    GameStopped,
+)
 from shiqrun.environments.text_games.states import GameState
 from shiqrun.types import Example, Message
 
@@ -99,7 +107,7 @@ class GameEpisode(environment.Episode):
             self._session = GameSession(server, name)
             self.opening = rules.opening(self._session)
         except GameStopped as stopped:
-            self.stopped = stopped
+            self.stopped, self.failed = stopped, f"{name}: {stopped}"
             self.opening = [{"role": "user", "content": f"The game {name} cannot be begun: {stopped}."}]
 
     def step(self, text: str) -> Step:
@@ -115,6 +123,7 @@ class GameEpisode(environment.Episode):
             state = self._session.step(action) if action else before
         except GameStopped as stopped:
             self.stopped = stopped
+            self.failed = f"{self.name}: {stopped}" if stopped.why in (DIED, FAILED) else ""
             self.rewards.append(0.0)
             return Step(reward=self._pay_at_end(), truncated=stopped.why)
         self.rewards.append(earned([state.score, -before.score]))

@@ -36,6 +36,7 @@ class SamplerReport:
         sampling, rewards, storing, waiting, fetching: seconds; `waiting` is for room in the queue, `fetching` weights.
         transfers, bytes: number and size of the weights that it fetched.
         unscored: number of trajectories dropped because the reward gave no answer.
+        failed: number of episodes dropped because their environment could not play on; None where none is played.
         prompts: ids of the prompts of those dropped last.
     """
 
@@ -47,6 +48,7 @@ class SamplerReport:
     transfers: int = 0
     bytes: int = 0
     unscored: int = 0
+    failed: int | None = None
     prompts: tuple[str, ...] = ()
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.rollout.engine import Weights
+from shiqrun.rollout.episode_metrics import FAILED
 from shiqrun.rollout.ray.actors import BOARD, STORE, Board, SamplerReport, Store, StoreStatus
 from shiqrun.rollout.ray.cluster import connect
-from shiqrun.rollout.ray.sampler import SamplerActor, SamplerSetup, pack_weights
+from shiqrun.rollout.ray.packed_weights import pack_weights
+from shiqrun.rollout.ray.sampler import SamplerActor, SamplerSetup
 from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.trajectory import SampledTrajectory
 from shiqrun.rollout.transfers import Transfers, in_dtype
@@ -233,12 +235,14 @@ class RayEngine:
         counts, told = self._get(self._store.counts.remote())
         self._know(told)
         reports = list(self._reports.values())
+        failed = [r.failed for r in reports if r.failed is not None]
         return {
             **counts,
             **{f"seconds/{name}": sum(getattr(r, name) for r in reports) for name in SECONDS},
             **{name: sum(getattr(r, field) for r in reports) for name, field in COUNTS.items()},
             "seconds/weights": self._published.seconds,
             "actor_restarts": self.restarts,
+            **({FAILED: sum(failed)} if failed else {}),
         }
 
     def metrics(self) -> dict[str, float]:

@@ -2,25 +2,24 @@
 
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from shiqrun.errors import TrainingError
 from shiqrun.models.policy import ModelSettings, Policy, prepare
 from shiqrun.models.precision import build_model
 from shiqrun.rewards.reward import Reward
-from shiqrun.rollout.engine import Weights
+from shiqrun.rollout.episode_worker import EpisodeWorker
+from shiqrun.rollout.episodes import Tasks
 from shiqrun.rollout.ray.actors import BOARD, PAUSE_SECONDS, STORE, SamplerReport
+from shiqrun.rollout.ray.packed_weights import unpack_weights
 from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.trajectory import SampledTrajectory
-from shiqrun.rollout.worker import RolloutWorker
+from shiqrun.rollout.worker import RolloutWorker, Worker
 from shiqrun.sampling.prompts import Prompt
 from shiqrun.sampling.sampler import SampledCompletion, score_completions
 
@@ -37,15 +36,15 @@ class SamplerSetup:
     Attributes:
         policy_again: makes the policy on the CPU; its trained weights are replaced before it samples.
         tokenizer: of the policy.
-        prompts: the prompts to sample completions of.
-        reward_again: makes another instance of the reward.
+        prompts: the prompts to sample completions of, or the tasks whose episodes each sampler plays by itself.
+        reward_again: makes another instance of the reward; an environment needs none.
         settings: the `rollout` settings.
         seed: of the run.
     """
 
     policy_again: Callable[[], Policy]
     tokenizer: PreTrainedTokenizerBase
-    prompts: Sequence[Prompt]
+    prompts: Sequence[Prompt] | Tasks
     reward_again: Callable[[], Reward]
     settings: RayRollouts
     seed: int
@@ -210,9 +209,12 @@ class SamplerActor:
     def _work(self) -> None:
         setup = self._setup()
         self._policy = setup.policy_again().to(own_device())
-        scoring: Any = ScorerHandle(setup.reward_again, setup.settings, self.scorer_gpus)
+        scoring: Any = None
+        if not isinstance(setup.prompts, Tasks):
+            scoring = ScorerHandle(setup.reward_again, setup.settings, self.scorer_gpus)
         worker, dropped = self._worker(setup, scoring), 0
-        scoring.wait()
+        if scoring is not None:
+            scoring.wait()
         while True:
             self._refresh(worker)
             try:
@@ -226,13 +228,17 @@ class SamplerActor:
                 worker.seconds, worker.version = seconds, version
                 self._tell(unscored=self.report.unscored + self.portion, prompts=error.prompts)
             else:
-                self._put(made, worker.seconds)
+                self._put(made, worker)
                 dropped = 0
 
-    def _worker(self, setup: SamplerSetup, scoring: Any) -> RolloutWorker:
+    def _worker(self, setup: SamplerSetup, scoring: Any) -> Worker:
         number = self._ray.get(self._store.incarnation.remote())
-        parts = self._policy, setup.tokenizer, setup.prompts, scoring, setup.settings
-        worker = ActorWorker(*parts, seed=setup.seed, place=self.place, incarnation=number)
+        own = {"seed": setup.seed, "place": self.place, "incarnation": number}
+        worker: Worker
+        if isinstance(setup.prompts, Tasks):
+            worker = EpisodeWorker(self._policy, setup.tokenizer, setup.prompts, setup.settings, **own)
+        else:
+            worker = ActorWorker(self._policy, setup.tokenizer, setup.prompts, scoring, setup.settings, **own)
         worker.version = -1  # before the first weights
         return worker
 
@@ -242,7 +248,7 @@ class SamplerActor:
         setup: SamplerSetup = self._ray.get(box[0])
         return setup
 
-    def _refresh(self, worker: RolloutWorker) -> None:
+    def _refresh(self, worker: Worker) -> None:
         """Load the newest weights into the worker; wait for the first."""
         while True:
             version, box = self._ray.get(self._board.newest.remote(worker.version))
@@ -257,12 +263,13 @@ class SamplerActor:
                 return
             time.sleep(PAUSE_SECONDS)
 
-    def _put(self, made: list[SampledTrajectory], seconds: dict[str, float]) -> None:
+    def _put(self, made: list[SampledTrajectory], worker: Worker) -> None:
         began = time.perf_counter()
         storing = self._ray.get(self._store.put.remote(made))
         waiting = time.perf_counter() - began - storing
         now = {"storing": self.report.storing + storing, "waiting": self.report.waiting + waiting}
-        self._tell(sampling=seconds["sampling"], rewards=seconds["rewards"], **now)
+        failed = worker.failed if isinstance(worker, EpisodeWorker) else None
+        self._tell(**worker.seconds, failed=failed, **now)
 
     def _tell(self, **news: Any) -> None:
         """Send the report with these changes to the store, without waiting."""
@@ -275,22 +282,3 @@ def own_device() -> torch.device:
     import ray
 
     return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-
-
-Packed = dict[str, tuple[torch.dtype, torch.Size, np.ndarray]]
-"""Of each parameter its dtype, its shape and its bytes."""
-
-
-def pack_weights(weights: Weights) -> Packed:
-    """Return policy weights as bytes, which Ray shares between processes without a copy; NumPy has no bfloat16."""
-    return {
-        name: (value.dtype, value.shape, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        for name, value in weights.items()
-    }
-
-
-def unpack_weights(weights: Packed) -> dict[str, Tensor]:
-    """Return the tensors of packed weights; they must not be written to."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes
-        return {n: torch.from_numpy(array).view(dtype).reshape(shape) for n, (dtype, shape, array) in weights.items()}

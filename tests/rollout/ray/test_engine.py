@@ -17,7 +17,8 @@ from shiqrun.models.adapter import with_lora
 from shiqrun.models.policy import Policy
 from shiqrun.rollout.ray.cluster import connect
 from shiqrun.rollout.ray.engine import RayEngine, portion_size
-from shiqrun.rollout.ray.sampler import HOPELESS, SamplerSetup, pack_weights, unpack_weights
+from shiqrun.rollout.ray.packed_weights import pack_weights, unpack_weights
+from shiqrun.rollout.ray.sampler import HOPELESS, SamplerSetup
 from shiqrun.rollout.settings import RayRollouts
 from shiqrun.rollout.store.queue import Buffer
 from tests.rollout.sampled import BASIC, TOKENIZER, Letters, policy, prompts, weights

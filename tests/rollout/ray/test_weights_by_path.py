@@ -7,7 +7,8 @@ import torch
 
 from shiqrun.models.policy import Policy, prepare
 from shiqrun.models.pretrained import Pretrained
-from shiqrun.rollout.ray.sampler import PolicyRecipe, SamplerSetup, pack_weights, unpack_weights
+from shiqrun.rollout.ray.packed_weights import pack_weights, unpack_weights
+from shiqrun.rollout.ray.sampler import PolicyRecipe, SamplerSetup
 from shiqrun.rollout.transfers import in_dtype
 from tests.rollout.sampled import TOKENIZER, policy, prompts
 from tests.support.command_line import finished, metrics, summary
