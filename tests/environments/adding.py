@@ -1,5 +1,7 @@
 """What a confined process of the tests runs: it adds up what it is asked, and misbehaves when told to."""
 
+import os
+
 from shiqrun.environments.confined import serve
 
 total = 0
@@ -16,7 +18,7 @@ def answer(request):
         case "print":
             print("{}", flush=True)
     total += request.get("number", 0)
-    return {"total": total}
+    return {"total": total, "process": os.getpid()}
 
 
 if __name__ == "__main__":

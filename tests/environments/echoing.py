@@ -1,6 +1,9 @@
 """An environment that answers any text: it counts letters, for so many turns, and can be told to fail."""
 
+import os
+
 from shiqrun.data.jsonl import Jsonl
+from shiqrun.environments.confined import ConfinedProcess
 from shiqrun.environments.environment import Environment, Episode, EpisodeFailed, Step
 
 
@@ -44,3 +47,36 @@ class Echoing(Jsonl):
 
     def environment(self):
         return EchoingEnvironment()
+
+
+class AddingEpisode(Episode):
+    """Two turns; the process of the environment adds up letters, and its number is told to the policy."""
+
+    def __init__(self, process, task):
+        self.process, self.turn, self.opening = process, 0, list(task.messages)
+
+    def step(self, text):
+        self.turn += 1
+        found = self.process.request({"do": "add", "number": len(text)})
+        answer = [{"role": "user", "content": f"process {found['process']} of {os.getpid()}"}]
+        return Step(answer, float(len(text)), terminated=self.turn == 2)
+
+
+class AddingEnvironment(Environment):
+    """Has a confined process, which starts with the first episode."""
+
+    def __init__(self):
+        self.process = ConfinedProcess("tests.environments.adding", "the process that adds up", 10)
+
+    def begin(self, task):
+        return AddingEpisode(self.process, task)
+
+    def close(self):
+        self.process.close()
+
+
+class Adding(Jsonl):
+    """Rows of a file whose prompts are tasks of this environment."""
+
+    def environment(self):
+        return AddingEnvironment()
