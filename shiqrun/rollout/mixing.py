@@ -22,13 +22,12 @@ from shiqrun.rollout.engine import Engine
 from shiqrun.rollout.episode_metrics import episode_metrics
 from shiqrun.rollout.replay import ReplayPool
 from shiqrun.rollout.settings import ONLINE, RolloutSettings
+from shiqrun.rollout.staleness import staleness_metrics
 from shiqrun.rollout.trajectory import SampledTrajectory
 from shiqrun.types import Trajectories
 from shiqrun.util import ranks
 
 log = logging.getLogger("shiqrun")
-STALENESS_BINS = (0, 10, 20, 50, 100)
-"""Optimiser steps at which the bins of the staleness histogram begin."""
 Annotate = Callable[[Rows], Rows]
 """Returns rows with what a run's losses read beside tokens and rewards."""
 
@@ -60,8 +59,16 @@ class FixedRows:
 
     def __init__(self, rows: Rows, *, batch_size: int, tokens: int, seed: int, even: bool = False) -> None:
         self.rows = rows
-        mine = {"rank": ranks.rank(), "world": ranks.world(), "even": even}
-        self.steps = Steps(rows, batch_size=batch_size, micro_batch_tokens=tokens, seed=seed, start=0, **mine)
+        self.steps = Steps(
+            rows,
+            batch_size=batch_size,
+            micro_batch_tokens=tokens,
+            seed=seed,
+            start=0,
+            rank=ranks.rank(),
+            world=ranks.world(),
+            even=even,
+        )
         self.per_epoch = rows.steps_per_epoch(batch_size)
 
     def batches_of(self, step: int) -> list[NamedBatch]:
@@ -272,18 +279,3 @@ class OnlineData(LoggedData):
     def sources(self, step: int, micro_batch: int) -> list[str]:
         """Return where the rows of a micro-batch came from, for a step since the last call of `sampling_metrics`."""
         return self._names[step][micro_batch]
-
-
-def staleness_metrics(staleness: Counter[int]) -> dict[str, float]:
-    """Return the mean, the maximum and the histogram of staleness, in optimiser steps.
-
-    Args:
-        staleness: number of trajectories by how many optimiser steps their weights were old.
-    """
-    if not staleness:
-        return {}
-    age, number = np.array(list(staleness)), np.array(list(staleness.values()))
-    found = {"staleness_mean": float((age * number).sum() / number.sum()), "staleness_max": float(age.max())}
-    for low, high in zip(STALENESS_BINS, (*STALENESS_BINS[1:], np.inf), strict=True):
-        found[f"staleness_from_{low}"] = float(number[(age >= low) & (age < high)].sum() / number.sum())
-    return found

@@ -11,7 +11,8 @@ import torch
 
 from shiqrun.batching.columns import AnchorTokens
 from shiqrun.errors import TrainingError
-from shiqrun.rollout.mixing import as_rows, staleness_metrics
+from shiqrun.rollout.mixing import as_rows
+from shiqrun.rollout.staleness import staleness_metrics
 from shiqrun.training.online import annotate_sampled
 from tests.rollout.experience import made as trajectory
 from tests.rollout.mixed import STEPS, VALUES, Training, facts, logged
