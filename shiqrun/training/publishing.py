@@ -138,7 +138,8 @@ def whole_on_rank_0(policy: Policy) -> dict[str, Tensor]:
     """Return the parameters that training changes, whole, on the CPU of rank 0; all ranks gather them one by one."""
     found: dict[str, Tensor] = {}
     for name, p in _trained_parameters(policy):
-        whole = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
+        tensor = p.detach()
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if ranks.rank() == 0:
             found[name] = whole.to("cpu", copy=True)
     return found

@@ -4,15 +4,23 @@ import os
 import signal
 from concurrent.futures.process import BrokenProcessPool
 
+import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
+from shiqrun import losses
 from shiqrun.errors import InputError, TrainingError
+from shiqrun.models.policy import Policy
+from shiqrun.models.reference import FrozenReference
 from shiqrun.rollout.several_ranks import SharedEngine, share_of
 from shiqrun.rollout.store.leases import Ledger
 from shiqrun.rollout.store.queue import LEASES
+from shiqrun.util import ranks
 from tests.rollout.experience import made as trajectory
 from tests.rollout.mixed import Training
-from tests.rollout.sampled import Letters, told
+from tests.rollout.sampled import TOKENIZER, Letters, told
+from tests.support.helpers import llama
 from tests.support.ranks import PROCESSES, on_ranks
 
 MIXED = {"offline": 2 / 3, "sources": {"logged": 1, "replay": 1, "annotated": 1, "further": 1}, "path": "x"}
@@ -34,10 +42,30 @@ def dealt(rank, directory, options):
     return found, {name: counts[name] for name in ("accepted", "trained", "waiting", "lost", "duplicated")}, known
 
 
+def gradient(rank, directory, name, loss):
+    """Sum of a loss's gradients over three steps, all sources and ranks, per unit, float64; then the units."""
+    made = Training(directory, **CUTS[name] | MIXED)
+    model = Policy(llama(len(TOKENIZER), seed=9, max_position_embeddings=128)).double()
+    reference = FrozenReference(Policy(llama(len(TOKENIZER), seed=8, max_position_embeddings=128)).double())
+    units = torch.zeros(())
+    for _, batches, _ in made.steps(3):
+        for batch in batches:
+            terms = loss(batch, model(batch), reference(batch), beta=0.5)
+            terms.total.backward()
+            units += terms.count
+    made.engine.close()
+    found = [units, *(p.grad for p in model.parameters() if p.grad is not None)]
+    if ranks.world() > 1:
+        for tensor in found:
+            dist.all_reduce(tensor)
+    return [t.tolist() if t is units else (t / units).numpy() for t in found]
+
+
 def without_rounding(trajectories):
     return [{k: v for k, v in t.items() if k not in ("behaviour_logp", "policy_logp")} for t in trajectories]
 
 
+LOSSES = {"even": losses.shiq, "together": losses.copg}
 CUTS = {"even": {"tokens": 60, "even": True}, "together": {"together": True, "tokens": 90}}
 ERRORS = [(where, error) for where in (0, 1) for error in (InputError("no such key"), TrainingError("reward is down"))]
 
@@ -48,6 +76,7 @@ def all_of_it(rank, directory):
         "dealt": {name: dealt(rank, directory / name, options | MIXED) for name, options in CUTS.items()},
         "broken": [with_a_broken_reward(rank, directory / f"broken{k}", *e) for k, e in enumerate(ERRORS)],
         "told": with_an_engine(rank),
+        "gradients": {name: gradient(rank, directory / f"{name} again", name, loss) for name, loss in LOSSES.items()},
         "whole": until_killed(rank, directory / "whole", 0, None, None),
     }
 
@@ -71,6 +100,18 @@ def test_the_shares_of_two_ranks_are_the_batch_of_one_and_so_are_their_samples(b
     assert name != "even" or any(0.0 in actions for found in (first, second) for _, _, actions in found[0])
     assert counts == first[1] == second[1]
     assert without_rounding(sampled) == without_rounding(first[2])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_of_two_ranks_is_that_of_one(both, tmp_path, name):
+    units, *alone = gradient(0, tmp_path, name, LOSSES[name])
+    assert units > 20
+    for found in both[1]:
+        other, *gradients = found["gradients"][name]
+        assert other == units
+        for mine, theirs in zip(alone, gradients, strict=True):
+            assert np.abs(mine - theirs).max() <= 1e-10 * np.abs(mine).max() + 1e-12
+    assert max(np.abs(g).max() for g in alone) > 1e-3
 
 
 def test_ranks_sample_consecutive_numbers_in_whole_groups():

@@ -134,6 +134,19 @@ def test_a_server_that_the_run_starts_samples_for_it_and_ends_with_it(home):
 
 
 @pytest.mark.slow
+def test_two_ranks_train_on_what_one_server_samples(home):
+    port, run_dir = free_port(), home / "ranks"
+    words = (*SAMPLED, f"rollout.command='{OURS}'", f"rollout.base_url=http://127.0.0.1:{port}")
+    ranks = ("hardware=ddp", "hardware.devices=2", "hardware.accelerator=cpu")
+    code, out = finished(begin(run_dir, *words, *ranks), 400)
+    assert code == 0, out
+    told = expect_all_there(run_dir, STEPS)
+    assert told["weight_transfers"] == 2
+    assert told["gap_max"] < 1e-4
+    assert not listens(port)
+
+
+@pytest.mark.slow
 def test_a_killed_trainer_takes_its_server_along_and_a_resumed_run_starts_another(home):
     port, run_dir = free_port(), home / "killed"
     words = (*SAMPLED, f"rollout.command='{OURS}'", f"rollout.base_url=http://127.0.0.1:{port}")
