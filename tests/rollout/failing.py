@@ -1,4 +1,4 @@
-"""A reward that fails on one rank."""
+"""Rewards of runs of several ranks: one that tells answers apart, and one that fails on one rank."""
 
 from shiqrun.errors import InputError, TrainingError
 from shiqrun.rewards.programs import Programs
@@ -19,3 +19,10 @@ class Failing(Programs):
         if self.asked == 4 and ranks.rank() == self.where:
             raise ERRORS[self.error]("the reward has no answer here")
         return super().score(items, progress)
+
+
+class Varied(Programs):
+    """Pays for the letters of an answer, whatever the program does: between -1 and 0."""
+
+    def score(self, items, progress=lambda x, _: x):
+        return [-(sum(item.text.encode()) % 7) / 7 for item in items]

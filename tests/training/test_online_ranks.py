@@ -36,8 +36,16 @@ KINDS = {
 MOVES = ("algo=oapl", "algo.reference_every=3", "rollout.samples_per_prompt=4", *ONLINE)
 
 
-def done(run_dir, *words):
-    code, out = finished(begin(run_dir, *words), 400)
+def with_reward(folder, name, **options):
+    """Words that let a run find a reward of `tests.rollout.failing` by the name `own`."""
+    (folder / "reward").mkdir(parents=True, exist_ok=True)
+    lines = {"name": "own", "_target_": f"tests.rollout.failing.{name}", "right": 0.0, "wrong": -1.0} | options
+    (folder / "reward" / "own.yaml").write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))
+    return "--config-dir", str(folder)
+
+
+def done(run_dir, *words, reward="programs"):
+    code, out = finished(begin(run_dir, *words, reward=reward), 400)
     assert code == 0, out
     return run_dir
 
@@ -62,11 +70,12 @@ CASES = [
 
 @pytest.mark.parametrize(("ranks", "kind"), CASES)
 def test_two_ranks_sample_and_train_as_one_process_does(home, ranks, kind):
-    words = (*SHORT, *(KINDS | {"oapl": MOVES})[kind])
+    words = (*with_reward(home / "conf", "Varied"), *SHORT, *(KINDS | {"oapl": MOVES})[kind])
     one = home / f"one_{kind}"
     if not one.exists():
-        done(one, *words)
-    same_numbers(one, done(home / f"{ranks}_{kind}", *words, *TWO[ranks]))
+        done(one, *words, reward="own")
+    assert metrics(one)[-1]["train/logratio_abs"] > 1e-3  # it has learned something
+    same_numbers(one, done(home / f"{ranks}_{kind}", *words, *TWO[ranks], reward="own"))
 
 
 # ------------------------------------------------------------------ faults
@@ -150,12 +159,9 @@ def test_actors_of_two_ranks_that_are_killed_are_started_again(home, victim):
 )
 def test_an_error_of_one_rank_s_reward_ends_all_with_one_message(home, where, error, code):
     folder = home / f"{error}{where}"
-    (folder / "reward").mkdir(parents=True)
-    lines = {"name": "failing", "_target_": "tests.rollout.failing.Failing", "right": 0.0, "wrong": -1.0}
-    lines |= {"where": where, "error": error}
-    (folder / "reward" / "failing.yaml").write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))
-    words = ("--config-dir", str(folder), *LAZY, *WORDS, "eval.every=0", *TWO["ddp"])
-    ended, out = finished(begin(folder / "run", *words, reward="failing"), 200)
+    own = with_reward(folder, "Failing", where=where, error=error)
+    words = (*own, *LAZY, *WORDS, "eval.every=0", *TWO["ddp"])
+    ended, out = finished(begin(folder / "run", *words, reward="own"), 200)
     assert ended == code, out
     assert out.count("the reward has no answer here") == 1, out
     counts, _ = recounted(folder / "run")
