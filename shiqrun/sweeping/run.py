@@ -1,7 +1,9 @@
 """A sweep's jobs run as processes, several at a time, each in a directory of its own, until every one has ended."""
 
+import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ from shiqrun.errors import InputError
 from shiqrun.sweeping.machine import Machine
 from shiqrun.sweeping.state import CONFIG, CONSOLE, STATE, TABLE, Job, Sweep
 from shiqrun.sweeping.view import SweepView
+from shiqrun.sweeping.warm import Warm, WarmJob
 from shiqrun.util.atomic import remove_partials
 from shiqrun.util.lock import Lock, LockHeld
 from shiqrun.util.quoting import as_override
@@ -23,6 +26,8 @@ FAILED, INTERRUPTED = 1, 130
 LOCK = ".lock"
 POLL_SECONDS = 0.1
 ERROR_LINES = 8
+SWITCH = "SHIQRUN_PRELOAD"
+"""The environment variable that starts all jobs as processes of their own where it is 0."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -31,7 +36,7 @@ class _Process:
     """A `_Process` is a running job: its process, its slot of the machine, its start, the seconds of earlier starts."""
 
     job: Job
-    popen: "subprocess.Popen[bytes]"
+    popen: "subprocess.Popen[bytes] | WarmJob"
     slot: int
     began: float
     before: float
@@ -51,6 +56,7 @@ class Runner:
         self.machine = Machine(parallel)
         self.view = SweepView(sweep)
         self.running: list[_Process] = []
+        self._warm: Warm | None = None
         self._asked = 0  # signals received that ask the sweep to stop
         self._told = 0  # how many of them were passed on to the processes
         self._lock = Lock(sweep.folder / LOCK)
@@ -72,7 +78,11 @@ class Runner:
             self.view.say(f"{count_of(count, 'job')}, {self.parallel} at a time, in {self.sweep.folder}")
             self.sweep.save()
             with self.view:
-                self._loop(waiting)
+                try:
+                    self._loop(waiting)
+                finally:
+                    if self._warm is not None:
+                        self._warm.close()
         if self._asked and any(job.status != "finished" for job in self.sweep.jobs):
             return INTERRUPTED
         return FAILED if any(job.status != "finished" for job in self.sweep.jobs) else 0
@@ -134,10 +144,18 @@ class Runner:
         slot = min(set(range(self.parallel)) - {process.slot for process in self.running})
         place = self.sweep.directory_of(job)
         place.mkdir(exist_ok=True)
-        with (place / CONSOLE).open("ab") as console:
-            popen = subprocess.Popen(
+        began = time.monotonic()
+        popen = self._fork(job, slot) or self._spawn(job, slot)
+        self.running.append(_Process(job, popen, slot, began, job.seconds))
+        job.status = "running"
+        self.sweep.save()
+
+    def _spawn(self, job: Job, slot: int) -> "subprocess.Popen[bytes]":
+        """Start a job as a process of its own."""
+        with (self.sweep.directory_of(job) / CONSOLE).open("ab") as console:
+            return subprocess.Popen(
                 [*self.program, *command_words(self.sweep, job)],
-                cwd=self.sweep.cwd if Path(self.sweep.cwd).is_dir() else None,
+                cwd=self._cwd,
                 env=self.machine.environment(job, slot),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -145,12 +163,27 @@ class Runner:
                 process_group=0,  # Ctrl-C reaches the sweep alone, which tells each job once
                 pass_fds=[self._lock.fileno()],  # a job that outlives us holds the lock, so that nobody starts it twice
             )
-        self.running.append(_Process(job, popen, slot, time.monotonic(), job.seconds))
-        job.status = "running"
-        self.sweep.save()
+
+    def _fork(self, job: Job, slot: int) -> WarmJob | None:
+        """Start a job as a fork of a process that has imported PyTorch; return None where it cannot be one."""
+        alone = self.sweep.expected < 2 or self.program[:-1] != [sys.executable, "-m", "shiqrun"]
+        if alone or not can_be_forked(job) or os.environ.get(SWITCH) == "0":
+            return None
+        environment = self.machine.environment(job, slot)
+        if self._warm is None:
+            self._warm = Warm(environment, self._cwd, [self._lock.fileno()])
+        if not self._warm.works or environment != self._warm.environment:
+            return None
+        words = [*self.program[-1:], *command_words(self.sweep, job)]
+        return self._warm.start(words, self.sweep.directory_of(job) / CONSOLE)
+
+    @property
+    def _cwd(self) -> str | None:
+        """Return the working directory of the jobs, None for this process's where the sweep's is gone."""
+        return self.sweep.cwd if Path(self.sweep.cwd).is_dir() else None
 
     def _end(self, process: _Process) -> None:
-        job, code = process.job, process.popen.returncode
+        job, code = process.job, int(process.popen.returncode or 0)
         self.running.remove(process)
         job.seconds = process.before + time.monotonic() - process.began
         job.exit_code = code if code >= 0 else 128 - code
@@ -188,6 +221,12 @@ class Runner:
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
+
+
+def can_be_forked(job: Job) -> bool:
+    """Return whether a job is one process on the CPU; GPUs, further ranks and Ray want interpreters of their own."""
+    keys = {word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] for word in job.words}
+    return not job.gpus and keys.isdisjoint({"hardware", "rollout"})
 
 
 def command_words(sweep: Sweep, job: Job) -> list[str]:
