@@ -66,16 +66,6 @@ def test_a_job_is_a_process_group_that_saves_when_it_is_asked_to_stop_and_can_be
     killed.send_signal(signal.SIGTERM)  # to nobody, whoever has its number by now
 
 
-def test_jobs_of_a_process_that_was_killed_are_lost_and_no_more_are_forked(place):
-    made = Warm(dict(os.environ), str(place), [])
-    job = made.start(["train", "dry_run=true", "data.maps=100000"], place / "lost.log")
-    assert job.poll() is None
-    os.kill(made._process.pid, signal.SIGKILL)
-    assert ended(job) == LOST
-    assert not made.works
-    made.close()
-
-
 @pytest.mark.parametrize(
     ("words", "gpus", "forked"),
     [
@@ -88,3 +78,11 @@ def test_jobs_of_a_process_that_was_killed_are_lost_and_no_more_are_forked(place
 )
 def test_jobs_on_gpus_of_several_ranks_and_with_rollouts_are_processes_of_their_own(words, gpus, forked):
     assert can_be_forked(Job(0, "0", words, {}, gpus=gpus)) is forked
+
+
+def test_jobs_of_a_process_that_was_killed_are_lost_and_no_more_are_forked(warm, place):
+    job = warm.start(["train", "dry_run=true", "data.maps=100000"], place / "lost.log")
+    assert job.poll() is None
+    os.kill(warm._process.pid, signal.SIGKILL)
+    assert ended(job) == LOST
+    assert not warm.works
