@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from shiqrun.models.policy import Policy
 from shiqrun.models.vocabulary_kl import States
@@ -109,9 +108,11 @@ def frozen_copies(*references: Any) -> list[Policy]:
 
 
 def same_weights(one: Policy, other: Policy) -> bool:
-    """Return whether two policies have the same tensors, bit by bit, where both hold them whole."""
+    """Return whether two policies have the same tensors, bit by bit; False of those whose weights ranks share."""
+    if any(isinstance(policy, FSDPModule) for policy in (one, other)):  # whose `state_dict` cuts gathered weights again
+        return False
     ours, theirs = one.model.state_dict(), other.model.state_dict()
-    if ours.keys() != theirs.keys() or any(isinstance(x, DTensor) for x in ours.values()):
+    if ours.keys() != theirs.keys():
         return False
     return all(x.dtype == theirs[name].dtype and torch.equal(x, theirs[name]) for name, x in ours.items())
 
