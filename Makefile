@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo hh hh-135m bfcl textgames spo-offline spo test test-all coverage check format clean \
-	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-growth bench-fits bench-low-memory bench-equality bench-sharded bench-sandbox \
+	docs bench bench-kernel bench-step bench-gen bench-start bench-loop bench-profile bench-growth bench-fits bench-low-memory bench-equality bench-sharded bench-sandbox \
 	bench-memory bench-scale bench-methods bench-sweep gpu-check
 
 help: ## this list
@@ -104,6 +104,8 @@ bench-start: install ## start-up over the bare interpreter
 bench-loop: install ## what the training loop costs beside its products, and what torch.compile buys
 	$(BIN)/python -m bench.loop
 	$(BIN)/python -m bench.compiled
+bench-profile: install ## where a small run spends its time, by stage, and the functions with most of it in each
+	$(BIN)/python -m bench.profile --functions 15
 bench-growth: install ## time and memory over tokens, vocabulary, completions, rows, sweep length and starts
 	$(BIN)/python -m bench.growth --out $(BENCH_OUT) $(QUICK)
 bench-fits: install ## which settings fit 0.5 to 8 billion parameters on 24, 40 and 80 GB: arithmetic

@@ -108,7 +108,7 @@ def bare(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
             terms = shiq(batch, policy(batch), scores_in_batch(batch), beta=BETA)
             terms.total.backward()
             count += int(terms.count)
-        torch._foreach_mul_([p.grad for p in parameters], 1 / count)
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / count)
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         optimizer.zero_grad()

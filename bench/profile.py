@@ -12,8 +12,8 @@ import cProfile
 import io
 import json
 import pstats
-import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -26,8 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 SMALL = ("data=programs", "algo=shiq", "eval.reward=programs", "eval.every=20", "trainer.max_steps=40", "logger=none")
+START, BETWEEN = "start: imports and config", "between steps"
 STAGES: dict[str, str] = {
     "shiqrun.training.prepare:prepare_run": "start: data and model",
+    "shiqrun.training.run:execute": BETWEEN,
     "shiqrun.training.run:with_estimates": "prompt values",
     "shiqrun.training.run:with_reference": "reference pass",
     "shiqrun.training.run:_exact": "evaluation: exact",
@@ -46,7 +48,6 @@ STAGES: dict[str, str] = {
 }
 """Where stages begin; one inside another takes its time from it."""
 WHOLE = ("rollouts", "evaluation: the reference")
-START, BETWEEN = "start: imports and config", "between steps"
 
 
 class Stages:
@@ -58,11 +59,13 @@ class Stages:
     """
 
     def __init__(self, clock: Callable[[], float], profiles: bool) -> None:
-        self.clock, self.profiles = clock, defaultdict(cProfile.Profile) if profiles else None
+        self.clock = clock
+        self.profiles: dict[str, cProfile.Profile] | None = defaultdict(cProfile.Profile) if profiles else None
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
         self.stack: list[str] = []
         self.since = 0.0
+        self.originals: list[tuple[Any, str, Any]] = []
 
     def _switch(self, change: Callable[[], Any]) -> None:
         if self.stack and self.profiles is not None:
@@ -96,13 +99,21 @@ class Stages:
 
         @wraps(function)
         def watched(*args: Any, **options: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                return function(*args, **options)  # its time goes to the stage that the main thread is in
             self.enter(stage)
             try:
                 return function(*args, **options)
             finally:
                 self.leave()
 
+        self.originals.append((owner, last, function))
         setattr(owner, last, watched)
+
+    def restore(self) -> None:
+        """Put the functions back that were made stages."""
+        for owner, name, function in reversed(self.originals):
+            setattr(owner, name, function)
 
 
 def profile(overrides: Sequence[str], *, clock: Callable[[], float], functions: int) -> Stages:
@@ -115,10 +126,11 @@ def profile(overrides: Sequence[str], *, clock: Callable[[], float], functions: 
     stages.enter(START)
     for place, stage in STAGES.items():
         stages.watch(place, stage)
-    main = import_module("shiqrun.cli").main
-    stages.watch("shiqrun.training.run:execute", BETWEEN)
-    if code := main(["train", *overrides]):
-        raise SystemExit(code)
+    try:
+        if code := import_module("shiqrun.cli").main(["train", *overrides]):
+            raise SystemExit(code)
+    finally:
+        stages.restore()
     stages.leave()
     return stages
 
@@ -163,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -46,14 +46,15 @@ class Functions:
 
         `count` probes are drawn; then, one at a time, the probe is added that excludes most of the functions left.
         """
-        other = self.outputs != self.outputs[function]
-        chosen = rng.choice(other.shape[1], count, replace=False).tolist()
-        left = ~other[:, chosen].any(1)
-        left[function] = False
-        while left.any():
-            best = int(other[left].sum(0).argmax())
+        own = self.outputs[function]
+        chosen = rng.choice(len(own), count, replace=False).tolist()
+        left = np.flatnonzero((self.outputs[:, chosen] == own[chosen]).all(1))
+        left = left[left != function]
+        while len(left):
+            other = self.outputs[left] != own
+            best = int(other.sum(0).argmax())
             chosen.append(best)
-            left &= ~other[:, best]
+            left = left[~other[:, best]]
         return [int(i) for i in chosen]
 
     def output(self, function: int, probe: int) -> Digits:

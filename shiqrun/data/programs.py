@@ -143,6 +143,7 @@ class Programs(Source):
         self._rewards, self._seed = rewards, data_seed
         self.right_and_wrong = (float(rewards[0]), float(rewards[1]))
         self._single = [(step,) for name in primitives for step in steps_of(name, base)]
+        self._on_fixed = {p: [run(p, xs, base) for xs in self._fixed] for p in ((), *self._single)}
         self._expect_functions(len(primitives), val_fraction)
 
     def _expect_functions(self, words: int, fraction: float) -> None:
@@ -202,14 +203,15 @@ class Programs(Source):
     def _examples(self, function: int, hidden: set[Digits], rng: np.random.Generator) -> list[tuple[Digits, Digits]]:
         """Return the examples that a prompt shows: none is hidden, and if possible no other single step fits them."""
         program, base = self.functions.programs[function][0], self.functions.base
-        rivals = [p for p in ((), *self._single) if self.functions.number[p] != function]
+        fixed = [run(program, xs, base) for xs in self._fixed]
+        rivals = [p for p, out in self._on_fixed.items() if out == fixed and self.functions.number[p] != function]
         for _ in range(TRIES):
             lists = list(self._fixed)
             while len(lists) < self._shown:
                 xs = tuple(rng.integers(0, base, rng.integers(SHORTEST_LIST, self._longest + 1)).tolist())
                 if xs not in hidden and xs not in lists:
                     lists.append(xs)
-            made = [run(program, xs, base) for xs in lists]
+            made = [*fixed, *(run(program, xs, base) for xs in lists[len(fixed) :])]
             if not any(all(run(p, xs, base) == ys for xs, ys in zip(lists, made, strict=True)) for p in rivals):
                 break
         return list(zip(lists, made, strict=True))
