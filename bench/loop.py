@@ -3,7 +3,8 @@
 `Method` under Lightning's Trainer is compared with a bare loop over the same batches. Every measurement has a process
 of its own, in turn; printed are medians over the repeats, for a step, with one computing thread: CPU time of all
 threads, CPU time of the main thread (another one makes the batches) and wall time. The bare loop finds its batches
-ready. The weights after the last step are compared first. Options: `--model tiny|A`, `--json`, `--profile`.
+ready. The weights after the last step are compared first. With `--model none` two numbers stand for the policy, so that
+the loop is most of a step. Options: `--model none|tiny|A`, `--json`, `--profile`.
 """
 
 import argparse
@@ -42,19 +43,29 @@ from shiqrun.training.live_view import LiveView
 from shiqrun.training.metrics_csv import MetricsFile
 from shiqrun.training.signals import Signals
 from shiqrun.training.step.method import Method
+from shiqrun.types import ActionScores, Trajectories
 
 WAYS = ("bare", "method")
 CLOCKS = ("cpu", "main", "wall")
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "heads": 2},
+    "none": {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "heads": 2},
     "A": {"vocab_size": 32_000, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "heads": 4},
 }
-TOKENS = {"tiny": (8, 16), "A": (100, 300)}
+TOKENS = {"tiny": (8, 16), "none": (8, 16), "A": (100, 300)}
 """Shortest and longest row."""
-STEPS = {"tiny": 300, "A": 10}
+STEPS = {"tiny": 300, "none": 1000, "A": 10}
 WARM_UP = 0.2
 """Share of the steps that is not timed."""
 BATCH, LOG_EVERY, RATE, CLIP, BETA = 16, 10, 1e-4, 1.0, 0.5
+
+
+class TwoNumbers(Policy):
+    """A `TwoNumbers` gives every action the same logit and log-partition, its first two weights, and reads no token."""
+
+    def _scores(self, batch: Trajectories, *_: Any) -> Any:
+        two, actions = next(self.parameters()).flatten(), batch.action_mask.float()
+        return ActionScores(actions * two[0], actions * two[1]), None
 
 
 def model_of(name: str) -> Policy:
@@ -63,7 +74,7 @@ def model_of(name: str) -> Policy:
     heads = shape.pop("heads")
     torch.manual_seed(0)
     config = LlamaConfig(**shape, num_attention_heads=heads, tie_word_embeddings=True, max_position_embeddings=512)
-    return Policy(AutoModelForCausalLM.from_config(config)).train()
+    return (TwoNumbers if name == "none" else Policy)(AutoModelForCausalLM.from_config(config)).train()
 
 
 def rows_of(name: str, policy: Policy) -> Rows:
@@ -97,7 +108,7 @@ def bare(name: str, steps: int, start: int) -> tuple[np.ndarray, Policy]:
     rows = rows_of(name, policy)
     cut = Steps(rows, batch_size=BATCH, micro_batch_tokens=2**20, seed=0, start=0, rank=0, world=1)
     batches = list(islice(cut, steps))
-    parameters = list(policy.parameters())
+    parameters = [next(policy.parameters())] if name == "none" else list(policy.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
     began = clocks()
     for step, micro in enumerate(batches):
