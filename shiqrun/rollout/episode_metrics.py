@@ -23,7 +23,7 @@ def episode_metrics(found: Sequence[Turns]) -> dict[str, float]:
         found: the turns of each episode; none where a run samples completions of prompts.
 
     Returns:
-        turns (messages of the policy in an episode), reward_per_turn (mean over all messages, reward units), and under
+        messages (of the policy in an episode), reward_per_message (mean over all, reward units), and under
         `episodes/` the shares of the reasons in `ENDS`, and `other` for all further ones.
     """
     if not found:
@@ -33,7 +33,7 @@ def episode_metrics(found: Sequence[Turns]) -> dict[str, float]:
     shares = {name: why.count(reason) / len(found) for name, reason in ENDS.items()}
     other = sum(bool(reason) and reason not in ENDS.values() for reason in why) / len(found)
     return {
-        "turns": len(rewards) / len(found),
-        "reward_per_turn": sum(rewards) / len(rewards),
+        "messages": len(rewards) / len(found),
+        "reward_per_message": sum(rewards) / len(rewards),
         **{f"episodes/{name}": share for name, share in (shares | {"other": other}).items()},
     }

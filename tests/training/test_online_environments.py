@@ -123,14 +123,24 @@ def test_text_games_are_played_and_paid_by_the_game(home, data):
     from shiqrun.environments.text_games.harness import GameName, GameServer
 
     games = {
-        "textworld_express": ("data.games=[coin,simonsays]", "data.train_seeds=2"),
+        "textworld_express": ("data.games=[simonsays]", "data.train_seeds=2"),
         "scienceworld": ("data.tasks=[lifespan-longest-lived]", "data.train_variations=2"),
     }[data]
     maker = {"textworld_express": textworld_express, "scienceworld": scienceworld}[data].MAKER
-    size = ("model=tiny", "model.hidden_size=32", "model.num_layers=2", "model.max_position_embeddings=16384")
-    play = ("data.max_steps=3", "rollout=local", "trainer.max_steps=2", "trainer.micro_batch_tokens=8192")
-    words = (f"data={data}", *games, *size, *STEPS, *SAMPLING, *play, f"run_dir={home / data}")
-    assert main(["train", *words]) == 0
+    size = ("model=tiny", "model.hidden_size=48", "model.num_layers=2", "model.max_position_embeddings=16384")
+    given = (
+        f"data={data}",
+        *games,
+        "data.max_steps=3",
+        "data.half=0",
+        "data.random=0",
+        "trainer.micro_batch_tokens=8192",
+    )
+    steps = {"textworld_express": 80, "scienceworld": 5}[data]  # the worlds of the second are large
+    taught = ("algo=sft", f"trainer.max_steps={steps}", "trainer.learning_rate=1e-2", f"run_dir=taught_{data}")
+    assert main(["train", *given, *size, *STEPS, *taught]) == 0
+    play = ("model=hf", f"model.path=taught_{data}/policy", "rollout=local", "rollout.max_new_tokens=16")
+    assert main(["train", *given, *STEPS, *SAMPLING, *play, "trainer.max_steps=2", f"run_dir={home / data}"]) == 0
     rows = [*experience(home / data).values()]
     rules = GameRules("step", 3, show_valid_actions=data == "textworld_express", step_seconds=30.0)
     with GameServer(maker, 30.0) as server:
@@ -140,5 +150,5 @@ def test_text_games_are_played_and_paid_by_the_game(home, data):
             said = [m["content"] for m in row["completion"] if m["role"] == "assistant"]
             assert [episode.step(text).reward for text in said] == pytest.approx(row["rewards"])
     assert metrics(home / data)[0]["train/acting_gap"] < 1e-4
-    assert data == "scienceworld" or any(sum(row["rewards"]) < 0 for row in rows), "a wrong word loses Simon says"
+    assert data == "scienceworld" or any(sum(row["rewards"]) for row in rows)
     assert summary(home / data)["rollout/episodes/failed"] == 0

@@ -67,9 +67,9 @@ def test_the_reward_of_what_is_sampled_rises_and_every_episode_is_accounted_for(
     told = expect_all_there(half, 40)
     assert told["episodes/failed"] == 0
     for row in rows:
-        assert row["rollout/reward"] == pytest.approx(row["rollout/reward_per_turn"] * row["rollout/turns"])
+        assert row["rollout/reward"] == pytest.approx(row["rollout/reward_per_message"] * row["rollout/messages"])
         assert row["rollout/reward"] == pytest.approx(row["train/reward/online"])
-    assert max(row["rollout/turns"] for row in rows) > 1
+    assert max(row["rollout/messages"] for row in rows) > 1
 
 
 def replayed(row):
