@@ -148,6 +148,13 @@ def test_an_episode_of_too_many_messages_ends():
     assert {(t.turns.truncated, len(t.turns.spans)) for t in found} == {("too many steps", 2)}
 
 
+def test_an_episode_ends_where_the_template_rewrites_what_was_said_before():
+    """Then no tokens continue the dialogue as the policy has seen it."""
+    by = tokenizer(CHATML.replace("in messages %}", "in messages[-3:] %}"))
+    found = worker(by=by).sample(4)
+    assert {(t.turns.truncated, len(t.turns.spans)) for t in found} == {("template", 1)}
+
+
 @pytest.mark.parametrize("portions", [[4, 8], [8, 4], [2] * 6])
 def test_what_is_sampled_depends_on_the_numbers_alone(portions):
     made = worker()
