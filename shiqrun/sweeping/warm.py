@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from shiqrun.util.quick_imports import without_pictures
+
 PRELOADED = (
     "shiqrun.config.launch",
     "shiqrun.commands.train",
@@ -126,8 +128,9 @@ class Warm:
 def main(descriptor: int) -> None:
     """Import what runs import, then fork a job for each request until the socket is closed."""
     channel = socket.socket(fileno=descriptor)
-    for name in PRELOADED:
-        import_module(name)
+    with without_pictures():
+        for name in PRELOADED:
+            import_module(name)
     if threading.active_count() > 1:
         return
     gc.collect()
