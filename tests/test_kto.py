@@ -9,6 +9,7 @@ import torch
 
 from shiqrun import losses
 from shiqrun.cli import main
+from shiqrun.losses.requirements import needs_of
 from shiqrun.training.step.mismatched import with_kl_estimate
 from tests.losses.naive import ragged
 from tests.support.command_line import (
@@ -112,7 +113,7 @@ def test_the_estimate_is_the_mean_of_mismatched_log_ratios_and_zero_where_that_i
     acts = batch.action_mask.any(-1)
     mean = float(ratios[acts].mean())
     batches = [replace(batch, mismatched=joined, kl_estimate=None) for _ in range(2)]
-    found = with_kl_estimate(batches, losses.kto, lambda _: models[0], lambda _: models[1], added)
+    found = with_kl_estimate(batches, needs_of(losses.kto), lambda _: models[0], lambda _: models[1], added)
     for one in found:
         assert float(one.kl_estimate) == pytest.approx(max(mean, 0))
         assert not one.kl_estimate.requires_grad
@@ -129,7 +130,7 @@ def test_other_losses_score_nothing_mismatched():
     def refuses(_):
         raise AssertionError
 
-    assert with_kl_estimate([batch], losses.shiq, refuses, refuses, added) == [batch]
+    assert with_kl_estimate([batch], needs_of(losses.shiq), refuses, refuses, added) == [batch]
 
 
 # ------------------------------------------------------------------ what does not fit

@@ -12,7 +12,10 @@ def without_pictures() -> Iterator[None]:
     """Let torchmetrics take the packages of `SKIPPED` for missing inside the block; an `import` of them works."""
     from lightning_utilities.core.imports import RequirementCache
 
-    ask = RequirementCache._check_available
+    ask = getattr(RequirementCache, "_check_available", None)
+    if ask is None:  # another version asks elsewhere: nothing is lost but time
+        yield
+        return
 
     def answer(self: RequirementCache) -> None:
         if self.requirement in SKIPPED:
