@@ -128,6 +128,8 @@ class Warm:
 def main(descriptor: int) -> None:
     """Import what runs import, then fork a job for each request until the socket is closed."""
     channel = socket.socket(fileno=descriptor)
+    for variable, value in import_module("shiqrun.cli").ENVIRONMENT.items():  # read by PyTorch where it is imported
+        os.environ.setdefault(variable, value)
     with without_pictures():
         for name in PRELOADED:
             import_module(name)
