@@ -16,7 +16,9 @@ def words(tmp_path_factory):
 def gaps(words, kind):
     folder, known = words
     asked = [*equality.COMMON, f"cache_dir={folder / 'cache'}", *known[kind]]
-    one, many = (equality.run(asked, folder / f"{name} {kind}", ranks=n) for n, name in ((1, "one"), (2, "two")))
+    one, many = (
+        equality.run(asked, folder / f"{name}_{[*known].index(kind)}", ranks=n) for n, name in ((1, "one"), (2, "two"))
+    )
     return equality.differences(one, many)
 
 
