@@ -52,25 +52,17 @@ def _cells(row: dict[str, Any], tokens: dict[str, int]) -> list[str]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each configuration of TRL: its time and memory relative to our dpo in the same precision."""
-    lines, own = (
-        [],
-        {r["precision"]: r for r in rows if r["trainer"] == "ours" and r["algo"] == "dpo" and not r["tuned"]},
-    )
-    for row in rows:
-        mine = own.get(row["precision"])
-        if row["trainer"] != "trl" or mine is None:
-            continue
-        parts = [
-            f"{row[key]['median'] / mine[key]['median']:.1f}x {what}"
-            for key, what in (
-                ("seconds_1", "CPU time"),
-                ("seconds_2", "wall time at 2 threads"),
-                ("memory_1", "memory"),
-            )
-            if key in row and key in mine
-        ]
-        lines.append(f"{row['label']} takes {', '.join(parts)} of shiqrun dpo, {row['precision']}")
+    """Return a line for each TRL and each of our dpo in its precision, tuned at most as it is: time and memory."""
+    ours = [row for row in rows if row["trainer"] == "ours" and row["algo"] == "dpo"]
+    asked = (("seconds_1", "CPU time"), ("seconds_2", "wall time at 2 threads"), ("memory_1", "memory"))
+    lines = []
+    for row in (row for row in rows if row["trainer"] == "trl"):
+        same = [mine for mine in ours if mine["precision"] == row["precision"] and mine["tuned"] <= row["tuned"]]
+        for mine in same:
+            parts = [
+                f"{row[k]['median'] / mine[k]['median']:.1f}x {what}" for k, what in asked if k in row and k in mine
+            ]
+            lines.append(f"{row['label']} takes {', '.join(parts)} of {mine['label']}")
     return lines
 
 

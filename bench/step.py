@@ -48,6 +48,7 @@ class Side:
         tuned: glibc's allocator keeps large tensors.
         default: TRL as it comes.
         presort: TRL is given the pairs sorted by length.
+        checkpointing: ours recomputes activations.
         algo: of ours.
     """
 
@@ -56,20 +57,24 @@ class Side:
     tuned: bool = False
     default: bool = False
     presort: bool = False
+    checkpointing: bool = False
     algo: str = "dpo"
 
     @property
     def label(self) -> str:
         """Return the name of the side in tables and pictures."""
         if self.trainer == "ours":
-            return f"shiqrun {self.algo}, {self.precision}" + ", allocator tuned" * self.tuned
+            further = ", allocator tuned" * self.tuned + ", checkpointing" * self.checkpointing
+            return f"shiqrun {self.algo}, {self.precision}{further}"
         kind = "default" if self.default else "best" if self.presort else "unsorted"
         return f"TRL {kind}, {self.precision}" + ", allocator tuned" * self.tuned
 
     def spec(self, folder: Path, steps: int, device: str, log_every: int = 10) -> dict[str, Any]:
         """Return the specification of a measurement by `bench.one`."""
         same = {"folder": str(folder), "steps": steps, "warmup": WARMUP, "pairs": PAIRS, "log_every": log_every}
-        own = {"algo": self.algo} if self.trainer == "ours" else {"default": self.default, "presort": self.presort}
+        extra = [f"model.gradient_checkpointing={str(self.checkpointing).lower()}"]
+        ours, trl = {"algo": self.algo, "extra": extra}, {"default": self.default, "presort": self.presort}
+        own = ours if self.trainer == "ours" else trl
         return {"side": self.trainer, **same, "precision": self.precision, "device": device, **own}
 
 
@@ -79,6 +84,7 @@ SIDES = [
     *(Side("trl", p, presort=True, tuned=True) for p in ("fp32", "bf16")),
     *(Side("ours", p) for p in ("fp32", "bf16")),
     *(Side("ours", p, tuned=True) for p in ("fp32", "bf16")),
+    *(Side("ours", p, checkpointing=True) for p in ("fp32", "bf16")),
     *(Side("ours", "fp32", algo=algo) for algo in ("shiq", "copg", "dro")),
 ]
 

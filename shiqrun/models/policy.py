@@ -26,7 +26,8 @@ class ModelSettings:
     """A `ModelSettings` holds what every `conf/model/*.yaml` sets beside its own keys: LoRA, attention, checkpointing.
 
     Attributes:
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: recompute activations, and the logits of actions, in the backward pass: less memory, a
+            tenth to a third more time.
         attn_implementation: attention as `transformers` names it: sdpa, eager, flash_attention_2; None for its default.
         lora_r: rank of the LoRA adapter, 0 for none (then all weights are trained).
         lora_alpha: LoRA's scale is lora_alpha / lora_r.
@@ -49,6 +50,7 @@ class Policy(nn.Module):
         value: a value head, whose output at each action becomes `ActionScores.value`; None for none.
 
     Attributes:
+        recomputes: whether the backward pass computes activations again, and then logits too.
         skeleton: where ranks share the weights from the start, the policy without them; in a list, as no sub-module.
         copied: makes a frozen copy of a policy that `deepcopy` cannot copy; None where it can.
     """
@@ -61,6 +63,7 @@ class Policy(nn.Module):
         self.model = model
         self.autocast = autocast
         self.value = value
+        self.recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -105,6 +108,7 @@ class Policy(nn.Module):
             further=None if batch.anchor_tokens is None else batch.anchor_tokens.flatten(0, 1)[layout.slot],
             sample=sample,
             describe=describe,
+            keep=False if self.recomputes else None,
             scale=head.scale,
             cap=head.cap,
             dtype=self.autocast,

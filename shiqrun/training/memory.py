@@ -183,7 +183,8 @@ def _scoring(shape: Shape, use: Use) -> tuple[float, float]:
     factors = 2 if use.device == "cuda" and (use.half or use.autocast) else 4
     rows = min(use.actions, chunk_rows(vocabulary, use.device))
     kept = use.actions * vocabulary * factors
-    kept = kept if not use.lora and kept <= KEPT_BYTES.get(use.device, KEPT_BYTES["cuda"]) else 0
+    recomputed = use.lora or use.checkpointing or kept > KEPT_BYTES.get(use.device, KEPT_BYTES["cuda"])
+    kept = 0 if recomputed else kept
     copy = 0 if factors == (2 if use.half else 4) else factors * shape.head
     gradient = 0 if use.lora else 4 * shape.head
     after = gradient + 4.0 * use.actions * shape.hidden

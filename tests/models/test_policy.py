@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -166,6 +167,16 @@ def test_activation_checkpointing_recomputes_layers_and_changes_no_gradient(lora
     assert expected.keys() == found.keys()
     assert len(found) >= 2
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_activation_checkpointing_keeps_no_logits(saving):
+    policy, kept = Policy(prepare(llama().double(), settings(gradient_checkpointing=saving))), []
+    with saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        scores = policy(batch := batch_of())
+    logits = (int(batch.action_mask.sum()), policy.causal_lm.config.vocab_size)
+    assert scores.logp.requires_grad
+    assert (logits in kept) is not saving
 
 
 def test_a_model_that_cannot_checkpoint_is_an_input_error():
