@@ -50,11 +50,12 @@ LOGGED = {"gold": 1, "half": 1, "random": 1}
 """Trajectories of a logged game, by player."""
 SIZES: dict[Kind, dict[str, int]] = {
     "simonsays": {},
+    "peckingorder": {},
     "twc": {"numLocations": 1, "numItemsToPutAway": 1, "includeDoors": 0, "limitInventorySize": 0},
 }
 """The games that are played, and how large they are."""
-MAX_STEPS = 8
-"""Largest number of actions in an episode; the solutions have 2 to 5."""
+MAX_STEPS: dict[Kind, int] = {"simonsays": 8, "peckingorder": 10, "twc": 8}
+"""Largest number of actions in an episode; the solutions have 5, 9, and 2 to 5."""
 FIRST_SEED = {"val": 600, "test": 700}
 """The first game that is kept for choosing, and for reporting; those before are logged.
 
@@ -127,7 +128,7 @@ class Study:
         size = [f"data.params.{self.kind}.{key}={value}" for key, value in self.size.items()]
         words = ["eval", f"run={run}", "data=textworld_express", f"data.games=[{self.kind}]", *size]
         words += [f"data.train_seeds=[{','.join(map(str, range(first, first + count)))}]", "eval.split=train"]
-        words += ["data.show_valid_actions=false", f"data.max_steps={MAX_STEPS}", "eval.batch_size=512"]
+        words += ["data.show_valid_actions=false", f"data.max_steps={MAX_STEPS[self.kind]}", "eval.batch_size=512"]
         return [*words, f"eval.max_prompts={count}", f"run_dir={run / split}"], run / split
 
     def record(self) -> None:
@@ -164,7 +165,7 @@ def write_play(path: Path, seeds: list[int], kind: Kind, rewards: Rewards) -> No
         eval_seeds=1,
         split="val",
         rewards=rewards,
-        max_steps=MAX_STEPS,
+        max_steps=MAX_STEPS[kind],
         show_valid_actions=False,
         step_seconds=10.0,
         data_seed=0,
