@@ -45,10 +45,11 @@ class QuickTemplate:
             return [None] * len(chats)
         try:
             texts = self._texts.texts(chats, head=head, marks=marks)
-        except Exception:
+            shared = [spans[0][0] if spans else len(text) if head else 0 for text, spans in texts]
+            ids = self._words.ids([text for text, _ in texts], shared)
+        except Exception:  # of a template, or of a tokenizer without a token for a word; transformers says which
             return [None] * len(chats)
-        shared = [spans[0][0] if spans else len(text) if head else 0 for text, spans in texts]
-        found = zip(texts, *self._words.ids([text for text, _ in texts], shared), strict=True)
+        found = zip(texts, *ids, strict=True)
         return [self._marked(spans, parts, ids) for (_, spans), parts, ids in found]
 
     def _marked(self, spans: Sequence[tuple[int, int]], parts: Cut, ids: list[int]) -> Rendered | None:

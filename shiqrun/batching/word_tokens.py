@@ -2,9 +2,9 @@
 
 A text is cut before each single space between two characters that are no white space, and the tokens of a text are
 those of its parts. That holds where whatever a tokenizer does before its model never looks across such a cut, which
-`can_be_cut` knows of the byte-level tokenizers of most models: in their patterns (`PATTERNS`) a space is the first
-character of a match or one of white space alone, and the only look-ahead asks what follows white space. All other
-tokenizers read whole texts.
+`can_be_cut` knows of tokenizers that divide texts at white space, and of the byte-level ones of most models: in their
+patterns (`PATTERNS`) a space is the first character of a match or one of white space alone, and the only look-ahead
+asks what follows white space. All other tokenizers read whole texts.
 """
 
 import json
@@ -79,6 +79,8 @@ def _kind(step: dict[str, Any]) -> str:
         return "words" if step["use_regex"] else "local"
     if step["type"] == "Digits":
         return "local"
+    if step["type"] == "WhitespaceSplit":
+        return "words"
     known = step["type"] == "Split" and step["pattern"].get("Regex") in PATTERNS
     return "words" if known and (step["behavior"], step["invert"]) == ("Isolated", False) else "unknown"
 
