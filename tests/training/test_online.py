@@ -171,8 +171,9 @@ def test_group_gradients_learn_from_groups_however_a_step_is_cut(home, algo, uni
     whole, cut = (metrics(home / f"{algo}_{units}_{tokens}")[-1] for tokens in (10_000, 40))
     assert whole["train/logratio_abs"] > 1e-3
     assert cut["train/logratio_abs"] == pytest.approx(whole["train/logratio_abs"], rel=1e-2)
+    rounding = 1e-3 * whole["train/advantage_abs"]  # the policy loss is a mean of advantages that nearly cancel
     for name in ("importance_mean", "same_return", "policy_loss", "advantage_abs"):
-        assert cut[f"train/{name}"] == pytest.approx(whole[f"train/{name}"], rel=1e-2, abs=1e-4), name
+        assert cut[f"train/{name}"] == pytest.approx(whole[f"train/{name}"], rel=1e-2, abs=rounding), name
     kept = experience(home / f"{algo}_{units}_40")
     for uids in leases(home / f"{algo}_{units}_40").values():
         assert set(Counter(kept[uid]["group"] for uid in uids).values()) == {4}
