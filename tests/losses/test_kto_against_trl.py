@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch.testing import assert_close
 
 from shiqrun import losses
+from shiqrun.losses.requirements import needs_of
 from shiqrun.training.step.mismatched import with_kl_estimate
 from shiqrun.types import Trajectories
 from tests.losses.test_against_trl import BETA, VOCABULARY, model, scores, tokenizer, trl  # noqa: F401
@@ -69,7 +70,7 @@ def test_kto_is_trls_loss_with_its_estimate_gradients_and_metrics(trl, tmp_path,
     batch = replace(batch, mismatched=trajectories(inputs, "KL_"))
     loss = partial(losses.kto, beta=BETA, **WEIGHTS)
     (batch,) = with_kl_estimate(
-        [batch], loss, partial(scores, network), partial(scores, reference), lambda parts: parts[0]
+        [batch], needs_of(loss), partial(scores, network), partial(scores, reference), lambda parts: parts[0]
     )
     shown = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     assert float(batch.kl_estimate) == pytest.approx(shown["kl"], rel=1e-5, abs=1e-6)
